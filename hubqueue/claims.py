@@ -1,0 +1,249 @@
+"""Claiming: a worker takes the right to send for a lane, and the batch to send.
+
+Promises: one lease a lane, so a lane is ordered; an attempt is counted when it is claimed, so a crash counts; a
+retry carries the batch it carried before. Where a lease ended without an answer, the next claim takes over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from hubqueue.batching import STUCK_AFTER, Candidate, coalesce, idempotency_key
+from hubqueue.database import Database
+from hubqueue.entries import entry_from, tally
+from hubqueue.entry import Kind
+from hubqueue.lane import Batch, Lease, RunRef
+from hubqueue.lifecycle import State
+from hubqueue.readiness import (
+    BEAT_DUE_AT,
+    BEATING,
+    DUE_AT,
+    LANES_OF_RUNS,
+    READY,
+    WAITING,
+)
+from hubqueue.schema import EPOCH, attempts, destinations, entries, lanes, runs
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms a worker claims: its id, how long a lease lasts, and what fits into a request.
+
+    `start_grace` is the time that may pass between a claim and the start of its request before the spacing has
+    to be stamped anew (`Settlement.restamp`).
+    """
+
+    worker: str
+    lease: timedelta
+    max_entries: int
+    max_bytes: int
+    start_grace: timedelta = timedelta(seconds=1)
+
+
+class Claims:
+    """The moves that open a lease."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def claim(self, destination: str, paces: Mapping[Kind, timedelta], terms: Terms) -> Lease | None:
+        """Lease the lane that has been due longest among the kinds of `paces`; None when none is due.
+
+        The spacing of the lane is stamped for the case that this process dies right after the request starts.
+        """
+        with self.database.write() as tx:
+            now = self.database.now()
+            due = and_(
+                READY, destinations.c.name == destination, lanes.c.kind.in_(list(paces)), DUE_AT <= now
+            )
+            lane = self._take(tx, _first(due, DUE_AT), paces, terms, now)
+            if lane is None:
+                return None
+            rows = self._choose(tx, lane, terms)
+            return self._lease(tx, lane, rows, paces[Kind(lane.kind)], terms, now)
+
+    def claim_beat(self, run_id: str, pace: timedelta, terms: Terms) -> Lease | None:
+        """Lease the heartbeat of a run; None when it is not due."""
+        with self.database.write() as tx:
+            now = self.database.now()
+            due = and_(BEATING, runs.c.id == run_id, BEAT_DUE_AT <= now)
+            lane = self._take(tx, _first(due, BEAT_DUE_AT), {Kind.HEARTBEAT: pace}, terms, now)
+            return None if lane is None else self._lease(tx, lane, [], pace, terms, now)
+
+    def reclaim(self, dead_workers: Sequence[str]) -> int:
+        """End the leases of workers that are gone, at once instead of when they run out; how many."""
+        with self.database.write() as tx:
+            left = and_(lanes.c.lease_worker.in_(dead_workers), lanes.c.lease_until > EPOCH)
+            return tx.execute(update(lanes).where(left).values(lease_until=EPOCH)).rowcount
+
+    # Claiming.
+
+    def _take(
+        self, tx: Connection, candidate: Any, paces: Mapping[Kind, timedelta], terms: Terms, now: datetime
+    ) -> Row[Any] | None:
+        before = tx.execute(candidate).one_or_none()
+        if before is None:
+            return None
+        taken = (
+            update(lanes)
+            .where(lanes.c.id == before.id, lanes.c.lease_token == before.lease_token)
+            .values(
+                lease_token=lanes.c.lease_token + 1,
+                lease_until=now + terms.lease,
+                lease_worker=terms.worker,
+                attempts=lanes.c.attempts + 1,
+                paced_until=now + terms.start_grace + paces[Kind(before.kind)],
+            )
+        )
+        if tx.execute(taken).rowcount == 0:
+            return None
+        # What an earlier holder left without an answer: the history says so, and whatever a newer entry has
+        # replaced meanwhile does not go out again.
+        unanswered = and_(
+            attempts.c.lane_id == before.id,
+            attempts.c.token == before.lease_token,
+            attempts.c.outcome.is_(None),
+        )
+        tx.execute(
+            update(attempts)
+            .where(unanswered)
+            .values(outcome="lost", ended_at=now, reason="the worker was gone")
+        )
+        self._drop_outdated(tx, before.id, now)
+        return before
+
+    def _drop_outdated(self, tx: Connection, lane_id: int, now: datetime) -> None:
+        gone = tx.execute(_DROP_OUTDATED, {"lane": lane_id, "at": now}).all()
+        if gone:
+            tally(tx, lane_id, pending=-len(gone), superseded=len(gone), bytes=-sum(row.size for row in gone))
+
+    def _choose(self, tx: Connection, lane: Row[Any], terms: Terms) -> Sequence[Row[Any]]:
+        """The entries of the next request: the batch that was tried before, else the front of the line."""
+        fresh = tx.execute(_FRESH, {"lane": lane.id, "limit": terms.max_entries + 1}).all()
+        tried = tx.execute(_TRIED, {"lane": lane.id}).first()
+        if tried is not None and not (fresh and lane.failures >= STUCK_AFTER):
+            return tx.execute(_BATCH, {"lane": lane.id, "batch": tried.batch}).all()
+        candidates = [Candidate(row.id, row.key, row.size) for row in fresh]
+        kind = Kind(lane.kind)
+        return fresh[
+            : coalesce(candidates, kind=kind, max_entries=terms.max_entries, max_bytes=terms.max_bytes)
+        ]
+
+    def _lease(
+        self,
+        tx: Connection,
+        lane: Row[Any],
+        rows: Sequence[Row[Any]],
+        pace: timedelta,
+        terms: Terms,
+        now: datetime,
+    ) -> Lease | None:
+        token, kind = lane.lease_token + 1, Kind(lane.kind)
+        if not rows and kind is not Kind.HEARTBEAT:
+            # Everything in the lane was outdated: nothing to send after all.
+            tx.execute(
+                update(lanes)
+                .where(lanes.c.id == lane.id)
+                .values(lease_until=EPOCH, paced_until=lane.paced_until)
+            )
+            return None
+        ids = [row.id for row in rows]
+        claimed = {
+            "claim_token": token,
+            "attempts": entries.c.attempts + 1,
+            "batch": func.coalesce(entries.c.batch, token),
+        }
+        tx.execute(update(entries).where(entries.c.id.in_(ids)).values(claimed))
+        history = {
+            "lane_id": lane.id,
+            "token": token,
+            "worker": terms.worker,
+            "entries": len(rows),
+            "first_key": rows[0].key if rows else None,
+            "last_key": rows[-1].key if rows else None,
+            "size": sum(row.size for row in rows),
+            "claimed_at": now,
+        }
+        attempt_id = tx.execute(insert(attempts).returning(attempts.c.id), history).scalar_one()
+        outbox_id = self.database.outbox_id
+        run = RunRef(lane.run_id, lane.destination, lane.model, lane.remote_id, lane.agent_id)
+        return Lease(
+            lane_id=lane.id,
+            token=token,
+            until=now + terms.lease,
+            batch=Batch(
+                run=run,
+                kind=kind,
+                entries=tuple(entry_from(row, outbox_id=outbox_id, run_id=run.id, kind=kind) for row in rows),
+                idempotency_key=idempotency_key(outbox_id, ids),
+            ),
+            failures=lane.failures,
+            attempts=max((row.attempts for row in rows), default=0) + 1,
+            attempt_id=attempt_id,
+            claimed_at=now,
+            pace=pace,
+            paced_until=lane.paced_until,
+        )
+
+
+def _first(due: ColumnElement[bool], order: ColumnElement[Any]) -> Any:
+    columns = (*lanes.c, runs.c.destination, runs.c.model, runs.c.remote_id, runs.c.agent_id)
+    query = select(*columns).select_from(LANES_OF_RUNS).where(due).order_by(order, lanes.c.id).limit(1)
+    return query.with_for_update(skip_locked=True, of=lanes)
+
+
+_FRESH = (
+    select(entries)
+    .where(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch.is_(None))
+    .order_by(entries.c.rank, entries.c.id)
+    .limit(bindparam("limit"))
+)
+_IS_TRIED = and_(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch.is_not(None))
+# The least tried batch first, so that one which fails again and again lets the others pass.
+_TRIED = (
+    select(entries.c.batch)
+    .where(_IS_TRIED)
+    .order_by(entries.c.attempts, entries.c.rank, entries.c.id)
+    .limit(1)
+)
+_BATCH = (
+    select(entries)
+    .where(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch == bindparam("batch"))
+    .order_by(entries.c.rank, entries.c.id)
+)
+_newer = entries.alias("newer")
+_DROP_OUTDATED = (
+    update(entries)
+    .where(
+        _IS_TRIED,
+        exists().where(
+            _newer.c.lane_id == entries.c.lane_id,
+            _newer.c.state == WAITING.right,
+            _newer.c.id > entries.c.id,
+            or_(_newer.c.key == entries.c.key, _newer.c.final.is_(True)),
+        ),
+    )
+    .values(
+        state=State.SUPERSEDED,
+        settled_at=bindparam("at", type_=entries.c.settled_at.type),
+        reason="a newer one was enqueued",
+    )
+    .returning(entries.c.size)
+)

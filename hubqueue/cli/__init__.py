@@ -1,0 +1,48 @@
+"""The command line: a thin door. Each family of commands has its file; none knows SQL or HTTP.
+
+Exit codes: 0 done, 1 something needs attention, 2 usage or configuration, 3 something is left to send.
+"""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from hubqueue.__about__ import __version__
+from hubqueue.cli import look, make, mend, tryout, work
+from hubqueue.cli.frame import Door, Place
+
+
+@click.group(cls=Door, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+@click.option(
+    "--home",
+    type=click.Path(),
+    metavar="FOLDER",
+    help="The home of the outbox [HUBQUEUE_HOME, else the user data folder].",
+)
+@click.option(
+    "--config",
+    type=click.Path(),
+    metavar="FILE",
+    help="The configuration [HUBQUEUE_CONFIG, else config.toml in the home].",
+)
+@click.version_option(__version__, "-V", "--version", prog_name="hubqueue", message="%(prog)s %(version)s")
+@click.pass_context
+def main(ctx: click.Context, home: str | None, config: str | None) -> None:
+    """Get a training run's metrics and checkpoints to its hub, whatever happens.
+
+    \b
+    Examples:
+      hubqueue status              what is owed, why, and when it goes
+      hubqueue drain               send it now, with a progress bar
+      hubqueue demo                see the whole story on this machine
+    """
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
+    ctx.obj = Place(home, config)
+
+
+for family in (look, work, mend, make, tryout):
+    for command in family.COMMANDS:
+        main.add_command(command)

@@ -1,0 +1,119 @@
+"""The human status: is anything stuck, what is owed, when does it go, what went wrong and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+import click
+
+from hubqueue.cli.words import ago, plural, size, span, until
+
+_STATE_COLOURS = {"running": "green", "interrupted": "yellow", "failed": "red"}
+
+
+def glance(status: Mapping[str, Any], now: datetime) -> str:
+    """The whole status as lines of text. `now` is the wall clock, UTC."""
+    return "\n".join(
+        [_headline(status, now), *_around(status, now), *_runs(status, now), *_attention(status)]
+    )
+
+
+def _headline(status: Mapping[str, Any], now: datetime) -> str:
+    totals = status["totals"]
+    if not totals["pending"]:
+        text = "nothing is owed" + (f", {totals['delivered']} delivered" if totals["delivered"] else "")
+    else:
+        owed = sum(lane["bytes"] for run in status["runs"] for lane in run["lanes"])
+        text = f"{plural(totals['pending'], 'upload')} owed ({size(owed)})"
+        if totals["in_flight"]:
+            text += f", {totals['in_flight']} in flight"
+        if totals["retrying"]:
+            text += f", {totals['retrying']} retrying"
+        following = _next(status)
+        if following:
+            text += f", next {until(following, now)}"
+    mark, colour = ("ok", "green") if status["healthy"] else ("attention", "red")
+    return click.style(mark, fg=colour, bold=True) + "  " + click.style(text, bold=True)
+
+
+def _next(status: Mapping[str, Any]) -> str | None:
+    if not status["worker"]["alive"]:
+        return None
+    moments = (lane["next_send_at"] for run in status["runs"] for lane in run["lanes"])
+    return min((moment for moment in moments if moment), default=None)
+
+
+def _around(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
+    worker, outbox, spool = status["worker"], status["outbox"], status["spool"]
+    if worker["alive"]:
+        line = f"alive, pid {worker['pid']} on {worker['host']}, started {ago(worker['started_at'], now)}"
+    elif worker["id"]:
+        line = f"not alive; the last one (pid {worker['pid']}) was seen {ago(worker['seen_at'], now)}"
+    else:
+        line = "none"
+    yield f"worker  {line}"
+    journal = f"{outbox['backend']} {outbox['version']}, {outbox['journal_mode']}/{outbox['synchronous']}"
+    yield f"outbox  {outbox['url']}  {size(outbox['bytes'])}  ({journal})"
+    yield f"spool   {spool['path']}  {size(spool['bytes'])} of {size(spool['max_bytes'])}, {size(spool['free_bytes'])} free"
+    for destination in status["destinations"]:
+        line = f"{destination['name']:<7} {destination['url']}"
+        if destination["held"]:
+            line += "  " + click.style(f"HELD: {destination['held']}", fg="red")
+        elif destination["resumes_at"]:
+            line += "  " + click.style(
+                f"asked to wait, goes on {until(destination['resumes_at'], now)}", fg="yellow"
+            )
+        yield line
+
+
+def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
+    for run in status["runs"]:
+        state = click.style(run["state"], fg=_STATE_COLOURS.get(run["state"]))
+        line = f"\nrun {click.style(run['id'], bold=True)}  {run['model']}  to {run['destination']}  {state}"
+        if run["cancelled"]:
+            line += "  " + click.style("the hub asks to stop", fg="yellow")
+        line += f"  {run['url']}" if run["url"] else "  not registered yet"
+        yield line
+        if run["held"]:
+            yield "  " + click.style(f"HELD: {run['held']}", fg="red")
+        for lane in run["lanes"]:
+            if (
+                lane["pending"]
+                or lane["delivered"]
+                or lane["dead"]
+                or lane["superseded"]
+                or lane["cancelled"]
+            ):
+                yield from _lane(lane, now)
+        if run["next_heartbeat_at"]:
+            yield f"  heartbeat     last {ago(run['last_heartbeat_at'], now)}, next {until(run['next_heartbeat_at'], now)}"
+
+
+def _lane(lane: Mapping[str, Any], now: datetime) -> Iterator[str]:
+    parts = []
+    if lane["pending"]:
+        owed = f"{lane['pending']} owed ({size(lane['bytes'])}, oldest {span(lane['oldest_age_s'] or 0)})"
+        parts.append(click.style(owed, bold=True))
+    parts += [
+        f"{lane[name]} {word}"
+        for name, word in (("in_flight", "in flight"), ("retrying", "retrying"))
+        if lane[name]
+    ]
+    parts += [f"{lane[name]} {name}" for name in ("delivered", "superseded", "cancelled") if lane[name]]
+    if lane["dead"]:
+        parts.append(click.style(f"{lane['dead']} dead", fg="red"))
+    if lane["next_send_at"] and not lane["in_flight"]:
+        parts.append(f"next {until(lane['next_send_at'], now)}")
+    yield f"  {lane['kind']:<13} " + ", ".join(parts)
+    if lane["held"] and lane["pending"]:
+        yield f"  {'':<13} " + click.style(f"held: {lane['held']}", fg="red")
+    elif lane["last_error"] and (lane["pending"] or lane["dead"]):
+        yield f"  {'':<13} " + click.style(f"last error: {lane['last_error']}", fg="yellow")
+
+
+def _attention(status: Mapping[str, Any]) -> Iterator[str]:
+    for index, concern in enumerate(status["attention"]):
+        yield ("\n" if index == 0 else "") + click.style("! ", fg="red") + concern["what"]
+        yield f"  {concern['hint']}"

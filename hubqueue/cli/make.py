@@ -1,0 +1,169 @@
+"""`hubqueue enqueue`: the producer's door for shell scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from hubqueue.cli.frame import Place, pass_place
+from hubqueue.errors import InvalidMetrics
+
+_run = click.option(
+    "--run", "run_id", required=True, metavar="ID", help="The run, as `hubqueue enqueue run` printed it."
+)
+_epoch = click.option("--epoch", type=click.IntRange(min=0), required=True, help="The epoch, counted from 0.")
+
+
+@click.group()
+def enqueue() -> None:
+    """Save metrics and checkpoints from a shell script; a worker or `hubqueue drain` sends them.
+
+    \b
+    Examples:
+      RUN=$(hubqueue enqueue run yolov8n.pt --arg epochs=100)
+      hubqueue enqueue metrics --run $RUN --epoch 0 train/box_loss=1.2
+      hubqueue enqueue checkpoint --run $RUN --epoch 0 last.pt
+      hubqueue enqueue end --run $RUN
+    """
+
+
+@enqueue.command("run")
+@click.argument("model")
+@click.option(
+    "--arg",
+    "pairs",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A training argument, such as epochs=100. Repeatable.",
+)
+@click.option(
+    "--to", "destination", metavar="DESTINATION", help="The destination [default: the configured one]."
+)
+@pass_place
+def run(place: Place, model: str, pairs: tuple[str, ...], destination: str | None) -> None:
+    """Start a run for MODEL (a file, a model URL or a model id) and print its id.
+
+    Nobody can tell whether a shell script still lives, so such a run sends no heartbeats.
+
+    \b
+    Example:
+      RUN=$(hubqueue enqueue run yolov8n.pt --arg epochs=100 --arg data=coco8.yaml)
+    """
+    from hubqueue import identifier
+    from hubqueue.intake import open_run
+
+    with place.open() as outbox:
+        target = outbox.config.destination(destination)
+        named = identifier.parse(model, web_url=target.web_url)
+        click.echo(open_run(outbox, named, _pairs(pairs), target, heartbeat=False)[0])
+
+
+@enqueue.command("metrics")
+@_run
+@_epoch
+@click.argument("pairs", nargs=-1, metavar="[NAME=VALUE]...")
+@pass_place
+def metrics(place: Place, run_id: str, epoch: int, pairs: tuple[str, ...]) -> None:
+    """Save the metrics of an epoch, given as NAME=VALUE or as a JSON object on standard input.
+
+    \b
+    Examples:
+      hubqueue enqueue metrics --run $RUN --epoch 3 train/box_loss=1.2 'metrics/mAP50(B)=0.4'
+      echo '{"train/box_loss": 1.2}' | hubqueue enqueue metrics --run $RUN --epoch 3
+    """
+    from hubqueue.drafts import metrics_draft
+    from hubqueue.metrics import metrics_text
+
+    values = _pairs(pairs) if pairs else _read_json()
+    with place.open() as outbox:
+        _known(outbox, run_id)
+        entry_id, superseded = outbox.entries.enqueue(run_id, metrics_draft(metrics_text(values), epoch))
+        outbox.discard(superseded)
+    click.echo(f"entry {entry_id}")
+
+
+@enqueue.command("checkpoint")
+@_run
+@_epoch
+@click.option("--best", is_flag=True, help="It is the best one so far.")
+@click.option("--final", is_flag=True, help="It is the last one of the run: sent without regard to the pace.")
+@click.option(
+    "--map", "score", type=float, default=0.0, show_default=True, help="mAP50-95 of a final checkpoint."
+)
+@click.argument("file", type=click.Path())
+@pass_place
+def checkpoint(
+    place: Place, run_id: str, epoch: int, best: bool, final: bool, score: float, file: str
+) -> None:
+    """Save a private copy of a checkpoint FILE, which may change afterwards.
+
+    \b
+    Example:
+      hubqueue enqueue checkpoint --run $RUN --epoch 99 --final --map 0.51 best.pt
+    """
+    from hubqueue.intake import save_snapshot
+
+    with place.open() as outbox:
+        _known(outbox, run_id)
+        click.echo(
+            f"entry {save_snapshot(outbox, run_id, file, epoch, is_best=best, map=score, final=final)}"
+        )
+
+
+@enqueue.command("end")
+@_run
+@click.option("--failed", is_flag=True, help="The training did not come to its end.")
+@pass_place
+def end(place: Place, run_id: str, failed: bool) -> None:
+    """Say that the run has ended. What it owes is sent all the same.
+
+    \b
+    Example:
+      hubqueue enqueue end --run $RUN
+    """
+    from hubqueue.lifecycle import RunState
+
+    with place.open() as outbox:
+        _known(outbox, run_id)
+        state = RunState.FAILED if failed else RunState.FINISHED
+        ended = outbox.registry.end_run(run_id, state)
+    click.echo(f"run {run_id} is {state}" if ended else f"run {run_id} had ended before")
+
+
+COMMANDS = (enqueue,)
+
+
+def _known(outbox: Any, run_id: str) -> None:
+    if outbox.stats.run(run_id) is None:
+        raise click.BadParameter(
+            f"there is no run {run_id}; hubqueue runs --all lists them", param_hint="--run"
+        )
+
+
+def _pairs(pairs: tuple[str, ...]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"{pair!r} is not NAME=VALUE")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _read_json() -> dict[str, object]:
+    try:
+        value = json.load(sys.stdin)
+    except ValueError as error:
+        raise InvalidMetrics(
+            f"standard input is not JSON: {error}",
+            hint='give NAME=VALUE, or {"NAME": VALUE} on standard input',
+        ) from error
+    if not isinstance(value, dict):
+        raise InvalidMetrics("standard input is not a JSON object", hint='it should read {"NAME": VALUE}')
+    return value

@@ -1,0 +1,177 @@
+"""Commands that change what is owed, or put things right: redrive, cancel, resume, login, prune, migrate, check."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from hubqueue.cli.frame import ATTENTION, DONE, Place, json_option, leave, pass_place, print_json
+from hubqueue.cli.words import plural
+
+
+@click.command()
+@click.argument("entries", type=int, nargs=-1, metavar="[ENTRY]...")
+@click.option("--all", "everything", is_flag=True, help="Every dead entry.")
+@pass_place
+def redrive(place: Place, entries: tuple[int, ...], everything: bool) -> None:
+    """Bring dead entries back, to be sent again.
+
+    A dead entry whose place a newer one has taken is not sent: an old value never overwrites a newer one.
+
+    \b
+    Examples:
+      hubqueue redrive 42 43
+      hubqueue redrive --all
+    """
+    if bool(entries) == everything:
+        raise click.UsageError("name the entries, or say --all")
+    with place.open() as outbox:
+        back, outdated = outbox.entries.redrive(ids=None if everything else entries)
+        outbox.discard(outdated)
+    click.echo(
+        f"{plural(back.count, 'entry', 'entries')} brought back"
+        + (f", {outdated.count} outdated" if outdated.count else "")
+    )
+    leave(DONE if back.count or outdated.count or everything else ATTENTION)
+
+
+@click.command()
+@click.argument("entries", type=int, nargs=-1, metavar="[ENTRY]...")
+@click.option("--run", "run_id", metavar="ID", help="Everything that this run still owes.")
+@click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
+@pass_place
+def cancel(place: Place, entries: tuple[int, ...], run_id: str | None, yes: bool) -> None:
+    """Give entries up for good: they are never sent, and their checkpoints are deleted.
+
+    \b
+    Examples:
+      hubqueue cancel 42
+      hubqueue cancel --run 0bf51cd3352d
+    """
+    if bool(entries) == (run_id is not None):
+        raise click.UsageError("name the entries, or a run with --run")
+    if not yes and sys.stdin.isatty():
+        what = f"everything that run {run_id} owes" if run_id else plural(len(entries), "entry", "entries")
+        click.confirm(f"Give up {what}?", abort=True)
+    with place.open() as outbox:
+        gone = outbox.entries.cancel(ids=entries, run_id=run_id)
+        outbox.discard(gone)
+    click.echo(f"{plural(gone.count, 'entry', 'entries')} cancelled")
+    leave(DONE if gone.count else ATTENTION)
+
+
+@click.command()
+@click.argument("destination")
+@pass_place
+def resume(place: Place, destination: str) -> None:
+    """Lift the hold of a destination and of its runs.
+
+    \b
+    Example:
+      hubqueue resume hub
+    """
+    target = place.config().destination(destination)
+    with place.open() as outbox:
+        lifted = outbox.registry.resume(target.name)
+    if lifted.destination is None and not lifted.runs:
+        click.echo(f"nothing was held at {target.name}")
+    else:
+        parts = [f"destination {target.name}"] if lifted.destination else []
+        parts += [plural(lifted.runs, "run")] if lifted.runs else []
+        click.echo(" and ".join(parts) + " no longer held")
+
+
+@click.command()
+@click.argument("destination")
+@pass_place
+def login(place: Place, destination: str) -> None:
+    """Store a key for a destination, in credentials.toml (mode 0600), and lift its hold.
+
+    The key is asked for on a terminal and read from standard input otherwise; it is never an argument.
+
+    \b
+    Examples:
+      hubqueue login hub
+      hubqueue login hub < key.txt
+    """
+    target = place.config().destination(destination)
+    prompt = sys.stdin.isatty()
+    key = (
+        click.prompt(f"Key for {target.name}", hide_input=True, err=True) if prompt else sys.stdin.readline()
+    )
+    with place.open() as outbox:
+        outbox.credentials.store(target.name, key.strip())
+        outbox.registry.resume(target.name)
+        stronger = [each for each in outbox.credentials.keys(target.name, target.type) if each != key.strip()]
+    click.echo(f"key for {target.name} stored; hubqueue check tries it")
+    if stronger:
+        click.echo("note: the environment holds another key, which is tried first", err=True)
+
+
+@click.command()
+@pass_place
+def prune(place: Place) -> None:
+    """Delete finished entries and attempts that are older than the configuration keeps them.
+
+    The worker does this by itself; counts in the status stay as they are.
+
+    \b
+    Example:
+      hubqueue prune
+    """
+    from hubqueue import journal
+    from hubqueue.janitor import Janitor
+
+    with place.open() as outbox:
+        gone = Janitor(outbox, journal.write).prune()
+    click.echo(f"{plural(gone, 'row')} deleted")
+
+
+@click.command()
+@pass_place
+def migrate(place: Place) -> None:
+    """Bring the outbox to this program's schema. Every command does it by itself; this one says so.
+
+    \b
+    Example:
+      hubqueue migrate
+    """
+    with place.open() as outbox:
+        described = outbox.database.describe()
+    click.echo(f"{described['url']} is at revision {described['revision']}")
+
+
+@click.command()
+@click.option("--offline", is_flag=True, help="Do not ask the destinations.")
+@click.option("--set-aside", is_flag=True, help="Rename an outbox that cannot be read, and start a new one.")
+@json_option
+@pass_place
+def check(place: Place, offline: bool, set_aside: bool, as_json: bool) -> None:
+    """Find every problem of the configuration, the outbox, the spool, the credentials and the destinations.
+
+    \b
+    Examples:
+      hubqueue check
+      hubqueue check --offline --json
+    """
+    from hubqueue.examination import examine
+
+    findings = examine(place.home_option, place.config_option, online=not offline, set_aside=set_aside)
+    if as_json:
+        print_json(
+            [
+                {"what": each.what, "ok": each.ok, "detail": each.detail, "hint": each.hint}
+                for each in findings
+            ]
+        )
+    else:
+        for each in findings:
+            mark = click.style("ok  ", fg="green") if each.ok else click.style("FAIL", fg="red", bold=True)
+            click.echo(f"{mark}  {each.what:<13} {each.detail}")
+            if each.hint and not each.ok:
+                click.echo(f"      {'':<13} {each.hint}")
+    leave(DONE if all(each.ok for each in findings) else ATTENTION)
+
+
+COMMANDS = (redrive, cancel, resume, login, prune, migrate, check)

@@ -1,0 +1,94 @@
+"""Commands to try things out: sandbox and demo."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from hubqueue.cli.frame import ATTENTION, DONE, leave
+
+
+@click.command()
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8765,
+    show_default=True,
+    help="The port on 127.0.0.1; 0 takes a free one.",
+)
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep what it receives in this folder [default: a temporary one].",
+)
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="KEY",
+    help="Accept only this key [default: any]. Repeatable; for tests, not for secrets.",
+)
+@click.option(
+    "--fail",
+    "faults",
+    multiple=True,
+    metavar="RULE",
+    help="Misbehave, such as 503:0.3 or metrics:429:retry-after=5. Repeatable.",
+)
+@click.option(
+    "--latency",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait so long before each answer.",
+)
+def sandbox(
+    port: int, data: Path | None, keys: tuple[str, ...], faults: tuple[str, ...], latency: float
+) -> None:
+    """A local hub that speaks the real protocol, keeps what it gets, and misbehaves on request.
+
+    \b
+    Examples:
+      hubqueue sandbox --data hub/
+      hubqueue sandbox --fail 503:0.3 --fail ckpt:cut-body:times=1
+      ULTRALYTICS_HUB_API=http://127.0.0.1:8765 HUB_API_KEY=any python train.py
+    """
+    from hubqueue.sandbox import Sandbox
+
+    hub = Sandbox(data, port=port, keys=keys, faults=faults, latency=latency)
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, on_signal)
+    click.echo(f"sandbox at {hub.url} (Ctrl-C ends it)")
+    try:
+        hub.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        hub.stop()
+
+
+@click.command()
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Leave the home and the hub's files in this folder.",
+)
+def demo(keep: Path | None) -> None:
+    """The whole story on this machine, without an account: a run, an outage, a kill -9, everything delivered.
+
+    \b
+    Example:
+      hubqueue demo
+    """
+    from hubqueue.demo import tell
+
+    leave(DONE if tell(keep, say=click.echo, style=click.style) else ATTENTION)
+
+
+COMMANDS = (sandbox, demo)

@@ -1,0 +1,74 @@
+"""Numbers as people read them, and tables that line up. Pure: values in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import click
+
+
+def size(count: int | float) -> str:
+    """Bytes, with a decimal unit: 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def span(seconds: float) -> str:
+    """A length of time, with one or two units: 3 min 20 s."""
+    seconds = max(0.0, seconds)
+    if seconds < 1:
+        return "now"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    for length, unit, lower, lower_unit in (
+        (60, "min", 1, "s"),
+        (3600, "h", 60, "min"),
+        (86400, "d", 3600, "h"),
+    ):
+        if seconds < length * (60 if unit != "h" else 24) or unit == "d":
+            whole, rest = divmod(int(seconds), length)
+            rest //= lower
+            return f"{whole} {unit} {rest} {lower_unit}" if rest and whole < 10 else f"{whole} {unit}"
+    raise AssertionError("unreachable")
+
+
+def moment(text: str | None) -> datetime | None:
+    """A moment out of the status."""
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def ago(text: str | None, now: datetime) -> str:
+    """How long ago a moment of the status was."""
+    when = moment(text)
+    if when is None:
+        return "never"
+    passed = span((now - when).total_seconds())
+    return "just now" if passed == "now" else f"{passed} ago"
+
+
+def until(text: str | None, now: datetime) -> str:
+    """How far away a moment of the status is."""
+    when = moment(text)
+    if when is None:
+        return ""
+    left = span((when - now).total_seconds())
+    return "now" if left == "now" else f"in {left}"
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns that line up, two blanks apart; the headings are dimmed on a terminal."""
+    widths = [max(len(heading), *(len(row[index]) for row in rows)) for index, heading in enumerate(headings)]
+    first = "  ".join(heading.ljust(width) for heading, width in zip(headings, widths, strict=True)).rstrip()
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    return "\n".join([click.style(first, dim=True), *lines])
+
+
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """A counted noun: 1 entry, 2 entries."""
+    return f"{count} {one if count == 1 else many or one + 's'}"

@@ -1,0 +1,163 @@
+"""Commands that send: worker and drain."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from hubqueue.cli.frame import DONE, LEFT, Place, leave, pass_place, run_option
+
+if TYPE_CHECKING:
+    from hubqueue.cli.progress import Progress
+    from hubqueue.events import Emit
+    from hubqueue.home import Home
+    from hubqueue.service import Service
+
+
+@click.command()
+@click.option(
+    "--idle-exit",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Leave after so long without anything to send.",
+)
+@click.option(
+    "--detached",
+    is_flag=True,
+    hidden=True,
+    help="Started by a training process: the only one of its home, log in worker.log.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log every attempt and every heartbeat.")
+@pass_place
+def worker(place: Place, idle_exit: float | None, detached: bool, verbose: bool) -> None:
+    """Send in the background, for systemd, tmux or a container; logs to stderr.
+
+    SIGTERM and Ctrl-C end it in order: nothing new is claimed, a running upload gets a short grace, the rest is
+    handed back.
+
+    \b
+    Examples:
+      hubqueue worker
+      hubqueue worker --idle-exit 600
+    """
+    from hubqueue import journal
+    from hubqueue.daemon import detached_lock
+    from hubqueue.outbox import COURTESY
+    from hubqueue.service import Service, idle_for
+
+    os.umask(0o077)
+    only_one = detached_lock(place.home()) if detached else None
+    if only_one is not None and not only_one.try_acquire():
+        leave(DONE)  # another one was faster
+    level = logging.DEBUG if verbose else logging.INFO
+    _log_to(place.home() if detached else None, level)
+    with place.open(courtesy=COURTESY) as outbox:
+        if detached and idle_exit is None:
+            idle_exit = outbox.config.worker.idle_exit.total_seconds()
+        service = Service(outbox, emit=journal.write)
+        _obey_signals(service)
+        service.run(until=idle_for(outbox, idle_exit) if idle_exit is not None else lambda: None)
+    if only_one is not None:
+        only_one.release()
+
+
+@click.command()
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop after so long, whatever is left."
+)
+@run_option
+@pass_place
+def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
+    """Send what is owed now, under the hub's limits, and wait until it is done.
+
+    With --run it waits only for that run. Exits with 0 when nothing is left and with 3 when something is; what
+    is left stays in the outbox. Safe beside a worker.
+
+    \b
+    Examples:
+      hubqueue drain
+      hubqueue drain --timeout 300 || hubqueue status
+    """
+    from hubqueue.cli.progress import Progress
+    from hubqueue.outbox import COURTESY
+    from hubqueue.service import Service, nothing_left
+
+    if not place.has_outbox():
+        click.echo("nothing was enqueued here yet")
+        leave(DONE)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with place.open(courtesy=COURTESY) as outbox, Progress(sys.stderr) as progress:
+        _log_to(None, logging.ERROR)
+        service = Service(outbox, emit=_telling(progress))
+        _obey_signals(service)
+        progress.owed(outbox.stats.owed(run_id))
+        if outbox.stats.owed(run_id).entries:
+            grace = None if deadline is None else timedelta(seconds=min(2.0, timeout or 0.0))
+            reason = service.run(
+                until=nothing_left(outbox, run_id=run_id, deadline=deadline, told=progress.owed),
+                every=0.1,
+                grace=grace,
+            )
+        else:
+            reason = "nothing is owed"
+        left = outbox.stats.owed(run_id)
+    if not left.entries:
+        click.echo(reason)
+        leave(DONE)
+    click.echo(f"{left.entries} uploads are left: {reason}", err=True)
+    click.echo("hint: hubqueue status tells why", err=True)
+    leave(LEFT)
+
+
+COMMANDS = (worker, drain)
+
+
+def _telling(progress: Progress) -> Emit:
+    from hubqueue import journal
+    from hubqueue.events import Fact
+
+    def emit(fact: Fact) -> None:
+        progress.hear(fact)
+        journal.write(fact)
+
+    return emit
+
+
+def _obey_signals(service: Service) -> None:
+    """The first signal ends the work in order, the second one at once."""
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        again = service.stopping
+        service.stop(timedelta(0) if again else None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+
+
+def _log_to(home: Home | None, level: int) -> None:
+    """Log to stderr, or to the home's worker.log, which is kept small."""
+    from logging.handlers import RotatingFileHandler
+
+    handler: logging.Handler
+    handler = (
+        logging.StreamHandler()
+        if home is None
+        else RotatingFileHandler(home.worker_log, maxBytes=1_000_000, backupCount=2)
+    )
+    handler.setFormatter(_Utc("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
+    logger = logging.getLogger("hubqueue")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+class _Utc(logging.Formatter):
+    converter = staticmethod(time.gmtime)  # type: ignore[assignment]

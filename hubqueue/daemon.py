@@ -1,0 +1,71 @@
+"""The detached worker: started by a training process, alive after it, at most one a home.
+
+It is a process of its own session with its output in `worker.log`; keys reach it through its environment or
+`credentials.toml`, never through its arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from hubqueue.errors import WorkerError
+from hubqueue.home import Home, open_private
+from hubqueue.locks import Lock, is_held
+
+
+def detached_lock(home: Home) -> Lock:
+    """The lock that makes a detached worker the only one of its home."""
+    return Lock(home.locks / "detached.lock")
+
+
+def worker_lives(home: Home) -> bool:
+    """Whether any worker of this home lives, detached or in the foreground. Costs microseconds."""
+    paths = (*home.locks.glob("worker-*.lock"), home.locks / "detached.lock")
+    return any(is_held(path) for path in paths)
+
+
+def ensure_worker(home: Home, *, config: str | None = None) -> bool:
+    """Start a detached worker for this home unless one lives; whether one was started. Does not wait for it.
+
+    Raises `WorkerError` when no process can be started.
+    """
+    if worker_lives(home):
+        return False
+    if not sys.executable:
+        raise WorkerError(
+            "this Python does not know its own executable", hint="start one by hand: hubqueue worker"
+        )
+    # -P: the folder a training script was started in must not shadow modules of the worker.
+    command = [sys.executable, "-P", "-m", "hubqueue", "--home", str(home.path), "worker", "--detached"]
+    environ = dict(os.environ)
+    if config is not None:
+        environ["HUBQUEUE_CONFIG"] = config
+    if "PYTHONPATH" in environ:  # relative entries would mean something else in the folder of the home
+        paths = environ["PYTHONPATH"].split(os.pathsep)
+        environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
+    try:
+        log = open_private(home.worker_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=home.path,
+                env=environ,
+                start_new_session=True,
+                close_fds=True,
+            )
+        finally:
+            os.close(log)
+    except OSError as error:
+        hint = "start one by hand: hubqueue worker"
+        raise WorkerError(f"cannot start a worker: {error.strerror or error}", hint=hint) from error
+    # Kept, and asked now and then, so that one that has ended does not stay behind as a zombie.
+    _CHILDREN[:] = [each for each in (*_CHILDREN, child) if each.poll() is None]
+    return True
+
+
+_CHILDREN: list[subprocess.Popen[bytes]] = []

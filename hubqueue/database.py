@@ -1,0 +1,317 @@
+"""The engine room's door to the database: transactions, and the time that lives in it.
+
+Promises: a writing transaction is durable when `write()` returns; writers never deadlock (every one begins
+IMMEDIATE); readers never block a writer and never hold a snapshot; no handle is used across a fork. Refuses a
+file that is not hubqueue's.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Select,
+    create_engine,
+    event,
+    insert,
+    select,
+    text,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from hubqueue import migration, sqlite
+from hubqueue.clock import Clock, SystemClock
+from hubqueue.errors import ConfigError, HubqueueError, OutboxDamaged, OutboxUnavailable
+from hubqueue.schema import REVISION, about, attempts, boots, entries
+
+_READING = "hubqueue_reading"
+
+
+class Database:
+    """One outbox database, for all threads of this process.
+
+    `url` is `sqlite:///path` or `postgresql+psycopg://…`. `patience` is how long a write waits for other
+    writers. `courtesy` is a gap left after each own write, so that a worker which never pauses does not starve
+    the training processes that share the file.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        driver: str = "auto",
+        patience: timedelta = timedelta(seconds=5),
+        courtesy: timedelta = timedelta(0),
+        network: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        try:
+            self._url = make_url(url)
+            self.backend = self._url.get_backend_name()
+        except SQLAlchemyError:
+            raise ConfigError(
+                ("outbox.url is not a database URL",), hint="sqlite:///PATH or postgresql+psycopg://HOST/NAME"
+            ) from None
+        if self.backend not in ("sqlite", "postgresql"):
+            raise ConfigError(
+                (f"outbox.url: {self.backend} is not supported",),
+                hint="sqlite:///PATH or postgresql+psycopg://HOST/NAME",
+            )
+        self.clock = clock or SystemClock()
+        self.path = Path(self._url.database or "") if self.backend == "sqlite" else None
+        self._patience, self._courtesy = patience.total_seconds(), courtesy.total_seconds()
+        self._driver = sqlite.load_driver(driver) if self.path else None
+        version = getattr(self._driver, "sqlite_version_info", ())
+        self._journal, self._synchronous = sqlite.journal_for(tuple(version), network=network)
+        self._outbox_id: str | None = None
+        self._boot_starts_at: datetime | None = None
+        self._engine: Engine
+        self._free_at: float
+        self._arm()
+        _LIVING.add(self)
+
+    def open(self, *, create: bool = True, lock: AbstractContextManager[object] | None = None) -> None:
+        """Check the file, bring the schema up to date (under `lock`) and set the clock. Idempotent.
+
+        Raises `OutboxUnavailable`, `OutboxDamaged`, `OutboxAlien` or `OutboxTooNew`.
+        """
+        if self.path and self._driver:
+            sqlite.prepare_file(self.path, self._driver, create=create)
+        with self.read() as connection:
+            behind = migration.current_revision(connection) != REVISION
+        if behind:
+            # The lock comes first: waiting for it inside a transaction would stop the process that holds it.
+            with lock or nullcontext(), self._translated(), self._engine.connect() as connection:
+                migration.upgrade(connection)
+        with self.read() as connection:
+            self._outbox_id = connection.scalar(select(about.c.outbox_id))
+            self._boot_starts_at = connection.scalar(self._known_anchor())
+        if self._outbox_id is None or self._boot_starts_at is None:
+            with self.write() as tx:
+                self._outbox_id = _identify(tx)
+                self._boot_starts_at = self._anchor(tx)
+
+    @property
+    def outbox_id(self) -> str:
+        """Names this outbox among all: a random UUID, the namespace of its idempotency keys."""
+        assert self._outbox_id is not None, "the database is not open"
+        return self._outbox_id
+
+    def now(self) -> datetime:
+        """Steady UTC: the wall clock at the first sight of this boot, moved on by seconds that never jump.
+
+        Every process of the boot agrees on it, and it never goes back from one boot to the next. All moments in
+        the database are steady ones; `to_wall` turns them into what people's clocks say.
+        """
+        assert self._boot_starts_at is not None, "the database is not open"
+        return self._boot_starts_at + timedelta(seconds=self.clock.elapsed())
+
+    def to_wall(self, moment: datetime) -> datetime:
+        """A steady moment in the terms of today's wall clock, so that "3 minutes ago" is right after a jump."""
+        return moment + (self.clock.wall() - self.now())
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A writing transaction: committed and durable at the end, rolled back by an exception."""
+        if not self.path:
+            with self._translated(), self._engine.begin() as connection:
+                yield connection
+            return
+        with self._lock:
+            if self._courtesy:
+                self._pause.wait(max(0.0, self._free_at - time.monotonic()))
+            with self._translated():
+                try:
+                    with self._held(reading=False).begin() as transaction:
+                        yield transaction.connection
+                except DBAPIError:
+                    self._drop()
+                    raise
+                finally:
+                    self._free_at = time.monotonic() + self._courtesy
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection for reading: each statement sees what was committed when it began."""
+        if not self.path:
+            with self._translated(), self._engine.connect() as connection:
+                yield connection.execution_options(isolation_level="AUTOCOMMIT")
+            return
+        with self._reading_lock, self._translated():
+            try:
+                yield self._held(reading=True)
+            except DBAPIError:
+                self._drop()
+                raise
+
+    def describe(self) -> dict[str, Any]:
+        """What `status` shows of the database: url without secrets, version, journal, size in bytes."""
+        with self.read() as connection:
+            shown: dict[str, Any] = {
+                "url": self._url.render_as_string(hide_password=True),
+                "backend": self.backend,
+            }
+            if self.path:
+                levels = ("OFF", "NORMAL", "FULL", "EXTRA")
+                shown["version"] = connection.scalar(text("SELECT sqlite_version()"))
+                shown["journal_mode"] = connection.scalar(text("PRAGMA journal_mode"))
+                shown["synchronous"] = levels[connection.scalar(text("PRAGMA synchronous")) or 0]
+                sizes = (self.path.with_name(self.path.name + suffix) for suffix in ("", *sqlite.SIDE_FILES))
+                shown["bytes"] = sum(each.stat().st_size for each in sizes if each.exists())
+            else:
+                shown["version"] = connection.scalar(text("SHOW server_version"))
+                shown["journal_mode"] = "wal"
+                shown["synchronous"] = connection.scalar(text("SHOW synchronous_commit"))
+                shown["bytes"] = connection.scalar(text("SELECT pg_database_size(current_database())"))
+            shown["revision"] = migration.current_revision(connection)
+        return shown
+
+    def integrity(self) -> str:
+        """What SQLite's own quick check says: "ok", or its first complaint."""
+        with self.read() as connection:
+            return str(connection.scalar(text("PRAGMA quick_check(1)")))
+
+    def close(self) -> None:
+        """Close every handle. The database opens again by itself when it is used again."""
+        with self._lock, self._reading_lock:
+            self._drop()
+            self._engine.dispose()
+
+    # Connections.
+
+    def _arm(self) -> None:
+        """Everything that a fork makes unusable, made new."""
+        self._lock, self._reading_lock = threading.RLock(), threading.RLock()
+        self._pause = threading.Event()
+        self._free_at = 0.0
+        self._connections: dict[bool, Connection] = {}
+        self._engine = self._make_engine()
+
+    def _make_engine(self) -> Engine:
+        if not self.path:
+            engine = create_engine(self._url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        else:
+            # The long-lived connections are held here, not in a pool; isolation_level None leaves BEGIN to us.
+            arguments = {"isolation_level": None, "check_same_thread": False}
+            engine = create_engine(self._url, module=self._driver, poolclass=NullPool, connect_args=arguments)
+            event.listen(engine, "connect", self._on_connect)
+            event.listen(engine, "begin", self._on_begin)
+        return engine
+
+    def _on_connect(self, connection: Any, _record: object) -> None:
+        sqlite.configure(
+            connection, journal=self._journal, synchronous=self._synchronous, busy_timeout=self._patience
+        )
+
+    def _on_begin(self, connection: Connection) -> None:
+        if not connection.get_execution_options().get(_READING):
+            sqlite.begin_immediate(connection.connection.driver_connection, patience=self._patience)
+
+    def _held(self, *, reading: bool) -> Connection:
+        if reading not in self._connections:
+            connection = self._engine.connect()
+            self._connections[reading] = connection.execution_options(**{_READING: reading})
+        held = self._connections[reading]
+        if reading and held.in_transaction():
+            held.commit()  # SQLAlchemy's own bookkeeping; SQLite itself is in autocommit here
+        return held
+
+    def _drop(self) -> None:
+        """Forget held connections after an error, so that the next use starts with sound ones."""
+        for connection in self._connections.values():
+            try:
+                connection.close()
+            except SQLAlchemyError:
+                connection.invalidate()
+        self._connections.clear()
+
+    def _after_fork(self) -> None:
+        # Closing an inherited SQLite handle in the child would touch the parent's files: keep it, unused.
+        _INHERITED.append((self._engine, self._connections))
+        self._arm()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Database errors leave this file as hubqueue's own."""
+        try:
+            yield
+        except (OperationalError, DatabaseError) as error:
+            # Integrity and programming errors are ours, not the storage's: they stay what they are.
+            cause = error.orig or error
+            where = self.path or self._url.render_as_string(hide_password=True)
+            if sqlite.is_damage(cause):
+                raise OutboxDamaged(f"{where} is damaged: {cause}", hint=sqlite.SET_ASIDE) from error
+            if not isinstance(error, OperationalError):
+                raise
+            full = sqlite.is_full(cause)
+            hint = (
+                "free some space; nothing that was enqueued is lost"
+                if full
+                else "hubqueue check finds out why"
+            )
+            raise OutboxUnavailable(f"the outbox {where} cannot be used: {cause}", hint=hint) from error
+
+    # Time.
+
+    def _known_anchor(self) -> Select[datetime]:
+        return select(boots.c.starts_at).where(boots.c.boot_id == self.clock.boot_id)
+
+    def _anchor(self, tx: Connection) -> datetime:
+        clock = self.clock
+        known = tx.scalar(self._known_anchor())
+        if known is not None:
+            return known
+        # A boot not seen before. Its clock may be wrong; time must not go back behind what is recorded.
+        wall = max(clock.wall(), _last_moment(tx) or clock.wall())
+        starts_at = wall - timedelta(seconds=clock.elapsed())
+        tx.execute(insert(boots).values(boot_id=clock.boot_id, starts_at=starts_at))
+        return starts_at
+
+
+def is_storage_trouble(error: BaseException) -> bool:
+    """Whether an error is the machine's fault (disk, permissions, locks) and not the caller's."""
+    return isinstance(error, OSError) or (
+        isinstance(error, HubqueueError) and not isinstance(error, ValueError)
+    )
+
+
+def _identify(tx: Connection) -> str:
+    found = tx.scalar(select(about.c.outbox_id))
+    if found is None:
+        found = str(uuid.uuid4())
+        tx.execute(insert(about).values(id=1, outbox_id=found))
+    return found
+
+
+def _last_moment(tx: Connection) -> datetime | None:
+    """The newest moment on record, from the last rows only (the cost must not grow with history)."""
+    recent = select(attempts.c.ended_at, attempts.c.claimed_at).order_by(attempts.c.id.desc()).limit(100)
+    moments = [moment for row in tx.execute(recent) for moment in row if moment is not None]
+    newest = tx.scalar(select(entries.c.enqueued_at).order_by(entries.c.id.desc()).limit(1))
+    return max([*moments, *([newest] if newest else [])], default=None)
+
+
+_LIVING: weakref.WeakSet[Database] = weakref.WeakSet()
+_INHERITED: list[object] = []
+
+
+def _after_fork_in_child() -> None:
+    for database in list(_LIVING):
+        database._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,161 @@
+"""One attempt, from the lease to the settle.
+
+Promises: no transaction is open while bytes travel; whatever happens the lease ends in exactly one settle, or
+runs out and is taken over; a surprise (a bug) costs a retry, never an entry.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import assert_never
+
+from hubqueue import events
+from hubqueue.backoff import next_attempt_at
+from hubqueue.batching import SUSPECT_AFTER
+from hubqueue.entry import Kind
+from hubqueue.errors import CredentialsError, LeaseLost, OutboxUnavailable, SpoolError
+from hubqueue.events import Emit
+from hubqueue.lane import Batch, Lease
+from hubqueue.outbox import Outbox
+from hubqueue.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater, Scope
+from hubqueue.spool import Ballast
+from hubqueue.transports.base import Attempt, Transport
+
+_LOG = logging.getLogger("hubqueue.worker")
+# A settle that the disk refuses is tried again as long as the lease may hold; the pause between two tries.
+_SETTLE_PAUSE = 1.0
+
+
+class Delivery:
+    """Carries out attempts for one worker."""
+
+    def __init__(
+        self, outbox: Outbox, transports: Mapping[str, Transport], emit: Emit, start_grace: timedelta
+    ) -> None:
+        self._outbox = outbox
+        self._transports = transports
+        self._emit = emit
+        self._start_grace = start_grace
+        self._ballast = Ballast(outbox.home.ballast)
+
+    def attempt(self, lease: Lease, stop: threading.Event) -> None:
+        """Send the batch of a lease and settle what came of it."""
+        started: list[datetime] = []
+
+        def on_start() -> None:
+            now = self._outbox.database.now()
+            if now > lease.claimed_at + self._start_grace:
+                self._outbox.settlement.restamp(lease, now, self._start_grace)
+            started.append(now)
+            batch = lease.batch
+            fact = events.AttemptStarted(
+                batch.run.id, batch.kind, len(batch.entries), batch.size, lease.attempts
+            )
+            self._emit(fact)
+
+        def on_bytes(sent: int) -> None:
+            self._emit(events.UploadProgressed(lease.batch.run.id, lease.attempt_id, sent, lease.batch.size))
+
+        try:
+            outcome = self._missing(lease.batch) or self._send(lease.batch, Attempt(on_start, on_bytes, stop))
+        except LeaseLost as lost:
+            self._emit(events.SettleLost(lease.batch.run.id, lease.batch.kind, str(lost)))
+            return
+        except OutboxUnavailable as error:
+            outcome = RetryLater(f"storage trouble: {error}")
+        except Exception as surprise:
+            _LOG.exception(
+                "run %s: an attempt at %s failed unexpectedly", lease.batch.run.id, lease.batch.kind
+            )
+            outcome = RetryLater(f"internal error: {type(surprise).__name__}")
+        self._settle(lease, outcome, started[0] if started else None, stop)
+
+    def _missing(self, batch: Batch) -> Outcome | None:
+        """A snapshot that is gone or altered is found before a byte is sent."""
+        try:
+            for entry in batch.entries:
+                if entry.snapshot:
+                    self._outbox.spool.verify(entry.snapshot)
+        except SpoolError as error:
+            return Rejected(str(error))
+        return None
+
+    def _send(self, batch: Batch, attempt: Attempt) -> Outcome:
+        try:
+            return self._transports[batch.run.destination].send(batch, attempt)
+        except SpoolError as error:
+            return Rejected(str(error))  # it went away after it was verified
+        except CredentialsError as error:
+            return Blocked(str(error), Scope.DESTINATION)
+
+    def _settle(
+        self, lease: Lease, outcome: Outcome, started_at: datetime | None, stop: threading.Event
+    ) -> None:
+        """Write the outcome down; a full disk is met with the ballast, then with patience."""
+        pause = threading.Event()
+        while True:
+            try:
+                for fact in self._write(lease, outcome, started_at):
+                    self._emit(fact)
+                return
+            except LeaseLost as lost:
+                self._emit(events.SettleLost(lease.batch.run.id, lease.batch.kind, str(lost)))
+                return
+            except OutboxUnavailable as error:
+                self._emit(events.StorageTroubled(str(error)))
+                if self._ballast.release():
+                    continue
+                if stop.is_set():
+                    return  # the lease runs out, and the same batch goes again with the same key
+                pause.wait(_SETTLE_PAUSE)
+
+    def _write(self, lease: Lease, outcome: Outcome, started_at: datetime | None) -> list[events.Fact]:
+        batch, run_id, kind = lease.batch, lease.batch.run.id, lease.batch.kind
+        settlement, now = self._outbox.settlement, self._outbox.database.now()
+        match outcome:
+            case Delivered(remote):
+                self._outbox.discard(settlement.ack(lease, started_at=started_at, remote=remote))
+                took = now - (started_at or lease.claimed_at)
+                told: list[events.Fact] = []
+                if kind is Kind.HEARTBEAT:
+                    told.append(events.HeartbeatDelivered(run_id))
+                else:
+                    told.append(events.BatchDelivered(run_id, kind, len(batch.entries), batch.size, took))
+                if remote.id and remote.id != batch.run.remote_id:
+                    told.append(events.RunRegistered(run_id, remote.id, remote.url))
+                if remote.cancelled:
+                    told.append(events.RunCancelled(run_id))
+                return told
+            case RetryLater(reason, after, scope):
+                at = next_attempt_at(lease.failures, now=now, retry=self._outbox.config.retry, asked=after)
+                everywhere = at if scope is Scope.DESTINATION else None
+                if outcome.suspect and lease.attempts >= SUSPECT_AFTER and len(batch.entries) > 1:
+                    settlement.split(lease, reason=reason, started_at=started_at)
+                    return [events.BatchSplit(run_id, kind, len(batch.entries), reason)]
+                settlement.retry(lease, at=at, reason=reason, started_at=started_at, resumes_at=everywhere)
+                shown = self._outbox.database.to_wall(at)
+                failed = events.AttemptFailed(
+                    run_id, kind, len(batch.entries), reason, lease.failures + 1, shown
+                )
+                paused = [events.DestinationPaused(batch.run.destination, shown)] if everywhere else []
+                return [failed, *paused]
+            case Rejected(reason) if len(batch.entries) > 1:
+                settlement.split(lease, reason=reason, started_at=started_at)
+                return [events.BatchSplit(run_id, kind, len(batch.entries), reason)]
+            case Rejected(reason):
+                settlement.bury(lease, reason=reason, started_at=started_at)
+                return [
+                    events.EntryBuried(run_id, kind, entry.id, entry.key, reason) for entry in batch.entries
+                ]
+            case Blocked(reason, scope):
+                settlement.release(lease, reason=reason, started_at=started_at, hold=scope)
+                what = f"run {run_id}" if scope is Scope.RUN else f"destination {batch.run.destination}"
+                return [events.Held(what, batch.run.destination, reason)]
+            case Aborted(reason):
+                settlement.release(lease, reason=reason, started_at=started_at)
+                return [events.AttemptReleased(run_id, kind, reason)]
+            case unknown:
+                assert_never(unknown)

@@ -1,0 +1,259 @@
+"""The producer's and the operator's moves: enqueue, cancel, redrive, prune.
+
+Promises: each move is one guarded statement with its counting in the same transaction; an entry that
+`enqueue` returned is durable; nothing leaves the accounting. The worker's moves are in `claims.py` and
+`settlement.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    insert,
+    literal,
+    select,
+    update,
+)
+
+from hubqueue.database import Database
+from hubqueue.entry import Draft, Entry, Kind, Snapshot
+from hubqueue.lifecycle import State
+from hubqueue.schema import attempts, entries, lanes
+
+_LONG_TEXT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What a move did: how many entries, and the snapshots that nobody needs any more."""
+
+    count: int
+    snapshots: tuple[str, ...] = ()
+
+
+class Entries:
+    """The entries of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def enqueue(self, run_id: str, draft: Draft) -> tuple[int, Moved]:
+        """Save a draft; the new entry's id and what it superseded. Durable when this returns.
+
+        Entries with the same key (or one the draft replaces) that still wait are superseded. One in flight is
+        left to finish, and the new entry follows it.
+        """
+        with self.database.write() as tx:
+            now = self.database.now()
+            lane_id = tx.execute(_LANE_OF, {"run": run_id, "kind": draft.kind}).scalar_one()
+            superseded = self._supersede(tx, lane_id, draft, now)
+            row = {
+                "lane_id": lane_id,
+                "key": draft.key,
+                "rank": draft.rank,
+                "state": State.PENDING,
+                "payload": draft.payload,
+                "size": draft.size,
+                "final": draft.final,
+                "enqueued_at": now,
+                "snapshot": draft.snapshot and draft.snapshot.name,
+                "snapshot_size": draft.snapshot and draft.snapshot.size,
+                "snapshot_mtime_ns": draft.snapshot and draft.snapshot.mtime_ns,
+                "snapshot_sha256": draft.snapshot and draft.snapshot.sha256,
+            }
+            entry_id: int = tx.execute(_INSERT, row).scalar_one()
+            tally(tx, lane_id, enqueued=1, pending=1, bytes=draft.size)
+            return entry_id, superseded
+
+    def cancel(self, *, ids: Collection[int] = (), run_id: str | None = None) -> Moved:
+        """Give entries up: those with these ids, or all that a run still owes. Delivered ones stay as they are.
+
+        An entry in flight is cancelled as well; should its answer still come, it is ignored.
+        """
+        which = (
+            entries.c.id.in_(ids)
+            if run_id is None
+            else entries.c.lane_id.in_(select(lanes.c.id).where(lanes.c.run_id == run_id))
+        )
+        with self.database.write() as tx:
+            return self._retire(tx, [State.PENDING, State.DEAD], State.CANCELLED, which, "cancelled by hand")
+
+    def redrive(self, *, ids: Collection[int] | None = None) -> tuple[Moved, Moved]:
+        """Bring dead entries back (all of them when `ids` is None); what went back, and what was superseded.
+
+        A dead entry for whose place a newer one was enqueued meanwhile is superseded instead: an older value
+        never overwrites a newer one at the hub.
+        """
+        which = literal(True) if ids is None else entries.c.id.in_(ids)
+        newer = entries.alias("newer")
+        outdated = exists().where(
+            newer.c.lane_id == entries.c.lane_id,
+            newer.c.key == entries.c.key,
+            newer.c.id > entries.c.id,
+            newer.c.state.in_([State.PENDING, State.DELIVERED]),
+        )
+        with self.database.write() as tx:
+            superseded = self._retire(
+                tx, [State.DEAD], State.SUPERSEDED, and_(which, outdated), "a newer one was enqueued"
+            )
+            move = (
+                update(entries)
+                .where(entries.c.state == State.DEAD, which)
+                .values(state=State.PENDING, attempts=0, batch=None, settled_at=None)
+                .returning(entries.c.lane_id, entries.c.size)
+            )
+            back = tx.execute(move).all()
+            for lane_id, (count, size) in _by_lane(back).items():
+                tally(tx, lane_id, dead=-count, pending=count, bytes=size)
+            return Moved(len(back)), superseded
+
+    def prune(self, *, settled_before: datetime, ended_before: datetime, limit: int = 1000) -> int:
+        """Delete up to `limit` finished entries and attempts older than the given moments; how many went.
+
+        The counters of the lanes stay. A finished entry with an older dead twin stays too: it is the proof that
+        the dead one is outdated.
+        """
+        older = entries.alias("older")
+        shadow = exists().where(
+            older.c.state == _DEAD,
+            older.c.lane_id == entries.c.lane_id,
+            older.c.key == entries.c.key,
+            older.c.id < entries.c.id,
+        )
+        settled = (
+            select(entries.c.id)
+            .where(_IS_SETTLED, entries.c.settled_at < settled_before, ~shadow)
+            .limit(limit)
+        )
+        ended = select(attempts.c.id).where(attempts.c.ended_at < ended_before).limit(limit)
+        with self.database.write() as tx:
+            gone = tx.execute(delete(entries).where(entries.c.id.in_(settled))).rowcount
+            return gone + tx.execute(delete(attempts).where(attempts.c.id.in_(ended))).rowcount
+
+    def snapshots_kept(self, names: Collection[str]) -> frozenset[str]:
+        """Which of these snapshots belong to an entry that is pending or dead."""
+        query = select(entries.c.snapshot).where(
+            entries.c.snapshot.in_(names), entries.c.state.in_([State.PENDING, State.DEAD])
+        )
+        with self.database.read() as connection:
+            return frozenset(name for (name,) in connection.execute(query) if name)
+
+    def _supersede(self, tx: Connection, lane_id: int, draft: Draft, now: datetime) -> Moved:
+        gone: list[Row[Any]] = []
+        for key in (draft.key, *draft.replaces):
+            gone += tx.execute(_SUPERSEDE, {"lane": lane_id, "place": key, "now": now, "at": now}).all()
+        if gone:
+            tally(tx, lane_id, pending=-len(gone), superseded=len(gone), bytes=-sum(row.size for row in gone))
+        return Moved(len(gone), tuple(row.snapshot for row in gone if row.snapshot))
+
+    def _retire(
+        self, tx: Connection, sources: Sequence[State], target: State, which: ColumnElement[bool], reason: str
+    ) -> Moved:
+        """Move entries out of what is owed, for good."""
+        now = self.database.now()
+        count, snapshots = 0, []
+        for source in sources:
+            move = (
+                update(entries)
+                .where(entries.c.state == source, which)
+                .values(state=target, settled_at=now, reason=reason)
+                .returning(entries.c.lane_id, entries.c.size, entries.c.snapshot)
+            )
+            rows = tx.execute(move).all()
+            for lane_id, (number, size) in _by_lane(rows).items():
+                waiting = size if source == State.PENDING else 0
+                tally(tx, lane_id, bytes=-waiting, **{str(source): -number, str(target): number})
+            count += len(rows)
+            snapshots += [row.snapshot for row in rows if row.snapshot]
+        return Moved(count, tuple(snapshots))
+
+
+def tally(tx: Connection, lane_id: int, **changes: int) -> None:
+    """Count a move on its lane, in the transaction of the move; the lane's CHECK refuses what does not add up."""
+    tx.execute(
+        _TALLY,
+        {"lane": lane_id, **dict.fromkeys(_COUNTERS, 0), **{f"n_{name}": by for name, by in changes.items()}},
+    )
+
+
+def entry_from(row: Row[tuple[object, ...]], *, outbox_id: str, run_id: str, kind: Kind) -> Entry:
+    """An `Entry` out of a row of the table."""
+    snapshot = None
+    if row.snapshot:
+        snapshot = Snapshot(row.snapshot, row.snapshot_size, row.snapshot_mtime_ns, row.snapshot_sha256)
+    return Entry(
+        id=row.id,
+        uid=f"{outbox_id}:{row.id}",
+        run_id=run_id,
+        kind=kind,
+        key=row.key,
+        state=State(row.state),
+        payload=row.payload,
+        size=row.size,
+        snapshot=snapshot,
+        final=row.final,
+        attempts=row.attempts,
+        reason=row.reason,
+        enqueued_at=row.enqueued_at,
+        settled_at=row.settled_at,
+    )
+
+
+def _by_lane(rows: Iterable[Row[tuple[int, int]]]) -> dict[int, tuple[int, int]]:
+    counts: Counter[int] = Counter()
+    sizes: Counter[int] = Counter()
+    for row in rows:
+        counts[row.lane_id] += 1
+        sizes[row.lane_id] += row.size
+    return {lane_id: (counts[lane_id], sizes[lane_id]) for lane_id in counts}
+
+
+# Statements of the training thread, built once: their compiled form is found in SQLAlchemy's cache.
+
+_PENDING = literal(State.PENDING.value, literal_execute=True)
+_DEAD = literal(State.DEAD.value, literal_execute=True)
+_IS_SETTLED = entries.c.state.in_([State.DELIVERED.value, State.SUPERSEDED.value, State.CANCELLED.value])
+_COUNTERS = {
+    f"n_{name}": name
+    for name in ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled", "bytes")
+}
+
+_LANE_OF = select(lanes.c.id).where(lanes.c.run_id == bindparam("run"), lanes.c.kind == bindparam("kind"))
+_INSERT = insert(entries).returning(entries.c.id)
+_TALLY = (
+    update(lanes)
+    .where(lanes.c.id == bindparam("lane"))
+    .values({lanes.c[name]: lanes.c[name] + bindparam(parameter) for parameter, name in _COUNTERS.items()})
+)
+_IN_FLIGHT = exists().where(
+    lanes.c.id == entries.c.lane_id,
+    lanes.c.lease_until > bindparam("now", type_=lanes.c.lease_until.type),
+    lanes.c.lease_token == entries.c.claim_token,
+)
+_SUPERSEDE = (
+    update(entries)
+    .where(
+        entries.c.lane_id == bindparam("lane"),
+        entries.c.key == bindparam("place"),
+        entries.c.state == _PENDING,
+        ~_IN_FLIGHT,
+    )
+    .values(
+        state=State.SUPERSEDED,
+        settled_at=bindparam("at", type_=entries.c.settled_at.type),
+        reason="a newer one was enqueued",
+    )
+    .returning(entries.c.size, entries.c.snapshot)
+)

@@ -1,0 +1,77 @@
+"""What is owed: the kinds, the draft a producer hands in, the entry the outbox keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from hubqueue.lifecycle import State
+
+
+class Kind(StrEnum):
+    """What an entry uploads. `heartbeat` names a lane that only paces: it never holds an entry."""
+
+    REGISTRATION = "registration"
+    METRICS = "metrics"
+    CKPT = "ckpt"
+    EVENT = "event"
+    COMPLETION = "completion"
+    HEARTBEAT = "heartbeat"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The private copy of a checkpoint, taken at enqueue.
+
+    `name` is a file of the spool, `size` is in bytes, `mtime_ns` is the copy's own. `sha256` is hex, or None
+    where the copy is a reflink (made without reading the bytes).
+    """
+
+    name: str
+    size: int
+    mtime_ns: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An upload before it is in the outbox.
+
+    `key` names its place in the lane (metrics: the epoch): a later draft with the same key supersedes an
+    earlier entry that still waits, and so do drafts that name it in `replaces`. `rank` orders the lane, lowest
+    first. `payload` is JSON text and never changes after the enqueue. `final` ignores the lane's pace.
+    """
+
+    kind: Kind
+    key: str
+    rank: int
+    payload: str
+    snapshot: Snapshot | None = None
+    final: bool = False
+    replaces: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes that the entry occupies and that its upload moves (the body, without HTTP around it)."""
+        return len(self.payload.encode()) + (self.snapshot.size if self.snapshot else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One owed upload, as the outbox keeps it. `uid` is unique over all outboxes; `size` is in bytes."""
+
+    id: int
+    uid: str
+    run_id: str
+    kind: Kind
+    key: str
+    state: State
+    payload: str
+    size: int
+    snapshot: Snapshot | None
+    final: bool
+    attempts: int
+    reason: str | None
+    enqueued_at: datetime
+    settled_at: datetime | None

@@ -1,0 +1,160 @@
+"""`hubqueue check`: look at everything that can be wrong, and say of each what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from hubqueue import sqlite
+from hubqueue.config import Config
+from hubqueue.errors import ConfigError, HubqueueError, OutboxDamaged
+from hubqueue.home import Home
+from hubqueue.lifecycle import State
+from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.outcome import Delivered
+from hubqueue.transports import connect
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    ok: bool
+    detail: str
+    hint: str | None = None
+
+
+def examine(home: str | None, config: str | None, *, online: bool, set_aside: bool) -> list[Finding]:
+    """Look at configuration, home, outbox, accounting, spool, credentials and, when `online`, the destinations."""
+    try:
+        place = Home.locate(home, os.environ)
+        settings = place.load_config(Path(config) if config is not None else None, os.environ)
+    except ConfigError as error:
+        return [Finding("configuration", False, problem, error.hint) for problem in error.problems]
+    found = [
+        Finding(
+            "configuration",
+            True,
+            f"{len(settings.destinations)} destination(s), default {settings.default_destination}",
+        )
+    ]
+    found += _home(place)
+    try:
+        with open_outbox(home, config, set_aside_damaged=set_aside) as outbox:
+            if outbox.set_aside is not None:
+                found.append(
+                    Finding(
+                        "outbox",
+                        True,
+                        f"the damaged one is kept as {outbox.set_aside}; a new one was started",
+                    )
+                )
+            found += [*_outbox(outbox), *_spool(outbox), *_credentials(outbox, settings)]
+            if online:
+                found += _destinations(outbox, settings)
+    except HubqueueError as error:
+        found.append(Finding("outbox", False, str(error), error.hint))
+    return found
+
+
+def _home(home: Home) -> Iterator[Finding]:
+    if home.is_network_file_system():
+        hint = "it works, with a slower journal; a local disk is faster and safer: HUBQUEUE_HOME"
+        yield Finding("home", True, f"{home.path} is on {home.file_system()}, a network file system ({hint})")
+    else:
+        yield Finding("home", True, f"{home.path} ({home.file_system()})")
+    for path in sqlite.asides(home.outbox):
+        hint = "it may hold entries that were not delivered; look at it, then move it away"
+        yield Finding("outbox", False, f"a damaged outbox was set aside: {path}", hint)
+
+
+def _outbox(outbox: Outbox) -> Iterator[Finding]:
+    described = outbox.database.describe()
+    if outbox.database.path:
+        verdict = outbox.database.integrity()
+        if verdict != "ok":
+            yield Finding("outbox", False, f"{described['url']} is damaged: {verdict}", sqlite.SET_ASIDE)
+            raise OutboxDamaged(f"{described['url']} is damaged", hint=sqlite.SET_ASIDE)
+    journal = f"{described['journal_mode']}/{described['synchronous']}"
+    yield Finding(
+        "outbox",
+        True,
+        f"{described['url']}, revision {described['revision']}, {described['backend']} {described['version']}, {journal}",
+    )
+    wrong = outbox.stats.miscounted()
+    if wrong:
+        hint = "somebody changed the database by hand; please report it"
+        yield Finding("accounting", False, f"{len(wrong)} lanes are miscounted, such as {wrong[0]}", hint)
+    else:
+        totals = outbox.stats.totals()
+        parts = " + ".join(
+            f"{totals[name]} {name}" for name in ("pending", "delivered", "dead", "superseded", "cancelled")
+        )
+        yield Finding("accounting", True, f"{totals['enqueued']} enqueued = {parts}")
+
+
+def _spool(outbox: Outbox) -> Iterator[Finding]:
+    bad = 0
+    for state in (State.PENDING, State.DEAD):
+        for entry_id, snapshot in outbox.stats.snapshots(state):
+            try:
+                outbox.spool.verify(snapshot)
+            except HubqueueError as error:
+                bad += 1
+                yield Finding(
+                    "spool", False, f"entry {entry_id}: {error}", f"give it up: hubqueue cancel {entry_id}"
+                )
+    free, reserve = outbox.spool.free_bytes(), outbox.config.spool.min_free_bytes
+    if free < reserve:
+        hint = "free some space; no checkpoint is taken before"
+        yield Finding(
+            "spool", False, f"only {free} bytes are free on the disk, {reserve} are kept in reserve", hint
+        )
+    elif not bad:
+        yield Finding("spool", True, f"{outbox.spool.path}, {outbox.spool.bytes_used()} bytes used")
+
+
+def _credentials(outbox: Outbox, settings: Config) -> Iterator[Finding]:
+    for problem in outbox.credentials.problems():
+        yield Finding(
+            "credentials", False, problem, f"chmod 600 {outbox.home.credentials}, or hubqueue login again"
+        )
+    for target in settings.destinations.values():
+        try:
+            keys = outbox.credentials.keys(target.name, target.type)
+        except HubqueueError:
+            continue  # told above
+        if keys:
+            yield Finding("credentials", True, f"{len(keys)} key(s) for {target.name}")
+        else:
+            yield Finding("credentials", False, f"no key for {target.name}", f"hubqueue login {target.name}")
+
+
+def _destinations(outbox: Outbox, settings: Config) -> Iterator[Finding]:
+    held = {row["name"]: row["held"] for row in outbox.stats.destinations()}
+    for target in settings.destinations.values():
+        if held.get(target.name):
+            yield Finding(
+                "destination",
+                False,
+                f"{target.name} is held: {held[target.name]}",
+                f"hubqueue resume {target.name}",
+            )
+        keys = partial(outbox.credentials.keys, target.name, target.type)
+        transport = connect(target, keys=keys, open_body=outbox.spool.open)
+        try:
+            outcome = transport.check()
+        except HubqueueError as error:
+            yield Finding("destination", False, f"{target.name}: {error}", error.hint)
+            continue
+        finally:
+            transport.close()
+        if isinstance(outcome, Delivered):
+            yield Finding("destination", True, f"{target.name} at {target.url} accepts the key")
+        else:
+            hint = f"hubqueue login {target.name}, or mend destinations.{target.name}.url"
+            yield Finding("destination", False, f"{target.name} at {target.url}: {outcome.reason}", hint)

@@ -1,0 +1,67 @@
+"""How runs and checkpoints come into an outbox: the steps that `Run` and `hubqueue enqueue` share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from hubqueue import identifier
+from hubqueue.config import DestinationSettings
+from hubqueue.drafts import ckpt_draft, registration_draft
+from hubqueue.entry import Kind
+from hubqueue.outbox import Outbox
+from hubqueue.transports import DESTINATION_KINDS
+
+
+def open_run(
+    outbox: Outbox,
+    named: identifier.Identifier,
+    args: Mapping[str, object],
+    target: DestinationSettings,
+    *,
+    heartbeat: bool = True,
+) -> tuple[str, bool]:
+    """Start a run, with its registration when its model is new to the hub; its id, and whether it goes on.
+
+    A run of a model that the hub knows already is gone on with, lanes and all. Durable when this returns.
+    """
+    run_id, goes_on = outbox.registry.start_run(
+        destination=target.name,
+        model=named.filename or named.model_id or "",
+        kinds=[kind for kind in DESTINATION_KINDS[target.type] if heartbeat or kind is not Kind.HEARTBEAT],
+        remote_id=named.model_id,
+        url=f"{target.web_url}/models/{named.model_id}" if named.model_id else None,
+    )
+    if named.model_id is None:
+        outbox.entries.enqueue(run_id, registration_draft(named.filename or "", args))
+    return run_id, goes_on
+
+
+def save_snapshot(
+    outbox: Outbox,
+    run_id: str,
+    path: str | os.PathLike[str],
+    epoch: int,
+    *,
+    is_best: bool,
+    map: float,
+    final: bool,
+) -> int:
+    """Copy a checkpoint into the spool and owe it to the hub; the entry's id. Durable when this returns.
+
+    Raises `CheckpointUnreadable`, `SpoolFull` and the `OutboxError`s; nothing is left behind then.
+    """
+    while True:
+        snapshot = outbox.spool.take(path, label=f"{run_id}-{epoch}")
+        draft = ckpt_draft(snapshot, epoch, is_best=is_best, map=map, final=final, now=outbox.database.now())
+        try:
+            entry_id, superseded = outbox.entries.enqueue(run_id, draft)
+        except BaseException:
+            outbox.spool.remove(snapshot.name)
+            raise
+        outbox.discard(superseded)
+        # The janitor sweeps old snapshots that no row knows. Should this process have slept for that long between
+        # the copy and the row (a suspended machine, SIGSTOP), the copy is gone and has to be made again.
+        if outbox.spool.exists(snapshot):
+            return entry_id
+        outbox.entries.cancel(ids=[entry_id])

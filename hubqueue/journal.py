@@ -1,0 +1,84 @@
+"""Facts, worded for the log: one line each, the only place with these sentences."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime
+from typing import assert_never
+
+from hubqueue import events
+from hubqueue.events import Fact
+
+_LOG = logging.getLogger("hubqueue.worker")
+
+
+def write(fact: Fact) -> None:
+    """Log a fact, at the level it deserves."""
+    worded = word(fact)
+    if worded is not None:
+        _LOG.log(*worded)
+
+
+def word(fact: Fact) -> tuple[int, str] | None:
+    """The level and the line of a fact; None for what happens too often to be logged."""
+    match fact:
+        case events.UploadProgressed():
+            return None
+        case events.WorkerStarted(worker, pid, home):
+            return logging.INFO, f"worker {worker} started: pid {pid}, home {home}"
+        case events.WorkerStopped(worker, reason):
+            return logging.INFO, f"worker {worker} stopped: {reason}"
+        case events.AttemptStarted(run_id, kind, entries, size, attempt):
+            return (
+                logging.DEBUG,
+                f"run {run_id}: sending {kind}, {_count(entries)}, {size} bytes, attempt {attempt}",
+            )
+        case events.BatchDelivered(run_id, kind, entries, size, took):
+            line = f"run {run_id}: {kind} delivered, {_count(entries)}, {size} bytes in {took.total_seconds():.2f} s"
+            return logging.INFO, line
+        case events.RunRegistered(run_id, remote_id, url):
+            return logging.INFO, f"run {run_id}: registered as {remote_id}" + (f", {url}" if url else "")
+        case events.HeartbeatDelivered(run_id):
+            return logging.DEBUG, f"run {run_id}: heartbeat delivered"
+        case events.RunCancelled(run_id):
+            return logging.WARNING, f"run {run_id}: the hub asks to stop the training"
+        case events.AttemptFailed(run_id, kind, entries, reason, failures, again_at):
+            line = f"run {run_id}: {kind} not delivered ({_count(entries)}, failure {failures}): {reason}"
+            return logging.WARNING, f"{line}; again at {_time(again_at)}"
+        case events.DestinationPaused(destination, until):
+            return logging.WARNING, f"destination {destination}: asked to wait until {_time(until)}"
+        case events.BatchSplit(run_id, kind, entries, reason):
+            return (
+                logging.WARNING,
+                f"run {run_id}: {kind} batch of {entries} refused ({reason}); split to find the guilty one",
+            )
+        case events.EntryBuried(run_id, kind, entry_id, key, reason):
+            line = f"run {run_id}: {kind} {key} is dead: {reason}; bring it back with: hubqueue redrive {entry_id}"
+            return logging.ERROR, line
+        case events.Held(what, destination, reason):
+            return logging.ERROR, f"{what} is held: {reason}; once mended: hubqueue resume {destination}"
+        case events.AttemptReleased(run_id, kind, reason):
+            return logging.INFO, f"run {run_id}: {kind} given back: {reason}"
+        case events.SettleLost(run_id, kind, reason):
+            return (
+                logging.WARNING,
+                f"run {run_id}: the answer for {kind} came too late to be written: {reason}",
+            )
+        case events.StorageTroubled(reason):
+            return logging.ERROR, f"storage trouble: {reason}; nothing is lost, trying again"
+        case events.RunInterrupted(run_id):
+            return logging.WARNING, f"run {run_id}: interrupted, its process is gone; its heartbeat stops"
+        case events.LeasesReclaimed(workers, lanes):
+            return logging.WARNING, f"{workers} worker(s) gone without a word; {lanes} lane(s) taken back"
+        case events.Tidied(pruned, swept):
+            return logging.DEBUG, f"tidied: {pruned} rows pruned, {swept} files swept"
+        case unknown:
+            assert_never(unknown)
+
+
+def _count(entries: int) -> str:
+    return "1 entry" if entries == 1 else f"{entries} entries"
+
+
+def _time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

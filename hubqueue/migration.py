@@ -1,0 +1,70 @@
+"""Bringing the schema up to date, once, however many processes start at the same moment.
+
+The usual case costs one SELECT. Alembic is imported only when the schema is behind, and runs under a lock:
+unlocked, racing upgrades fail each other.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import DBAPIError
+
+from hubqueue.errors import OutboxTooNew
+from hubqueue.schema import REVISION
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+
+def current_revision(connection: Connection) -> str | None:
+    """The revision in the database, None where there is no schema yet."""
+    try:
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    except DBAPIError:
+        connection.rollback()
+        if inspect(connection).has_table("alembic_version"):
+            raise
+        return None
+
+
+def upgrade(connection: Connection) -> None:
+    """Bring the schema to this program's revision. The caller holds the lock of the migrations.
+
+    Raises `OutboxTooNew` for a revision that this program does not know.
+    """
+    found = current_revision(connection)
+    if found == REVISION:
+        return  # another process did it while this one waited for the lock
+    from alembic import command
+    from alembic.script import ScriptDirectory
+
+    config = _config(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
+        raise OutboxTooNew(
+            f"the outbox has revision {found}, this hubqueue knows up to {REVISION}",
+            hint="a newer hubqueue wrote it; upgrade this one: pip install --upgrade hubqueue",
+        )
+    command.upgrade(config, "head")
+    connection.commit()
+
+
+def _config(connection: Connection) -> Config:
+    from alembic.config import Config
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    config = Config()
+    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _scripts() -> Path:
+    """The migrations: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "_migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"

@@ -1,0 +1,134 @@
+"""One opened outbox: the home, its settings, its database and its spool, ready for use.
+
+Everything that reads or writes goes through the rooms of this object; it adds no statement of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from hubqueue import sqlite
+from hubqueue.claims import Claims
+from hubqueue.clock import Clock
+from hubqueue.config import Config
+from hubqueue.credentials import Credentials
+from hubqueue.database import Database
+from hubqueue.entries import Entries, Moved
+from hubqueue.errors import OutboxDamaged
+from hubqueue.home import Home
+from hubqueue.locks import Lock
+from hubqueue.registry import Registry
+from hubqueue.settlement import Settlement
+from hubqueue.spool import Spool
+from hubqueue.stats import Stats
+
+# A worker leaves the others this much room after each of its write transactions: SQLite's lock is unfair, and
+# without a gap an enqueue waited for seconds beside a busy worker.
+COURTESY = timedelta(milliseconds=5)
+
+
+class Outbox:
+    """What is owed to the destinations of one home. Use it as a context manager, or `close` it."""
+
+    def __init__(self, home: Home, config: Config, database: Database, environ: Mapping[str, str]) -> None:
+        self.home = home
+        self.config = config
+        self.database = database
+        self.credentials = Credentials(home.credentials, environ)
+        self.spool = Spool(config.spool.path or home.spool, config.spool)
+        self.entries = Entries(database)
+        self.registry = Registry(database)
+        self.claims = Claims(database)
+        self.settlement = Settlement(database)
+        self.stats = Stats(database)
+        self.set_aside: Path | None = None  # where a damaged predecessor was put when this one was opened
+
+    def status(self) -> dict[str, Any]:
+        """What is owed, since when, why, and when next: what `hubqueue status --json` prints."""
+        from hubqueue.status import status
+
+        return status(self)
+
+    def run_lock(self, run_id: str) -> Path:
+        """The lock that the training process of a run holds as long as it lives."""
+        return self.home.locks / f"run-{run_id}.lock"
+
+    def worker_lock(self, worker: str) -> Path:
+        """The lock that a worker holds as long as it lives."""
+        return self.home.locks / f"worker-{worker}.lock"
+
+    def discard(self, moved: Moved) -> None:
+        """Remove the snapshots of entries that need them no more. What stays behind is swept later."""
+        for name in moved.snapshots:
+            self.spool.remove(name)
+
+    def close(self) -> None:
+        """Close the database. The outbox opens again by itself when it is used again."""
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_outbox(
+    home: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    clock: Clock | None = None,
+    courtesy: timedelta = timedelta(0),
+    set_aside_damaged: bool = False,
+) -> Outbox:
+    """Open the outbox of a home, making it where there is none, and bring its schema up to date.
+
+    `home` and `config` are looked up as everywhere: the argument, HUBQUEUE_HOME and HUBQUEUE_CONFIG, the
+    default. `set_aside_damaged` renames a database that cannot be read and starts a new one beside it.
+    Raises `ConfigError` and the `OutboxError`s.
+    """
+    environ = os.environ if environ is None else environ
+    place = Home.locate(home, environ)
+    settings = place.load_config(Path(config) if config is not None else None, environ)
+    place.create()
+    aside: Path | None = None
+    try:
+        database = _open(place, settings, clock, courtesy)
+    except OutboxDamaged:
+        if not set_aside_damaged or settings.outbox.url:
+            raise
+        with Lock(place.locks / "migrate.lock"):
+            # Under the lock, and only what is damaged still: another process may have been here first.
+            try:
+                _open(place, settings, clock, courtesy, lock=False).close()
+            except OutboxDamaged:
+                aside = sqlite.set_aside(place.outbox)
+        database = _open(place, settings, clock, courtesy)
+    outbox = Outbox(place, settings, database, environ)
+    outbox.set_aside = aside
+    for each in settings.destinations.values():
+        outbox.registry.note_destination(each.name, type=each.type, url=each.url)
+    return outbox
+
+
+def _open(
+    home: Home, config: Config, clock: Clock | None, courtesy: timedelta, *, lock: bool = True
+) -> Database:
+    database = Database(
+        config.outbox.url or f"sqlite:///{home.outbox}",
+        driver=config.outbox.driver,
+        patience=config.outbox.busy_timeout,
+        courtesy=courtesy,
+        network=home.is_network_file_system(),
+        clock=clock,
+    )
+    database.open(lock=Lock(home.locks / "migrate.lock") if lock else None)
+    return database

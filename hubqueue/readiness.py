@@ -1,0 +1,76 @@
+"""When a lane may send: the one expression that the claim obeys and the status shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, case, exists, literal_column, or_
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
+
+from hubqueue.entry import Kind
+from hubqueue.lifecycle import RunState
+from hubqueue.schema import Moment, destinations, entries, lanes, runs
+
+
+class latest(GenericFunction[Any]):  # noqa: N801 - SQLAlchemy names a function after its class
+    """The greatest of several moments in one row: `max` to SQLite, `greatest` to PostgreSQL."""
+
+    type = Moment()
+    inherit_cache = True
+
+
+@compiles(latest)
+def _greatest(element: latest, compiler: SQLCompiler, **options: Any) -> str:
+    return f"greatest({compiler.process(element.clauses, **options)})"
+
+
+@compiles(latest, "sqlite")
+def _max(element: latest, compiler: SQLCompiler, **options: Any) -> str:
+    return f"max({compiler.process(element.clauses, **options)})"
+
+
+# Literals, not parameters: SQLite uses a partial index only where it sees its condition in the statement.
+OWING = lanes.c.pending > literal_column("0")
+WAITING = entries.c.state == literal_column("'pending'")
+
+_others = lanes.alias("others")
+_FINAL_WAITS = and_(
+    lanes.c.kind == literal_column(f"'{Kind.CKPT}'"),
+    exists().where(entries.c.lane_id == lanes.c.id, WAITING, entries.c.final.is_(True)),
+)
+
+# A final checkpoint ignores the spacing of its lane, never the backoff or the hub's own wish.
+DUE_AT: ColumnElement[Any] = latest(
+    lanes.c.lease_until,
+    lanes.c.retry_at,
+    case((_FINAL_WAITS, literal_column("0")), else_=lanes.c.paced_until),
+    destinations.c.resumes_at,
+)
+BEAT_DUE_AT: ColumnElement[Any] = latest(
+    lanes.c.lease_until, lanes.c.retry_at, lanes.c.paced_until, destinations.c.resumes_at
+)
+
+NOT_HELD = and_(runs.c.held.is_(None), destinations.c.held.is_(None))
+# Registration first, completion last.
+IN_TURN = and_(
+    or_(lanes.c.kind == Kind.REGISTRATION, runs.c.remote_id.is_not(None)),
+    or_(
+        lanes.c.kind != Kind.COMPLETION,
+        ~exists().where(
+            _others.c.run_id == lanes.c.run_id, _others.c.kind != Kind.COMPLETION, _others.c.pending > 0
+        ),
+    ),
+)
+READY = and_(OWING, NOT_HELD, IN_TURN)
+BEATING = and_(
+    lanes.c.kind == Kind.HEARTBEAT,
+    runs.c.state == literal_column(f"'{RunState.RUNNING}'"),
+    runs.c.remote_id.is_not(None),
+    NOT_HELD,
+)
+
+LANES_OF_RUNS = lanes.join(runs, lanes.c.run_id == runs.c.id).join(
+    destinations, runs.c.destination == destinations.c.name
+)

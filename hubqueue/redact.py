@@ -1,0 +1,99 @@
+"""Text from outside, made safe to keep and to show.
+
+Promises that what it returns is one line of bounded length without a control character, an escape sequence or
+a sign that turns the writing direction, and without a known key or anything that looks like one. Refuses to
+be clever about meaning: it would rather mask a harmless word than let a key through.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from urllib.parse import quote
+
+MASK = "***"
+
+_BLANKS = re.compile(r"[ \t\r\n\f\v\u0085\u2028\u2029]+")
+# Controls, format signs (among them all that turn the direction), halves of surrogate pairs, private use.
+_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+
+_WORD = r"(?:api|access|auth|id|refresh|client|secret|private|x)[_-]?"
+_PATTERNS = (
+    # user:password@ of a URL
+    (re.compile(r"(://)[^\s/?#]*@"), rf"\1{MASK}@"),
+    # Authorization: Bearer …, also as JSON or as a Python dict
+    (
+        re.compile(r"(authorization[\"']?\s{0,3}[:=]\s{0,3}[\"']?(?:[a-z]+ )?)[^\s,;\"']+", re.IGNORECASE),
+        rf"\1{MASK}",
+    ),
+    (re.compile(r"\b(bearer )[^\s,;\"']+", re.IGNORECASE), rf"\1{MASK}"),
+    # api_key=…, x-api-key: …, "token": "…", ?X-Goog-Signature=…
+    (
+        re.compile(
+            rf"((?:{_WORD}key|token|passw(?:or)?d|secret|signature|[?&]key)[\"']?\s{{0,3}}[:=]\s{{0,3}}[\"']?)"
+            r"[^\s&,;#\"']+",
+            re.IGNORECASE,
+        ),
+        rf"\1{MASK}",
+    ),
+    # KEY_MODELID: the model id is no secret
+    (re.compile(r"(?<![0-9A-Za-z])[0-9A-Za-z]{42}_([0-9A-Za-z]{20})(?![0-9A-Za-z])"), rf"{MASK}_\1"),
+    # a HUB key, a Platform key
+    (re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]{42}(?![0-9A-Za-z])"), MASK),
+    (re.compile(r"ul_[0-9A-Fa-f]{32,}"), MASK),
+)
+_HOST = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[^:@\s\[\]]*)(?::[0-9]*)?")
+
+
+def clean(text: str, *, limit: int = 200, secrets: Iterable[str] = ()) -> str:
+    """`text` as one line of at most `limit` characters, for a log, a row of the outbox or a terminal.
+
+    Line breaks become blanks, control characters become visible (`\\x1b`), `secrets` and all that looks like
+    a key become `***`. What is cut off is told by an ellipsis. Masking comes before the cut: half a key is
+    still half a key.
+    """
+    for secret in sorted(_spellings(secrets), key=len, reverse=True):
+        text = text.replace(secret, MASK)
+    text = _visible(hide_key(_BLANKS.sub(" ", text).strip()))
+    return text if len(text) <= limit else text[: max(limit - 1, 0)] + "…"
+
+
+def hide_key(text: str) -> str:
+    """`text` with everything masked that looks like a key: in URLs, headers, JSON, or by its form alone.
+
+    Known forms: 42 hex digits, `ul_` and 40 hex digits, KEY_MODELID (42 and 20 characters).
+    """
+    for pattern, mask in _PATTERNS:
+        text = pattern.sub(mask, text)
+    return text
+
+
+def safe_url(url: str) -> str:
+    """`url` without user info, query and fragment, where keys travel. What is no URL is masked in doubt."""
+    scheme, found, rest = url.partition("://") if "://" in url else ("", "", url)
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    path = re.split(r"[?#]", rest[len(authority) :], maxsplit=1)[0]
+    authority = authority.rpartition("@")[2]
+    if not _HOST.fullmatch(authority):
+        # A password with a slash in it would end up here; nothing after it can be trusted either.
+        authority, path = MASK, ""
+    return _visible(hide_key(f"{scheme}{found}{authority}{path}"))
+
+
+def _spellings(secrets: Iterable[str]) -> set[str]:
+    """A key as it is and as it stands in a query."""
+    return {spelling for secret in secrets if secret for spelling in (secret, quote(secret, safe=""))}
+
+
+def _visible(text: str) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_escaped(sign) if unicodedata.category(sign) in _UNSAFE else sign for sign in text)
+
+
+def _escaped(sign: str) -> str:
+    code = ord(sign)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,0 +1,120 @@
+"""Who takes part: destinations, runs and workers. Their holds are lifted here; the worker sets them at a settle."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, and_, delete, insert, select, update
+
+from hubqueue.database import Database
+from hubqueue.entry import Kind
+from hubqueue.lifecycle import RunState
+from hubqueue.schema import EPOCH, destinations, lanes, runs, workers
+
+
+@dataclass(frozen=True, slots=True)
+class Lifted:
+    """What `resume` lifted: the reason that held the destination, and how many runs were held."""
+
+    destination: str | None
+    runs: int
+
+
+class Registry:
+    """The rows that entries refer to."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def note_destination(self, name: str, *, type: str, url: str) -> None:
+        """Remember a destination of the config. Pointing it elsewhere lifts its hold: that was the old place's."""
+        row = {"type": type, "url": url}
+        with self.database.read() as connection:
+            known = connection.execute(
+                select(destinations.c.type, destinations.c.url).where(destinations.c.name == name)
+            ).one_or_none()
+        if known is not None and (known.type, known.url) == (type, url):
+            return
+        with self.database.write() as tx:
+            moved = update(destinations).where(destinations.c.name == name)
+            if tx.execute(moved.values(**row, held=None, held_at=None, resumes_at=EPOCH)).rowcount == 0:
+                tx.execute(insert(destinations).values(name=name, **row))
+
+    def start_run(
+        self,
+        *,
+        destination: str,
+        model: str,
+        kinds: Iterable[Kind],
+        remote_id: str | None = None,
+        url: str | None = None,
+    ) -> tuple[str, bool]:
+        """A new run with its lanes, or the latest one of the same remote model; its id, and whether it goes on."""
+        with self.database.write() as tx:
+            now = self.database.now()
+            found = self._resumable(tx, destination, remote_id)
+            if found is not None:
+                again = {"state": RunState.RUNNING, "finished_at": None}
+                tx.execute(update(runs).where(runs.c.id == found).values(again))
+                run_id = found
+            else:
+                run_id = secrets.token_hex(6)
+                row = {"destination": destination, "model": model, "remote_id": remote_id, "url": url}
+                tx.execute(insert(runs).values(id=run_id, state=RunState.RUNNING, created_at=now, **row))
+            have = set(tx.scalars(select(lanes.c.kind).where(lanes.c.run_id == run_id)))
+            missing = [{"run_id": run_id, "kind": kind} for kind in kinds if kind not in have]
+            if missing:
+                tx.execute(insert(lanes), missing)
+            return run_id, found is not None
+
+    def end_run(self, run_id: str, state: RunState) -> bool:
+        """The script said how the run ended (or the janitor found its process gone); False when it had ended."""
+        with self.database.write() as tx:
+            running = and_(runs.c.id == run_id, runs.c.state == RunState.RUNNING)
+            return (
+                tx.execute(
+                    update(runs).where(running).values(state=state, finished_at=self.database.now())
+                ).rowcount
+                > 0
+            )
+
+    def resume(self, destination: str) -> Lifted:
+        """Lift the hold of a destination and those of its runs, so that their lanes are tried again."""
+        with self.database.write() as tx:
+            which = destinations.c.name == destination
+            held = tx.scalar(select(destinations.c.held).where(which))
+            tx.execute(update(destinations).where(which).values(held=None, held_at=None))
+            freed = (
+                update(runs)
+                .where(runs.c.destination == destination, runs.c.held.is_not(None))
+                .values(held=None)
+            )
+            return Lifted(held, tx.execute(freed).rowcount)
+
+    def worker_started(self, worker: str, *, pid: int, host: str, version: str) -> None:
+        """Put a worker on the list."""
+        with self.database.write() as tx:
+            now = self.database.now()
+            tx.execute(
+                insert(workers).values(
+                    id=worker, pid=pid, host=host, version=version, started_at=now, seen_at=now
+                )
+            )
+
+    def worker_seen(self, worker: str) -> None:
+        """Note that a worker is at work."""
+        with self.database.write() as tx:
+            tx.execute(update(workers).where(workers.c.id == worker).values(seen_at=self.database.now()))
+
+    def workers_left(self, gone: Iterable[str]) -> None:
+        """Take workers off the list: one that stopped, or those whose process is gone."""
+        with self.database.write() as tx:
+            tx.execute(delete(workers).where(workers.c.id.in_(list(gone))))
+
+    def _resumable(self, tx: Connection, destination: str, remote_id: str | None) -> str | None:
+        if remote_id is None:
+            return None
+        same = and_(runs.c.destination == destination, runs.c.remote_id == remote_id)
+        return tx.scalar(select(runs.c.id).where(same).order_by(runs.c.created_at.desc(), runs.c.id).limit(1))

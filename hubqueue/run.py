@@ -1,0 +1,375 @@
+"""The producer's door: a training run that owes its metrics and checkpoints to a hub.
+
+Promises: what `log_metrics` and `save_checkpoint` returned for is on disk; the training thread never touches
+the network, never sees an exception because of storage or network trouble (unless `strict`), and `finish`
+waits no longer than it was told. No signal handlers, no output of its own besides the logger "hubqueue".
+
+When the storage fails (a full disk, a read-only home), metrics are kept in memory and saved with the next call
+that succeeds; what is still unsaved at the end is counted in `Leftover.unsaved`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from hubqueue import identifier
+from hubqueue import metrics as values
+from hubqueue.clock import Clock
+from hubqueue.config import Config, DestinationSettings
+from hubqueue.credentials import Credentials
+from hubqueue.drafts import metrics_draft
+from hubqueue.entry import Draft
+from hubqueue.errors import CheckpointUnreadable, HubqueueError, OutboxAlien, OutboxTooNew, RunFinished
+from hubqueue.home import Home
+from hubqueue.intake import open_run, save_snapshot
+from hubqueue.leftover import Leftover, count, word
+from hubqueue.lifecycle import RunState
+from hubqueue.locks import Lock
+from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.senders import Detached, InProcess, Nobody, Sender
+
+WorkerMode = Literal["auto", "thread", "none"]
+Path_ = str | os.PathLike[str]
+_T = TypeVar("_T")
+_LOG = logging.getLogger("hubqueue")
+# How often a storage that could not be opened is tried again.
+_REOPEN = 5.0
+# Epochs kept in memory while the storage fails; the oldest give way.
+_BACKLOG = 100_000
+_POLL = 0.1
+
+
+def start_run(
+    model: str,
+    *,
+    args: Mapping[str, object] | None = None,
+    destination: str | None = None,
+    home: Path_ | None = None,
+    config: Path_ | None = None,
+    worker: WorkerMode = "auto",
+    strict: bool = False,
+) -> Run:
+    """Start a training run, or go on with the one of the same model at the hub. Works offline.
+
+    `model` is a model file (`yolov8n.pt`: a new model is registered with `args`), a model URL or a model id.
+    `worker`: "auto" starts a detached worker process when none is alive, "thread" sends from this process,
+    "none" only saves. Raises `InvalidModel` and `ConfigError` for what only the caller can mend; storage
+    trouble is logged and survived, with `strict` it is raised.
+    """
+    if worker not in ("auto", "thread", "none"):
+        raise ValueError(f"worker must be 'auto', 'thread' or 'none', not {worker!r}")
+    place = Home.locate(home)
+    settings = place.load_config(Path(config) if config is not None else None, os.environ)
+    target = settings.destination(destination)
+    named = identifier.parse(model, web_url=target.web_url)
+    run = Run(
+        place, settings, target, named, dict(args or {}), worker=worker, strict=strict, config_path=config
+    )
+    run._begin()
+    return run
+
+
+class Run:
+    """One training run. Made by `start_run`; safe to use from several threads, and after a fork."""
+
+    def __init__(
+        self,
+        home: Home,
+        config: Config,
+        destination: DestinationSettings,
+        named: identifier.Identifier,
+        args: dict[str, object],
+        *,
+        worker: WorkerMode,
+        strict: bool,
+        config_path: Path_ | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._home, self._config, self._destination = home, config, destination
+        self._named, self._args = named, args
+        self._mode, self._strict, self._clock = worker, strict, clock
+        self._config_path = None if config_path is None else os.path.abspath(config_path)
+        self._outbox: Outbox | None = None
+        self._id: str | None = None
+        self._lock: Lock | None = None
+        self._sender: Sender | None = None
+        self._unsaved: OrderedDict[str, Draft] = OrderedDict()
+        self._lost = 0
+        self._ended: RunState | None = None
+        self._guard = threading.RLock()
+        self._reopen_at = 0.0
+        _LIVING.add(self)
+
+    @property
+    def id(self) -> str | None:
+        """The local id, as `hubqueue status` shows it; None as long as the storage could not be opened."""
+        return self._id
+
+    @property
+    def remote_id(self) -> str | None:
+        """The id at the hub; None until the hub has answered."""
+        found: str | None = self._told("remote_id")
+        return found or self._named.model_id
+
+    @property
+    def url(self) -> str | None:
+        """Where the run can be looked at; None until the hub has answered."""
+        found: str | None = self._told("url")
+        return found
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the hub has asked the training to stop."""
+        return bool(self._told("cancelled"))
+
+    def log_metrics(self, metrics: Mapping[str, object], *, epoch: int) -> int | None:
+        """Save the metrics of an epoch (0-based); the id of the entry, None when it could only be kept in memory.
+
+        Values are numbers or scalars of numpy and torch; non-finite ones are sent as null. Logging an epoch again
+        replaces what is not sent yet. Raises `InvalidMetrics` for anything else, `RunFinished` after `finish`.
+        """
+        draft = metrics_draft(values.metrics_text(metrics), values.epoch_number(epoch))
+        with self._guard:
+            self._refuse_finished()
+            self._unsaved[draft.key] = draft
+            self._unsaved.move_to_end(draft.key)
+            while len(self._unsaved) > _BACKLOG:
+                self._unsaved.popitem(last=False)
+                self._lost += 1
+            saved = self._attempt("metrics", self._save_backlog)
+        self._nudge()
+        return saved
+
+    def save_checkpoint(
+        self, path: Path_, *, epoch: int, is_best: bool = False, map: float = 0.0, final: bool = False
+    ) -> int | None:
+        """Save a private copy of a checkpoint file; the id of the entry, None when it could not be saved.
+
+        The file may change or vanish as soon as this returns. Of those that wait, only the newest `last` and the
+        newest `best` one are kept; `final` (with `map`, the mAP50-95) is sent without regard to the pace. Trouble
+        is logged (raised when `strict`), `RunFinished` is raised after `finish`.
+        """
+        number = values.epoch_number(epoch)
+        score = values.finite_number("map", map)
+
+        def save() -> int:
+            outbox, run_id = self._opened()
+            return save_snapshot(outbox, run_id, path, number, is_best=is_best, map=score, final=final)
+
+        self._refuse_finished()
+        saved = self._attempt("checkpoint", save)
+        if saved is None:
+            with self._guard:
+                self._lost += 1
+        self._nudge()
+        return saved
+
+    def finish(
+        self, *, timeout: float = 30.0, status: Literal["finished", "failed"] = "finished"
+    ) -> Leftover:
+        """End the run and wait for its uploads, at most `timeout` seconds; what is still owed then.
+
+        What is left goes on after this process has ended: a detached worker sends it, or the next one does.
+        Calling it again waits again.
+        """
+        deadline = time.monotonic() + max(0.0, timeout)
+        state = RunState(status)
+        with self._guard:
+            self._attempt("metrics", self._save_backlog)
+            if self._ended is None:
+                self._attempt("end of the run", lambda: self._end(state))
+        self._attempt("worker", lambda: self._sending().finish())
+        left = self._wait(deadline)
+        if self._sender is not None:
+            self._sender.close(deadline)
+            self._sender = None
+            left = self._left()
+        if left:
+            _LOG.warning("run %s: %s", self._id, word(left))
+        return left
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._ended is None:
+            self.finish(status="finished" if kind is None else "failed")
+
+    def __repr__(self) -> str:
+        return f"<hubqueue.Run {self._id} to {self._destination.name}>"
+
+    # Storage, and what happens when it fails.
+
+    def _begin(self) -> None:
+        if self._named.api_key:
+            self._attempt("key", self._store_key)
+        self._attempt("start of the run", self._opened)
+        self._nudge()
+
+    def _store_key(self) -> None:
+        # A key inside an identifier is for the worker, which knows only the environment and this file.
+        assert self._named.api_key is not None
+        self._home.create()
+        Credentials(self._home.credentials, os.environ).store(self._destination.name, self._named.api_key)
+
+    def _attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
+        """Do something that needs the storage: trouble is logged, and raised only when `strict`."""
+        try:
+            return act()
+        except (OutboxAlien, OutboxTooNew):
+            raise  # a wrong setting, found at the start of the run: for the caller to mend
+        except CheckpointUnreadable as error:
+            if self._strict:
+                raise
+            _LOG.warning("the checkpoint was not saved: %s%s", error, _hint(error))
+        except (HubqueueError, OSError) as error:
+            if self._strict:
+                raise
+            _LOG.warning("the %s could not be saved yet: %s%s", what, error, _hint(error))
+        except Exception:
+            if self._strict:
+                raise
+            _LOG.exception("the %s could not be saved: a defect in hubqueue; the training goes on", what)
+        return None
+
+    def _opened(self) -> tuple[Outbox, str]:
+        """The outbox and the run's id in it; opened and registered when that has not succeeded yet."""
+        with self._guard:
+            if self._outbox is None or self._id is None:
+                self._open()
+            assert self._outbox is not None and self._id is not None
+            return self._outbox, self._id
+
+    def _open(self) -> None:
+        if time.monotonic() < self._reopen_at:
+            raise HubqueueError(
+                "the outbox could not be opened a moment ago", hint="hubqueue check finds out why"
+            )
+        self._reopen_at = time.monotonic() + _REOPEN
+        outbox = open_outbox(self._home.path, self._config_path, clock=self._clock, set_aside_damaged=True)
+        if outbox.set_aside is not None:
+            hint = "hubqueue check tells more"
+            _LOG.error(
+                "the outbox was damaged: it is kept as %s, and a new one was started (%s)",
+                outbox.set_aside,
+                hint,
+            )
+        self._id = self._register(outbox)
+        self._outbox = outbox
+
+    def _register(self, outbox: Outbox) -> str:
+        target = self._destination
+        run_id, goes_on = open_run(outbox, self._named, self._args, target)
+        self._lock = Lock(outbox.run_lock(run_id))
+        if not self._lock.try_acquire():
+            _LOG.warning("run %s: another process is training this model too; both share its lanes", run_id)
+        if goes_on:
+            _LOG.info("run %s goes on", run_id)
+        held = next((row["held"] for row in outbox.stats.destinations() if row["name"] == target.name), None)
+        if held:
+            _LOG.warning(
+                "destination %s is held: %s; once mended: hubqueue resume %s", target.name, held, target.name
+            )
+        return run_id
+
+    def _save_backlog(self) -> int | None:
+        """Save everything that waits in memory, oldest first; the id of the last entry."""
+        entry_id = None
+        while self._unsaved:
+            outbox, run_id = self._opened()
+            key, draft = next(iter(self._unsaved.items()))
+            entry_id, superseded = outbox.entries.enqueue(run_id, draft)
+            outbox.discard(superseded)
+            del self._unsaved[key]
+        return entry_id
+
+    def _end(self, state: RunState) -> None:
+        outbox, run_id = self._opened()
+        outbox.registry.end_run(run_id, state)
+        self._ended = state
+        if self._lock is not None:
+            self._lock.release()
+
+    def _told(self, column: str) -> Any:
+        """What the worker has written on the run; None when there is nothing, or no storage."""
+        if self._outbox is None or self._id is None:
+            return None
+        try:
+            row = self._outbox.stats.run(self._id)
+        except HubqueueError as error:
+            _LOG.debug("the run could not be read: %s", error)
+            return None
+        return None if row is None else row[column]
+
+    def _refuse_finished(self) -> None:
+        if self._ended is not None:
+            raise RunFinished(
+                f"run {self._id} is {self._ended}", hint="start another one with hubqueue.start_run"
+            )
+
+    # The worker.
+
+    def _nudge(self) -> None:
+        """Tell whoever sends that there is something to send."""
+        self._attempt("worker", lambda: self._sending().nudge())
+
+    def _sending(self) -> Sender:
+        if self._sender is None:
+            self._opened()
+            if self._mode == "auto":
+                self._sender = Detached(self._home, self._config_path)
+            elif self._mode == "thread":
+                self._sender = InProcess(self._home.path, self._config_path)
+            else:
+                self._sender = Nobody()
+        return self._sender
+
+    def _wait(self, deadline: float) -> Leftover:
+        """Wait until nothing is owed, nothing can be done about what is, or the deadline."""
+        pause = threading.Event()
+        while True:
+            left = self._left()
+            hopeless = self._mode == "none" or left.held is not None or not left.entries
+            remaining = deadline - time.monotonic()
+            if hopeless or remaining <= 0:
+                return left
+            pause.wait(min(_POLL, remaining))
+
+    def _left(self) -> Leftover:
+        unsaved = len(self._unsaved) + self._lost
+        if self._outbox is None or self._id is None:
+            return Leftover(unsaved=unsaved)
+        try:
+            return count(self._outbox.stats, self._id, unsaved=unsaved)
+        except HubqueueError as error:
+            _LOG.warning("what is left cannot be read: %s%s", error, _hint(error))
+            return Leftover(unsaved=max(1, unsaved))
+
+
+def _hint(error: BaseException) -> str:
+    hint = getattr(error, "hint", None)
+    return f" ({hint})" if hint else ""
+
+
+# A thread of the parent may hold a guard at the moment of a fork; the child gets a free one.
+_LIVING: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for run in list(_LIVING):
+        run._guard = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

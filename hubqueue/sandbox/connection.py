@@ -1,0 +1,195 @@
+"""One client's connection: requests are read from it, judged by the faults, answered or mishandled.
+
+Promises: `at_monotonic` is taken right after the request line was read; every wait ends when the sandbox
+stops. Refuses: chunked bodies (411), and to record anything of the headers but the `Idempotency-Key`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+from hubqueue.sandbox import mischief, page
+from hubqueue.sandbox.answers import Answer, Refused, reason_phrase, refusal
+from hubqueue.sandbox.faults import Rule
+from hubqueue.sandbox.hub import Route
+from hubqueue.sandbox.records import RequestRecord
+from hubqueue.sandbox.request import BLOCK, Body, Request, RequestCut
+
+if TYPE_CHECKING:
+    from hubqueue.sandbox.server import HubServer
+
+_HOST = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
+_log = logging.getLogger("hubqueue.sandbox")
+
+
+class HangUp(Exception):
+    """Leave this connection without another byte."""
+
+
+class Connection(BaseHTTPRequestHandler):
+    """Speaks HTTP/1.1 with one client, request after request."""
+
+    server: HubServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    _read_at = 0.0
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.opened(self.connection)
+
+    def finish(self) -> None:
+        try:
+            super().finish()
+        finally:
+            self.server.ended(self.connection)
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except (HangUp, OSError):
+            self.close_connection = True
+
+    def parse_request(self) -> bool:
+        self._read_at = time.monotonic()
+        return super().parse_request()
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    do_POST = do_PATCH = do_DELETE = do_PUT = do_GET
+
+    def log_message(self, format: str, *args: Any) -> None:
+        # Arguments may hold what a client sent: escaped, and never on stderr by itself.
+        _log.debug("%r", format % args)
+
+    def _serve(self) -> None:
+        target = urlsplit(self.path)
+        if self.command == "GET" and page.is_for_people(target.path):
+            self.send(page.show(target.path, self.server.archive))
+            return
+        route = self.server.hub.route(self.command, target.path)
+        record = RequestRecord(
+            method=self.command,
+            path=target.path,
+            kind=route.kind,
+            model_id=route.model_id,
+            at_monotonic=self._read_at,
+            at=datetime.now(UTC),
+            idempotency_key=self.headers.get("idempotency-key"),
+        )
+        self.server.archive.note(record)
+        body = Body(self.rfile.read, self._announced())
+        try:
+            self._exchange(route, record, body, parse_qs(target.query))
+        except RequestCut:
+            raise HangUp from None
+        finally:
+            record.body_bytes = body.received
+            self.server.archive.ended(record)
+            _log.debug("%s %r -> %d %s", record.method, record.path, record.status, record.fault or "")
+
+    def _announced(self) -> int:
+        """The announced length of the body, 0 when none was; `_exchange` refuses what cannot be delimited."""
+        text = self.headers.get("content-length", "0").strip()
+        return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
+
+    def _exchange(self, route: Route, record: RequestRecord, body: Body, query: dict[str, list[str]]) -> None:
+        length = self.headers.get("content-length", "0").strip()
+        if "transfer-encoding" in self.headers or length != str(body.length):
+            self.send(refusal(411, "a plain Content-Length is needed", close=True))
+            record.status = 411
+            return
+        rule = self.server.faults.pick(route.kind, body_bytes=body.length)
+        record.fault = rule.text if rule else None
+        if self.server.latency:
+            self.wait(self.server.latency)
+        if rule is not None and rule.what == "slow-read":
+            mischief.read_slowly(self, body, rule)
+        if rule is not None and not rule.stores:
+            if rule.what != "reset":
+                body.drain()
+            mischief.answer(self, rule, None, record)
+            return
+        key = record.idempotency_key
+        receipt = f"{self.command} {record.path} {key}" if key else None
+        request = Request(self.command, record.path, query, self.headers, body, self._root(), receipt)
+        late, answer = self._carry_out(route, request, record, rule)
+        body.drain()
+        if late is not None:
+            mischief.answer(self, late, answer, record)
+        elif answer is not None:
+            self.send(answer)
+            record.status = answer.status
+
+    def _carry_out(
+        self, route: Route, request: Request, record: RequestRecord, rule: Rule | None
+    ) -> tuple[Rule | None, Answer | None]:
+        """Do what is asked, unless a rule about its epochs says otherwise. The rule, and the true answer."""
+        try:
+            prepared = self.server.hub.receive(route, request)
+            record.epochs = prepared.epochs
+            if rule is None and prepared.epochs:
+                size = request.body.length
+                rule = self.server.faults.pick(route.kind, body_bytes=size, epochs=prepared.epochs)
+                record.fault = rule.text if rule else None
+            if rule is not None and not rule.stores:
+                prepared.discard()
+                return rule, None
+            answer, record.replayed = prepared.commit()
+        except Refused as refused:
+            answer = refused.answer
+        return rule, answer
+
+    def _root(self) -> str:
+        host = self.headers.get("host", "")
+        return f"http://{host}" if _HOST.fullmatch(host) else self.server.url
+
+    # --- bytes to the client
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass. Raises `HangUp` when the sandbox stops meanwhile."""
+        if self.server.stopping.wait(seconds):
+            raise HangUp
+
+    def head(self, answer: Answer, length: int) -> bytes:
+        """The status line and the headers of an answer whose body has `length` bytes."""
+        lines = [
+            f"HTTP/1.1 {answer.status} {reason_phrase(answer.status)}",
+            "Server: hubqueue-sandbox",
+            f"Date: {format_datetime(datetime.now(UTC), usegmt=True)}",
+        ]
+        if answer.status not in (204, 304):
+            lines += [f"Content-Type: {answer.content_type}", f"Content-Length: {length}"]
+        lines += [f"{name}: {value}" for name, value in answer.headers]
+        if answer.close:
+            self.close_connection = True
+        if self.close_connection:
+            lines.append("Connection: close")
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+
+    def pieces(self, answer: Answer) -> Iterator[bytes]:
+        """Head and body of an answer, in blocks that leave memory constant."""
+        if answer.file is None:
+            body = b"" if answer.status in (204, 304) else answer.body
+            yield self.head(answer, len(body)) + body
+            return
+        with answer.file.open("rb") as file:
+            left = answer.file.stat().st_size
+            yield self.head(answer, left)
+            while left and (block := file.read(min(BLOCK, left))):
+                left -= len(block)
+                yield block
+
+    def send(self, answer: Answer) -> None:
+        """Send a whole answer. Raises OSError when the client is gone."""
+        for piece in self.pieces(answer):
+            self.wfile.write(piece)

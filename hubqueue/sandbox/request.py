@@ -1,0 +1,107 @@
+"""A request as the hub sees it: its head, and a body that is read as it arrives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from email.message import Message
+from typing import Any
+
+from hubqueue.sandbox.answers import Refused, refusal
+
+BLOCK = 1 << 20
+# Metrics of 100,000 epochs fit; a client that sends more in one request has lost its way.
+_JSON_LIMIT = 16 << 20
+
+
+class RequestCut(Exception):
+    """The client went away before its body was complete. Nothing of the request counts."""
+
+
+class Body:
+    """The body of one request: `length` bytes announced, `received` of them read so far.
+
+    `pause`, when it is set, is called before each read with the number of bytes wanted and says how many to
+    take: that is how a slow reader is played.
+    """
+
+    def __init__(self, source: Callable[[int], bytes], length: int) -> None:
+        self.length = length
+        self.received = 0
+        self.pause: Callable[[int], int] | None = None
+        self._source = source
+
+    def read(self, wanted: int) -> bytes:
+        """At most `wanted` bytes, b"" when all was read. Raises `RequestCut` when the client is gone."""
+        wanted = min(wanted, self.length - self.received)
+        if wanted <= 0:
+            return b""
+        if self.pause is not None:
+            wanted = min(wanted, self.pause(wanted))
+        try:
+            block = self._source(wanted)
+        except OSError as error:
+            raise RequestCut from error
+        self.received += len(block)
+        if len(block) < wanted:
+            raise RequestCut
+        return block
+
+    def drain(self) -> None:
+        """Read what is left and forget it, so that the connection can go on."""
+        while self.read(BLOCK):
+            pass
+
+
+@dataclass(slots=True)
+class Request:
+    """One request. `root` is the address under which the client sees this hub; `receipt` names the request
+    among those with an `Idempotency-Key`, or is None."""
+
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    headers: Message
+    body: Body
+    root: str
+    receipt: str | None
+
+    def key(self) -> str:
+        """The credential it carries, "" without one. A bearer token wins over `x-api-key`."""
+        scheme, _, token = self.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return str(token).strip()
+        return str(self.headers.get("x-api-key", "")).strip()
+
+    def json_object(self) -> dict[str, Any]:
+        """The body as a JSON object. Raises `Refused` (400, 411, 413) for anything else."""
+        if self.headers.get_content_type() != "application/json" or "content-type" not in self.headers:
+            raise Refused(refusal(400, "the body has to be application/json"))
+        self.need_length()
+        if self.body.length > _JSON_LIMIT:
+            raise Refused(refusal(413, f"a JSON body of {self.body.length} bytes is more than {_JSON_LIMIT}"))
+        content = bytearray()
+        while block := self.body.read(BLOCK):
+            content += block
+        value = strict_json(content)
+        if not isinstance(value, dict):
+            raise Refused(refusal(400, "the body has to be a JSON object"))
+        return value
+
+    def need_length(self) -> None:
+        """Raises `Refused` (411) unless the body's length was announced."""
+        if "content-length" not in self.headers:
+            raise Refused(refusal(411, "a Content-Length is needed", close=True))
+
+
+def strict_json(content: bytes | bytearray) -> Any:
+    """Parse strict JSON (no NaN). Raises `Refused` (400)."""
+    try:
+        return json.loads(content, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise Refused(refusal(400, "the body is not JSON")) from None
+
+
+def _no_constant(word: str) -> Any:
+    raise ValueError(word)

@@ -1,0 +1,95 @@
+"""Who sends for a run: a detached worker, this very process, or nobody. Chosen by `start_run(worker=…)`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+from hubqueue import daemon, journal
+from hubqueue.home import Home
+from hubqueue.outbox import COURTESY, open_outbox
+from hubqueue.service import Service
+
+# How often a producer looks whether its detached worker still lives.
+_LOOK = 30.0
+
+
+class Sender(Protocol):
+    """What a run needs of whoever sends for it. Any method may raise storage trouble or a `WorkerError`."""
+
+    sends: bool
+
+    def nudge(self) -> None:
+        """Something was enqueued."""
+        ...
+
+    def finish(self) -> None:
+        """The run has ended: make sure that somebody sends what is left."""
+        ...
+
+    def close(self, deadline: float) -> None:
+        """Let go, before a moment of `time.monotonic()`."""
+        ...
+
+
+class Nobody:
+    """Only saves; somebody else drains."""
+
+    sends = False
+
+    def nudge(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+    def close(self, deadline: float) -> None:
+        pass
+
+
+class Detached:
+    """A worker process of its own, which outlives this one. At most one a home; started again when it died."""
+
+    sends = True
+
+    def __init__(self, home: Home, config: str | None) -> None:
+        self._home, self._config = home, config
+        self._look_at = 0.0
+
+    def nudge(self) -> None:
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK
+            self.finish()
+
+    def finish(self) -> None:
+        daemon.ensure_worker(self._home, config=self._config)
+
+    def close(self, deadline: float) -> None:
+        pass
+
+
+class InProcess:
+    """A worker on daemon threads of this process. What is left when the process ends waits for the next worker."""
+
+    sends = True
+
+    def __init__(self, home: Path, config: str | None) -> None:
+        # An outbox of its own: a worker leaves gaps between its writes, the training does not.
+        self._outbox = open_outbox(home, config, courtesy=COURTESY)
+        self._service = Service(self._outbox, emit=journal.write)
+        self._thread = threading.Thread(target=self._service.run, name="hubqueue-service", daemon=True)
+        self._thread.start()
+
+    def nudge(self) -> None:
+        self._service.wake()
+
+    def finish(self) -> None:
+        self._service.wake()
+
+    def close(self, deadline: float) -> None:
+        self._service.stop(timedelta(seconds=max(0.0, deadline - time.monotonic())))
+        self._thread.join(max(0.0, deadline - time.monotonic()))

@@ -1,0 +1,155 @@
+"""The worker as a service: worker, janitor and scheduler in one loop, until it is told to stop or has nothing to do.
+
+Used by `hubqueue worker` (and the detached process), by `hubqueue drain`, and inside a training process that
+asked for `worker="thread"`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from hubqueue.errors import OutboxUnavailable
+from hubqueue.events import Emit
+from hubqueue.janitor import Janitor
+from hubqueue.outbox import Outbox
+from hubqueue.scheduler import Scheduler
+from hubqueue.stats import Owed
+from hubqueue.worker import Connect, Worker
+
+# How long a new entry of another process may stay unseen. A look costs a few reads and no lock.
+_LOOK = 0.5
+_AROUND = 5.0
+_TIDY = 600.0
+
+
+class Service:
+    """Runs a worker on an outbox. `run` blocks; `wake` and `stop` may be called from any thread."""
+
+    def __init__(self, outbox: Outbox, *, emit: Emit, dial: Connect | None = None) -> None:
+        self._outbox = outbox
+        self._janitor = Janitor(outbox, emit)
+        self._stop = threading.Event()
+        self._grace: timedelta | None = None
+        self.worker = Worker(outbox, emit=emit, on_free=self.wake, dial=dial)
+        works = {
+            "step": self._step,
+            "look around": self._look_around,
+            "renew": self._renew,
+            "tidy": self._tidy,
+        }
+        self._scheduler = Scheduler(works)
+
+    def wake(self) -> None:
+        """Something was enqueued, or a thread became free: look now."""
+        self._scheduler.wake("step")
+
+    def stop(self, grace: timedelta | None = None) -> None:
+        """Make `run` end: no new claims, `grace` for running uploads (None: what the configuration says)."""
+        if grace is not None:
+            self._grace = grace
+        self._stop.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.is_set()
+
+    def run(
+        self,
+        *,
+        until: Callable[[], str | None] = lambda: None,
+        every: float = 1.0,
+        grace: timedelta | None = None,
+    ) -> str:
+        """Work until `stop` is called or `until` gives a reason to end; the reason.
+
+        `until` is asked every so many seconds, on the monotonic clock. `grace` is what running uploads get at
+        the end (None: what the configuration says).
+        """
+        self._grace = grace
+        self.worker.start()
+        reason = "internal error"
+        try:
+            # Before the first step: a dead worker's leases are free at once.
+            self._janitor.look_around()
+            self._scheduler.start()
+            reason = self._wait(until, every)
+        finally:
+            self._scheduler.stop()
+            self.worker.stop(self._grace, reason=reason)
+        return reason
+
+    def _wait(self, until: Callable[[], str | None], every: float) -> str:
+        while not self._stop.wait(every):
+            self._scheduler.tend()
+            try:
+                reason = until()
+            except OutboxUnavailable:
+                continue  # told by the works already; they go on trying
+            if reason is not None:
+                return reason
+        return "told to stop"
+
+    def _step(self) -> float:
+        self.worker.step()
+        due = self.worker.next_due()
+        if due is None:
+            return _LOOK
+        return min(_LOOK, max(0.0, (due - self._outbox.database.now()).total_seconds()))
+
+    def _look_around(self) -> float:
+        self._janitor.look_around()
+        return _AROUND
+
+    def _renew(self) -> float:
+        self.worker.renew()
+        return self._outbox.config.worker.lease.total_seconds() / 3
+
+    def _tidy(self) -> float:
+        self._janitor.tidy()
+        return _TIDY
+
+
+def idle_for(outbox: Outbox, seconds: float) -> Callable[[], str | None]:
+    """An `until` that ends a worker after `seconds` without anything that it could send, now or later."""
+    idle_since: list[float] = []
+
+    def check() -> str | None:
+        owed = outbox.stats.owed()
+        # A run without a lock was made by a shell command: nobody can tell whether its script still lives.
+        if owed.entries > owed.held or any(
+            outbox.run_lock(run_id).exists() for run_id in outbox.stats.running()
+        ):
+            idle_since.clear()
+        elif not idle_since:
+            idle_since.append(time.monotonic())
+        elif time.monotonic() - idle_since[0] >= seconds:
+            return f"nothing to send for {seconds:g} s"
+        return None
+
+    return check
+
+
+def nothing_left(
+    outbox: Outbox, *, run_id: str | None, deadline: float | None, told: Callable[[Owed], None]
+) -> Callable[[], str | None]:
+    """An `until` that ends a drain when nothing is owed, when what is left waits for a person, or at `deadline`.
+
+    `deadline` is a moment of `time.monotonic()`; `told` hears at each look what is still owed.
+    """
+
+    def check() -> str | None:
+        owed = outbox.stats.owed(run_id)
+        told(owed)
+        if not owed.entries:
+            return "everything is delivered"
+        if owed.entries == owed.held:
+            return "what is left is held"
+        if deadline is not None and time.monotonic() >= deadline:
+            return "the time is over"
+        return None
+
+    return check

@@ -1,0 +1,284 @@
+"""The spool: private copies of checkpoints, taken at enqueue.
+
+Promises: what is sent is what was enqueued, never the file's later content; a snapshot is on the disk, with its
+folder, before `take` returns; a missing or altered one is found before a byte is sent; a crash at any line
+leaves at most an orphan, which is swept. Refuses links, folders, devices, and files still being written.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+import threading
+from collections.abc import Callable, Collection
+from datetime import timedelta
+from pathlib import Path
+from typing import BinaryIO
+
+from hubqueue.config import SpoolSettings
+from hubqueue.entry import Snapshot
+from hubqueue.errors import CheckpointUnreadable, SnapshotAltered, SnapshotMissing, SpoolError, SpoolFull
+from hubqueue.home import make_private_folder, open_private, sync_folder
+
+_BLOCK = 4 * 1024 * 1024
+_TRIES = 5
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+# ioctl FICLONE of Linux (btrfs, XFS, bcachefs): a copy that shares its blocks, made without reading them.
+_FICLONE = 0x40049409
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.ckpt")
+_PART = ".part"
+
+
+class Spool:
+    """The snapshots of one home."""
+
+    def __init__(self, path: Path, settings: SpoolSettings) -> None:
+        self.path = path
+        self._settings = settings
+
+    def take(self, source: str | os.PathLike[str], *, label: str) -> Snapshot:
+        """Copy a checkpoint, durably. `label` starts the copy's name.
+
+        Raises `CheckpointUnreadable` for the source's trouble, `SpoolFull` and `SpoolError` for our own.
+        """
+        pause = threading.Event()
+        with _open_source(source) as file:
+            for attempt in range(_TRIES):
+                snapshot = self._copy(file, source, label)
+                if snapshot is not None:
+                    return snapshot
+                pause.wait(0.05 * 2**attempt)
+        hint = "save it to another file first, and pass that one when it is complete"
+        raise CheckpointUnreadable(f"{source} is still being written", hint=hint)
+
+    def open(self, snapshot: Snapshot) -> BinaryIO:
+        """The body of a snapshot, for reading. Raises `SnapshotMissing`."""
+        path = self._path_of(snapshot.name)
+        try:
+            return os.fdopen(os.open(path, os.O_RDONLY | _guards()), "rb", buffering=0)
+        except OSError as error:
+            hint = f"put the file back into {self.path}, or give its entry up: hubqueue cancel"
+            raise SnapshotMissing(
+                f"{snapshot.name} is not in the spool: {error.strerror}", hint=hint
+            ) from error
+
+    def verify(self, snapshot: Snapshot) -> None:
+        """Make sure that the body is there and is what was enqueued. Raises `SnapshotMissing`, `SnapshotAltered`."""
+        with self.open(snapshot) as body:
+            found = os.fstat(body.fileno())
+            altered = found.st_size != snapshot.size
+            if not altered and snapshot.sha256 is not None:
+                altered = _sha256(body) != snapshot.sha256
+            elif not altered:
+                altered = found.st_mtime_ns != snapshot.mtime_ns
+        if altered:
+            hint = "put the right file back, or give its entry up: hubqueue cancel"
+            raise SnapshotAltered(f"{snapshot.name} in the spool is not what was enqueued", hint=hint)
+
+    def exists(self, snapshot: Snapshot) -> bool:
+        """Whether the body is there."""
+        return self._path_of(snapshot.name).is_file()
+
+    def remove(self, name: str) -> None:
+        """Delete a snapshot. One that is gone already, or cannot be deleted now, is left to the sweep."""
+        try:
+            self._path_of(name).unlink(missing_ok=True)
+        except OSError:
+            return
+
+    def sweep(
+        self, kept: Callable[[Collection[str]], Collection[str]], *, older_than: timedelta, now: float
+    ) -> tuple[str, ...]:
+        """Delete unfinished copies, and snapshots that `kept` does not name, older than `older_than`.
+
+        `now` is in seconds of the file system's clock; the age counts from the last rename. Returns the names.
+        """
+        limit = now - older_than.total_seconds()
+        old = [each.name for each, found in self._files() if found.st_ctime < limit]
+        whole = [name for name in old if _NAME.fullmatch(name)]
+        needed = set(kept(whole)) if whole else set()
+        gone = [name for name in old if name.endswith(_PART) or (name in whole and name not in needed)]
+        for name in gone:
+            (self.path / name).unlink(missing_ok=True)
+        return tuple(gone)
+
+    def bytes_used(self) -> int:
+        """What the spool occupies, in bytes."""
+        return sum(found.st_size for _, found in self._files())
+
+    def free_bytes(self) -> int:
+        """What is free on the spool's disk, in bytes."""
+        nearest = next(each for each in (self.path, *self.path.parents) if each.exists())
+        return shutil.disk_usage(nearest).free
+
+    def _copy(self, file: BinaryIO, source: object, label: str) -> Snapshot | None:
+        """One try at a copy; None when the source changed under it."""
+        before = os.fstat(file.fileno())
+        if before.st_size == 0:
+            raise CheckpointUnreadable(f"{source} is empty", hint="save the checkpoint before passing it on")
+        self._check_room(before.st_size)
+        name = f"{_safe(label)}-{secrets.token_hex(6)}.ckpt"
+        part, final = self.path / (name + _PART), self.path / name
+        try:
+            make_private_folder(self.path)
+            target = open_private(part, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            try:
+                # A clone is made without reading a byte, so there is no hash of it.
+                sha256 = None if _clone(file, target) else _copy_blocks(file, target, source)
+                os.fsync(target)
+                copied, after = os.fstat(target), os.fstat(file.fileno())
+            finally:
+                os.close(target)
+            unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+            if not unchanged or copied.st_size != before.st_size:
+                part.unlink()
+                return None
+            part.rename(final)
+            sync_folder(self.path)
+        except BaseException as error:
+            part.unlink(missing_ok=True)
+            final.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                hint = "free some space, or move the home to a larger disk: HUBQUEUE_HOME"
+                raise SpoolFull(f"the disk has no room for a snapshot of {source}", hint=hint) from error
+            if isinstance(error, OSError) and not isinstance(error, CheckpointUnreadable):
+                raise SpoolError(
+                    f"cannot write into {self.path}: {error.strerror}", hint="hubqueue check"
+                ) from error
+            raise
+        return Snapshot(name, copied.st_size, copied.st_mtime_ns, sha256)
+
+    def _check_room(self, size: int) -> None:
+        used, cap = self.bytes_used(), self._settings.max_bytes
+        if used + size > cap:
+            hint = "wait for uploads, give some up (hubqueue cancel), or raise spool.max_bytes"
+            raise SpoolFull(
+                f"a snapshot of {size} bytes does not fit: {used} of {cap} bytes are used", hint=hint
+            )
+        free, reserve = self.free_bytes(), self._settings.min_free_bytes
+        if free - size < reserve:
+            hint = "free some space, or lower spool.min_free_bytes"
+            message = f"a snapshot of {size} bytes would leave less than {reserve} of {free} free bytes"
+            raise SpoolFull(message, hint=hint)
+
+    def _files(self) -> list[tuple[os.DirEntry[str], os.stat_result]]:
+        found = []
+        try:
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    try:
+                        found.append((entry, entry.stat(follow_symlinks=False)))
+                    except FileNotFoundError:
+                        continue  # delivered and deleted while we looked
+        except FileNotFoundError:
+            return []
+        return [(entry, each) for entry, each in found if stat.S_ISREG(each.st_mode)]
+
+    def _path_of(self, name: str) -> Path:
+        # Names come from the database, which somebody may have edited: never a way out of the folder.
+        if not _NAME.fullmatch(name):
+            raise SnapshotMissing(f"{name!r} is not the name of a snapshot", hint="hubqueue check")
+        return self.path / name
+
+
+class Ballast:
+    """A file that only takes up room: freed when the disk is full, it lets the outbox settle what was sent."""
+
+    def __init__(self, path: Path, size: int = 4 * 1024 * 1024) -> None:
+        self._path, self._size = path, size
+
+    def create(self) -> bool:
+        """Make it where it is missing and there is ample room; whether it is there."""
+        if self._path.exists():
+            return True
+        try:
+            if shutil.disk_usage(self._path.parent).free < 16 * self._size:
+                return False
+            descriptor = open_private(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                # Really written: a hole in a file frees nothing.
+                for _ in range(self._size // 65536):
+                    os.write(descriptor, secrets.token_bytes(65536))
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            self.release()
+            return False
+        return True
+
+    def release(self) -> bool:
+        """Give its room back; whether there was any."""
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        return True
+
+
+def _guards() -> int:
+    return getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+def _open_source(source: str | os.PathLike[str]) -> BinaryIO:
+    hint = "pass the path of a finished checkpoint file"
+    try:
+        # Not blocking, so that a pipe is refused instead of waited for.
+        descriptor = os.open(source, os.O_RDONLY | _guards() | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            hint = f"pass the real path: {os.path.realpath(source)}"
+            raise CheckpointUnreadable(f"{source} is a symbolic link", hint=hint) from error
+        raise CheckpointUnreadable(f"cannot read {source}: {error.strerror}", hint=hint) from error
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
+        raise CheckpointUnreadable(f"{source} is {what}", hint=hint)
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def _clone(file: BinaryIO, target: int) -> bool:
+    """Share the blocks of the source where the file system can (a reflink); whether it could."""
+    try:
+        import fcntl
+
+        fcntl.ioctl(target, _FICLONE, file.fileno())
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def _copy_blocks(file: BinaryIO, target: int, source: object) -> str:
+    """Copy with the SHA-256 (hex) taken on the way."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    file.seek(0)
+    os.ftruncate(target, 0)
+    while True:
+        try:
+            count = file.readinto(buffer)  # type: ignore[attr-defined]
+        except OSError as error:
+            hint = "pass the path of a readable checkpoint file"
+            raise CheckpointUnreadable(f"cannot read {source}: {error.strerror}", hint=hint) from error
+        if not count:
+            return digest.hexdigest()
+        digest.update(buffer[:count])
+        written = 0
+        while written < count:
+            written += os.write(target, buffer[written:count])
+
+
+def _sha256(body: BinaryIO) -> str:
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+    while count := body.readinto(buffer):  # type: ignore[attr-defined]
+        digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def _safe(label: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", label).lstrip("._-")[:80] or "checkpoint"

@@ -1,0 +1,217 @@
+"""The status: everything a person or a program asks about an outbox, as one dictionary (see docs/status.md).
+
+Honest also when everything else is dead: whether a worker or a training process lives is asked of the lock it
+holds, which the kernel frees with the process, and not of what it once wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubqueue.entry import Kind
+from hubqueue.lifecycle import RunState
+from hubqueue.locks import is_held
+from hubqueue.redact import clean
+from hubqueue.schema import EPOCH
+from hubqueue.sqlite import asides
+from hubqueue.stats import COUNTED
+
+if TYPE_CHECKING:
+    from hubqueue.config import Config
+    from hubqueue.home import Home
+    from hubqueue.outbox import Outbox
+
+_NOBODY = {"alive": False, "id": None, "pid": None, "host": None, "started_at": None, "seen_at": None}
+_LANE_COUNTS = (
+    "pending",
+    "in_flight",
+    "retrying",
+    "delivered",
+    "dead",
+    "superseded",
+    "cancelled",
+    "bytes",
+    "attempts",
+)
+
+
+def status(outbox: Outbox, *, run_id: str | None = None, finished: int | None = 10) -> dict[str, Any]:
+    """The status of an outbox, or of one of its runs (the totals stay those of the outbox).
+
+    Of the runs that owe nothing any more the `finished` newest are shown (None: all).
+    """
+    now = outbox.database.now()
+    totals = outbox.stats.totals()
+    destinations = [_destination(outbox, row, now) for row in outbox.stats.destinations()]
+    runs = [_run(outbox, row, now) for row in outbox.stats.runs(run_id=run_id, finished=finished)]
+    worker = _worker(outbox)
+    attention = _attention(outbox, totals, destinations, runs, worker)
+    return {
+        "healthy": not attention,
+        "attention": attention,
+        "outbox": outbox.database.describe(),
+        "spool": {
+            "path": str(outbox.spool.path),
+            "bytes": outbox.spool.bytes_used(),
+            "max_bytes": outbox.config.spool.max_bytes,
+            "free_bytes": outbox.spool.free_bytes(),
+        },
+        "worker": worker,
+        "totals": totals,
+        "destinations": destinations,
+        "runs": runs,
+    }
+
+
+def nothing_yet(home: Home, config: Config) -> dict[str, Any]:
+    """The status of a home without an outbox. Looking at it makes none."""
+    damaged = [_aside(path) for path in asides(home.outbox)]
+    return {
+        "healthy": not damaged,
+        "attention": damaged,
+        "outbox": {
+            "url": f"sqlite:///{home.outbox}",
+            "backend": "sqlite",
+            "version": None,
+            "journal_mode": None,
+            "synchronous": None,
+            "bytes": 0,
+            "revision": None,
+        },
+        "spool": {
+            "path": str(config.spool.path or home.spool),
+            "bytes": 0,
+            "max_bytes": config.spool.max_bytes,
+            "free_bytes": None,
+        },
+        "worker": dict(_NOBODY),
+        "totals": dict.fromkeys((*COUNTED, "in_flight", "retrying"), 0),
+        "destinations": [],
+        "runs": [],
+    }
+
+
+def _attention(
+    outbox: Outbox,
+    totals: Mapping[str, int],
+    destinations: list[dict[str, Any]],
+    runs: list[dict[str, Any]],
+    worker: Mapping[str, Any],
+) -> list[dict[str, str]]:
+    """What needs a person: each with what it is and what to do."""
+    found = []
+    for destination in destinations:
+        if destination["held"]:
+            name = destination["name"]
+            hint = f"hubqueue login {name}, then hubqueue resume {name}"
+            found.append({"what": f"destination {name} is held: {destination['held']}", "hint": hint})
+    for run in runs:
+        if run["held"]:
+            hint = f"hubqueue resume {run['destination']}, or give it up: hubqueue cancel --run {run['id']}"
+            found.append({"what": f"run {run['id']} is held: {run['held']}", "hint": hint})
+        for lane in run["lanes"]:
+            if lane["unknown"]:
+                found.append(
+                    {"what": f"run {run['id']}: {lane['held']}", "hint": "upgrade hubqueue on this machine"}
+                )
+    if totals["dead"]:
+        what = "1 entry is dead" if totals["dead"] == 1 else f"{totals['dead']} entries are dead"
+        found.append(
+            {
+                "what": what,
+                "hint": "hubqueue entries --state dead tells why; hubqueue redrive --all brings them back",
+            }
+        )
+    if totals["pending"] and not worker["alive"]:
+        hint = "hubqueue worker (in the background), or hubqueue drain (now)"
+        found.append({"what": f"{totals['pending']} entries wait and no worker is alive", "hint": hint})
+    return [*found, *(_aside(path) for path in asides(outbox.home.outbox))]
+
+
+def _aside(path: Path) -> dict[str, str]:
+    hint = "hubqueue check tells more; once you have looked at it, move the file away"
+    return {"what": f"a damaged outbox was set aside: {path}", "hint": hint}
+
+
+def _worker(outbox: Outbox) -> dict[str, Any]:
+    nobody = dict(_NOBODY)
+    for row in outbox.stats.workers():
+        shown = {
+            "alive": is_held(outbox.worker_lock(row["id"])),
+            "id": row["id"],
+            "pid": row["pid"],
+            "host": row["host"],
+            "started_at": _shown(outbox, row["started_at"]),
+            "seen_at": _shown(outbox, row["seen_at"]),
+        }
+        if shown["alive"]:
+            return shown
+        nobody = nobody if nobody["id"] else shown
+    return nobody
+
+
+def _destination(outbox: Outbox, row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    held = row["held"]
+    if held is None and row["name"] not in outbox.config.destinations:
+        held = "not in the configuration"
+    return {
+        "name": row["name"],
+        "type": row["type"],
+        "url": row["url"],
+        "held": held,
+        "held_at": _shown(outbox, row["held_at"]),
+        "resumes_at": _shown(outbox, row["resumes_at"]) if row["resumes_at"] > now else None,
+    }
+
+
+def _run(outbox: Outbox, row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    state = row["state"]
+    # A run whose process is gone is interrupted, whether or not a worker was alive to notice.
+    lock = outbox.run_lock(row["id"])
+    if state == RunState.RUNNING and lock.exists() and not is_held(lock):
+        state = RunState.INTERRUPTED
+    beat = next((lane for lane in row["lanes"] if lane["kind"] == Kind.HEARTBEAT), None)
+    beating = state == RunState.RUNNING and beat is not None and beat["next_send_at"] is not None
+    return {
+        "id": row["id"],
+        "destination": row["destination"],
+        "model": row["model"],
+        "remote_id": row["remote_id"],
+        "url": row["url"],
+        "state": str(state),
+        "cancelled": row["cancelled"],
+        "held": row["held"],
+        "created_at": _shown(outbox, row["created_at"]),
+        "finished_at": _shown(outbox, row["finished_at"]),
+        "last_heartbeat_at": _shown(outbox, row["last_beat_at"]),
+        "next_heartbeat_at": _due(outbox, beat["next_send_at"], now) if beating and beat else None,
+        "lanes": [_lane(outbox, lane, now) for lane in row["lanes"] if lane["kind"] != Kind.HEARTBEAT],
+    }
+
+
+def _lane(outbox: Outbox, lane: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    oldest = lane["oldest_at"]
+    error = lane["last_error"]
+    return {
+        "kind": lane["kind"],
+        **{name: lane[name] for name in _LANE_COUNTS},
+        "oldest_age_s": None if oldest is None else round(max(0.0, (now - oldest).total_seconds()), 1),
+        "next_send_at": _due(outbox, lane["next_send_at"], now),
+        "held": lane["held"],
+        "unknown": lane["kind"] not in set(Kind),
+        "last_error": None if error is None else clean(error),
+    }
+
+
+def _due(outbox: Outbox, moment: datetime | None, now: datetime) -> str | None:
+    """A moment of sending; what is overdue is due now."""
+    return None if moment is None else _shown(outbox, max(moment, now))
+
+
+def _shown(outbox: Outbox, moment: datetime | None) -> str | None:
+    if moment is None or moment == EPOCH:
+        return None
+    return outbox.database.to_wall(moment).isoformat(timespec="milliseconds").replace("+00:00", "Z")

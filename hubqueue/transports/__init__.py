@@ -1,0 +1,31 @@
+"""The wire: one transport for each type of destination. Importing this loads no HTTP client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import BinaryIO
+
+from hubqueue.config import DestinationSettings
+from hubqueue.entry import Kind, Snapshot
+from hubqueue.transports.base import Transport
+
+# What a run owes to a destination of each type: its lanes.
+DESTINATION_KINDS: dict[str, tuple[Kind, ...]] = {
+    "hub": (Kind.REGISTRATION, Kind.METRICS, Kind.CKPT, Kind.HEARTBEAT),
+}
+
+
+def connect(
+    settings: DestinationSettings,
+    *,
+    keys: Callable[[], tuple[str, ...]],
+    open_body: Callable[[Snapshot], BinaryIO],
+) -> Transport:
+    """The transport of a destination. It connects when it sends, not now.
+
+    `keys` gives the keys to try, asked anew for each attempt; `open_body` opens a snapshot for reading.
+    """
+    assert settings.type in DESTINATION_KINDS, f"the configuration let type {settings.type!r} through"
+    from hubqueue.transports.hub import HubTransport
+
+    return HubTransport(settings, keys, open_body)

@@ -1,0 +1,82 @@
+"""Request bodies of a known length, read in large blocks and never held in memory. Pure but for the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import BinaryIO, Protocol
+
+BLOCK = 1024 * 1024
+
+
+class BodyChanged(Exception):
+    """The file was not as long as announced: the request is broken off, never padded."""
+
+
+class Body(Protocol):
+    """Something to send: its length in bytes, and its blocks, from the start each time it is asked."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[bytes | memoryview]: ...
+
+
+class Bytes:
+    """A body that is in memory already."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        view = memoryview(self._content)
+        for start in range(0, len(view), BLOCK):
+            yield view[start : start + BLOCK]
+
+
+class Multipart:
+    """A form with fields and one file as its last part (RFC 7578), opened anew for each reading."""
+
+    def __init__(
+        self,
+        fields: Sequence[tuple[str, str]],
+        *,
+        file_name: str,
+        size: int,
+        open_file: Callable[[], BinaryIO],
+        boundary: str,
+    ) -> None:
+        head = []
+        for name, value in fields:
+            head.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n')
+        head.append(
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{file_name}"; filename="{file_name}"\r\n\r\n'
+        )
+        self._head = "".join(head).encode()
+        self._tail = f"\r\n--{boundary}--\r\n".encode()
+        self._size, self._open = size, open_file
+        self.content_type = f"multipart/form-data; boundary={boundary}"
+
+    def __len__(self) -> int:
+        return len(self._head) + self._size + len(self._tail)
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        yield self._head
+        left, buffer = self._size, memoryview(bytearray(BLOCK))
+        with closing(self._open()) as file:
+            while left:
+                count = file.readinto(buffer[: min(left, BLOCK)])  # type: ignore[attr-defined]
+                if not count:
+                    raise BodyChanged(f"the snapshot ends {left} bytes early")
+                yield buffer[:count]
+                left -= count
+            if file.read(1):
+                raise BodyChanged("the snapshot is longer than it was")
+        yield self._tail
+
+
+def form_boundary(idempotency_key: str) -> str:
+    """A boundary that is the same for every attempt at a batch, so that a retry carries the same bytes."""
+    return f"hubqueue-{idempotency_key}"

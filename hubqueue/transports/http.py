@@ -1,0 +1,265 @@
+"""One request, one answer, one outcome: bounded, streamed, never redirected.
+
+Refuses what `requests` would do by itself: follow redirects, read .netrc and proxy variables, keep cookies,
+decompress, retry. An `Answer` is complete, headers and body; everything else is an outcome.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from requests import exceptions
+
+from hubqueue.__about__ import __version__
+from hubqueue.config import DestinationSettings
+from hubqueue.headers import asked_wait
+from hubqueue.outcome import Aborted, Blocked, Outcome, Rejected, RetryLater, Scope
+from hubqueue.redact import clean
+from hubqueue.transports.base import Attempt
+from hubqueue.transports.body import Body, BodyChanged
+from hubqueue.transports.watch import WATCHDOG, Watch
+from hubqueue.transports.wiring import CURRENT, TellingAdapter
+
+MAX_ANSWER = 64 * 1024
+_POOL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to send. `path` begins with a slash and is put behind the destination's url."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A complete answer. `body` is at most 64 KiB."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON; None when it is not JSON (or is null)."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+
+class _TooLong(Exception):
+    """The answer does not end within 64 KiB."""
+
+
+class Wire:
+    """The connections to one destination. Safe to use from several threads."""
+
+    def __init__(self, settings: DestinationSettings) -> None:
+        self._settings = settings
+        self._root = settings.url.rstrip("/")
+        self.host = urlsplit(settings.url).hostname or settings.url
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._session.headers.clear()
+        adapter = TellingAdapter(pool_connections=4, pool_maxsize=_POOL, max_retries=0)
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, adapter)
+        self._proxies = {"http": settings.proxy, "https": settings.proxy} if settings.proxy else {}
+        self._verify = str(settings.ca_bundle) if settings.ca_bundle else True
+
+    def exchange(
+        self, request: Request, attempt: Attempt, *, secrets: tuple[str, ...] = ()
+    ) -> Answer | Outcome:
+        """Send a request and read its answer. Network trouble comes back as an outcome, not as an exception."""
+        settings = self._settings
+        watch = Watch(
+            stop=attempt.stop,
+            window=settings.stall_window.total_seconds(),
+            rate=float(settings.stall_rate),
+            answer=settings.answer_timeout.total_seconds(),
+            size=len(request.body),
+            on_bytes=attempt.on_bytes,
+        )
+        CURRENT.watch, CURRENT.on_start = watch, attempt.on_start
+        WATCHDOG.add(watch)
+        try:
+            return self._read(self._send(request))
+        except _TooLong:
+            return RetryLater(f"{self.host} answered with more than {MAX_ANSWER} bytes")
+        except BodyChanged as error:
+            return RetryLater(str(error))
+        except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError) as error:
+            if watch.stopped:
+                return Aborted("the worker stops")
+            if watch.verdict is not None:
+                return RetryLater(f"{self.host}: {watch.verdict}")
+            return outcome_of_error(error, host=self.host, secrets=secrets)
+        finally:
+            WATCHDOG.remove(watch)
+            CURRENT.watch = CURRENT.on_start = None
+
+    def close(self) -> None:
+        """Close the connections that are kept alive."""
+        self._session.close()
+
+    def _send(self, request: Request) -> requests.Response:
+        headers = {
+            "User-Agent": f"hubqueue/{__version__}",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            **request.headers,
+        }
+        data = _Sized(request.body) if len(request.body) else b""
+        prepared = requests.Request(
+            request.method, self._root + request.path, headers=headers, data=data
+        ).prepare()
+        if not len(request.body) and request.method != "GET":
+            prepared.headers["Content-Length"] = "0"
+        settings = self._settings
+        answer = settings.answer_timeout.total_seconds()
+        return self._session.send(
+            prepared,
+            stream=True,
+            allow_redirects=False,
+            verify=self._verify,
+            proxies=self._proxies,
+            # The belt; the watch is the braces, and the one that bounds dripped answers.
+            timeout=(settings.connect_timeout.total_seconds(), answer + 5.0),
+        )
+
+    def _read(self, response: requests.Response) -> Answer:
+        try:
+            body = bytearray()
+            while block := response.raw.read(16 * 1024, decode_content=False):
+                body += block
+                if len(body) > MAX_ANSWER:
+                    raise _TooLong
+        except BaseException:
+            response.raw.close()  # an answer half read must not be taken for the next one's
+            raise
+        response.raw.release_conn()
+        return Answer(response.status_code, response.headers, bytes(body))
+
+
+class _Sized:
+    """A body as `requests` knows it: a length makes it send Content-Length and not chunks."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        return iter(self._body)
+
+
+def outcome_of_status(
+    answer: Answer, *, host: str, unknown: Scope = Scope.RUN, secrets: tuple[str, ...] = ()
+) -> Outcome | None:
+    """What a status means; None for 2xx, which the caller has to prove by the body.
+
+    `unknown` is what 404 and 410 hold: the run that the hub does not know, or the destination that has no such
+    endpoint. Unknown 4xx are the entry's own fault, like 400.
+    """
+    status = answer.status
+    if 200 <= status < 300:
+        return None
+    reason = _reason(answer, secrets)
+    wait = asked_wait(answer.headers, now=datetime.now(UTC))
+    if status == 429:
+        return RetryLater(reason, wait, Scope.DESTINATION)
+    if 300 <= status < 400:
+        target = urlsplit(answer.headers.get("Location", "")).hostname
+        return RetryLater(
+            f"{status}: {host} redirects to {clean(target or 'itself', limit=80)}; not followed"
+        )
+    if status in (401, 403):
+        return Blocked(f"the key was refused: {reason}", Scope.DESTINATION)
+    if status in (404, 410):
+        return Blocked(f"unknown to {host}: {reason}", unknown)
+    if status in (408, 409, 423, 425) or status >= 500 or status < 200:
+        # 502 to 504 speak of a hub that is down; another 5xx may be this content's own doing.
+        return RetryLater(reason, wait, suspect=status >= 500 and status not in (502, 503, 504))
+    return Rejected(reason)
+
+
+def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...] = ()) -> Outcome:
+    """What an error of `requests`, `urllib3`, `ssl` or the socket means. The only place that knows them all."""
+    chain = list(_chain(error))
+    if any(isinstance(each, ssl.SSLCertVerificationError) for each in chain):
+        verdict = next(each for each in chain if isinstance(each, ssl.SSLCertVerificationError))
+        return Blocked(
+            f"{host}: certificate refused: {clean(verdict.verify_message or str(verdict))}", Scope.DESTINATION
+        )
+    if isinstance(error, _WRONG_SETTING):
+        return Blocked(f"{host}: cannot be asked: {type(error).__name__}", Scope.DESTINATION)
+    for kinds, words in _WORDS:
+        if any(isinstance(each, kinds) for each in chain):
+            return RetryLater(f"{host}: {words}")
+    detail = clean(str(chain[-1]), limit=120, secrets=secrets)
+    return RetryLater(f"{host}: {type(chain[-1]).__name__}: {detail}")
+
+
+# Errors of the configuration, not of the network: no retry mends them.
+_WRONG_SETTING = (
+    exceptions.MissingSchema,
+    exceptions.InvalidSchema,
+    exceptions.InvalidURL,
+    exceptions.InvalidHeader,
+    exceptions.URLRequired,
+    urllib3.exceptions.LocationValueError,
+    urllib3.exceptions.URLSchemeUnknown,
+)
+_WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
+    ((urllib3.exceptions.NameResolutionError,), "its name cannot be resolved"),
+    ((exceptions.ProxyError, urllib3.exceptions.ProxyError), "the proxy does not let it through"),
+    ((exceptions.ConnectTimeout, urllib3.exceptions.ConnectTimeoutError), "no connection in time"),
+    ((ConnectionRefusedError,), "connection refused"),
+    (
+        (exceptions.ReadTimeout, exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError),
+        "no answer in time",
+    ),
+    ((ConnectionResetError, BrokenPipeError, ConnectionAbortedError), "connection reset"),
+    ((http.client.RemoteDisconnected,), "closed without an answer"),
+    ((http.client.IncompleteRead, urllib3.exceptions.IncompleteRead), "the answer was cut off"),
+    ((exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError), "the encrypted connection failed"),
+    ((http.client.HTTPException,), "the answer is not HTTP, or was cut off"),
+    ((exceptions.ChunkedEncodingError,), "the answer was cut off"),
+)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and everything it stands for, outermost first."""
+    seen: set[int] = set()
+    waiting: list[object] = [error]
+    while waiting:
+        each = waiting.pop(0)
+        if isinstance(each, BaseException) and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += [getattr(each, "reason", None), *each.args, each.__cause__, each.__context__]
+
+
+def _reason(answer: Answer, secrets: tuple[str, ...]) -> str:
+    """The status and what the server says to it, in one safe line."""
+    told = answer.json()
+    said = ""
+    if isinstance(told, dict):
+        said = next((told[name] for name in ("message", "error") if isinstance(told.get(name), str)), "")
+    phrase = http.client.responses.get(answer.status, "")
+    return clean(f"{answer.status} {phrase}" + (f": {said}" if said else ""), secrets=secrets)

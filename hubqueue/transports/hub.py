@@ -1,0 +1,219 @@
+"""The protocol of Ultralytics HUB, as its own clients speak it (hub-sdk 0.0.25, ultralytics 8.2 to 8.3).
+
+A delivery is proved: 2xx, complete, JSON, and `success` true in it. A captive portal, a redirect, an empty or
+cut answer is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import threading
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, BinaryIO
+
+from hubqueue.config import DestinationSettings
+from hubqueue.entry import Entry, Kind, Snapshot
+from hubqueue.lane import Batch
+from hubqueue.outcome import Blocked, Delivered, Outcome, Remote, RetryLater, Scope
+from hubqueue.redact import clean
+from hubqueue.transports.base import Attempt
+from hubqueue.transports.body import Body, Bytes, Multipart, form_boundary
+from hubqueue.transports.http import Answer, Request, Wire, outcome_of_status
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_USABLE_KEY = re.compile(r"[!-~]+")
+_NEXT_KEY = timedelta(seconds=1)
+_JSON = {"Content-Type": "application/json"}
+
+
+class HubTransport:
+    """Sends to one HUB. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        settings: DestinationSettings,
+        keys: Callable[[], tuple[str, ...]],
+        open_body: Callable[[Snapshot], BinaryIO],
+    ) -> None:
+        self._settings, self._keys, self._open_body = settings, keys, open_body
+        self._wire = Wire(settings)
+        # Hashes of keys that were refused: after a 401 the next candidate gets its turn.
+        self._refused: set[str] = set()
+        self._lock = threading.Lock()
+
+    def send(self, batch: Batch, attempt: Attempt) -> Outcome:
+        """Send a batch: a registration, metrics of one or more epochs, one checkpoint, or a heartbeat."""
+        match batch.kind:
+            case Kind.REGISTRATION:
+                return self._register(batch, attempt)
+            case Kind.METRICS:
+                return self._send_metrics(batch, attempt)
+            case Kind.CKPT:
+                return self._send_ckpt(batch, attempt)
+            case Kind.HEARTBEAT:
+                return self._beat(batch, attempt)
+            case other:
+                raise ValueError(f"a HUB takes no {other}")
+
+    def check(self) -> Outcome:
+        """Ask `POST /v1/auth` whether the key is accepted."""
+        result = self._ask("POST", "/v1/auth", Bytes(b""), _quiet(), unknown=Scope.DESTINATION)
+        return Delivered() if isinstance(result, dict) else result
+
+    def read_model(self, model_id: str) -> tuple[Outcome, dict[str, Any] | None]:
+        """Ask `GET /v1/models/{id}`; the model object when the outcome is `Delivered`."""
+        if not _ID.fullmatch(model_id):
+            return Blocked("the model id is not one", Scope.RUN), None
+        result = self._ask("GET", f"/v1/models/{model_id}", Bytes(b""), _quiet())
+        if not isinstance(result, dict):
+            return result, None
+        data = result.get("data")
+        return (Delivered(), data) if isinstance(data, dict) else (self._unproved("a model"), None)
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def _register(self, batch: Batch, attempt: Attempt) -> Outcome:
+        body = Bytes(batch.entries[0].payload.encode())
+        result = self._ask("POST", "/v1/models", body, attempt, batch, _JSON, unknown=Scope.DESTINATION)
+        if not isinstance(result, dict):
+            return result
+        data = result.get("data")
+        found = data.get("id") if isinstance(data, dict) else None
+        if not isinstance(found, str) or not _ID.fullmatch(found):
+            return self._unproved("the id of the new model")
+        return Delivered(Remote(id=found, url=f"{self._settings.web_url.rstrip('/')}/models/{found}"))
+
+    def _send_metrics(self, batch: Batch, attempt: Attempt) -> Outcome:
+        epochs = {entry.key: entry.payload for entry in batch.entries}
+        body = Bytes(json.dumps({"metrics": epochs, "type": "metrics"}).encode())
+        return self._send_to_model("", body, attempt, batch, _JSON)
+
+    def _send_ckpt(self, batch: Batch, attempt: Attempt) -> Outcome:
+        (entry,) = batch.entries
+        body = self._form(entry, batch.idempotency_key)
+        return self._send_to_model("/upload", body, attempt, batch, {"Content-Type": body.content_type})
+
+    def _form(self, entry: Entry, idempotency_key: str) -> Multipart:
+        told, snapshot = json.loads(entry.payload), entry.snapshot
+        assert snapshot is not None, "a checkpoint has a snapshot"
+        fields = [("epoch", str(told["epoch"]))]
+        if told["final"]:
+            fields += [("type", "final"), ("map", str(float(told["map"])))]
+        else:
+            fields += [("type", "epoch"), ("isBest", str(bool(told["is_best"])))]
+        return Multipart(
+            fields,
+            file_name="best.pt" if told["final"] else "last.pt",
+            size=snapshot.size,
+            open_file=lambda: self._open_body(snapshot),
+            boundary=form_boundary(idempotency_key),
+        )
+
+    def _send_to_model(
+        self, path: str, body: Body, attempt: Attempt, batch: Batch, headers: Mapping[str, str]
+    ) -> Outcome:
+        model_id = batch.run.remote_id or ""
+        if not _ID.fullmatch(model_id):
+            return Blocked("the run has no usable model id", Scope.RUN)
+        result = self._ask("POST", f"/v1/models/{model_id}{path}", body, attempt, batch, headers)
+        return Delivered() if isinstance(result, dict) else result
+
+    def _beat(self, batch: Batch, attempt: Attempt) -> Outcome:
+        model_id = batch.run.remote_id or ""
+        if not _ID.fullmatch(model_id):
+            return Blocked("the run has no usable model id", Scope.RUN)
+        told = {"agent": _agent(), "agentId": batch.run.agent_id}
+        body = Bytes(json.dumps(told).encode())
+        result = self._ask("POST", f"/v1/agent/heartbeat/models/{model_id}", body, attempt, headers=_JSON, proof=False)
+        if not isinstance(result, dict):
+            return result
+        data = result.get("data")
+        agent_id = data.get("agentId") if isinstance(data, dict) else None
+        # An answer that names no agent does not take away the identity that the run has.
+        sane = isinstance(agent_id, str) and 0 < len(agent_id) <= 128 and agent_id.isprintable()
+        return Delivered(Remote(agent_id=agent_id if sane else None))
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Body,
+        attempt: Attempt,
+        batch: Batch | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        unknown: Scope = Scope.RUN,
+        proof: bool = True,
+    ) -> dict[str, Any] | Outcome:
+        """The JSON of an answer, or what came instead of it. `proof` asks for its `success`."""
+        key = self._key()
+        if not isinstance(key, str):
+            return key
+        sent = {**(headers or {}), "x-api-key": key}
+        if batch is not None:
+            sent["Idempotency-Key"] = batch.idempotency_key
+        answer = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=(key,))
+        if not isinstance(answer, Answer):
+            return answer
+        if answer.status == 401:
+            return self._refuse(key, answer)
+        outcome = outcome_of_status(answer, host=self._wire.host, unknown=unknown, secrets=(key,))
+        if outcome is not None:
+            return outcome
+        told = answer.json() if _is_plain(answer) else None
+        if not isinstance(told, dict) or told.get("success", not proof) is not True:
+            return self._unproved("its success", answer, key)
+        return told
+
+    def _key(self) -> str | Outcome:
+        name = self._settings.name
+        candidates = self._keys()
+        if not candidates:
+            return Blocked(f"there is no key for {name}", Scope.DESTINATION)
+        with self._lock:
+            fresh = [key for key in candidates if _digest(key) not in self._refused]
+        key = (fresh or list(candidates))[0]
+        if not _USABLE_KEY.fullmatch(key):
+            return Blocked(f"the key for {name} has characters that no key has", Scope.DESTINATION)
+        return key
+
+    def _refuse(self, key: str, answer: Answer) -> Outcome:
+        """A 401: the next candidate gets its turn; when there is none the destination is held."""
+        refused = outcome_of_status(answer, host=self._wire.host, secrets=(key,))
+        assert isinstance(refused, Blocked)
+        with self._lock:
+            self._refused.add(_digest(key))
+            if any(_digest(each) not in self._refused for each in self._keys()):
+                return RetryLater(f"{refused.reason}; the next key is tried", _NEXT_KEY)
+            self._refused.clear()
+        return refused
+
+    def _unproved(self, what: str, answer: Answer | None = None, key: str = "") -> RetryLater:
+        start = clean(answer.body[:80].decode("utf-8", "replace"), limit=60, secrets=(key,)) if answer else ""
+        shown = f": {start}" if start else ""
+        status = f"{answer.status} " if answer else ""
+        return RetryLater(f"{self._wire.host} answered {status}without {what}, so it does not count{shown}")
+
+
+def _quiet() -> Attempt:
+    return Attempt(on_start=lambda: None, on_bytes=lambda _sent: None, stop=threading.Event())
+
+
+def _is_plain(answer: Answer) -> bool:
+    return answer.headers.get("Content-Encoding", "identity").strip().lower() in ("", "identity")
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _agent() -> str:
+    """What the HUB's own clients call themselves; Colab is told by its environment variables."""
+    colab = "COLAB_RELEASE_TAG" in os.environ or "COLAB_BACKEND_VERSION" in os.environ
+    return f"python-{platform.python_version()}-{'colab' if colab else 'local'}"

@@ -1,0 +1,134 @@
+"""Connections that tell what they do: the sockets under `requests`, with the holes of its proofs mended.
+
+* The watch of an exchange knows the live socket, when the request leaves, and how much of it has left.
+* An answer that is cut off in its headers is an error: the standard library takes the end of the stream for the
+  end of the headers, and the cut answer would look complete.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from hubqueue.transports.watch import Watch
+
+# Small enough that a slow peer's progress is seen in time.
+_SLICE = 128 * 1024
+
+
+class HeadersCut(http.client.HTTPException):
+    """The connection ended inside the headers of the answer."""
+
+
+class _Current(threading.local):
+    """The exchange that this thread is carrying out."""
+
+    watch: Watch | None = None
+    on_start: Callable[[], None] | None = None
+
+
+CURRENT = _Current()
+
+
+class _Witness:
+    """A file that remembers the last line that was read from it."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.last = b""
+
+    def readline(self, limit: int = -1) -> bytes:
+        self.last = self.inner.readline(limit)
+        return self.last
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class _WholeAnswer(http.client.HTTPResponse):
+    """An answer whose headers must end with their blank line."""
+
+    def begin(self) -> None:
+        witness: Any = _Witness(self.fp)
+        self.fp = witness
+        super().begin()
+        if self.fp is witness:
+            self.fp = witness.inner
+        if witness.last not in (b"\r\n", b"\n"):
+            raise HeadersCut("the answer ends inside its headers")
+
+
+class _Telling:
+    """What both connection classes add."""
+
+    sock: Any
+
+    def _new_conn(self) -> socket.socket:
+        connection: socket.socket = super()._new_conn()  # type: ignore[misc]
+        if CURRENT.watch is not None:
+            CURRENT.watch.opened(connection)
+        return connection
+
+    def send(self, data: Any) -> None:
+        watch = CURRENT.watch
+        if self.sock is None:
+            self.connect()  # type: ignore[attr-defined]
+        if watch is None:
+            super().send(data)  # type: ignore[misc]
+            return
+        watch.opened(self.sock)
+        if CURRENT.on_start is not None:
+            # The head of the request, in one piece. From here on the watch bounds the sending: the socket's own
+            # timeout is that of the connect, and would end a slow upload.
+            start, CURRENT.on_start = CURRENT.on_start, None
+            start()
+            self.sock.settimeout(2 * watch.window)
+            watch.sending()
+            super().send(data)  # type: ignore[misc]
+            if not watch.size:
+                watch.answering()
+            return
+        view = memoryview(data)
+        for begin in range(0, len(view), _SLICE):
+            piece = view[begin : begin + _SLICE]
+            super().send(piece)  # type: ignore[misc]
+            watch.sent(len(piece))
+
+
+class _Plain(_Telling, HTTPConnection):
+    response_class = _WholeAnswer
+
+
+class _Secure(_Telling, HTTPSConnection):
+    response_class = _WholeAnswer
+
+
+class _PlainPool(HTTPConnectionPool):
+    ConnectionCls = _Plain
+
+
+class _SecurePool(HTTPSConnectionPool):
+    ConnectionCls = _Secure
+
+
+_POOLS = {"http": _PlainPool, "https": _SecurePool}
+
+
+class TellingAdapter(HTTPAdapter):
+    """An adapter of `requests` with these connections. Nothing is retried here: that is the outbox's to do."""
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **options)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager

@@ -1,0 +1,198 @@
+"""The worker: claims what is due and sends it, each attempt on a thread of its own.
+
+Promises: checkpoints, heartbeats and the small requests have separate crews for each destination, so that a
+slow upload or a silent hub delays nobody else; a lane is claimed only when a thread is free for it; stopping
+claims nothing new, gives uploads a short grace and hands every lease back.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from types import MappingProxyType
+
+from hubqueue import events
+from hubqueue.__about__ import __version__
+from hubqueue.claims import Terms
+from hubqueue.config import DestinationSettings
+from hubqueue.delivery import Delivery
+from hubqueue.entry import Kind
+from hubqueue.errors import HubqueueError, WorkerError
+from hubqueue.events import Emit
+from hubqueue.lane import Lease
+from hubqueue.locks import Lock
+from hubqueue.outbox import Outbox
+from hubqueue.transports import connect
+from hubqueue.transports.base import Transport
+
+Connect = Callable[[Outbox, DestinationSettings], Transport]
+_LIGHT = (Kind.REGISTRATION, Kind.METRICS, Kind.EVENT, Kind.COMPLETION)
+
+
+@dataclass(slots=True)
+class _Crew:
+    """The threads that may send at once for some kinds of one destination."""
+
+    destination: str
+    paces: Mapping[Kind, timedelta]
+    size: int
+    at_work: dict[Lease, threading.Thread] = field(default_factory=dict)
+
+    @property
+    def free(self) -> int:
+        return self.size - len(self.at_work)
+
+
+class Worker:
+    """Sends what one outbox owes. `start` it, call `step` whenever something may be due, `stop` it.
+
+    `emit` hears every fact; `on_free` is called from the sending threads whenever one becomes free, so that the
+    caller can step again.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        *,
+        emit: Emit,
+        on_free: Callable[[], None] | None = None,
+        dial: Connect | None = None,
+    ) -> None:
+        self.id = secrets.token_hex(6)
+        self._outbox = outbox
+        self._emit = emit
+        self._on_free = on_free or (lambda: None)
+        settings = outbox.config.worker
+        self._terms = Terms(self.id, settings.lease, settings.batch_entries, settings.batch_bytes)
+        self._lock = Lock(outbox.worker_lock(self.id))
+        destinations = outbox.config.destinations
+        transports = {name: (dial or _dial)(outbox, each) for name, each in destinations.items()}
+        self._transports: Mapping[str, Transport] = MappingProxyType(transports)
+        self._delivery = Delivery(outbox, self._transports, emit, self._terms.start_grace)
+        self._crews = [crew for each in destinations.values() for crew in _crews(each, outbox)]
+        self._state = threading.Condition()
+        self._stopping = False
+        self._abort = threading.Event()
+
+    def start(self) -> None:
+        """Put the worker on the list and take the lock that proves that it lives."""
+        if not self._lock.try_acquire():
+            raise WorkerError(f"worker {self.id} cannot take its lock", hint="hubqueue check finds out why")
+        self._outbox.registry.worker_started(
+            self.id, pid=os.getpid(), host=socket.gethostname(), version=__version__
+        )
+        self._emit(events.WorkerStarted(self.id, os.getpid(), str(self._outbox.home.path)))
+
+    def step(self) -> int:
+        """Claim everything that is due and has a free thread; how many attempts were started."""
+        now = self._outbox.database.now()
+        return sum(self._step_crew(crew, now) for crew in self._crews)
+
+    def next_due(self) -> datetime | None:
+        """When a crew with a free thread has something to send next; None when nobody knows of anything."""
+        moments = [self._crew_due(crew) for crew in self._crews if crew.free]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    @property
+    def busy(self) -> int:
+        """How many attempts are under way."""
+        with self._state:
+            return sum(len(crew.at_work) for crew in self._crews)
+
+    def wait_free(self, timeout: float) -> bool:
+        """Wait until no attempt is under way, at most `timeout` seconds."""
+        with self._state:
+            return self._state.wait_for(lambda: not any(crew.at_work for crew in self._crews), timeout)
+
+    def renew(self) -> None:
+        """Prolong the leases of the attempts under way, and say that this worker is at work."""
+        with self._state:
+            held = [lease for crew in self._crews for lease in crew.at_work]
+        if held:
+            self._outbox.settlement.renew(held, self._outbox.database.now() + self._terms.lease)
+        self._outbox.registry.worker_seen(self.id)
+
+    def stop(self, grace: timedelta | None = None, *, reason: str = "stopped") -> None:
+        """Claim nothing more, let attempts end for `grace`, abort the rest, hand back what is left."""
+        grace = self._outbox.config.worker.grace if grace is None else grace
+        with self._state:
+            self._stopping = True
+        if not self.wait_free(grace.total_seconds()):
+            self._abort.set()
+            self.wait_free(5.0)
+        self._abort.set()
+        for transport in self._transports.values():
+            transport.close()
+        try:
+            self._outbox.claims.reclaim([self.id])
+            self._outbox.registry.workers_left([self.id])
+        except HubqueueError as error:
+            self._emit(events.StorageTroubled(str(error)))  # the leases run out by themselves
+        self._lock.release()
+        self._emit(events.WorkerStopped(self.id, reason))
+
+    def _step_crew(self, crew: _Crew, now: datetime) -> int:
+        started = 0
+        while crew.free and not self._stopping:
+            # A look costs no lock; a claim does, and would stand in the way of the training's enqueues.
+            due = self._crew_due(crew)
+            if due is None or due > now:
+                break
+            lease = self._claim(crew, now)
+            if lease is None:
+                break
+            self._begin(crew, lease)
+            started += 1
+        return started
+
+    def _crew_due(self, crew: _Crew) -> datetime | None:
+        if Kind.HEARTBEAT in crew.paces:
+            return min((due_at for _, due_at in self._outbox.stats.beats(crew.destination)), default=None)
+        return self._outbox.stats.next_due(crew.destination, list(crew.paces))
+
+    def _claim(self, crew: _Crew, now: datetime) -> Lease | None:
+        if Kind.HEARTBEAT not in crew.paces:
+            return self._outbox.claims.claim(crew.destination, crew.paces, self._terms)
+        for run_id, due_at in self._outbox.stats.beats(crew.destination):
+            if due_at <= now:
+                lease = self._outbox.claims.claim_beat(run_id, crew.paces[Kind.HEARTBEAT], self._terms)
+                if lease is not None:
+                    return lease
+        return None
+
+    def _begin(self, crew: _Crew, lease: Lease) -> None:
+        name = f"hubqueue-{lease.batch.kind}-{lease.batch.run.id}"
+        # Daemons, because a training process that holds a worker thread must be free to exit at any moment.
+        thread = threading.Thread(target=self._attempt, args=(crew, lease), name=name, daemon=True)
+        with self._state:
+            crew.at_work[lease] = thread
+        thread.start()
+
+    def _attempt(self, crew: _Crew, lease: Lease) -> None:
+        try:
+            self._delivery.attempt(lease, self._abort)
+        finally:
+            with self._state:
+                del crew.at_work[lease]
+                self._state.notify_all()
+            self._on_free()
+
+
+def _dial(outbox: Outbox, settings: DestinationSettings) -> Transport:
+    keys = partial(outbox.credentials.keys, settings.name, settings.type)
+    return connect(settings, keys=keys, open_body=outbox.spool.open)
+
+
+def _crews(destination: DestinationSettings, outbox: Outbox) -> list[_Crew]:
+    settings, limits = outbox.config.worker, destination.rate_limits
+    return [
+        _Crew(destination.name, {kind: limits.pace(kind) for kind in _LIGHT}, settings.light_threads),
+        _Crew(destination.name, {Kind.CKPT: limits.pace(Kind.CKPT)}, settings.ckpt_threads),
+        _Crew(destination.name, {Kind.HEARTBEAT: limits.pace(Kind.HEARTBEAT)}, settings.heartbeat_threads),
+    ]

@@ -1,0 +1,10 @@
+"""Alembic's entry: hubqueue hands in the open connection, under its migration lock."""
+
+from alembic import context
+
+from hubqueue.schema import metadata
+
+connection = context.config.attributes["connection"]
+context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,83 @@
+"""The next attempt: exponential, capped, spread, and never before the server's own wish."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubqueue.backoff import full_jitter, next_attempt_at
+from hubqueue.settings import RetrySettings
+
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+RETRY = RetrySettings(base=timedelta(seconds=1), cap=timedelta(seconds=300))
+
+
+def whole(ceiling: float) -> float:
+    return ceiling
+
+
+def tiniest(ceiling: float) -> float:
+    return ceiling / 1e6
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(0, 1), (1, 2), (2, 4), (8, 256), (9, 300), (10, 300)])
+def test_the_ceiling_doubles_up_to_the_cap(failures: int, seconds: int) -> None:
+    at = next_attempt_at(failures, now=NOW, retry=RETRY, jitter=whole)
+
+    assert at == NOW + timedelta(seconds=seconds)
+
+
+def test_millions_of_failures_do_not_overflow() -> None:
+    at = next_attempt_at(10_000_000, now=NOW, retry=RETRY, jitter=whole)
+
+    assert at == NOW + RETRY.cap
+
+
+def test_the_servers_wish_is_kept_in_full_with_a_spread_on_top() -> None:
+    asked = timedelta(seconds=600)
+
+    earliest = next_attempt_at(0, now=NOW, retry=RETRY, asked=asked, jitter=tiniest)
+    latest = next_attempt_at(0, now=NOW, retry=RETRY, asked=asked, jitter=whole)
+
+    assert NOW + asked < earliest < latest == NOW + asked + RETRY.base
+
+
+def test_a_short_wish_does_not_shorten_the_backoff() -> None:
+    at = next_attempt_at(20, now=NOW, retry=RETRY, asked=timedelta(seconds=2), jitter=whole)
+
+    assert at == NOW + RETRY.cap
+
+
+def test_a_cap_below_the_base_holds_for_the_first_failure_too() -> None:
+    retry = RetrySettings(base=timedelta(seconds=60), cap=timedelta(seconds=5))
+
+    at = next_attempt_at(0, now=NOW, retry=retry, jitter=whole)
+
+    assert at == NOW + retry.cap
+
+
+def test_full_jitter_uses_the_whole_range_and_is_never_zero() -> None:
+    drawn = [full_jitter(8.0) for _ in range(500)]
+
+    assert all(0 < each <= 8.0 for each in drawn)
+    assert min(drawn) < 2 and max(drawn) > 6
+
+
+@given(
+    failures=st.integers(min_value=-5, max_value=10**9),
+    base=st.timedeltas(timedelta(0), timedelta(days=3650)),
+    cap=st.timedeltas(timedelta(0), timedelta(days=3650)),
+    asked=st.none() | st.timedeltas(timedelta(days=-2), timedelta(days=2)),
+)
+def test_the_moment_lies_between_the_wish_and_the_cap(
+    failures: int, base: timedelta, cap: timedelta, asked: timedelta | None
+) -> None:
+    retry = RetrySettings(base=base, cap=cap)
+
+    at = next_attempt_at(failures, now=NOW, retry=retry, asked=asked)
+
+    wish = max(asked or timedelta(0), timedelta(0))
+    assert NOW + wish <= at <= NOW + max(cap, wish + min(base, cap))

@@ -1,0 +1,244 @@
+"""The configuration: file and environment in, settings out."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from hubqueue.config import (
+    SECTIONS,
+    Config,
+    DestinationSettings,
+    OutboxSettings,
+    RateLimits,
+    RetrySettings,
+    SpoolSettings,
+    WorkerSettings,
+    parse,
+    variable,
+)
+from hubqueue.entry import Kind
+from hubqueue.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+SECRET = "hunter2hunter2"
+
+
+def read(text: str = "", **environ: str) -> Config:
+    return parse(text, environ, source="/etc/hubqueue.toml")
+
+
+def problems_of(text: str = "", **environ: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        read(text, **environ)
+    return caught.value.problems
+
+
+# --- what is given
+
+
+def test_an_empty_configuration_is_all_defaults() -> None:
+    config = read()
+
+    assert config == Config()
+    assert config.destinations == {"hub": DestinationSettings("hub")}
+    assert config.rate_limits == RateLimits(timedelta(seconds=3), timedelta(minutes=15), timedelta(minutes=5))
+
+
+def test_a_file_sets_every_kind_of_value() -> None:
+    config = read(
+        """
+        default_destination = "lab"
+        outbox = {url = "postgresql+psycopg://user:pw@db/outbox", driver = "sqlite3", busy_timeout = 0.25}
+        spool = {path = "/data/spool", max_bytes = 5, min_free_bytes = 0}
+        rate_limits.metrics = 0
+        retry = {base = 2, cap = 2}
+        worker = {lease = 5, ckpt_threads = 1}
+        [destinations.hub]
+        [destinations.lab]
+        url = "https://lab.example.org:8443/hub/"
+        ca_bundle = "/etc/ca.pem"
+        proxy = "http://proxy:3128"
+        rate_limits.ckpt = 1.5
+        """
+    )
+
+    assert config.outbox.url == "postgresql+psycopg://user:pw@db/outbox"
+    assert config.outbox.driver == "sqlite3"
+    assert config.outbox.busy_timeout == timedelta(milliseconds=250)
+    assert config.spool == SpoolSettings(Path("/data/spool"), 5, 0)
+    assert config.retry == RetrySettings(timedelta(seconds=2), timedelta(seconds=2))
+    assert config.worker == dataclasses.replace(WorkerSettings(), lease=timedelta(seconds=5), ckpt_threads=1)
+    assert config.destination().name == "lab"
+    assert config.destination("lab") == DestinationSettings(
+        "lab",
+        url="https://lab.example.org:8443/hub",
+        ca_bundle=Path("/etc/ca.pem"),
+        proxy="http://proxy:3128",
+        rate_limits=RateLimits(metrics=timedelta(0), ckpt=timedelta(seconds=1.5)),
+    )
+
+
+def test_a_variable_goes_before_the_file_and_the_file_before_the_default() -> None:
+    text = "rate_limits = {metrics = 10, ckpt = 20}"
+
+    limits = read(text, HUBQUEUE_RATE_LIMITS__METRICS="1.5").rate_limits
+
+    assert limits == RateLimits(timedelta(seconds=1.5), timedelta(seconds=20), timedelta(seconds=300))
+
+
+def test_variables_reach_every_depth() -> None:
+    config = read(
+        "[destinations.my-lab]\n[destinations.other]",
+        HUBQUEUE_DEFAULT_DESTINATION="my-lab",
+        HUBQUEUE_SPOOL__MAX_BYTES="1_000",
+        HUBQUEUE_SPOOL__PATH="~/spool",
+        HUBQUEUE_DESTINATIONS__MY_LAB__URL="https://lab.example.org",
+        HUBQUEUE_DESTINATIONS__MY_LAB__INSECURE="Yes",
+        HUBQUEUE_DESTINATIONS__MY_LAB__RATE_LIMITS__CKPT="7",
+        HOME="/home/me",
+    )
+
+    lab = config.destination()
+    assert (lab.name, lab.url, lab.insecure) == ("my-lab", "https://lab.example.org", True)
+    assert lab.rate_limits == RateLimits(ckpt=timedelta(seconds=7))
+    assert config.spool == SpoolSettings(Path("/home/me/spool"), 1000)
+
+
+def test_every_key_has_a_variable() -> None:
+    samples: dict[type, str] = {timedelta: "17", int: "17", bool: "true"}
+    special = {
+        "url": "https://x.example.org",
+        "web_url": "https://x.example.org",
+        "driver": "sqlite3",
+        "type": "hub",
+    }
+    special |= {"path": "/x", "ca_bundle": "/x", "proxy": "http://x:1", "cap": "1700"}
+    for section, keys in SECTIONS.items():
+        place = section.replace("<name>", "hub").split(".")
+        for key in keys:
+            holder: object = read()
+            for part in place:
+                holder = holder[part] if isinstance(holder, dict) else getattr(holder, part)
+            value = special.get(key) or samples[type(getattr(holder, key))]
+            if section == "outbox" and key == "url":
+                value = "sqlite:////x"
+
+            changed: object = read(**{variable(*place, key): value})
+
+            for part in place:
+                changed = changed[part] if isinstance(changed, dict) else getattr(changed, part)
+            if key != "type":
+                assert getattr(changed, key) != getattr(holder, key), f"{section}.{key}"
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    config = read(HUBQUEUE_OUTBOX__URL="", HUBQUEUE_RATE_LIMITS__METRICS="", ULTRALYTICS_HUB_API="")
+
+    assert config == Config()
+
+
+def test_home_config_and_keys_are_no_settings() -> None:
+    config = read(HUBQUEUE_HOME="/x", HUBQUEUE_CONFIG="/y", HUBQUEUE_KEY_HUB=SECRET, HUB_API_KEY=SECRET)
+
+    assert config == Config()
+
+
+# --- destinations
+
+
+def test_the_hubs_own_variables_replace_the_default_addresses() -> None:
+    config = read(ULTRALYTICS_HUB_API="http://127.0.0.1:9/", ULTRALYTICS_HUB_WEB="http://127.0.0.1:9")
+
+    assert config.destination().url == config.destination().web_url == "http://127.0.0.1:9"
+
+
+def test_an_address_of_file_or_variable_goes_before_the_hubs_own_variables() -> None:
+    elsewhere = {"ULTRALYTICS_HUB_API": "https://elsewhere.example.org"}
+
+    in_file = read('destinations.hub.url = "https://a.example.org"', **elsewhere)
+    in_variable = read(**elsewhere, HUBQUEUE_DESTINATIONS__HUB__URL="https://b.example.org")
+
+    assert in_file.destination().url == "https://a.example.org"
+    assert in_variable.destination().url == "https://b.example.org"
+
+
+def test_the_only_destination_is_the_default_one() -> None:
+    config = read("[destinations.lab]")
+
+    assert config.default_destination == "lab"
+    assert set(config.destinations) == {"lab"}
+
+
+def test_several_destinations_without_hub_need_a_default() -> None:
+    assert problems_of("[destinations.a]\n[destinations.b]") == (
+        "default_destination must name one of several destinations",
+    )
+
+
+def test_a_variable_adds_a_destination_only_by_its_type() -> None:
+    config = read(
+        HUBQUEUE_DESTINATIONS__LAB__TYPE="hub", HUBQUEUE_DESTINATIONS__LAB__URL="https://l.example.org"
+    )
+    (misspelt,) = problems_of(HUBQUEUE_DESTINATIONS__HBU__URL="https://l.example.org")
+
+    assert config.destination("lab").url == "https://l.example.org"
+    assert misspelt.endswith("did you mean 'HUBQUEUE_DESTINATIONS__HUB__URL'?")
+
+
+def test_an_unknown_destination_is_refused_with_a_guess() -> None:
+    with pytest.raises(ConfigError, match="unknown destination 'hbu'; did you mean 'hub'") as caught:
+        read().destination("hbu")
+
+    assert caught.value.hint == "the configuration has: hub"
+
+
+def test_each_kind_has_its_pace() -> None:
+    limits = RateLimits()
+
+    paces = {kind: limits.pace(kind) for kind in Kind}
+
+    assert paces.pop(Kind.METRICS) == limits.metrics
+    assert paces.pop(Kind.CKPT) == limits.ckpt
+    assert paces.pop(Kind.HEARTBEAT) == limits.heartbeat
+    assert set(paces.values()) == {timedelta(0)}
+
+
+# --- what is written about it
+
+
+def test_the_example_is_the_defaults() -> None:
+    text = (ROOT / "config.example.toml").read_text(encoding="utf-8")
+
+    assert read(text) == Config()
+
+
+def test_the_example_and_the_documentation_show_every_key() -> None:
+    example = (ROOT / "config.example.toml").read_text(encoding="utf-8")
+    manual = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+    for section, keys in SECTIONS.items():
+        part = example.partition(f"[{section.replace('<name>', 'hub')}]")[2].partition("\n[")[0]
+        for key in keys:
+            assert f"\n{key} = " in part or f"\n# {key} = " in part, f"{section}.{key} in the example"
+            name = variable(*section.replace("<name>", "<NAME>").split("."), key)
+            assert f"| `{key}` |" in manual and f"`{name}`" in manual, f"{section}.{key} in the manual"
+
+
+def test_every_setting_of_the_program_can_be_configured() -> None:
+    holders = {
+        "outbox": OutboxSettings,
+        "spool": SpoolSettings,
+        "rate_limits": RateLimits,
+        "retry": RetrySettings,
+        "worker": WorkerSettings,
+        "destinations.<name>": DestinationSettings,
+        "destinations.<name>.rate_limits": RateLimits,
+    }
+    for section, holder in holders.items():
+        fields = {field.name for field in dataclasses.fields(holder)} - {"name", "rate_limits"}
+
+        assert fields == set(SECTIONS[section])

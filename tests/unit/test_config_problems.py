@@ -1,0 +1,325 @@
+"""What a configuration cannot say, and that every problem of it is told without repeating a secret."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubqueue.config import SECTIONS, Config, parse, variable
+from hubqueue.errors import ConfigError
+
+SECRET = "hunter2hunter2"
+
+
+def read(text: str = "", **environ: str) -> Config:
+    return parse(text, environ, source="/etc/hubqueue.toml")
+
+
+def problems_of(text: str = "", **environ: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        read(text, **environ)
+    return caught.value.problems
+
+
+# --- what is refused
+
+
+def test_every_problem_is_reported_at_once_with_its_source() -> None:
+    text = """
+        [rate_limit]
+        metrics = 1
+        [rate_limits]
+        metric = 1
+        ckpt = -1
+        [retry]
+        base = "1"
+    """
+
+    with pytest.raises(ConfigError) as caught:
+        read(text, HUBQUEUE_WORKER__LEASE="soon")
+
+    assert caught.value.problems == (
+        "unknown section rate_limit; did you mean 'rate_limits'?",
+        "unknown key rate_limits.metric; did you mean 'metrics'?",
+        "rate_limits.ckpt must be 0 or more seconds",
+        "retry.base must be a number of seconds, not a string",
+        "HUBQUEUE_WORKER__LEASE must be a number of seconds, not a string",
+    )
+    assert caught.value.hint == "correct /etc/hubqueue.toml and the environment"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("rate_limits.ckpt = true", "rate_limits.ckpt must be a number of seconds, not a boolean"),
+        ("rate_limits.ckpt = nan", "rate_limits.ckpt must be a finite number of seconds"),
+        ("rate_limits.ckpt = inf", "rate_limits.ckpt must be a finite number of seconds"),
+        ("rate_limits.ckpt = 1e300", "rate_limits.ckpt must be at most 315360000 seconds (ten years)"),
+        ("worker.lease = 0", "worker.lease must be more than 0 seconds"),
+        ("worker.ckpt_threads = 0", "worker.ckpt_threads must be 1 or more threads"),
+        ("spool.max_bytes = 0", "spool.max_bytes must be 1 or more bytes"),
+        ("spool.max_bytes = 2e9", "spool.max_bytes must be a whole number of bytes, not a fraction"),
+        ("spool.max_bytes = true", "spool.max_bytes must be a whole number of bytes, not a boolean"),
+        (
+            "spool.max_bytes = 9223372036854775808",
+            "spool.max_bytes must be at most 9223372036854775807 bytes",
+        ),
+        ("spool.path = 'spool'", "spool.path must be an absolute path, or one that begins with ~/"),
+        ("spool.path = ''", "spool.path must not be empty"),
+        ("outbox.driver = 'mysql'", "outbox.driver must be 'auto' or 'pysqlite3' or 'sqlite3'"),
+        (
+            "outbox.url = '/tmp/x.db'",
+            "outbox.url must be a database URL: sqlite:///PATH or postgresql+psycopg://HOST/NAME",
+        ),
+        ("retry.cap = 0.5", "retry.cap must not be less than retry.base"),
+        ("outbox = 3", "outbox must be a table, not a whole number"),
+        ("destinations = []", "destinations must be a table, not an array"),
+        ("destinations.hub = 1979-05-27", "destinations.hub must be a table, not a date or time"),
+        (
+            "destinations.hub.rate_limits = 3",
+            "destinations.hub.rate_limits must be a table, not a whole number",
+        ),
+        ("destinations.hub.type = 'platfrom'", "destinations.hub.type must be 'hub'"),
+        (
+            "destinations.hub.insecure = 1",
+            "destinations.hub.insecure must be true or false, not a whole number",
+        ),
+        ("destinations.hub.ulr = ''", "unknown key destinations.hub.ulr; did you mean 'url'?"),
+        (
+            "destinations.hub.rate_limit = {}",
+            "unknown key destinations.hub.rate_limit; did you mean 'rate_limits'?",
+        ),
+        ("metrics = 3", "unknown key metrics; did you mean 'rate_limits.metrics'?"),
+        ("zzz = 3", "unknown key zzz"),
+        (
+            "default_destination = 'hbu'",
+            "default_destination is no destination that the configuration has; did you mean 'hub'?",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_what_is_wanted(text: str, problem: str) -> None:
+    assert problems_of(text) == (problem,)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HUBQUEUE_RATE_LIMITS__METRIC", "HUBQUEUE_RATE_LIMIT__METRICS", "HUBQUEUE_RATE_LIMITS_METRICS"],
+)
+def test_a_misspelt_variable_is_refused_with_a_guess(name: str) -> None:
+    assert problems_of(**{name: "1"}) == (
+        f"unknown variable {name}; did you mean 'HUBQUEUE_RATE_LIMITS__METRICS'?",
+    )
+
+
+@pytest.mark.parametrize("name", ["My Lab", "a__b", "-a", "ä", "a" * 41])
+def test_a_destination_has_a_name_that_a_variable_can_carry(name: str) -> None:
+    (problem,) = problems_of(f'[destinations."{name}"]\n[destinations.hub]')
+
+    assert "the name must be at most 40 small letters and digits" in problem
+
+
+def test_two_destinations_cannot_share_their_variables() -> None:
+    assert problems_of("[destinations.a-b]\n[destinations.a_b]\n[destinations.hub]") == (
+        "destinations.a_b: its variables are those of 'a-b' too",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("a = ", "line 1, column 5"),
+        ("[outbox]\nurl = 'x", "line 2, column 9"),
+        ("a = 1\na = 2\n", "line 2, column 6"),
+        ("ok = 1\n[x", "line 2, column 3"),
+    ],
+)
+def test_broken_toml_is_told_with_its_line_and_column(text: str, where: str) -> None:
+    (problem,) = problems_of(text)
+
+    assert problem.startswith("not valid TOML: ")
+    assert where in problem
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 50_000, "a = " + "9" * 10_000])
+def test_toml_that_no_reader_can_take_is_a_problem_too(text: str) -> None:
+    (problem,) = problems_of(text)
+
+    assert problem.startswith("not valid TOML: ")
+
+
+# --- addresses
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("ftp://example.org", "must be an http:// or https:// URL with a host"),
+        ("example.org", "must be an http:// or https:// URL with a host"),
+        ("https://", "must be an http:// or https:// URL with a host"),
+        ("https://:8443", "must be an http:// or https:// URL with a host"),
+        ("https://example.org:99999", "must be a URL like https://host or https://host:8443"),
+        ("https://[::1", "must be a URL like https://host or https://host:8443"),
+        (f"https://u:{SECRET}@example.org", "must not have a user or password in it"),
+        (f"https://example.org/?api_key={SECRET}", "must not have a query or fragment"),
+        ("https://example.org/#", "must not have a query or fragment"),
+        (
+            "https://example.org\\\\@evil.org",
+            "must be a URL without blanks, backslashes or letters outside ASCII",
+        ),
+        ("https://exa mple.org", "must be a URL without blanks, backslashes or letters outside ASCII"),
+        ("https://exämple.org", "must be a URL without blanks, backslashes or letters outside ASCII"),
+    ],
+)
+def test_an_address_is_a_plain_root(url: str, problem: str) -> None:
+    assert problems_of(f'destinations.hub.url = "{url}"') == (f"destinations.hub.url {problem}",)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost:8000",
+        "http://127.0.0.1:8000",
+        "http://127.9.9.9",
+        "http://[::1]:8000",
+        "http://LOCALHOST",
+    ],
+)
+def test_plain_http_is_fine_on_this_machine(url: str) -> None:
+    assert read(f'destinations.hub.url = "{url}"').destination().url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.org",
+        "http://10.0.0.1",
+        "http://localhost.example.org",
+        "http://127.0.0.1.example.org",
+        "http://128.0.0.1",
+        "http://0.0.0.0",
+        "http://[::2]",
+    ],
+)
+def test_plain_http_to_another_machine_needs_a_word_for_it(url: str) -> None:
+    text = f'destinations.hub.url = "{url}"\n'
+
+    (problem,) = problems_of(text)
+
+    assert problem.startswith("destinations.hub.url is plain http to another machine")
+    assert read(text + "destinations.hub.insecure = true").destination().url == url
+
+
+def test_plain_http_in_the_hubs_own_variable_is_refused_by_its_name() -> None:
+    (problem,) = problems_of(ULTRALYTICS_HUB_API="http://example.org")
+
+    assert problem.startswith("ULTRALYTICS_HUB_API is plain http to another machine")
+
+
+def test_a_proxys_password_may_only_come_from_the_environment() -> None:
+    proxy = f"http://user:{SECRET}@proxy:3128"
+
+    from_environment = read(HUBQUEUE_DESTINATIONS__HUB__PROXY=proxy)
+
+    assert from_environment.destination().proxy == proxy
+    assert SECRET not in repr(from_environment)
+    assert problems_of(f"destinations.hub.proxy = '{proxy}'") == (
+        "destinations.hub.proxy must not have a user or password in it",
+    )
+
+
+# --- secrets
+
+
+@pytest.mark.parametrize(
+    "key", ["api_key", "apiKey", "token", "password", "hub-api-key", "client_secret", "credentials", "key"]
+)
+@pytest.mark.parametrize("section", ["", "[outbox]", "[destinations.hub]", "[destinations.hub.rate_limits]"])
+def test_a_key_in_the_file_is_refused_with_the_way_to_store_it(section: str, key: str) -> None:
+    (problem,) = problems_of(f"{section}\n{key} = '{SECRET}'")
+
+    assert "must not stand here; use `hubqueue login " in problem
+
+
+def test_a_key_in_a_settings_variable_is_refused_with_the_right_variable() -> None:
+    assert problems_of(HUBQUEUE_DESTINATIONS__HUB__API_KEY=SECRET) == (
+        "unknown variable HUBQUEUE_DESTINATIONS__HUB__API_KEY; a key goes into HUBQUEUE_KEY_<DESTINATION>",
+    )
+
+
+PLACES = [f"{section}.{key}".replace("<name>", "hub") for section, keys in SECTIONS.items() for key in keys]
+PLACES += [
+    "default_destination",
+    "api_key",
+    "outbox.token",
+    "destinations.hub",
+    "destinations.x.y",
+    "worker",
+    "zzz.key",
+]
+SHAPES = [
+    "'{}'",
+    "['{}']",
+    "{{a = '{}'}}",
+    "'https://u:{}@h'",
+    "'https://h/?k={}'",
+    "'http://{}'",
+    '"\\u001b{}"',
+    "{}",
+]
+
+
+@given(place=st.sampled_from(PLACES), shape=st.sampled_from(SHAPES))
+def test_no_problem_repeats_a_value(place: str, shape: str) -> None:
+    text = f"{place} = {shape.format(SECRET)}"
+
+    try:
+        read(text)
+    except ConfigError as error:
+        assert SECRET not in f"{error} {error.hint} {error.__cause__!r}"
+        assert all(problem.isprintable() for problem in error.problems)
+
+
+@given(place=st.sampled_from(PLACES), shape=st.sampled_from(SHAPES))
+def test_no_problem_repeats_the_value_of_a_variable(place: str, shape: str) -> None:
+    try:
+        read(**{variable(*place.split(".")): shape.format(SECRET)})
+    except ConfigError as error:
+        assert SECRET not in f"{error} {error.hint} {error.__cause__!r}"
+
+
+WORDS = st.sampled_from(
+    ["outbox", "spool", "url", "destinations", "hub", "rate_limits", "metrics", "api_key", "x"]
+)
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(alphabet="ab/:@\x1b", max_size=9)
+TREES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(WORDS, inner, max_size=4)
+)
+
+
+def as_toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {as_toml(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return '"' + value.replace("\x1b", "\\u001b") + '"' if isinstance(value, str) else str(value or 0)
+
+
+@given(
+    tables=st.dictionaries(WORDS, TREES, max_size=5),
+    environ=st.dictionaries(WORDS.map(variable), st.text("a1:-/.e_")),
+)
+def test_any_toml_is_either_settings_or_problems(tables: dict[str, object], environ: dict[str, str]) -> None:
+    text = "\n".join(f"{key} = {as_toml(value)}" for key, value in tables.items())
+    tomllib.loads(text)
+
+    try:
+        config = parse(text, environ, source="x")
+    except ConfigError as error:
+        assert error.problems
+    else:
+        assert config.default_destination in config.destinations

@@ -1,0 +1,179 @@
+"""Metrics as strict JSON, whatever kind of number a training loop hands in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubqueue.errors import InvalidMetrics
+from hubqueue.metrics import epoch_number, finite_number, metrics_text
+
+
+class Scalar:
+    """A scalar as numpy and torch have them: no number itself, with one inside."""
+
+    def __init__(self, inside: object, shape: tuple[int, ...] = ()) -> None:
+        self.inside, self.shape, self.ndim = inside, shape, len(shape)
+
+    def item(self) -> object:
+        if isinstance(self.inside, Exception):
+            raise self.inside
+        return self.inside
+
+    def __index__(self) -> int:
+        if not isinstance(self.inside, int):
+            raise TypeError("not an integer")
+        return self.inside
+
+
+def refuse_constant(word: str) -> None:
+    raise AssertionError(f"{word} is not JSON")
+
+
+def strict(text: str) -> Any:
+    return json.loads(text, parse_constant=refuse_constant)
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [
+        (1.25, "1.25"),
+        (3, "3"),
+        (-0.0, "-0.0"),
+        (True, "1"),
+        (False, "0"),
+        (None, "null"),
+        (float("nan"), "null"),
+        (float("inf"), "null"),
+        (float("-inf"), "null"),
+        (Decimal("0.5"), "0.5"),
+        (Decimal("NaN"), "null"),
+        (Decimal("sNaN"), "null"),
+        (Decimal("1e999"), "null"),
+        (Fraction(1, 4), "0.25"),
+        (Fraction(10**400), "null"),
+        (Scalar(0.5), "0.5"),
+        (Scalar(7), "7"),
+        (Scalar(True), "1"),
+        (Scalar(float("nan")), "null"),
+    ],
+)
+def test_every_kind_of_number_becomes_json(value: object, stored: str) -> None:
+    assert metrics_text({"m": value}) == f'{{"m": {stored}}}'
+
+
+def test_the_text_is_spelled_as_the_protocol_shows_it() -> None:
+    text = metrics_text({"train/box_loss": 1.0, "metrics/mAP50(B)": 0.4})
+
+    assert text == '{"train/box_loss": 1.0, "metrics/mAP50(B)": 0.4}'
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["0.5", b"1", [1.0], {"a": 1}, 1j, object(), float, Scalar("text"), Scalar(1j), Scalar([1]), 2**1024],
+)
+def test_what_is_no_number_is_refused_by_name_at_once(value: object) -> None:
+    with pytest.raises(InvalidMetrics, match=r"train/box_loss") as caught:
+        metrics_text({"good": 1.0, "train/box_loss": value})
+
+    assert caught.value.hint
+
+
+def test_an_array_is_refused_with_its_shape() -> None:
+    with pytest.raises(InvalidMetrics, match=r"Scalar of shape \(1,\)"):
+        metrics_text({"loss": Scalar(1.0, shape=(1,))})
+
+
+def test_a_tensor_that_cannot_be_read_is_refused_with_its_cause() -> None:
+    trouble = RuntimeError("no data on the meta device")
+
+    with pytest.raises(InvalidMetrics, match="'loss' cannot be read") as caught:
+        metrics_text({"loss": Scalar(trouble)})
+
+    assert caught.value.__cause__ is trouble
+
+
+@pytest.mark.parametrize("metrics", [{1: 2.0}, {None: 2.0}, [("m", 1.0)], "m", None])
+def test_metrics_are_a_mapping_with_names(metrics: Any) -> None:
+    with pytest.raises(InvalidMetrics):
+        metrics_text(metrics)
+
+
+def test_a_refusal_shows_no_control_characters() -> None:
+    with pytest.raises(InvalidMetrics) as caught:
+        metrics_text({"bad\x1b[2J\n": "x"})
+
+    assert str(caught.value).isprintable()
+
+
+NUMBERS = st.none() | st.booleans() | st.integers() | st.floats() | st.floats(width=32).map(Scalar)
+
+
+@given(metrics=st.dictionaries(st.text(alphabet='abc/()"\\\n\udc80é', max_size=20), NUMBERS, max_size=20))
+def test_any_numbers_become_strict_json_with_the_same_names(metrics: dict[str, object]) -> None:
+    text = metrics_text(metrics)
+
+    stored = strict(text)
+    assert list(stored) == list(metrics)
+    assert all(value is None or isinstance(value, int | float) for value in stored.values())
+    text.encode("ascii")
+
+
+@given(value=st.floats(allow_nan=False, allow_infinity=False))
+def test_a_finite_float_is_stored_exactly(value: float) -> None:
+    assert strict(metrics_text({"m": value})) == {"m": value}
+
+
+@pytest.mark.parametrize(("epoch", "number"), [(0, 0), (299, 299), (Scalar(7), 7), (2**53 - 1, 2**53 - 1)])
+def test_an_epoch_is_a_whole_number(epoch: object, number: int) -> None:
+    found = epoch_number(epoch)
+
+    assert found == number
+    assert type(found) is int
+
+
+@pytest.mark.parametrize(
+    "epoch",
+    [
+        -1,
+        2**53,
+        True,
+        False,
+        1.0,
+        "1",
+        None,
+        Scalar(True),
+        Scalar(1.0),
+        Scalar(ValueError("gone")),
+        Decimal(1),
+        [1],
+    ],
+)
+def test_what_is_no_epoch_is_refused(epoch: object) -> None:
+    with pytest.raises(InvalidMetrics, match="epoch"):
+        epoch_number(epoch)
+
+
+@pytest.mark.parametrize(
+    ("value", "number"), [(0.51, 0.51), (1, 1.0), (None, 0.0), (float("nan"), 0.0), (Scalar(0.5), 0.5)]
+)
+def test_a_score_is_always_a_finite_float(value: object, number: float) -> None:
+    found = finite_number("map", value)
+
+    assert found == number
+    assert type(found) is float
+
+
+@pytest.mark.parametrize(
+    "read", [lambda: finite_number("map", "high"), lambda: metrics_text({"map": "high"})]
+)
+def test_a_score_that_is_no_number_is_refused_by_name(read: Callable[[], object]) -> None:
+    with pytest.raises(InvalidMetrics, match="'map' is not a number but str"):
+        read()

@@ -1,0 +1,166 @@
+"""Text of servers and users, before it reaches a log, a row or a terminal."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubqueue.redact import clean, hide_key, safe_url
+
+KEY = "0123456789abcdef0123456789abcdef0123456789"
+PLATFORM_KEY = "ul_" + "0123456789abcdef" * 2 + "01234567"
+MODEL_ID = "AbcDEF0123456789wxyz"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("all is well", "all is well"),
+        ("two\r\n  lines\n", "two lines"),
+        ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),
+        ("\x9b2J\x07\x00", "\\x9b2J\\x07\\x00"),
+        ("abc\u202edcba", "abc\\u202edcba"),
+        ("\u2066a\u2069\u200f", "\\u2066a\\u2069\\u200f"),
+        ("a\u2028b\u0085c", "a b c"),
+        ("\U000e0041\ud800", "\\U000e0041\\ud800"),
+        ("größer, 大", "größer, 大"),
+        ("", ""),
+    ],
+)
+def test_text_becomes_one_line_that_shows_its_control_characters(text: str, shown: str) -> None:
+    assert clean(text) == shown
+
+
+def test_long_text_is_cut_with_an_ellipsis() -> None:
+    shown = clean("x y " * 100, limit=10)
+
+    assert shown == "x y x y x…"
+
+
+def test_a_text_of_exactly_the_limit_is_left_whole() -> None:
+    assert clean("0123456789", limit=10) == "0123456789"
+
+
+def test_a_secret_is_masked_before_the_cut() -> None:
+    shown = clean("the key is hunter2-hunter2 you know", limit=20, secrets=["hunter2-hunter2"])
+
+    assert shown == "the key is *** you …"
+
+
+def test_a_secret_that_begins_like_another_is_masked_whole() -> None:
+    shown = clean("got abcdefgh-ijkl", secrets=["abcdefgh", "abcdefgh-ijkl", ""])
+
+    assert shown == "got ***"
+
+
+def test_a_secret_is_masked_as_it_stands_in_a_query_too() -> None:
+    assert clean("see /a?x=a%2Fb%3Dc", secrets=["a/b=c"]) == "see /a?x=***"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"bad key {KEY}!", "bad key ***!"),
+        (f"bad key {KEY.upper()}", "bad key ***"),
+        (f"bad key {PLATFORM_KEY}", "bad key ***"),
+        (f"model {KEY}_{MODEL_ID}", f"model ***_{MODEL_ID}"),
+        ("https://x.org/models/1?api_key=abc&v=2", "https://x.org/models/1?api_key=***&v=2"),
+        ("https://x.org/?a=1&key=abc#frag", "https://x.org/?a=1&key=***#frag"),
+        (
+            "https://s.org/o?X-Goog-Signature=beef&X-Goog-Date=1",
+            "https://s.org/o?X-Goog-Signature=***&X-Goog-Date=1",
+        ),
+        ("x-api-key: abc", "x-api-key: ***"),
+        ('{"apiKey": "abc", "epoch": 3}', '{"apiKey": "***", "epoch": 3}'),
+        ("{'x-api-key': 'abc'}", "{'x-api-key': '***'}"),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
+        ("authorization=abc", "authorization=***"),
+        ("sent Bearer abc.def, then left", "sent Bearer ***, then left"),
+        ("via http://user:pa@ss@proxy:3128/x", "via http://***@proxy:3128/x"),
+        ("password=hunter2 token: t0k3n", "password=*** token: ***"),
+    ],
+)
+def test_what_looks_like_a_key_is_masked(text: str, shown: str) -> None:
+    assert hide_key(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sha256 " + "0123456789abcdef" * 4,
+        "sha1 " + "0123456789" * 4,
+        f"model {MODEL_ID} is unknown",
+        "the key of a metric: train/box_loss",
+        "unknown key rate_limits.metric; did you mean 'metrics'?",
+        "mail a@b.org about https://x.org/@home",
+    ],
+)
+def test_what_is_no_key_is_left(text: str) -> None:
+    assert hide_key(text) == text
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://api.example.org/v1", "https://api.example.org/v1"),
+        ("https://u:p@api.example.org:8443/v1?k=1#f", "https://api.example.org:8443/v1"),
+        ("http://[::1]:8000/", "http://[::1]:8000/"),
+        ("https://u:p/w@example.org/", "https://***"),
+        ("https://u:p?w@example.org/", "https://***"),
+        ("https://u:p#w@example.org/", "https://***"),
+        ("postgresql+psycopg://u:p@db/outbox", "postgresql+psycopg://db/outbox"),
+        ("sqlite:////var/lib/outbox.db", "sqlite:////var/lib/outbox.db"),
+        ("u:p@example.org/x", "example.org/x"),
+        (f"https://x.org/{KEY}_{MODEL_ID}", f"https://x.org/***_{MODEL_ID}"),
+        ("https://x.org/\x1b[2J", "https://x.org/\\x1b[2J"),
+        ("", ""),
+    ],
+)
+def test_a_url_is_shown_without_the_places_where_keys_travel(url: str, shown: str) -> None:
+    assert safe_url(url) == shown
+
+
+def any_text(max_size: int) -> st.SearchStrategy[str]:
+    """Every code point alike, halves of surrogate pairs among them."""
+    return st.lists(st.integers(0, 0x10FFFF).map(chr), max_size=max_size).map("".join)
+
+
+@given(text=any_text(400), limit=st.integers(min_value=1, max_value=60))
+def test_any_text_becomes_a_short_printable_line(text: str, limit: int) -> None:
+    shown = clean(text, limit=limit)
+
+    assert len(shown) <= limit
+    assert not any(unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Zl", "Zp") for sign in shown)
+    shown.encode()
+
+
+SECRETS = st.text(alphabet="abcdefghijklmnop0123456789/+=_-", min_size=8, max_size=50)
+
+
+@given(before=any_text(40), secret=SECRETS, after=any_text(40), limit=st.integers(5, 300))
+def test_no_known_secret_gets_through(before: str, secret: str, after: str, limit: int) -> None:
+    shown = clean(before + secret + after, limit=limit, secrets=[secret])
+
+    assert secret not in shown
+
+
+@given(before=any_text(20), key=st.text(alphabet="0123456789abcdef", min_size=42, max_size=42))
+def test_a_hub_key_is_masked_wherever_it_stands_alone(before: str, key: str) -> None:
+    for text in (
+        f"{before} {key}",
+        f"{before} {key}_{MODEL_ID}",
+        json.dumps({"k": key}),
+        f"{before}?api_key={key}",
+    ):
+        assert key not in clean(text, limit=10_000)
+
+
+@given(text=st.text(alphabet="abk@:/?#=&\"' ulkeytoken_0", max_size=120))
+def test_masking_twice_changes_nothing_more(text: str) -> None:
+    once = hide_key(text)
+
+    assert hide_key(once) == once
