@@ -71,7 +71,7 @@ class Claims:
         with self.database.write() as tx:
             now = self.database.now()
             due = and_(
-                READY, destinations.c.name == destination, lanes.c.kind.in_(list(paces)), DUE_AT <= now
+                READY, destinations.c.name == destination, lanes.c.kind.in_(list(paces)), now >= DUE_AT
             )
             lane = self._take(tx, _first(due, DUE_AT), paces, terms, now)
             if lane is None:
@@ -83,7 +83,7 @@ class Claims:
         """Lease the heartbeat of a run; None when it is not due."""
         with self.database.write() as tx:
             now = self.database.now()
-            due = and_(BEATING, runs.c.id == run_id, BEAT_DUE_AT <= now)
+            due = and_(BEATING, runs.c.id == run_id, now >= BEAT_DUE_AT)
             lane = self._take(tx, _first(due, BEAT_DUE_AT), {Kind.HEARTBEAT: pace}, terms, now)
             return None if lane is None else self._lease(tx, lane, [], pace, terms, now)
 

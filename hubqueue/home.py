@@ -15,7 +15,24 @@ from hubqueue.errors import ConfigError, OutboxUnavailable
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _NETWORK = frozenset(
-    "nfs nfs4 cifs smb3 smbfs lustre ceph gpfs beegfs 9p afs glusterfs pvfs2 orangefs panfs virtiofs".split()
+    [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "lustre",
+        "ceph",
+        "gpfs",
+        "beegfs",
+        "9p",
+        "afs",
+        "glusterfs",
+        "pvfs2",
+        "orangefs",
+        "panfs",
+        "virtiofs",
+    ]
 )
 _LOCAL_FUSE = frozenset({"fuseblk", "fuse.fuse-overlayfs"})
 

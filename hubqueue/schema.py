@@ -62,7 +62,7 @@ def _deadline(name: str) -> Column[Any]:
     return Column(name, Moment, nullable=False, server_default=_ZERO)
 
 
-def _one_of(column: str, values: type[State] | type[RunState]) -> str:
+def _one_of(column: str, values: type[State | RunState]) -> str:
     return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 import click
 
 
-def size(count: int | float) -> str:
+def size(count: float) -> str:
     """Bytes, with a decimal unit: 1.2 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -20,8 +20,6 @@ def size(count: int | float) -> str:
 def span(seconds: float) -> str:
     """A length of time, with one or two units: 3 min 20 s."""
     seconds = max(0.0, seconds)
-    if seconds < 1:
-        return "now"
     if seconds < 60:
         return f"{seconds:.0f} s"
     for length, unit, lower, lower_unit in (
@@ -46,8 +44,8 @@ def ago(text: str | None, now: datetime) -> str:
     when = moment(text)
     if when is None:
         return "never"
-    passed = span((now - when).total_seconds())
-    return "just now" if passed == "now" else f"{passed} ago"
+    passed = (now - when).total_seconds()
+    return "just now" if passed < 1 else f"{span(passed)} ago"
 
 
 def until(text: str | None, now: datetime) -> str:
@@ -55,8 +53,8 @@ def until(text: str | None, now: datetime) -> str:
     when = moment(text)
     if when is None:
         return ""
-    left = span((when - now).total_seconds())
-    return "now" if left == "now" else f"in {left}"
+    left = (when - now).total_seconds()
+    return "now" if left < 1 else f"in {span(left)}"
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

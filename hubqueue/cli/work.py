@@ -160,4 +160,4 @@ def _log_to(home: Home | None, level: int) -> None:
 
 
 class _Utc(logging.Formatter):
-    converter = staticmethod(time.gmtime)  # type: ignore[assignment]
+    converter = time.gmtime

@@ -64,7 +64,8 @@ class Archive:
         with self.changed:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                lock = FileLock(self.folder / ".lock")
+                # Not thread-local: whoever stops the sandbox need not be who started it.
+                lock = FileLock(self.folder / ".lock", thread_local=False)
                 lock.acquire(timeout=0)
             except Timeout:
                 raise ConfigError(

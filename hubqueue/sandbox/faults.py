@@ -147,7 +147,7 @@ def parse_rule(text: str) -> Rule:
     if problems:
         raise ConfigError(
             tuple(f"fault rule {text!r}: {problem}" for problem in problems),
-            hint="a rule is [KIND:]WHAT[:PROBABILITY][:option=value]..., such as metrics:429:0.3:retry-after=5",
+            hint="a rule is [KIND:]WHAT[:PROBABILITY][:option=value]..., such as metrics:429:retry-after=5",
         )
     return Rule(
         text=text, kind=kind, what=what, status=status, stores=stores, probability=probability, **values

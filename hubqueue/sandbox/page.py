@@ -108,8 +108,8 @@ def _page(archive: Archive) -> str:
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=3>",
         f"<title>hubqueue sandbox</title><style>{_STYLE}</style><h1>hubqueue sandbox</h1>",
-        f"<p>{len(models)} models, {len(requests)} requests. As JSON: <a href=/api/models>/api/models</a>, "
-        "<a href=/api/requests>/api/requests</a>.</p>",
+        f"<p>{len(models)} models, {len(requests)} requests.</p>",
+        "<p>As JSON: <a href=/api/models>/api/models</a>, <a href=/api/requests>/api/requests</a>.</p>",
     ]
     for model in models:
         parts.append(_model_part(model))

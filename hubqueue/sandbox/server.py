@@ -122,7 +122,7 @@ class Sandbox:
     @property
     def url(self) -> str:
         """The API root to give to a client. With `port=0` it is known after the first start."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104 - it is what a person asked for
         return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
 
     @property

@@ -228,8 +228,9 @@ _WRONG_SETTING = (
 _WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((urllib3.exceptions.NameResolutionError,), "its name cannot be resolved"),
     ((exceptions.ProxyError, urllib3.exceptions.ProxyError), "the proxy does not let it through"),
-    ((exceptions.ConnectTimeout, urllib3.exceptions.ConnectTimeoutError), "no connection in time"),
     ((ConnectionRefusedError,), "connection refused"),
+    ((exceptions.ConnectTimeout,), "no connection in time"),
+    ((urllib3.exceptions.NewConnectionError,), "no connection"),
     (
         (exceptions.ReadTimeout, exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError),
         "no answer in time",

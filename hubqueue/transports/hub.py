@@ -130,7 +130,9 @@ class HubTransport:
             return Blocked("the run has no usable model id", Scope.RUN)
         told = {"agent": _agent(), "agentId": batch.run.agent_id}
         body = Bytes(json.dumps(told).encode())
-        result = self._ask("POST", f"/v1/agent/heartbeat/models/{model_id}", body, attempt, headers=_JSON, proof=False)
+        result = self._ask(
+            "POST", f"/v1/agent/heartbeat/models/{model_id}", body, attempt, headers=_JSON, proof=False
+        )
         if not isinstance(result, dict):
             return result
         data = result.get("data")
