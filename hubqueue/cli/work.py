@@ -160,4 +160,4 @@ def _log_to(home: Home | None, level: int) -> None:
 
 
 class _Utc(logging.Formatter):
-    converter = time.gmtime
+    converter = time.gmtime  # type: ignore[assignment]  # as the manual of logging has it

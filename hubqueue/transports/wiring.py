@@ -59,7 +59,7 @@ class _WholeAnswer(http.client.HTTPResponse):
         witness: Any = _Witness(self.fp)
         self.fp = witness
         super().begin()
-        if witness is self.fp:
+        if self.fp is not None:
             self.fp = witness.inner
         if witness.last not in (b"\r\n", b"\n"):
             raise HeadersCut("the answer ends inside its headers")

@@ -1,0 +1,78 @@
+"""What all tests share: homes, clocks, outboxes on every database, and a hub over real sockets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from postgres import Postgres, find_postgres
+
+from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.sandbox import Sandbox
+from hubqueue.testing import FakeClock
+
+DATABASES = ("pysqlite3", "sqlite3", "postgresql")
+_OURS = ("HUBQUEUE_", "HUB_API", "ULTRALYTICS_")
+
+OpenOutbox = Callable[..., Outbox]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own settings must not decide a test, nor its home be touched."""
+    for name in list(os.environ):
+        if name.startswith(_OURS):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HUBQUEUE_HOME", "/nonexistent/home-of-no-test")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Sandbox]:
+    with Sandbox(tmp_path / "hub") as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    binaries = find_postgres()
+    if binaries is None:
+        pytest.skip("there is no PostgreSQL server on this machine")
+    with Postgres(binaries) as server:
+        yield server
+
+
+@pytest.fixture(params=DATABASES)
+def database_environ(request: pytest.FixtureRequest) -> dict[str, str]:
+    """The environment that chooses each database in turn."""
+    if request.param == "postgresql":
+        server: Postgres = request.getfixturevalue("postgres")
+        return {"HUBQUEUE_OUTBOX__URL": server.new_database()}
+    if request.param == "pysqlite3":
+        pytest.importorskip("pysqlite3", reason="there is no pysqlite3 wheel for this platform")
+    return {"HUBQUEUE_OUTBOX__DRIVER": request.param}
+
+
+@pytest.fixture
+def any_outbox(home: Path, clock: FakeClock, database_environ: dict[str, str]) -> Iterator[Outbox]:
+    """An outbox, on every database in turn, with a clock to move."""
+    with open_outbox(home, environ=database_environ, clock=clock) as outbox:
+        yield outbox
+
+
+@pytest.fixture
+def outbox(home: Path, clock: FakeClock) -> Iterator[Outbox]:
+    """An outbox on the default database, with a clock to move."""
+    with open_outbox(home, environ={}, clock=clock) as opened:
+        yield opened

@@ -1,0 +1,88 @@
+"""A PostgreSQL server of the tests' own: on a socket in a temporary folder, ended with the session."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psycopg
+
+
+def find_postgres() -> Path | None:
+    """The folder of the server's programs, None where there are none."""
+    found = shutil.which("initdb")
+    if found is not None:
+        return Path(found).resolve().parent
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return installed[-1].parent if installed else None
+
+
+class Postgres:
+    """A running server. `new_database` gives the URL of an empty database."""
+
+    def __init__(self, binaries: Path) -> None:
+        self._binaries = binaries
+        # A short path: the name of a socket has room for about 100 characters.
+        self._folder = Path(tempfile.mkdtemp(prefix="hq-pg-", dir="/tmp"))
+        # The server refuses to run as root.
+        self._user = "postgres" if hasattr(os, "geteuid") and os.geteuid() == 0 else None
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        if self._user is not None:
+            shutil.chown(self._folder, self._user)
+        self._run(
+            "initdb",
+            "--pgdata",
+            str(self._folder / "data"),
+            "--username",
+            "tests",
+            "--auth",
+            "trust",
+            "--no-sync",
+        )
+        options = f"-c listen_addresses='' -c unix_socket_directories={self._folder} -c fsync=off"
+        log = str(self._folder / "log")
+        self._run(
+            "pg_ctl",
+            "--pgdata",
+            str(self._folder / "data"),
+            "--options",
+            options,
+            "--log",
+            log,
+            "--wait",
+            "start",
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run("pg_ctl", "--pgdata", str(self._folder / "data"), "--mode", "immediate", "stop")
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def new_database(self) -> str:
+        self._count += 1
+        name = f"test{self._count}"
+        with psycopg.connect(
+            host=str(self._folder), user="tests", dbname="postgres", autocommit=True
+        ) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return f"postgresql+psycopg://tests@/{name}?host={self._folder}"
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [str(self._binaries / program), *arguments]
+        # Not captured through pipes: the server would inherit them and keep the call waiting.
+        with (self._folder.parent / f"{self._folder.name}.out").open("w+") as output:
+            Path(output.name).unlink()
+            ended = subprocess.run(
+                command, stdout=output, stderr=output, user=self._user, cwd="/", check=False
+            )
+            output.seek(0)
+            assert ended.returncode == 0, output.read()

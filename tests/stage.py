@@ -1,0 +1,173 @@
+"""Props for tests: runs, drafts, workers on a fake clock, and processes that are really killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from hubqueue.claims import Terms
+from hubqueue.drafts import metrics_draft
+from hubqueue.entry import Draft, Kind
+from hubqueue.events import Fact
+from hubqueue.lane import Batch, Lease
+from hubqueue.outbox import Outbox
+from hubqueue.outcome import Outcome, Remote
+from hubqueue.testing import MemoryTransport
+from hubqueue.worker import Worker
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = (Kind.REGISTRATION, Kind.METRICS, Kind.CKPT, Kind.HEARTBEAT)
+ZERO = timedelta(0)
+PATIENCE = 30.0
+TERMS = Terms("worker-1", timedelta(seconds=60), max_entries=1000, max_bytes=1 << 20)
+PACES = {Kind.REGISTRATION: ZERO, Kind.METRICS: timedelta(seconds=3), Kind.CKPT: timedelta(seconds=900)}
+
+
+def new_run(outbox: Outbox, *, remote_id: str | None = "model-1", model: str = "yolov8n.pt") -> str:
+    """A run that is registered already, unless `remote_id` is None."""
+    run_id, _ = outbox.registry.start_run(destination="hub", model=model, kinds=KINDS, remote_id=remote_id)
+    return run_id
+
+
+def log(outbox: Outbox, run_id: str, *epochs: int, value: float = 1.0) -> list[int]:
+    """Enqueue metrics of epochs; the ids of the entries."""
+    drafts = [metrics_draft(f'{{"loss": {value}}}', epoch) for epoch in epochs]
+    return [outbox.entries.enqueue(run_id, draft)[0] for draft in drafts]
+
+
+def ckpt(outbox: Outbox, run_id: str, key: str, *, final: bool = False, rank: int = 0) -> int:
+    """Enqueue a checkpoint without a body; the id of the entry."""
+    replaces = ("last", "best") if final else ()
+    return outbox.entries.enqueue(run_id, Draft(Kind.CKPT, key, rank, "{}", final=final, replaces=replaces))[
+        0
+    ]
+
+
+def claim(outbox: Outbox, *kinds: Kind, terms: Terms = TERMS) -> Lease | None:
+    """Claim what is due among these kinds (all, without any)."""
+    paces = {kind: PACES[kind] for kind in kinds} if kinds else PACES
+    return outbox.claims.claim("hub", paces, terms)
+
+
+def must_claim(outbox: Outbox, *kinds: Kind, terms: Terms = TERMS) -> Lease:
+    lease = claim(outbox, *kinds, terms=terms)
+    assert lease is not None, "nothing was due"
+    return lease
+
+
+def ack(outbox: Outbox, lease: Lease) -> None:
+    outbox.settlement.ack(lease, started_at=outbox.database.now(), remote=Remote())
+
+
+def keys(lease: Lease | None) -> list[str]:
+    return [] if lease is None else [entry.key for entry in lease.batch.entries]
+
+
+def totals(outbox: Outbox) -> dict[str, int]:
+    """The counts that are not zero; asserts that they add up, and that the rows say the same."""
+    counted = outbox.stats.totals()
+    states = ("pending", "delivered", "dead", "superseded", "cancelled")
+    assert counted["enqueued"] == sum(counted[name] for name in states)
+    assert outbox.stats.miscounted() == []
+    return {name: count for name, count in counted.items() if count}
+
+
+class Bench:
+    """A worker that a test steps by hand, with its facts and what it sent."""
+
+    def __init__(self, outbox: Outbox, answer: Callable[[Batch], Outcome] | None = None) -> None:
+        self.outbox = outbox
+        self.transport = MemoryTransport(answer)
+        self.facts: list[Fact] = []
+        self.worker = Worker(outbox, emit=self.facts.append, dial=self.transport.dial)
+
+    def step(self) -> int:
+        """One step of the worker, and everything it started."""
+        started = self.worker.step()
+        assert self.worker.wait_free(PATIENCE), "an attempt did not end"
+        return started
+
+    @property
+    def sent(self) -> list[tuple[Kind, list[str]]]:
+        return [(batch.kind, [entry.key for entry in batch.entries]) for batch in self.transport.batches]
+
+    def __enter__(self) -> Self:
+        self.worker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.worker.stop(ZERO)
+
+
+def wait_until(true: Callable[[], object], *, timeout: float = PATIENCE) -> None:
+    """Wait for something that another process does; fail when it does not happen."""
+    deadline, pause = time.monotonic() + timeout, threading.Event()
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        pause.wait(0.02)
+
+
+def environ_of(home: Path, hub_url: str | None = None, **settings: str) -> dict[str, str]:
+    """The environment of a process that works on a home, with quick limits unless `settings` says otherwise."""
+    quick = {
+        "HUBQUEUE_RATE_LIMITS__METRICS": "0.05",
+        "HUBQUEUE_RATE_LIMITS__CKPT": "0.1",
+        "HUBQUEUE_RETRY__CAP": "1",
+    }
+    own = {
+        "HUBQUEUE_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "HUB_API_KEY": "key-of-the-tests",
+        "NO_COLOR": "1",
+    }
+    if hub_url is not None:
+        own["ULTRALYTICS_HUB_API"] = hub_url
+    return {**os.environ, **quick, **own, **settings}
+
+
+def python(code: str, environ: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
+    """A Python process running `code`, its output on a pipe."""
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def hubqueue(
+    environ: Mapping[str, str], *arguments: str, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """The `hubqueue` command, as a person calls it."""
+    command = [sys.executable, "-m", "hubqueue", *arguments]
+    return subprocess.run(
+        command, env=environ, input=stdin, capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+def start_worker(environ: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
+    """`hubqueue worker` in a process of its own."""
+    command = [sys.executable, "-m", "hubqueue", "worker", *arguments]
+    return subprocess.Popen(
+        command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """kill -9, as the machine does it when the memory is short."""
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    """SIGTERM, and what the process wrote."""
+    process.terminate()
+    out, err = process.communicate(timeout=PATIENCE)
+    return (out or "") + (err or "")
