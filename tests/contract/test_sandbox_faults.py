@@ -512,9 +512,12 @@ def test_a_killed_sandbox_loses_nothing_that_it_answered(tmp_path: Path) -> None
     client = http.client.HTTPConnection("127.0.0.1", port.get(), timeout=PATIENCE)
     client.request("POST", "/v1/models", b"{}", {"x-api-key": "k", "Content-Type": "application/json"})
     model_id = json.loads(client.getresponse().read())["data"]["id"]
+    client.close()
+    port.close()
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     child.join(PATIENCE)
+    child.close()
     with (tmp_path / "sandbox.jsonl").open("ab") as journal:
         journal.write(b'{"fact": "metrics", "model": "half a li')
 
