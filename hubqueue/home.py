@@ -100,7 +100,7 @@ class Home:
         chosen = named or self.config_file
         try:
             text = chosen.read_text(encoding="utf-8")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if named is not None:
                 hint = "name an existing file with --config or HUBQUEUE_CONFIG"
                 raise ConfigError((f"there is no configuration {chosen}",), hint=hint) from None

@@ -1,0 +1,333 @@
+"""P6: the training thread never touches the network, never sees an exception because of storage or network trouble
+(unless `strict`), never waits longer than it said, and its process is left as it was."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from stage import environ_of, hubqueue, python, totals, wait_until
+
+import hubqueue as package
+from hubqueue.errors import ConfigError, InvalidMetrics, InvalidModel, OutboxUnavailable, RunFinished
+from hubqueue.lifecycle import State
+from hubqueue.outbox import open_outbox
+from hubqueue.sandbox import Sandbox
+
+
+@pytest.fixture
+def at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HUBQUEUE_HOME", str(home))
+    return home
+
+
+def test_the_training_thread_makes_no_connection(
+    at_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object) -> None:
+        raise AssertionError("the training thread touched the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    (tmp_path / "last.pt").write_bytes(b"weights")
+
+    run = package.start_run("yolov8n.pt", worker="none", strict=True)
+    run.log_metrics({"loss": 1.0}, epoch=0)
+    run.save_checkpoint(tmp_path / "last.pt", epoch=0)
+    left = run.finish(timeout=0)
+
+    assert left.entries == 3
+
+
+def test_importing_and_starting_leave_the_process_as_it_was(at_home: Path) -> None:
+    code = """
+import signal, sys, os, threading, logging
+numbers = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
+def snapshot():
+    return ([signal.getsignal(number) for number in numbers], sys.stdout, sys.stderr, sys.excepthook,
+            threading.excepthook, os.getcwd(), dict(os.environ), logging.getLogger().handlers[:], logging.getLogger().level)
+before = snapshot()
+import hubqueue
+run = hubqueue.start_run("yolov8n.pt", worker="none", strict=True)
+run.log_metrics({"loss": 1}, epoch=0)
+run.finish(timeout=0)
+assert snapshot() == before
+assert not [t for t in threading.enumerate() if t is not threading.main_thread()], threading.enumerate()
+print("as it was")
+"""
+    process = python(code, environ_of(at_home))
+
+    out, _ = process.communicate(timeout=60)
+
+    assert out.strip().splitlines()[-1] == "as it was"
+
+
+def test_an_offline_start_is_no_trouble(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ULTRALYTICS_HUB_API", "http://127.0.0.1:9")
+    monkeypatch.setenv("HUB_API_KEY", "key")
+
+    run = package.start_run("yolov8n.pt", worker="thread", strict=True)
+    run.log_metrics({"loss": 1.0}, epoch=0)
+    left = run.finish(timeout=0.5)
+
+    assert (left.entries, left.unsaved, run.remote_id) == (2, 0, None)
+
+
+def test_finish_waits_no_longer_than_it_was_told(
+    at_home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ULTRALYTICS_HUB_API", hub.url)
+    monkeypatch.setenv("HUB_API_KEY", "key")
+    hub.fail("any:silence:seconds=100")
+    run = package.start_run("yolov8n.pt", worker="thread", strict=True)
+    run.log_metrics({"loss": 1.0}, epoch=0)
+    start = time.monotonic()
+
+    left = run.finish(timeout=1.0)
+
+    # Far below the 60 seconds that the hub is allowed for an answer.
+    assert time.monotonic() - start < 20
+    assert left.entries == 2
+
+
+def test_a_full_disk_costs_the_training_nothing(
+    at_home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = package.start_run("yolov8n.pt", worker="none")
+    (tmp_path / "last.pt").write_bytes(b"x" * 1000)
+    outbox = run._outbox
+    assert outbox is not None
+    object.__setattr__(outbox.spool._settings, "max_bytes", 10)
+
+    assert run.save_checkpoint(tmp_path / "last.pt", epoch=0) is None
+    assert run.log_metrics({"loss": 1.0}, epoch=0) is not None
+
+    assert "does not fit" in caplog.text
+    assert run.finish(timeout=0).unsaved == 1
+
+
+def test_metrics_are_kept_in_memory_until_the_storage_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "home"
+    blocked.write_text("a file where the home should be")
+    monkeypatch.setenv("HUBQUEUE_HOME", str(blocked))
+    run = package.start_run("yolov8n.pt", worker="none")
+
+    assert run.log_metrics({"loss": 1.0}, epoch=0) is None
+    assert run.log_metrics({"loss": 0.5}, epoch=1) is None
+    assert "could not be saved yet" in caplog.text
+    blocked.unlink()
+    run._reopen_at = 0.0  # some seconds later
+    assert run.log_metrics({"loss": 0.4}, epoch=2) is not None
+
+    with open_outbox(blocked, environ={}) as outbox:
+        assert totals(outbox) == {"enqueued": 4, "pending": 4}
+    assert run.finish(timeout=0).unsaved == 0
+
+
+def test_what_never_reached_the_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = tmp_path / "home"
+    blocked.write_text("a file where the home should be")
+    monkeypatch.setenv("HUBQUEUE_HOME", str(blocked))
+    run = package.start_run("yolov8n.pt", worker="none")
+    run.log_metrics({"loss": 1.0}, epoch=0)
+
+    left = run.finish(timeout=0)
+
+    assert left
+    assert left.unsaved == 1
+
+
+def test_strict_raises_what_is_survived_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = tmp_path / "home"
+    blocked.write_text("a file where the home should be")
+    monkeypatch.setenv("HUBQUEUE_HOME", str(blocked))
+
+    with pytest.raises(OutboxUnavailable):
+        package.start_run("yolov8n.pt", worker="none", strict=True)
+
+
+def test_a_damaged_outbox_is_kept_aside_and_the_training_goes_on(
+    at_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    at_home.mkdir()
+    garbage = b"this was a database once" * 1000
+    (at_home / "outbox.db").write_bytes(garbage)
+
+    run = package.start_run("yolov8n.pt", worker="none")
+
+    assert run.log_metrics({"loss": 1.0}, epoch=0) is not None
+    (aside,) = at_home.glob("outbox.db.damaged-*")
+    assert aside.read_bytes() == garbage
+    assert str(aside) in caplog.text
+
+
+def test_what_the_caller_can_mend_is_said_at_once(at_home: Path) -> None:
+    run = package.start_run("yolov8n.pt", worker="none")
+
+    with pytest.raises(InvalidMetrics, match="loss"):
+        run.log_metrics({"loss": "high"}, epoch=0)
+    with pytest.raises(InvalidMetrics):
+        run.log_metrics({"loss": 1.0}, epoch=-1)
+    with pytest.raises(InvalidModel):
+        package.start_run("what is this", worker="none")
+    run.finish(timeout=0)
+    with pytest.raises(RunFinished):
+        run.log_metrics({"loss": 1.0}, epoch=1)
+
+
+def test_a_misspelt_setting_is_said_before_the_training_starts(at_home: Path) -> None:
+    at_home.mkdir()
+    (at_home / "config.toml").write_text("[rate_limits]\nmetric = 3\n")
+
+    with pytest.raises(ConfigError, match="metrics"):
+        package.start_run("yolov8n.pt", worker="none")
+
+
+def test_an_exception_ends_the_run_as_failed(at_home: Path) -> None:
+    with pytest.raises(ZeroDivisionError), package.start_run("yolov8n.pt", worker="none") as run:
+        run.log_metrics({"loss": 1 / 0}, epoch=0)
+
+    with open_outbox(at_home, environ={}) as outbox:
+        assert [row["state"] for row in outbox.stats.runs()] == ["failed"]
+
+
+def test_children_of_a_fork_log_too_and_do_not_hang(at_home: Path) -> None:
+    run = package.start_run("yolov8n.pt", worker="none", strict=True)
+    run.log_metrics({"loss": 1.0}, epoch=0)
+    context = multiprocessing.get_context("fork")
+    children = [
+        context.Process(target=run.log_metrics, args=({"loss": n},), kwargs={"epoch": n}) for n in range(1, 5)
+    ]
+
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+
+    assert [child.exitcode for child in children] == [0, 0, 0, 0]
+    run.log_metrics({"loss": 1.0}, epoch=9)
+    with open_outbox(at_home, environ={}) as outbox:
+        kept = outbox.stats.entries(state=State.PENDING, kind="metrics")
+        assert sorted(row["key"] for row in kept) == ["0", "1", "2", "3", "4", "9"]
+
+
+def test_threads_log_together(at_home: Path) -> None:
+    run = package.start_run("yolov8n.pt", worker="none", strict=True)
+    errors: list[BaseException] = []
+
+    def work(first: int) -> None:
+        try:
+            for epoch in range(first, first + 50):
+                run.log_metrics({"loss": epoch}, epoch=epoch)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(n * 50,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert errors == []
+    assert run.finish(timeout=0).entries == 401
+
+
+def test_a_process_with_a_worker_thread_exits_at_once(at_home: Path, hub: Sandbox) -> None:
+    hub.fail("any:silence:seconds=100")
+    code = """
+import hubqueue
+run = hubqueue.start_run("yolov8n.pt", worker="thread", strict=True)
+run.log_metrics({"loss": 1}, epoch=0)
+import threading
+threading.Event().wait(1)
+print("end of the script")
+"""
+    process = python(code, environ_of(at_home, hub.url))
+
+    out, _ = process.communicate(timeout=40)
+
+    assert process.returncode == 0, out
+    assert "end of the script" in out
+
+
+def test_a_detached_worker_outlives_its_trainer_and_leaves_when_idle(at_home: Path, hub: Sandbox) -> None:
+    code = """
+import hubqueue, os
+run = hubqueue.start_run("yolov8n.pt", strict=True)
+run.log_metrics({"loss": 1}, epoch=0)
+os._exit(0)
+"""
+    environ = environ_of(at_home, hub.url, HUBQUEUE_WORKER__IDLE_EXIT="1")
+
+    out, _ = python(code, environ).communicate(timeout=60)
+
+    assert out == ""
+    assert hub.wait_until(
+        lambda: bool(hub.models) and hub.metrics(hub.models[0]) == {0: {"loss": 1}}, timeout=30
+    )
+    wait_until(lambda: '"alive": false' in hubqueue(environ, "status", "--json").stdout)
+
+
+def test_many_trainers_start_one_worker(at_home: Path, hub: Sandbox) -> None:
+    code = "import hubqueue; hubqueue.start_run('yolov8n.pt', strict=True).finish(timeout=20)"
+    environ = environ_of(at_home, hub.url, HUBQUEUE_WORKER__IDLE_EXIT="1")
+    trainers = [python(code, environ) for _ in range(4)]
+
+    for trainer in trainers:
+        out, _ = trainer.communicate(timeout=90)
+        assert (trainer.returncode, out) == (0, "")
+
+    log = (at_home / "worker.log").read_text()
+    assert log.count(" started: pid ") == 1
+    assert len(hub.models) == 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a file system that can be made read-only")
+def test_a_read_only_home_is_one_line_and_a_hint(tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(folder)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        shown = hubqueue(environ_of(folder / "home"), "enqueue", "run", "yolov8n.pt")
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("error: ")
+    assert "hint: " in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_ctrl_c_is_the_trainers_own(at_home: Path, hub: Sandbox) -> None:
+    code = """
+import hubqueue, signal, os, threading
+run = hubqueue.start_run("yolov8n.pt", worker="thread", strict=True)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(10)
+except KeyboardInterrupt:
+    print("mine")
+"""
+    out, _ = python(code, environ_of(at_home, hub.url)).communicate(timeout=40)
+
+    assert out.strip().splitlines()[-1] == "mine"
+
+
+def test_the_import_is_lazy() -> None:
+    code = "import sys, hubqueue; print(sorted({name.split('.')[0] for name in sys.modules} & {'sqlalchemy', 'requests', 'apscheduler', 'alembic', 'click'}))"
+
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert out.strip() == "[]"
