@@ -1,0 +1,139 @@
+"""P7: at least once; every retry carries the same bytes and the same Idempotency-Key; what is sent is what was
+enqueued, never the file's later content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+from stage import environ_of, hubqueue, kill, log, new_run, python, start_worker, wait_until
+
+from hubqueue.drafts import registration_draft
+from hubqueue.intake import save_snapshot
+from hubqueue.outbox import open_outbox
+from hubqueue.sandbox import Sandbox
+
+
+def test_a_lost_answer_makes_no_duplicate_where_the_hub_honours_the_key(hub: Sandbox, home: Path) -> None:
+    environ = environ_of(home, hub.url)
+    with open_outbox(home, environ=environ) as outbox:
+        run = new_run(outbox, remote_id=None)
+        outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
+        log(outbox, run, *range(10))
+    hub.fail("registration:lost-ack:times=1")
+    hub.fail("metrics:lost-ack:times=2")
+
+    drained = hubqueue(environ, "drain", "--timeout", "60")
+
+    assert drained.returncode == 0, drained.stderr
+    assert len(hub.models) == 1
+    for kind in ("registration", "metrics"):
+        sent = [request for request in hub.requests if request.kind == kind]
+        assert len({request.idempotency_key for request in sent}) == 1
+        assert len({request.body_bytes for request in sent}) == 1
+        assert sent[-1].replayed
+
+
+def test_what_is_sent_is_what_was_enqueued(hub: Sandbox, home: Path, tmp_path: Path) -> None:
+    environ = environ_of(home, hub.url)
+    source = tmp_path / "best.pt"
+    body = os.urandom(3_000_000)
+    source.write_bytes(body)
+    with open_outbox(home, environ=environ) as outbox:
+        run = new_run(outbox, remote_id=None)
+        outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
+        save_snapshot(outbox, run, source, 5, is_best=True, map=0.0, final=True)
+    # In place, as torch.save does it: the same inode.
+    with source.open("r+b") as file:
+        file.write(os.urandom(1_000_000))
+        file.truncate()
+    hub.fail("ckpt:cut-body:times=1")
+
+    assert hubqueue(environ, "drain", "--timeout", "60").returncode == 0
+
+    (record,) = hub.checkpoints(hub.models[0])
+    assert (record.sha256, record.size) == (hashlib.sha256(body).hexdigest(), len(body))
+
+
+def test_an_altered_snapshot_is_found_before_a_byte_is_sent(hub: Sandbox, home: Path, tmp_path: Path) -> None:
+    environ = environ_of(home, hub.url)
+    (tmp_path / "best.pt").write_bytes(os.urandom(100_000))
+    with open_outbox(home, environ=environ) as outbox:
+        run = new_run(outbox, remote_id=None)
+        outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
+        entry = save_snapshot(outbox, run, tmp_path / "best.pt", 5, is_best=True, map=0.0, final=True)
+    (snapshot,) = (home / "spool").iterdir()
+    with snapshot.open("r+b") as file:
+        file.seek(50_000)
+        file.write(b"altered")
+
+    hubqueue(environ, "drain", "--timeout", "30")
+
+    shown = hubqueue(environ, "show", str(entry)).stdout
+    assert "dead" in shown
+    assert "not what was enqueued" in shown
+    assert not [request for request in hub.requests if request.kind == "ckpt"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kills_of_the_worker_lose_nothing_and_send_nothing_twice(
+    hub: Sandbox, home: Path, tmp_path: Path, seed: int
+) -> None:
+    environ = environ_of(home, hub.url, HUBQUEUE_WORKER__BATCH_ENTRIES="3")
+    dice = random.Random(seed)
+    body = os.urandom(2_000_000)
+    (tmp_path / "best.pt").write_bytes(body)
+    with open_outbox(home, environ=environ) as outbox:
+        run = new_run(outbox, remote_id=None)
+        outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
+        log(outbox, run, *range(60))
+        save_snapshot(outbox, run, tmp_path / "best.pt", 59, is_best=True, map=0.5, final=True)
+        for _ in range(6):
+            worker = start_worker(environ)
+            before = len(hub.requests)
+            wait_until(lambda before=before: len(hub.requests) > before or not outbox.stats.owed().entries)
+            threading.Event().wait(dice.random() * 0.2)
+            kill(worker)
+        assert hubqueue(environ, "drain", "--timeout", "60").returncode == 0
+        counted = outbox.stats.totals()
+
+    (model,) = hub.models
+    assert counted["delivered"] == counted["enqueued"] == 62
+    assert sorted(hub.metrics(model)) == list(range(60))
+    assert [record.sha256 for record in hub.checkpoints(model)] == [hashlib.sha256(body).hexdigest()]
+    stored = [
+        epoch
+        for request in hub.requests
+        if request.kind == "metrics" and request.status == 200 and not request.replayed
+        for epoch in request.epochs
+    ]
+    assert len(stored) == len(set(stored)) == 60
+
+
+def test_kills_of_the_trainer_lose_nothing_that_was_acknowledged(hub: Sandbox, home: Path) -> None:
+    code = """
+import hubqueue
+run = hubqueue.start_run("yolov8n.pt", worker="auto", strict=True)
+for epoch in range(100_000):
+    run.log_metrics({"loss": epoch}, epoch=epoch)
+    print(epoch, flush=True)
+"""
+    environ = environ_of(home, hub.url, HUBQUEUE_WORKER__IDLE_EXIT="1")
+    trainer = python(code, environ)
+    assert trainer.stdout is not None
+    said = [trainer.stdout.readline() for _ in range(200)]
+    trainer.kill()
+    said += trainer.communicate()[0].splitlines()
+    acknowledged = {int(line) for line in said if line.strip().isdigit()}
+
+    drained = hubqueue(environ, "drain", "--timeout", "60")
+
+    assert drained.returncode == 0, drained.stderr
+    received = hub.metrics(hub.models[0])
+    assert acknowledged <= set(received)
+    assert all(received[epoch] == {"loss": epoch} for epoch in acknowledged)
+    wait_until(lambda: '"alive": false' in hubqueue(environ, "status", "--json").stdout)

@@ -1,0 +1,180 @@
+"""P8: memory is constant in file size and backlog, disk has a cap, and the cost of enqueue, claim and status does
+not grow with history. Costs are asserted as query plans and counts, never as times."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from stage import TERMS, Bench, ack, claim, environ_of, hubqueue, log, must_claim, new_run, python
+
+from hubqueue.drafts import registration_draft
+from hubqueue.entry import Kind
+from hubqueue.errors import SpoolFull
+from hubqueue.intake import save_snapshot
+from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.sandbox import Sandbox
+from hubqueue.testing import FakeClock
+
+MIB = 1 << 20
+
+
+def test_a_large_checkpoint_costs_no_memory(hub: Sandbox, home: Path, tmp_path: Path) -> None:
+    source = tmp_path / "large.pt"
+    with source.open("wb") as file:
+        for _ in range(200):
+            file.write(os.urandom(MIB))
+    code = """
+import hubqueue, resource, sys
+run = hubqueue.start_run("yolov8n.pt", worker="thread", strict=True)
+run.log_metrics({"loss": 1}, epoch=0)
+import threading
+while run.remote_id is None:
+    threading.Event().wait(0.05)
+run.save_checkpoint(sys.argv[2], epoch=0)
+threading.Event().wait(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run.save_checkpoint(sys.argv[1], epoch=1, final=True)
+left = run.finish(timeout=60)
+print(left.entries, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    (tmp_path / "small.pt").write_bytes(b"x" * MIB)
+    process = python(code, environ_of(home, hub.url), str(source), str(tmp_path / "small.pt"))
+
+    out, _ = process.communicate(timeout=110)
+
+    left, grown = (int(word) for word in out.split()[-2:])
+    assert left == 0, out
+    assert grown < 32, f"{grown} MiB more for a file of 200 MiB"
+    assert max(record.size for record in hub.checkpoints(hub.models[0])) == 200 * MIB
+
+
+def test_the_spool_has_a_cap(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"x" * 600)
+    with open_outbox(home, environ={"HUBQUEUE_SPOOL__MAX_BYTES": "1000"}) as outbox:
+        run = new_run(outbox)
+        save_snapshot(outbox, run, tmp_path / "last.pt", 0, is_best=False, map=0, final=False)
+
+        with pytest.raises(SpoolFull, match="1000"):
+            save_snapshot(outbox, run, tmp_path / "last.pt", 1, is_best=True, map=0, final=False)
+
+        assert outbox.spool.bytes_used() == 600
+
+
+def test_a_reserve_of_free_space_is_left(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"x" * 600)
+    with open_outbox(home, environ={"HUBQUEUE_SPOOL__MIN_FREE_BYTES": str(1 << 60)}) as outbox:
+        run = new_run(outbox)
+
+        with pytest.raises(SpoolFull, match="free"):
+            save_snapshot(outbox, run, tmp_path / "last.pt", 0, is_best=False, map=0, final=False)
+
+
+def test_snapshots_go_when_their_entries_need_them_no_more(
+    outbox: Outbox, tmp_path: Path, clock: FakeClock
+) -> None:
+    (tmp_path / "last.pt").write_bytes(b"x" * 600)
+    run = new_run(outbox)
+    for epoch in range(3):
+        save_snapshot(outbox, run, tmp_path / "last.pt", epoch, is_best=False, map=0, final=False)
+    assert outbox.spool.bytes_used() == 600
+
+    with Bench(outbox) as bench:
+        bench.step()
+
+    assert outbox.spool.bytes_used() == 0
+
+
+def test_a_dead_checkpoint_keeps_its_snapshot_until_it_is_cancelled(outbox: Outbox, tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"x" * 600)
+    run = new_run(outbox)
+    entry = save_snapshot(outbox, run, tmp_path / "last.pt", 0, is_best=False, map=0, final=False)
+    outbox.settlement.bury(must_claim(outbox), reason="413", started_at=None)
+    assert outbox.spool.bytes_used() == 600
+
+    outbox.discard(outbox.entries.cancel(ids=[entry]))
+
+    assert outbox.spool.bytes_used() == 0
+
+
+def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: FakeClock) -> None:
+    with open_outbox(home, environ={}, clock=clock) as outbox:
+        plans: dict[str, list[str]] = {}
+        engine = outbox.database._engine
+
+        def explain(
+            connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+        ) -> None:
+            if statement.startswith(("SELECT", "UPDATE", "WITH", "DELETE")) and "EXPLAIN" not in statement:
+                raw = connection.connection.driver_connection.cursor()
+                raw.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+                plans[statement] = [row[3] for row in raw.fetchall()]
+
+        run = new_run(outbox)
+        event.listen(engine, "before_cursor_execute", explain)
+        log(outbox, run, 0, 0, 1)
+        ack(outbox, must_claim(outbox))
+        outbox.claims.claim_beat(run, TERMS.lease, TERMS)
+        log(outbox, run, 2)
+        clock.advance(10)
+        claim(outbox)
+        outbox.stats.next_due("hub", [Kind.METRICS])
+        outbox.stats.beats("hub")
+        outbox.stats.running()
+        outbox.stats.owed(run)
+        event.remove(engine, "before_cursor_execute", explain)
+
+    scans = {
+        statement: plan
+        for statement, plan in plans.items()
+        for step in plan
+        if step.startswith("SCAN")
+        and any(table in step for table in ("entries", "attempts"))
+        and "INDEX" not in step
+    }
+    assert len(plans) > 15
+    assert scans == {}
+
+
+def test_a_drain_of_a_long_backlog_uses_few_requests(hub: Sandbox, home: Path) -> None:
+    environ = environ_of(home, hub.url, HUBQUEUE_RATE_LIMITS__METRICS="0")
+    with open_outbox(home, environ=environ) as outbox:
+        run = new_run(outbox, remote_id=None)
+        outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
+        log(outbox, run, *range(2500))
+
+    assert hubqueue(environ, "drain", "--timeout", "60").returncode == 0
+
+    sent = [request for request in hub.requests if request.kind == "metrics"]
+    assert [len(request.epochs) for request in sent] == [1000, 1000, 500]
+
+
+def test_a_batch_has_a_cap_of_bytes(home: Path, clock: FakeClock) -> None:
+    from hubqueue.drafts import metrics_draft
+
+    with open_outbox(home, environ={}, clock=clock) as outbox:
+        run = new_run(outbox)
+        text = '{"note": "' + "x" * 300_000 + '"}'
+        for epoch in range(5):
+            outbox.entries.enqueue(run, metrics_draft(text, epoch))
+
+        lease = must_claim(outbox)
+
+        assert len(lease.batch.entries) == 3
+
+
+def test_finished_rows_make_room_again(outbox: Outbox, clock: FakeClock) -> None:
+    from hubqueue.janitor import Janitor
+
+    run = new_run(outbox)
+    log(outbox, run, *range(20))
+    ack(outbox, must_claim(outbox))
+    clock.advance(40 * 86_400)
+
+    assert Janitor(outbox, lambda _fact: None).prune() == 21
+
+    assert outbox.stats.entries() == []
+    assert outbox.stats.totals()["delivered"] == 20
