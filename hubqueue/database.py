@@ -29,7 +29,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hubqueue import migration, sqlite
@@ -74,6 +74,8 @@ class Database:
         self.path = Path(self._url.database or "") if self.backend == "sqlite" else None
         self._patience, self._courtesy = patience.total_seconds(), courtesy.total_seconds()
         self._driver = sqlite.load_driver(driver) if self.path else None
+        # The driver's own too: what fails inside an event of SQLAlchemy (our BEGIN) is not wrapped by it.
+        self._errors = (DBAPIError, self._driver.Error) if self._driver else (DBAPIError,)
         version = getattr(self._driver, "sqlite_version_info", ())
         self._journal, self._synchronous = sqlite.journal_for(tuple(version), network=network)
         self._outbox_id: str | None = None
@@ -137,7 +139,7 @@ class Database:
                 try:
                     with self._held(reading=False).begin() as transaction:
                         yield transaction.connection
-                except DBAPIError:
+                except self._errors:
                     self._drop()
                     raise
                 finally:
@@ -153,7 +155,7 @@ class Database:
         with self._reading_lock, self._translated():
             try:
                 yield self._held(reading=True)
-            except DBAPIError:
+            except self._errors:
                 self._drop()
                 raise
 
@@ -222,8 +224,12 @@ class Database:
 
     def _held(self, *, reading: bool) -> Connection:
         if reading not in self._connections:
-            connection = self._engine.connect()
-            self._connections[reading] = connection.execution_options(**{_READING: reading})
+            connection = self._engine.connect().execution_options(**{_READING: reading})
+            if not reading and self._journal == "wal":
+                # Ours is the only waiting (see `sqlite.begin_immediate`): SQLite's own is not fair.
+                connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+                connection.commit()
+            self._connections[reading] = connection
         held = self._connections[reading]
         if reading and held.in_transaction():
             held.commit()  # SQLAlchemy's own bookkeeping; SQLite itself is in autocommit here
@@ -248,20 +254,16 @@ class Database:
         """Database errors leave this file as hubqueue's own."""
         try:
             yield
-        except (OperationalError, DatabaseError) as error:
-            # Integrity and programming errors are ours, not the storage's: they stay what they are.
-            cause = error.orig or error
+        except self._errors as error:
+            cause = getattr(error, "orig", None) or error
             where = self.path or self._url.render_as_string(hide_password=True)
             if sqlite.is_damage(cause):
                 raise OutboxDamaged(f"{where} is damaged: {cause}", hint=sqlite.SET_ASIDE) from error
-            if not isinstance(error, OperationalError):
-                raise
-            full = sqlite.is_full(cause)
-            hint = (
-                "free some space; nothing that was enqueued is lost"
-                if full
-                else "hubqueue check finds out why"
-            )
+            if "OperationalError" not in {each.__name__ for each in type(cause).__mro__}:
+                raise  # integrity and programming errors are ours, not the storage's: they stay what they are
+            hint = "hubqueue check finds out why"
+            if sqlite.is_full(cause):
+                hint = "free some space; nothing that was enqueued is lost"
             raise OutboxUnavailable(f"the outbox {where} cannot be used: {cause}", hint=hint) from error
 
     # Time.

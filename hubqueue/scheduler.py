@@ -7,20 +7,22 @@ called from a loop on the monotonic clock, puts a job right that has not run whe
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_EXECUTED, JobExecutionEvent
 from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from hubqueue.errors import HubqueueError
 
 _LOG = logging.getLogger("hubqueue.worker")
 _LATE = 5.0
+_AFTER_TROUBLE = 1.0
 
 # Does the work and says in how many seconds it wants to be called again.
 Work = Callable[[], float]
@@ -35,6 +37,7 @@ class Scheduler:
         self._expected: dict[str, float] = {}
         self._woken: set[str] = set()
         self._at_work: set[str] = set()
+        self._numbers = dict.fromkeys(works, 0)
         self._lock = threading.Lock()
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
@@ -42,59 +45,70 @@ class Scheduler:
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             daemon=True,
         )
-        self._scheduler.add_listener(self._on_done, EVENT_JOB_EXECUTED | EVENT_JOB_ERROR)
 
     def start(self) -> None:
         """Call every work for the first time, now."""
         self._scheduler.start()
-        with self._lock:
-            for name in self._works:
-                self._plan(name, 0.0)
+        for name in self._works:
+            self.wake(name)
 
     def wake(self, name: str) -> None:
         """Call a work as soon as possible: something has changed that it does not know of."""
         with self._lock:
             if name in self._at_work:
                 self._woken.add(name)  # what it has seen may be out of date: again when it is done
-            else:
-                self._plan(name, 0.0)
+                return
+            number = self._next(name, 0.0)
+        self._add(name, number, 0.0)
 
     def tend(self) -> None:
         """Put right what a jump of the wall clock has displaced."""
+        now = time.monotonic()
         with self._lock:
-            for name, expected in list(self._expected.items()):
-                if name not in self._at_work and time.monotonic() - expected > _LATE:
-                    self._plan(name, 0.0)
+            late = [name for name, expected in self._expected.items() if now - expected > _LATE]
+        for name in late:
+            self.wake(name)
 
     def stop(self) -> None:
         """Call nothing any more; a work that is being done is waited for."""
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
 
-    def _call(self, name: str) -> float:
+    def _call(self, name: str, number: int) -> None:
         with self._lock:
+            if number != self._numbers[name]:
+                return  # a newer date has taken the place of this one
             self._at_work.add(name)
             self._woken.discard(name)
+            self._expected[name] = float("inf")
+        again = self._do(name)
+        with self._lock:
+            self._at_work.discard(name)
+            again = 0.0 if name in self._woken else again
+            number = self._next(name, again)
+        self._add(name, number, again)
+
+    def _do(self, name: str) -> float:
         try:
             return self._works[name]()
         except HubqueueError as error:
             _LOG.error("%s: %s", name, error)
         except Exception:
             _LOG.exception("%s failed unexpectedly; going on", name)
-        return 1.0
+        return _AFTER_TROUBLE
 
-    def _on_done(self, event: JobExecutionEvent) -> None:
-        # Not from `_call` itself: until APScheduler has counted the job as done it would refuse the next one.
-        name = event.job_id
-        with self._lock:
-            self._at_work.discard(name)
-            again = 0.0 if name in self._woken or event.retval is None else event.retval
-            self._plan(name, again)
-
-    def _plan(self, name: str, delay: float) -> None:
+    def _next(self, name: str, delay: float) -> int:
+        self._numbers[name] += 1
         self._expected[name] = time.monotonic() + delay
+        return self._numbers[name]
+
+    def _add(self, name: str, number: int, delay: float) -> None:
+        # Without our own lock: APScheduler calls back under its lock, and the two would wait for each other. Each
+        # date is a job of its own, because APScheduler removes a job after it has handed it to a thread, and
+        # would remove with it the next date of the same id where that one was planned in between.
         if self._scheduler.running:
+            with contextlib.suppress(JobLookupError):
+                self._scheduler.remove_job(f"{name} {number - 1}")
             when = datetime.now(UTC) + timedelta(seconds=delay)
-            self._scheduler.add_job(
-                self._call, "date", run_date=when, args=(name,), id=name, replace_existing=True
-            )
+            arguments = (name, number)
+            self._scheduler.add_job(self._call, "date", run_date=when, args=arguments, id=f"{name} {number}")

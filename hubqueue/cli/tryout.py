@@ -64,8 +64,9 @@ def sandbox(
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, on_signal)
-    click.echo(f"sandbox at {hub.url} (Ctrl-C ends it)")
     try:
+        hub.start()
+        click.echo(f"sandbox at {hub.url}, keeping what it gets in {hub.data} (Ctrl-C ends it)")
         hub.serve_forever()
     except KeyboardInterrupt:
         pass

@@ -1,0 +1,223 @@
+"""The database: opened safely, migrated once, with a time that never goes back."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, inspect
+from stage import environ_of, log, new_run, python
+
+from hubqueue import schema
+from hubqueue.config import parse
+from hubqueue.errors import ConfigError, OutboxAlien, OutboxDamaged, OutboxUnavailable
+from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.schema import EPOCH, Moment
+from hubqueue.testing import FakeClock
+
+YEAR = 31_536_000
+
+
+def test_the_migrations_build_what_the_schema_declares(any_outbox: Outbox) -> None:
+    declared = create_engine("sqlite://")
+    schema.metadata.create_all(declared)
+    want, have = inspect(declared), inspect(any_outbox.database._engine)
+
+    assert set(have.get_table_names()) - {"alembic_version"} == set(want.get_table_names())
+    for table in want.get_table_names():
+        columns = {column["name"]: column["nullable"] for column in have.get_columns(table)}
+        assert columns == {column["name"]: column["nullable"] for column in want.get_columns(table)}
+        indexes = {index["name"]: index["column_names"] for index in have.get_indexes(table)}
+        assert indexes == {index["name"]: index["column_names"] for index in want.get_indexes(table)}
+        assert _checks(have, table) == _checks(want, table)
+
+
+def test_alembic_finds_nothing_to_change(outbox: Outbox) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with outbox.database._engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": _compare})
+        differences = compare_metadata(context, schema.metadata)
+
+    assert differences == []
+
+
+def test_the_newest_migration_is_the_one_the_program_wants() -> None:
+    from alembic.script import ScriptDirectory
+
+    from hubqueue.migration import _scripts
+
+    assert ScriptDirectory(str(_scripts())).get_heads() == [schema.REVISION]
+
+
+def test_many_processes_make_one_outbox(home: Path) -> None:
+    code = "from hubqueue.outbox import open_outbox; import os; print(open_outbox(os.environ['HUBQUEUE_HOME']).database.outbox_id)"
+    processes = [python(code, environ_of(home)) for _ in range(6)]
+
+    said = [process.communicate(timeout=90)[0].strip() for process in processes]
+
+    assert len(set(said)) == 1, said
+    assert len(said[0]) == 36
+
+
+def test_opening_again_needs_no_write(home: Path) -> None:
+    open_outbox(home, environ={}).close()
+    blocker = sqlite3.connect(home / "outbox.db", isolation_level=None)
+    with open_outbox(home, environ={}) as outbox:
+        outbox_id = outbox.database.outbox_id
+    before = (home / "outbox.db").stat().st_mtime_ns
+
+    with open_outbox(home, environ={}) as again:
+        assert again.database.outbox_id == outbox_id
+    blocker.close()
+
+    assert (home / "outbox.db").stat().st_mtime_ns == before
+
+
+def test_a_locked_database_is_waited_for_and_then_said_in_one_line(home: Path) -> None:
+    with open_outbox(home, environ={"HUBQUEUE_OUTBOX__BUSY_TIMEOUT": "0.2"}) as outbox:
+        run = new_run(outbox)
+        other = open_outbox(home, environ={})
+        with other.database.write(), pytest.raises(OutboxUnavailable, match="locked"):
+            log(outbox, run, 0)
+        other.close()
+
+        assert log(outbox, run, 0)
+
+
+def test_writers_of_many_threads_and_processes_meet_no_lock_error(home: Path) -> None:
+    code = """
+import os, sys
+from hubqueue.outbox import open_outbox
+from hubqueue.drafts import metrics_draft
+with open_outbox(os.environ["HUBQUEUE_HOME"]) as outbox:
+    for epoch in range(150):
+        outbox.entries.enqueue(sys.argv[1], metrics_draft("{}", int(sys.argv[2]) * 1000 + epoch))
+print("done")
+"""
+    with open_outbox(home, environ={}) as outbox:
+        run = new_run(outbox)
+        processes = [python(code, environ_of(home), run, str(n)) for n in range(1, 4)]
+        errors: list[BaseException] = []
+
+        def work(first: int) -> None:
+            try:
+                log(outbox, run, *range(first, first + 100))
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(10_000 * n,)) for n in range(1, 4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        said = [process.communicate(timeout=90)[0].strip() for process in processes]
+
+        assert (errors, said) == ([], ["done"] * 3)
+        assert outbox.stats.totals()["pending"] == 750
+        assert outbox.stats.miscounted() == []
+
+
+def test_an_alien_database_is_not_touched(home: Path) -> None:
+    home.mkdir()
+    with sqlite3.connect(home / "outbox.db") as connection:
+        connection.execute("CREATE TABLE recipes (name)")
+    connection.close()
+    before = (home / "outbox.db").read_bytes()
+
+    with pytest.raises(OutboxAlien):
+        open_outbox(home, environ={}, set_aside_damaged=True)
+
+    assert (home / "outbox.db").read_bytes() == before
+    assert not (home / "outbox.db-wal").exists()
+
+
+def test_a_damaged_database_is_set_aside_with_its_journal(home: Path) -> None:
+    with open_outbox(home, environ={}) as outbox:
+        log(outbox, new_run(outbox), *range(100))
+    (home / "outbox.db").write_bytes(b"\0" * 8192)
+    (home / "outbox.db-wal").write_bytes(b"the last words")
+
+    with pytest.raises(OutboxDamaged):
+        open_outbox(home, environ={})
+    with open_outbox(home, environ={}, set_aside_damaged=True) as fresh:
+        assert fresh.stats.totals()["enqueued"] == 0
+        assert fresh.set_aside is not None
+        assert fresh.set_aside.read_bytes() == b"\0" * 8192
+        assert fresh.set_aside.with_name(fresh.set_aside.name + "-wal").read_bytes() == b"the last words"
+
+
+@pytest.mark.parametrize("url", ["mysql://host/name", "nonsense", "oracle://x"])
+def test_other_databases_are_refused(home: Path, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"(?i)outbox.*url"):
+        open_outbox(home, environ={"HUBQUEUE_OUTBOX__URL": url})
+
+
+def test_a_password_in_the_url_is_not_shown(home: Path, clock: FakeClock, postgres: object) -> None:
+    url = postgres.new_database().replace("tests@", "tests:geheim@")  # type: ignore[attr-defined]
+    with open_outbox(home, environ={"HUBQUEUE_OUTBOX__URL": url}, clock=clock) as outbox:
+        assert "geheim" not in str(outbox.status())
+
+
+def test_time_never_goes_back(home: Path, clock: FakeClock) -> None:
+    with open_outbox(home, environ={}, clock=clock) as first:
+        log(first, new_run(first), 0)
+        before = first.database.now()
+    clock.jump(-YEAR)
+    with open_outbox(home, environ={}, clock=clock) as same_boot:
+        assert same_boot.database.now() == before
+    clock.reboot(-YEAR)
+    with open_outbox(home, environ={}, clock=clock) as next_boot:
+        assert next_boot.database.now() >= before
+    clock.reboot(5 * YEAR)
+    with open_outbox(home, environ={}, clock=clock) as later:
+        assert later.database.now() == clock.wall()
+
+
+def test_a_moment_keeps_its_microseconds() -> None:
+    moment = FakeClock().wall().replace(microsecond=123_456)
+    kind = Moment()
+    dialect = create_engine("sqlite://").dialect
+
+    stored = kind.process_bind_param(moment, dialect)
+
+    assert kind.process_result_value(stored, dialect) == moment
+    assert kind.process_bind_param(EPOCH, dialect) == 0
+
+
+def test_a_child_of_a_fork_opens_its_own_handle(outbox: Outbox) -> None:
+    run = new_run(outbox)
+    log(outbox, run, 0)
+    inherited = outbox.database._held(reading=False)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            own = outbox.database._held(reading=False)
+            log(outbox, run, 1)
+            os._exit(0 if own is not inherited else 3)
+        except BaseException:
+            os._exit(4)
+    _, ended = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(ended) == 0
+    log(outbox, run, 2)
+    assert outbox.stats.owed().entries == 3
+
+
+def test_the_example_configuration_opens(home: Path) -> None:
+    example = Path(__file__).resolve().parents[2] / "config.example.toml"
+
+    assert parse(example.read_text(), {}, source="example").destination(None).name == "hub"
+
+
+def _checks(inspector: object, table: str) -> set[str]:
+    return {str(check["name"]) for check in inspector.get_check_constraints(table)}  # type: ignore[attr-defined]
+
+
+def _compare(_context: object, _inspected: object, _meta: object, _have: object, want: object) -> bool | None:
+    return False if isinstance(want, Moment) else None

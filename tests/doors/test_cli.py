@@ -1,0 +1,326 @@
+"""The command line, as a person sees it: whole outputs, exit codes, one line and a hint for every mistake."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from stage import end, environ_of, hubqueue, log, must_claim, new_run, start_worker, wait_until
+
+from hubqueue import __version__
+from hubqueue.outbox import open_outbox
+from hubqueue.sandbox import Sandbox
+
+
+@pytest.fixture
+def environ(home: Path, hub: Sandbox) -> dict[str, str]:
+    return environ_of(home, hub.url)
+
+
+def test_the_version_is_told(environ: dict[str, str]) -> None:
+    assert hubqueue(environ, "--version").stdout == f"hubqueue {__version__}\n"
+
+
+def test_a_shell_script_can_do_it_all(environ: dict[str, str], hub: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_bytes(b"weights")
+    run = hubqueue(
+        environ, "enqueue", "run", "yolov8n.pt", "--arg", "epochs=2", "--arg", "data=coco8.yaml"
+    ).stdout.strip()
+
+    said = [
+        hubqueue(
+            environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "loss=1.5", "metrics/mAP50(B)=0.25"
+        ),
+        hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "1", stdin='{"loss": 0.5}'),
+        hubqueue(
+            environ,
+            "enqueue",
+            "checkpoint",
+            "--run",
+            run,
+            "--epoch",
+            "1",
+            "--final",
+            "--map",
+            "0.3",
+            str(tmp_path / "best.pt"),
+        ),
+        hubqueue(environ, "enqueue", "end", "--run", run),
+        hubqueue(environ, "drain", "--timeout", "60"),
+    ]
+
+    assert [each.returncode for each in said] == [0] * 5, [each.stderr for each in said]
+    (model,) = hub.models
+    assert hub.metrics(model) == {0: {"loss": 1.5, "metrics/mAP50(B)": 0.25}, 1: {"loss": 0.5}}
+    (record,) = hub.checkpoints(model)
+    assert (record.type, record.map, record.epoch) == ("final", 0.3, 1)
+    assert hub.model(model)["epochs"] == 2
+    assert "finished" in hubqueue(environ, "runs").stdout
+
+
+def test_the_status_answers_at_a_glance(environ: dict[str, str], hub: Sandbox) -> None:
+    run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
+    hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "loss=1")
+    hub.fail("any:503")
+    worker = start_worker(environ)
+    wait_until(lambda: "retrying" in hubqueue(environ, "status").stdout)
+
+    lines = hubqueue(environ, "status").stdout.splitlines()
+
+    assert lines[0].startswith("ok  2 uploads owed (")
+    assert "1 retrying" in lines[0]
+    assert "next" in lines[0]
+    assert any(line.startswith(f"worker  alive, pid {worker.pid} on ") for line in lines)
+    assert any(f"run {run}  yolov8n.pt  to hub  running  not registered yet" in line for line in lines)
+    assert any("last error: 503 Service Unavailable" in line for line in lines)
+    assert "\x1b" not in "\n".join(lines)
+    end(worker)
+
+
+def test_the_status_as_json_has_the_shape_of_the_manual(environ: dict[str, str]) -> None:
+    hubqueue(environ, "enqueue", "run", "yolov8n.pt")
+
+    shown = json.loads(hubqueue(environ, "status", "--json").stdout)
+
+    assert {"healthy", "outbox", "spool", "worker", "totals", "destinations", "runs"} <= set(shown)
+    assert {"url", "backend", "version", "journal_mode", "synchronous", "bytes", "revision"} <= set(
+        shown["outbox"]
+    )
+    assert {"path", "bytes", "max_bytes", "free_bytes"} <= set(shown["spool"])
+    assert {"alive", "pid", "host", "started_at", "seen_at"} <= set(shown["worker"])
+    counts = {"enqueued", "pending", "in_flight", "retrying", "delivered", "dead", "superseded", "cancelled"}
+    assert counts <= set(shown["totals"])
+    assert {"name", "type", "url", "held", "resumes_at"} <= set(shown["destinations"][0])
+    run = shown["runs"][0]
+    names = {
+        "id",
+        "destination",
+        "remote_id",
+        "url",
+        "state",
+        "last_heartbeat_at",
+        "next_heartbeat_at",
+        "lanes",
+    }
+    assert names <= set(run)
+    lane = run["lanes"][0]
+    more = {"kind", "bytes", "oldest_age_s", "next_send_at", "held", "attempts", "last_error"}
+    assert (counts - {"enqueued"}) | more <= set(lane)
+
+
+def test_dead_entries_are_shown_redriven_and_cancelled(home: Path) -> None:
+    environ = environ_of(home)
+    with open_outbox(home, environ={}) as outbox:
+        run = new_run(outbox)
+        (entry,) = log(outbox, run, 7)
+        outbox.settlement.bury(must_claim(outbox), reason="400 Bad Request: no such metric", started_at=None)
+
+    listed = hubqueue(environ, "entries", "--state", "dead")
+    assert "no such metric" in listed.stdout
+    assert "hubqueue redrive --all" in hubqueue(environ, "status").stdout
+    assert json.loads(hubqueue(environ, "show", str(entry), "--json").stdout)["payload"] == {"loss": 1.0}
+    assert hubqueue(environ, "redrive", str(entry)).stdout == "1 entry brought back\n"
+    assert hubqueue(environ, "redrive", str(entry)).returncode == 1
+    assert hubqueue(environ, "cancel", str(entry)).stdout == "1 entry cancelled\n"
+    assert hubqueue(environ, "cancel", "--run", run).returncode == 1
+    assert "1 cancelled" in hubqueue(environ, "status").stdout
+
+
+def test_check_finds_every_problem_with_a_hint(home: Path) -> None:
+    environ = environ_of(home, "http://127.0.0.1:9")
+    del environ["HUB_API_KEY"]
+
+    shown = hubqueue(environ, "check")
+
+    assert shown.returncode == 1
+    assert "no key for hub" in shown.stdout
+    assert "hubqueue login hub" in shown.stdout
+    assert "0 enqueued = 0 pending" in shown.stdout
+
+
+def test_check_is_content_when_all_is_well(environ: dict[str, str]) -> None:
+    shown = hubqueue(environ, "check", "--json")
+
+    assert shown.returncode == 0, shown.stdout
+    assert all(finding["ok"] for finding in json.loads(shown.stdout))
+
+
+def test_a_wrong_key_is_found_by_check(home: Path, tmp_path: Path) -> None:
+    with Sandbox(tmp_path / "strict", keys=("right",)) as strict:
+        shown = hubqueue(environ_of(home, strict.url, HUB_API_KEY="wrong"), "check")
+        stored = hubqueue(environ_of(home, strict.url, HUB_API_KEY="wrong"), "login", "hub", stdin="right\n")
+        again = hubqueue(environ_of(home, strict.url, HUB_API_KEY=""), "check")
+
+    assert (shown.returncode, "401" in shown.stdout) == (1, True)
+    assert "tried first" in stored.stderr
+    assert again.returncode == 0, again.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["nonsense"], 2, "No such command"),
+        (["status", "--run", "none"], 0, ""),
+        (["show", "12345"], 2, "there is no entry 12345"),
+        (["enqueue", "metrics", "--run", "none", "--epoch", "0", "a=1"], 2, "there is no run none"),
+        (["enqueue", "run", "what is this"], 2, "error: "),
+        (["redrive"], 2, "--all"),
+        (["cancel"], 2, "--run"),
+        (["resume", "hbu"], 2, "hub"),
+        (["login", "hbu"], 2, "hub"),
+        (["--config", "/nonexistent.toml", "status"], 2, "there is no configuration"),
+        (["sandbox", "--fail", "metrcs:503"], 2, "metrics"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_hint(home: Path, arguments: list[str], code: int, words: str) -> None:
+    shown = hubqueue(environ_of(home), *arguments)
+
+    assert shown.returncode == code, shown.stderr
+    assert words in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_all_problems_of_a_configuration_are_told_at_once(home: Path) -> None:
+    home.mkdir()
+    (home / "config.toml").write_text('[rate_limits]\nmetric = 3\nckpt = "often"\n[spol]\nx = 1\n')
+
+    shown = hubqueue(environ_of(home), "status")
+
+    assert shown.returncode == 2
+    assert shown.stderr.count("error: ") == 3
+    assert "did you mean 'metrics'" in shown.stderr
+
+
+def test_metrics_that_are_no_numbers_are_refused(home: Path) -> None:
+    environ = environ_of(home)
+    run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
+
+    shown = hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "loss=high")
+
+    assert shown.returncode == 2
+    assert "loss" in shown.stderr
+
+
+@pytest.mark.parametrize("what", ["missing.pt", "."])
+def test_a_checkpoint_that_cannot_be_read_is_said(home: Path, tmp_path: Path, what: str) -> None:
+    environ = environ_of(home)
+    run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
+
+    shown = hubqueue(environ, "enqueue", "checkpoint", "--run", run, "--epoch", "0", str(tmp_path / what))
+
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("error: ")
+    assert "hint: " in shown.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(environ: dict[str, str], home: Path) -> None:
+    with open_outbox(home, environ={}) as outbox:
+        log(outbox, new_run(outbox), *range(500))
+    command = f"{sys.executable} -m hubqueue entries --limit 500 | head -1"
+
+    shown = subprocess.run(["sh", "-c", command], env=environ, capture_output=True, text=True, check=False)
+
+    assert shown.stdout.startswith("ENTRY")
+    assert shown.stderr == ""
+
+
+def test_a_drain_on_a_terminal_shows_its_progress(
+    environ: dict[str, str], hub: Sandbox, tmp_path: Path
+) -> None:
+    run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
+    (tmp_path / "best.pt").write_bytes(os.urandom(20_000_000))
+    hubqueue(
+        environ, "enqueue", "checkpoint", "--run", run, "--epoch", "1", "--final", str(tmp_path / "best.pt")
+    )
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 100, 0, 0))
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hubqueue", "drain"],
+        env=environ,
+        stderr=slave,
+        stdout=subprocess.PIPE,
+        close_fds=True,
+    )
+    os.close(slave)
+    said = b""
+    while True:
+        try:
+            block = os.read(master, 65536)
+        except OSError:
+            break
+        if not block:
+            break
+        said += block
+    process.communicate(timeout=60)
+    os.close(master)
+
+    assert process.returncode == 0
+    assert b"entries" in said
+    assert b"ckpt" in said
+    assert hub.checkpoints(hub.models[0])[0].size == 20_000_000
+
+
+def test_colours_are_for_terminals_that_want_them(environ: dict[str, str]) -> None:
+    hubqueue(environ, "enqueue", "run", "yolov8n.pt")
+    command = [sys.executable, "-m", "hubqueue", "status"]
+
+    def on_terminal(variables: dict[str, str]) -> bytes:
+        master, slave = pty.openpty()
+        process = subprocess.Popen(command, env=variables, stdout=slave, stderr=slave, close_fds=True)
+        os.close(slave)
+        process.wait(60)
+        said = os.read(master, 65536)
+        os.close(master)
+        return said
+
+    plain = {**environ, "NO_COLOR": "1"}
+    coloured = {name: value for name, value in environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"}
+    assert b"\x1b[" not in on_terminal(plain)
+    assert b"\x1b[" in on_terminal(coloured)
+
+
+def test_a_worker_leaves_when_idle(environ: dict[str, str], home: Path) -> None:
+    worker = start_worker(environ, "--idle-exit", "0.5")
+
+    _, said = worker.communicate(timeout=60)
+
+    assert worker.returncode == 0
+    assert "nothing to send for 0.5 s" in said
+
+
+def test_the_sandbox_command_serves(home: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "hubqueue",
+        "sandbox",
+        "--port",
+        "0",
+        "--data",
+        str(tmp_path / "kept"),
+    ]
+    process = subprocess.Popen(
+        command, env=environ_of(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    url = next(word for word in line.replace(",", " ").split() if word.startswith("http"))
+    environ = environ_of(home, url)
+    run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
+
+    assert hubqueue(environ, "drain", "--timeout", "30").returncode == 0
+    end(process)
+
+    assert run
+    assert process.returncode == 0
+    assert list((tmp_path / "kept").rglob("*"))
