@@ -63,7 +63,7 @@ SECTIONS: Mapping[str, Mapping[str, Form]] = {
     "outbox": {
         "url": forms.database_address(),
         "driver": forms.choice("auto", "pysqlite3", "sqlite3"),
-        "busy_timeout": forms.seconds(),
+        "busy_timeout": forms.seconds(zero=False),
         "keep_delivered": forms.seconds(),
         "keep_attempts": forms.seconds(),
     },
@@ -143,7 +143,8 @@ class _Reader:
 
     def _load(self, text: str) -> dict[str, Any]:
         try:
-            return tomllib.loads(text)
+            # Editors on Windows begin a file with a byte order mark.
+            return tomllib.loads(text.removeprefix("\ufeff"))
         except tomllib.TOMLDecodeError as error:
             problem = str(error)
         except (ValueError, RecursionError):

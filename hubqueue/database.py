@@ -181,6 +181,14 @@ class Database:
             shown["revision"] = migration.current_revision(connection)
         return shown
 
+    def version(self) -> int | None:
+        """A number that changes whenever anybody commits a change; None where the database has no such thing."""
+        if not self.path:
+            return None
+        with self.read() as connection:
+            found: int = connection.exec_driver_sql("PRAGMA data_version").scalar_one()
+            return found
+
     def integrity(self) -> str:
         """What SQLite's own quick check says: "ok", or its first complaint."""
         with self.read() as connection:

@@ -20,6 +20,7 @@ MAX_WAIT = timedelta(days=1)
 """The longest wait that is believed. A server that means more will say so again tomorrow."""
 
 _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{0,20})?")
+_EARLY = re.compile(r"\s*(limit|remaining|reset)\s*=", re.IGNORECASE)
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 # No field that means a moment or a wait is longer; what is longer is not worth the parsing.
 _MAX_FIELD = 1024
@@ -56,7 +57,7 @@ def _retry_after(text: str, reference: datetime) -> timedelta | None:
 def _rate_limit(text: str) -> Iterator[timedelta | None]:
     """`"default";r=0;t=30`, several of them with commas between, or `limit=10, remaining=0, reset=30`."""
     policies = _QUOTED.sub("quoted", text).split(",")
-    if all("=" in policy for policy in policies) and not any(";" in policy for policy in policies):
+    if any(_EARLY.match(policy) for policy in policies):
         # The early form is one policy whose parts are parted by commas.
         policies = [";" + ";".join(policies)]
     for policy in policies:

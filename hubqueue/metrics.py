@@ -33,7 +33,8 @@ def metrics_text(metrics: Mapping[str, object]) -> str:
     for name in metrics:
         if not isinstance(name, str):
             raise InvalidMetrics(f"the name of a metric is a string, not {_type(name)}", hint=_HINT)
-    plain = {str(name): _number(name, value) for name, value in metrics.items()}
+    # Not str(name): that of a (str, Enum) member is "Class.MEMBER".
+    plain = {str.__str__(name): _number(name, value) for name, value in metrics.items()}
     return json.dumps(plain, allow_nan=False)
 
 

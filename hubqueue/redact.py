@@ -19,30 +19,33 @@ _BLANKS = re.compile(r"[ \t\r\n\f\v\u0085\u2028\u2029]+")
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 _WORD = r"(?:api|access|auth|id|refresh|client|secret|private|x)[_-]?"
+_NAME = rf"(?:{_WORD}key|token|passw(?:or)?d|secret|signature|(?:[?&]|%3f|%26)key)"
+# Between a name and its value: `=`, `: `, `": "`, `\": \"` (JSON in JSON), `': b'`, `": ["`, `%3D` (a URL in a URL).
+_CLOSE = r"(?:\\{0,3}[\"'])?"
+_MEANS = r"\s*(?:[:=]|%3[ad])\s*"
+_OPEN = r"\[?b?\\{0,3}[\"']"
+# A key standing alone; the letters of %3D or \n before it do not belong to it.
+_START = r"(?:(?<![0-9A-Za-z])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrt]))"
 _PATTERNS = (
     # user:password@ of a URL
-    (re.compile(r"(://)[^\s/?#]*@"), rf"\1{MASK}@"),
+    (re.compile(r"(//)[^\s/?#]*@"), rf"\1{MASK}@"),
     # Authorization: Bearer …, also as JSON or as a Python dict
     (
-        re.compile(r"(authorization[\"']?\s{0,3}[:=]\s{0,3}[\"']?(?:[a-z]+ )?)[^\s,;\"']+", re.IGNORECASE),
+        re.compile(rf"(authorization{_CLOSE}{_MEANS}(?:{_OPEN})?(?:[a-z]+\s+)?)[^\s,;\"']+", re.IGNORECASE),
         rf"\1{MASK}",
     ),
-    (re.compile(r"\b(bearer )[^\s,;\"']+", re.IGNORECASE), rf"\1{MASK}"),
-    # api_key=…, x-api-key: …, "token": "…", ?X-Goog-Signature=…
-    (
-        re.compile(
-            rf"((?:{_WORD}key|token|passw(?:or)?d|secret|signature|[?&]key)[\"']?\s{{0,3}}[:=]\s{{0,3}}[\"']?)"
-            r"[^\s&,;#\"']+",
-            re.IGNORECASE,
-        ),
-        rf"\1{MASK}",
-    ),
+    (re.compile(r"\b(bearer\s+)[^\s,;\"']+", re.IGNORECASE), rf"\1{MASK}"),
+    # "token": "…" up to the closing quote, a backslash before it left alone
+    (re.compile(rf"({_NAME}{_CLOSE}{_MEANS}{_OPEN})[^\"']*[^\"'\\]", re.IGNORECASE), rf"\1{MASK}"),
+    # api_key=…, x-api-key: …, ?X-Goog-Signature=…
+    (re.compile(rf"({_NAME}{_CLOSE}{_MEANS})(?!{_OPEN})[^\s&,;#\"']+", re.IGNORECASE), rf"\1{MASK}"),
     # KEY_MODELID: the model id is no secret
-    (re.compile(r"(?<![0-9A-Za-z])[0-9A-Za-z]{42}_([0-9A-Za-z]{20})(?![0-9A-Za-z])"), rf"{MASK}_\1"),
+    (re.compile(rf"{_START}[0-9A-Za-z]{{42}}_([0-9A-Za-z]{{20}})(?![0-9A-Za-z])"), rf"{MASK}_\1"),
     # a HUB key, a Platform key
-    (re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]{42}(?![0-9A-Za-z])"), MASK),
+    (re.compile(rf"{_START}[0-9A-Fa-f]{{42}}(?![0-9A-Za-z])"), MASK),
     (re.compile(r"ul_[0-9A-Fa-f]{32,}"), MASK),
 )
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?//")
 _HOST = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[^:@\s\[\]]*)(?::[0-9]*)?")
 
 
@@ -71,11 +74,11 @@ def hide_key(text: str) -> str:
 
 def safe_url(url: str) -> str:
     """`url` without user info, query and fragment, where keys travel. What is no URL is masked in doubt."""
-    scheme, found, rest = url.partition("://") if "://" in url else ("", "", url)
+    scheme, found, rest = url.partition("//") if _SCHEME.match(url) else ("", "", url)
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     path = re.split(r"[?#]", rest[len(authority) :], maxsplit=1)[0]
     authority = authority.rpartition("@")[2]
-    if not _HOST.fullmatch(authority):
+    if not _HOST.fullmatch(authority) or (":" in authority and "@" in path):
         # A password with a slash in it would end up here; nothing after it can be trusted either.
         authority, path = MASK, ""
     return _visible(hide_key(f"{scheme}{found}{authority}{path}"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from hubqueue.errors import OutboxUnavailable
 from hubqueue.events import Emit
@@ -23,6 +23,7 @@ from hubqueue.worker import Connect, Worker
 _LOOK = 0.5
 _AROUND = 5.0
 _TIDY = 600.0
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Service:
@@ -33,6 +34,9 @@ class Service:
         self._janitor = Janitor(outbox, emit)
         self._stop = threading.Event()
         self._grace: timedelta | None = None
+        self._woken = threading.Event()
+        self._seen: int | None = None
+        self._due = _NEVER
         self.worker = Worker(outbox, emit=emit, on_free=self.wake, dial=dial)
         works = {
             "step": self._step,
@@ -44,6 +48,7 @@ class Service:
 
     def wake(self) -> None:
         """Something was enqueued, or a thread became free: look now."""
+        self._woken.set()
         self._scheduler.wake("step")
 
     def stop(self, grace: timedelta | None = None) -> None:
@@ -94,11 +99,15 @@ class Service:
         return "told to stop"
 
     def _step(self) -> float:
-        self.worker.step()
-        due = self.worker.next_due()
-        if due is None:
-            return _LOOK
-        return min(_LOOK, max(0.0, (due - self._outbox.database.now()).total_seconds()))
+        database = self._outbox.database
+        version = database.version()
+        # Nobody has written and nothing has come due: an idle worker asks one cheap question, twice a second.
+        if version is None or version != self._seen or self._woken.is_set() or database.now() >= self._due:
+            self._woken.clear()
+            self._seen = version
+            self.worker.step()
+            self._due = self.worker.next_due() or _NEVER
+        return min(_LOOK, max(0.0, (self._due - database.now()).total_seconds()))
 
     def _look_around(self) -> float:
         self._janitor.look_around()

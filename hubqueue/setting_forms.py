@@ -68,10 +68,11 @@ def seconds(*, zero: bool = True) -> Form:
             raise Refused(f"must be a number of seconds, not {kind_of(value)}")
         if isinstance(value, float) and not math.isfinite(value):
             raise Refused("must be a finite number of seconds")
-        if value < 0 or (value == 0 and not zero):
-            raise Refused(f"must be {'0 or more' if zero else 'more than 0'} seconds")
         if value > MAX_SECONDS:
             raise Refused(f"must be at most {MAX_SECONDS} seconds (ten years)")
+        # Below a microsecond nothing is left of a duration: that is a zero, too.
+        if value < 0 or not (zero or timedelta(seconds=value)):
+            raise Refused(f"must be {'0 or more' if zero else 'more than 0'} seconds")
         return timedelta(seconds=value)
 
     return Form(check, _number)

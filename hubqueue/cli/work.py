@@ -64,7 +64,10 @@ def worker(place: Place, idle_exit: float | None, detached: bool, verbose: bool)
             idle_exit = outbox.config.worker.idle_exit.total_seconds()
         service = Service(outbox, emit=journal.write)
         _obey_signals(service)
-        service.run(until=idle_for(outbox, idle_exit) if idle_exit is not None else lambda: None)
+        if idle_exit is None:
+            service.run()
+        else:
+            service.run(until=idle_for(outbox, idle_exit), every=min(5.0, max(0.2, idle_exit / 4)))
     if only_one is not None:
         only_one.release()
 

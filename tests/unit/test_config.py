@@ -135,6 +135,10 @@ def test_every_key_has_a_variable() -> None:
                 assert getattr(changed, key) != getattr(holder, key), f"{section}.{key}"
 
 
+def test_a_byte_order_mark_is_no_part_of_the_file() -> None:
+    assert read("\ufeffrate_limits.metrics = 1").rate_limits.metrics == timedelta(seconds=1)
+
+
 def test_an_empty_variable_is_not_set() -> None:
     config = read(HUBQUEUE_OUTBOX__URL="", HUBQUEUE_RATE_LIMITS__METRICS="", ULTRALYTICS_HUB_API="")
 

@@ -59,6 +59,8 @@ def test_every_problem_is_reported_at_once_with_its_source() -> None:
         ("rate_limits.ckpt = inf", "rate_limits.ckpt must be a finite number of seconds"),
         ("rate_limits.ckpt = 1e300", "rate_limits.ckpt must be at most 315360000 seconds (ten years)"),
         ("worker.lease = 0", "worker.lease must be more than 0 seconds"),
+        ("worker.lease = 1e-9", "worker.lease must be more than 0 seconds"),
+        ("outbox.busy_timeout = 0", "outbox.busy_timeout must be more than 0 seconds"),
         ("worker.ckpt_threads = 0", "worker.ckpt_threads must be 1 or more threads"),
         ("spool.max_bytes = 0", "spool.max_bytes must be 1 or more bytes"),
         ("spool.max_bytes = 2e9", "spool.max_bytes must be a whole number of bytes, not a fraction"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from decimal import Decimal
+from enum import Enum
 from fractions import Fraction
 from typing import Any
 
@@ -30,7 +31,7 @@ class Scalar:
     def __index__(self) -> int:
         if not isinstance(self.inside, int):
             raise TypeError("not an integer")
-        return self.inside
+        return int(self.inside)  # a boolean tensor counts as a whole number
 
 
 def refuse_constant(word: str) -> None:
@@ -58,6 +59,7 @@ def strict(text: str) -> Any:
         (Decimal("sNaN"), "null"),
         (Decimal("1e999"), "null"),
         (Fraction(1, 4), "0.25"),
+        (2**1023 - 1, str(2**1023 - 1)),
         (Fraction(10**400), "null"),
         (Scalar(0.5), "0.5"),
         (Scalar(7), "7"),
@@ -77,7 +79,7 @@ def test_the_text_is_spelled_as_the_protocol_shows_it() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["0.5", b"1", [1.0], {"a": 1}, 1j, object(), float, Scalar("text"), Scalar(1j), Scalar([1]), 2**1024],
+    ["0.5", b"1", [1.0], {"a": 1}, 1j, object(), float, Scalar("text"), Scalar(1j), Scalar([1]), 2**1023],
 )
 def test_what_is_no_number_is_refused_by_name_at_once(value: object) -> None:
     with pytest.raises(InvalidMetrics, match=r"train/box_loss") as caught:
@@ -104,6 +106,13 @@ def test_a_tensor_that_cannot_be_read_is_refused_with_its_cause() -> None:
 def test_metrics_are_a_mapping_with_names(metrics: Any) -> None:
     with pytest.raises(InvalidMetrics):
         metrics_text(metrics)
+
+
+def test_a_name_out_of_an_enumeration_is_its_text() -> None:
+    class Name(str, Enum):  # noqa: UP042 -- the older way, whose str() is "Name.LOSS"
+        LOSS = "train/box_loss"
+
+    assert metrics_text({Name.LOSS: 1.0}) == '{"train/box_loss": 1.0}'
 
 
 def test_a_refusal_shows_no_control_characters() -> None:

@@ -41,6 +41,11 @@ def test_long_text_is_cut_with_an_ellipsis() -> None:
     assert shown == "x y x y x…"
 
 
+def test_text_of_a_server_is_kept_to_two_hundred_characters() -> None:
+    assert len(clean("x" * 200)) == len(clean("x" * 201)) == 200
+    assert clean("x" * 201).endswith("…")
+
+
 def test_a_text_of_exactly_the_limit_is_left_whole() -> None:
     assert clean("0123456789", limit=10) == "0123456789"
 
@@ -82,6 +87,21 @@ def test_a_secret_is_masked_as_it_stands_in_a_query_too() -> None:
         ("sent Bearer abc.def, then left", "sent Bearer ***, then left"),
         ("via http://user:pa@ss@proxy:3128/x", "via http://***@proxy:3128/x"),
         ("password=hunter2 token: t0k3n", "password=*** token: ***"),
+        ("Authorization:  Bearer   abc", "Authorization:  Bearer   ***"),
+        ("sent Bearer\tabc", "sent Bearer\t***"),
+        ("{'Authorization': b'Bearer abc'}", "{'Authorization': b'Bearer ***'}"),
+        ('{"authorization": ["Bearer abc"]}', '{"authorization": ["Bearer ***"]}'),
+        ('{\\"api_key\\": \\"abc\\"}', '{\\"api_key\\": \\"***\\"}'),
+        ("{'token': b'abc'}", "{'token': b'***'}"),
+        ('{"password": "my two words", "a": "b c"}', '{"password": "***", "a": "b c"}'),
+        (
+            "https://x.org/login?next=%2Fm%3Fapi_key%3Dabc&v=2",
+            "https://x.org/login?next=%2Fm%3Fapi_key%3D***&v=2",
+        ),
+        ("https://x.org/login?next=%2Fm%3Fkey%3Dabc", "https://x.org/login?next=%2Fm%3Fkey%3D***"),
+        (f"next=%2Fm%3D{KEY}", "next=%2Fm%3D***"),
+        (f"first line\\n{KEY}\\n", "first line\\n***\\n"),
+        ("see //user:pass@host/x", "see //***@host/x"),
     ],
 )
 def test_what_looks_like_a_key_is_masked(text: str, shown: str) -> None:
@@ -115,6 +135,11 @@ def test_what_is_no_key_is_left(text: str) -> None:
         ("postgresql+psycopg://u:p@db/outbox", "postgresql+psycopg://db/outbox"),
         ("sqlite:////var/lib/outbox.db", "sqlite:////var/lib/outbox.db"),
         ("u:p@example.org/x", "example.org/x"),
+        ("//u:p@example.org/x", "//example.org/x"),
+        ("https:/u:p@example.org/x", "***"),
+        ("https://u:12/w@example.org/x", "https://***"),
+        ("https://x.org/@home", "https://x.org/@home"),
+        ("u:p://w@example.org/x", "***"),
         (f"https://x.org/{KEY}_{MODEL_ID}", f"https://x.org/***_{MODEL_ID}"),
         ("https://x.org/\x1b[2J", "https://x.org/\\x1b[2J"),
         ("", ""),

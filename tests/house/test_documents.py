@@ -1,0 +1,129 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from hubqueue.cli import main
+from hubqueue.config import parse
+from hubqueue.lifecycle import MOVES
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROMISES = (
+    "durable",
+    "proof",
+    "accounted",
+    "isolated",
+    "paced",
+    "harmless",
+    "identity",
+    "bounded",
+    "secret",
+    "honest",
+)
+
+
+def commands(
+    group: click.Group = main, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    return [
+        body
+        for language, body in re.findall(r"^```(\w+)\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+        if language in languages
+    ]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_python_of_the_documents_compiles(path: Path) -> None:
+    for block in blocks(path, "python"):
+        compile(block, str(path), "exec")
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_commands_of_the_documents_exist(path: Path) -> None:
+    known = {names[0] for names, _ in commands()}
+    said = re.findall(
+        r"^\s*(?:\$ )?(?:\S+=\S+ )*hubqueue ((?:--\w+ \S+ )*)([a-z]\w*)",
+        "\n".join(blocks(path, "console", "sh", "bash")),
+        re.MULTILINE,
+    )
+
+    assert {name for _, name in said} <= known
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_links_of_the_documents_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_every_command_and_option_has_help_and_an_example() -> None:
+    for names, command in commands():
+        assert command.help, names
+        if not isinstance(command, click.Group):
+            assert "Example" in command.help, names
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, (names, parameter.name)
+
+
+def test_every_command_is_in_the_manual() -> None:
+    manual = (ROOT / "docs" / "cli.md").read_text()
+
+    for names, command in commands():
+        assert f"hubqueue {' '.join(names)}" in manual
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                assert any(option in manual for option in parameter.opts), (names, parameter.opts)
+
+
+def test_every_move_is_in_the_manual() -> None:
+    rows = set(
+        re.findall(
+            r"^\| *`?(\w+)`? *\| *`?([\w—]+)`? *\| *`?([\w—]+)`? *\|",
+            (ROOT / "docs" / "lifecycle.md").read_text(),
+            re.MULTILINE,
+        )
+    )
+    moves = {
+        (str(move), "—" if source is None else str(source), "—" if target is None else str(target))
+        for move, pairs in MOVES.items()
+        for source, target in pairs
+    }
+
+    assert moves <= rows
+    known = {str(move) for move in MOVES}
+    assert {row for row in rows if row[0] in known} == moves
+
+
+def test_the_example_configuration_is_the_default() -> None:
+    assert parse((ROOT / "config.example.toml").read_text(), {}, source="example") == parse(
+        "", {}, source="nothing"
+    )
+
+
+def test_every_promise_has_a_heading_and_a_test_file() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for number, name in enumerate(PROMISES, 1):
+        assert re.search(rf"^#+ P{number} {name}", readme, re.MULTILINE | re.IGNORECASE), f"P{number} {name}"
+        assert (ROOT / "tests" / "promises" / f"test_p{number}_{name}.py").exists()
+
+
+def test_the_changelog_knows_this_version() -> None:
+    from hubqueue import __version__
+
+    assert f"[{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
