@@ -40,9 +40,10 @@ def ensure_worker(home: Home, *, config: str | None = None) -> bool:
     # -P: the folder a training script was started in must not shadow modules of the worker.
     command = [sys.executable, "-P", "-m", "hubqueue", "--home", str(home.path), "worker", "--detached"]
     environ = dict(os.environ)
-    if config is not None:
-        environ["HUBQUEUE_CONFIG"] = config
-    if "PYTHONPATH" in environ:  # relative entries would mean something else in the folder of the home
+    named = config or environ.get("HUBQUEUE_CONFIG")
+    if named:  # a relative path would mean something else in the folder of the home
+        environ["HUBQUEUE_CONFIG"] = os.path.abspath(named)
+    if "PYTHONPATH" in environ:  # and so would these
         paths = environ["PYTHONPATH"].split(os.pathsep)
         environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths if path)
     try:

@@ -230,7 +230,12 @@ _COUNTERS = {
     for name in ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled", "bytes")
 }
 
-_LANE_OF = select(lanes.c.id).where(lanes.c.run_id == bindparam("run"), lanes.c.kind == bindparam("kind"))
+# The lane is locked first, as a claim does it: on PostgreSQL the two would otherwise wait for each other.
+_LANE_OF = (
+    select(lanes.c.id)
+    .where(lanes.c.run_id == bindparam("run"), lanes.c.kind == bindparam("kind"))
+    .with_for_update()
+)
 _INSERT = insert(entries).returning(entries.c.id)
 _TALLY = (
     update(lanes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from datetime import timedelta
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 from hubqueue import daemon, journal
+from hubqueue.errors import HubqueueError
 from hubqueue.home import Home
 from hubqueue.outbox import COURTESY, open_outbox
 from hubqueue.service import Service
 
+_LOG = logging.getLogger("hubqueue")
 # How often a producer looks whether its detached worker still lives.
 _LOOK = 30.0
 
@@ -80,16 +83,27 @@ class InProcess:
     def __init__(self, home: Path, config: str | None) -> None:
         # An outbox of its own: a worker leaves gaps between its writes, the training does not.
         self._outbox = open_outbox(home, config, courtesy=COURTESY)
-        self._service = Service(self._outbox, emit=journal.write)
-        self._thread = threading.Thread(target=self._service.run, name="hubqueue-service", daemon=True)
-        self._thread.start()
+        self._begin()
 
     def nudge(self) -> None:
+        if not self._thread.is_alive():
+            self._begin()  # storage trouble ended it; by now there may be none
         self._service.wake()
 
     def finish(self) -> None:
-        self._service.wake()
+        self.nudge()
 
     def close(self, deadline: float) -> None:
         self._service.stop(timedelta(seconds=max(0.0, deadline - time.monotonic())))
         self._thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _begin(self) -> None:
+        self._service = Service(self._outbox, emit=journal.write)
+        self._thread = threading.Thread(target=self._work, name="hubqueue-service", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._service.run()
+        except HubqueueError as error:
+            _LOG.warning("the worker thread has ended: %s; it starts again with the next call", error)

@@ -203,9 +203,8 @@ def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...
     chain = list(_chain(error))
     if any(isinstance(each, ssl.SSLCertVerificationError) for each in chain):
         verdict = next(each for each in chain if isinstance(each, ssl.SSLCertVerificationError))
-        return Blocked(
-            f"{host}: certificate refused: {clean(verdict.verify_message or str(verdict))}", Scope.DESTINATION
-        )
+        said = clean(getattr(verdict, "verify_message", "") or str(verdict), secrets=secrets)
+        return Blocked(f"{host}: certificate refused: {said}", Scope.DESTINATION)
     if isinstance(error, _WRONG_SETTING):
         return Blocked(f"{host}: cannot be asked: {type(error).__name__}", Scope.DESTINATION)
     for kinds, words in _WORDS:

@@ -1,8 +1,8 @@
 """Connections that tell what they do: the sockets under `requests`, with the holes of its proofs mended.
 
 * The watch of an exchange knows the live socket, when the request leaves, and how much of it has left.
-* An answer that is cut off in its headers is an error: the standard library takes the end of the stream for the
-  end of the headers, and the cut answer would look complete.
+* An answer that is cut off in its headers, or in its last chunk, is an error: the standard library takes the end
+  of the stream for the end of either, and the cut answer would look complete.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import http.client
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from requests.adapters import HTTPAdapter
@@ -21,10 +22,11 @@ from hubqueue.transports.watch import Watch
 
 # Small enough that a slow peer's progress is seen in time.
 _SLICE = 128 * 1024
+_BLANK = (b"\r\n", b"\n")
 
 
-class HeadersCut(http.client.HTTPException):
-    """The connection ended inside the headers of the answer."""
+class AnswerCut(http.client.HTTPException):
+    """The connection ended inside the answer."""
 
 
 class _Current(threading.local):
@@ -53,16 +55,38 @@ class _Witness:
 
 
 class _WholeAnswer(http.client.HTTPResponse):
-    """An answer whose headers must end with their blank line."""
+    """An answer whose headers, and whose last chunk, must end as they should."""
 
     def begin(self) -> None:
-        witness: Any = _Witness(self.fp)
-        self.fp = witness
-        super().begin()
-        if self.fp is not None:
-            self.fp = witness.inner
-        if witness.last not in (b"\r\n", b"\n"):
-            raise HeadersCut("the answer ends inside its headers")
+        with self._witnessed() as witness:
+            super().begin()
+        if witness.last not in _BLANK:
+            raise AnswerCut("the answer ends inside its headers")
+
+    # These two belong to http.client, which takes the end of the stream for the end of the last chunk.
+
+    def _read_next_chunk_size(self) -> int:
+        with self._witnessed() as witness:
+            size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if not witness.last.endswith(b"\n"):
+            raise AnswerCut("the answer ends inside the size of a chunk")
+        return size
+
+    def _read_and_discard_trailer(self) -> None:
+        with self._witnessed() as witness:
+            super()._read_and_discard_trailer()  # type: ignore[misc]
+        if witness.last not in _BLANK:
+            raise AnswerCut("the answer ends before its last blank line")
+
+    @contextmanager
+    def _witnessed(self) -> Iterator[_Witness]:
+        witness = _Witness(self.fp)
+        self.fp = witness  # type: ignore[assignment]
+        try:
+            yield witness
+        finally:
+            if self.fp is not None:  # None: the connection was closed meanwhile
+                self.fp = witness.inner
 
 
 class _Telling:
@@ -89,7 +113,7 @@ class _Telling:
             # timeout is that of the connect, and would end a slow upload.
             start, CURRENT.on_start = CURRENT.on_start, None
             start()
-            self.sock.settimeout(2 * watch.window)
+            self.sock.settimeout(4 * watch.window)
             watch.sending()
             super().send(data)  # type: ignore[misc]
             if not watch.size:

@@ -34,15 +34,12 @@ run.log_metrics({"loss": 1}, epoch=0)
 import threading
 while run.remote_id is None:
     threading.Event().wait(0.05)
-run.save_checkpoint(sys.argv[2], epoch=0)
-threading.Event().wait(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 run.save_checkpoint(sys.argv[1], epoch=1, final=True)
 left = run.finish(timeout=60)
 print(left.entries, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
-    (tmp_path / "small.pt").write_bytes(b"x" * MIB)
-    process = python(code, environ_of(home, hub.url), str(source), str(tmp_path / "small.pt"))
+    process = python(code, environ_of(home, hub.url), str(source))
 
     out, _ = process.communicate(timeout=110)
 

@@ -37,7 +37,7 @@ def test_a_canary_key_is_nowhere_but_in_the_requests(
     (tmp_path / "last.pt").write_bytes(os.urandom(1000))
     for rule in ("401:times=1", "metrics:html:times=1", "metrics:500:times=1", "ckpt:reset:times=1"):
         hub.fail(rule)
-    hub.fail(f"metrics:redirect:times=1:to={other_host.url}")
+    hub.fail(f"metrics:redirect:times=1:to={other_host.url}/v1/models/x")
     code = """
 import hubqueue, sys
 run = hubqueue.start_run("yolov8n.pt", worker="none", strict=True)

@@ -139,6 +139,44 @@ def test_a_byte_order_mark_is_no_part_of_the_file() -> None:
     assert read("\ufeffrate_limits.metrics = 1").rate_limits.metrics == timedelta(seconds=1)
 
 
+@pytest.mark.parametrize("yes", ["true", "yes", "on", "1", " TRUE "])
+@pytest.mark.parametrize("no", ["false", "no", "off", "0"])
+def test_a_variable_says_yes_and_no_in_several_words(yes: str, no: str) -> None:
+    assert read(HUBQUEUE_DESTINATIONS__HUB__INSECURE=yes).destination().insecure is True
+    assert (
+        read("destinations.hub.insecure = true", HUBQUEUE_DESTINATIONS__HUB__INSECURE=no)
+        .destination()
+        .insecure
+        is False
+    )
+
+
+def test_blanks_around_the_number_of_a_variable_do_not_matter() -> None:
+    limits = read(HUBQUEUE_RATE_LIMITS__METRICS=" 1.5 ", HUBQUEUE_RATE_LIMITS__CKPT=" 2\n").rate_limits
+
+    assert (limits.metrics, limits.ckpt) == (timedelta(seconds=1.5), timedelta(seconds=2))
+
+
+def test_the_password_of_a_database_is_in_no_repr() -> None:
+    config = read(f"outbox.url = 'postgresql+psycopg://user:{SECRET}@db/outbox'")
+
+    assert config.outbox.url is not None and SECRET in config.outbox.url
+    assert SECRET not in repr(config)
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    config = read()
+
+    parts = [
+        config,
+        *(getattr(config, field.name) for field in dataclasses.fields(config)),
+        config.destination(),
+    ]
+    for part in filter(dataclasses.is_dataclass, parts):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(part, dataclasses.fields(part)[0].name, None)
+
+
 def test_an_empty_variable_is_not_set() -> None:
     config = read(HUBQUEUE_OUTBOX__URL="", HUBQUEUE_RATE_LIMITS__METRICS="", ULTRALYTICS_HUB_API="")
 

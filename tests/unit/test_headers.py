@@ -78,6 +78,7 @@ def test_a_retry_after_without_sense_asks_for_nothing(value: str) -> None:
         ("limit=100;w=60, remaining=0, reset=30", 30),
         ("limit=100;w=60, remaining=1, reset=30", None),
         ("remaining=0; reset=30", 30),
+        ("limit=100, remaining=0, reset=30, scope=user", 30),
         ("Limit=100, Remaining=0, Reset=30", 30),
         ('"default";r=1;t=30', None),
         ('"default";r=0', None),

@@ -22,6 +22,8 @@ KEY = "0123456789abcdef0123456789abcdef0123456789"
         (f"  {WEB}/models/{ID}\n", Identifier(model_id=ID)),
         (f"http://hub.ultralytics.com/models/{ID}", Identifier(model_id=ID)),
         (f"https://HUB.Ultralytics.com/models/{ID}", Identifier(model_id=ID)),
+        (f"https://hub.ultralytics.com:443/models/{ID}", Identifier(model_id=ID)),
+        (f"http://hub.ultralytics.com:80/models/{ID}", Identifier(model_id=ID)),
         (f"{WEB}/models/{ID}.pt", Identifier(model_id=ID)),
         (f"{WEB}/models/{ID}?tab=deploy#top", Identifier(model_id=ID)),
         (f"{WEB}/models/{ID}?api_key={KEY}", Identifier(api_key=KEY, model_id=ID)),
@@ -108,6 +110,22 @@ def test_everything_else_is_refused_with_the_forms_that_exist(written: str) -> N
 
     assert caught.value.hint is not None
     assert all(form in caught.value.hint for form in ("URL", "model id", "KEY_MODELID", ".pt", ".yaml"))
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("yolov8n", "'yolov8n' is not a model"),
+        (f"{KEY}_short", "'***' is not a model"),
+        (f"https://evil.org/x?api_key={KEY}", f"'https://evil.org/x' is not a model of {WEB}"),
+        (f"{WEB}/models/short", f"'{WEB}/models/short' has no model id of 20 letters and digits"),
+    ],
+)
+def test_a_refusal_shows_what_was_written_as_far_as_it_is_no_key(written: str, shown: str) -> None:
+    with pytest.raises(InvalidModel) as caught:
+        parse(written, web_url=WEB)
+
+    assert str(caught.value) == shown
 
 
 @pytest.mark.parametrize(
