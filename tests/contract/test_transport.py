@@ -128,6 +128,15 @@ def test_no_cut_of_a_chunked_answer_is_a_delivery() -> None:
             assert isinstance(outcome, RetryLater), (cut, outcome)
 
 
+def test_no_cut_of_a_refusal_is_one() -> None:
+    """A 404 that is cut off may be anything: it must not hold the run."""
+    whole = answer(b"", status="404 Not Found", headers="X-One: 1\r\n")
+    for cut in range(len(whole)):
+        with Peer(sends(whole[:cut], close=True)) as peer:
+            outcome = send(peer.url)
+            assert isinstance(outcome, RetryLater), (cut, outcome)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -482,7 +491,22 @@ def test_a_name_that_does_not_exist_is_trouble_and_no_hold() -> None:
 
 def test_a_wrong_certificate_holds_the_destination_and_gets_no_key(tmp_path: Path) -> None:
     made = subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost", "-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")],
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-keyout",
+            str(tmp_path / "key.pem"),
+            "-out",
+            str(tmp_path / "cert.pem"),
+        ],
         capture_output=True,
         check=False,
     )
