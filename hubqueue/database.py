@@ -189,6 +189,13 @@ class Database:
             found: int = connection.exec_driver_sql("PRAGMA data_version").scalar_one()
             return found
 
+    def be_patient(self, seconds: float) -> None:
+        """Wait for other writers no longer than this from now on, or than the configuration says."""
+        self._patience = min(self._patience, seconds)
+        for reading, connection in self._connections.items():
+            if reading or self._journal != "wal":
+                connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(self._patience * 1000)}")
+
     def integrity(self) -> str:
         """What SQLite's own quick check says: "ok", or its first complaint."""
         with self.read() as connection:

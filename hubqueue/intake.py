@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 
@@ -9,6 +10,8 @@ from hubqueue import identifier
 from hubqueue.config import DestinationSettings
 from hubqueue.drafts import ckpt_draft, registration_draft
 from hubqueue.entry import Kind
+from hubqueue.errors import HubqueueError
+from hubqueue.lifecycle import RunState
 from hubqueue.outbox import Outbox
 from hubqueue.transports import DESTINATION_KINDS
 
@@ -33,7 +36,13 @@ def open_run(
         url=f"{target.web_url}/models/{named.model_id}" if named.model_id else None,
     )
     if named.model_id is None:
-        outbox.entries.enqueue(run_id, registration_draft(named.filename or "", args))
+        try:
+            outbox.entries.enqueue(run_id, registration_draft(named.filename or "", args))
+        except BaseException:
+            # Nobody will ever log to this run: it must not stand there as one that goes on.
+            with contextlib.suppress(HubqueueError):
+                outbox.registry.end_run(run_id, RunState.FAILED)
+            raise
     return run_id, goes_on
 
 

@@ -28,7 +28,7 @@ from hubqueue.config import Config, DestinationSettings
 from hubqueue.credentials import Credentials
 from hubqueue.drafts import metrics_draft
 from hubqueue.entry import Draft
-from hubqueue.errors import CheckpointUnreadable, HubqueueError, OutboxAlien, OutboxTooNew, RunFinished
+from hubqueue.errors import HubqueueError, RunFinished
 from hubqueue.home import Home
 from hubqueue.intake import open_run, save_snapshot
 from hubqueue.leftover import Leftover, count, word
@@ -36,6 +36,7 @@ from hubqueue.lifecycle import RunState
 from hubqueue.locks import Lock
 from hubqueue.outbox import Outbox, open_outbox
 from hubqueue.senders import Detached, InProcess, Nobody, Sender
+from hubqueue.survival import hint_of, survive
 
 WorkerMode = Literal["auto", "thread", "none"]
 Path_ = str | os.PathLike[str]
@@ -46,6 +47,8 @@ _REOPEN = 5.0
 # Epochs kept in memory while the storage fails; the oldest give way.
 _BACKLOG = 100_000
 _POLL = 0.1
+# What `finish` grants a locked database at least, in seconds, for each of its few statements.
+_LEAST_PATIENCE = 0.1
 
 
 def start_run(
@@ -183,6 +186,8 @@ class Run:
         """
         deadline = time.monotonic() + max(0.0, timeout)
         state = RunState(status)
+        if self._outbox is not None:
+            self._outbox.database.be_patient(max(_LEAST_PATIENCE, timeout / 4))
         with self._guard:
             self._attempt("metrics", self._save_backlog)
             if self._ended is None:
@@ -224,24 +229,7 @@ class Run:
         Credentials(self._home.credentials, os.environ).store(self._destination.name, self._named.api_key)
 
     def _attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
-        """Do something that needs the storage: trouble is logged, and raised only when `strict`."""
-        try:
-            return act()
-        except (OutboxAlien, OutboxTooNew):
-            raise  # a wrong setting, found at the start of the run: for the caller to mend
-        except CheckpointUnreadable as error:
-            if self._strict:
-                raise
-            _LOG.warning("the checkpoint was not saved: %s%s", error, _hint(error))
-        except (HubqueueError, OSError) as error:
-            if self._strict:
-                raise
-            _LOG.warning("the %s could not be saved yet: %s%s", what, error, _hint(error))
-        except Exception:
-            if self._strict:
-                raise
-            _LOG.exception("the %s could not be saved: a defect in hubqueue; the training goes on", what)
-        return None
+        return survive(what, act, strict=self._strict)
 
     def _opened(self) -> tuple[Outbox, str]:
         """The outbox and the run's id in it; opened and registered when that has not succeeded yet."""
@@ -289,7 +277,15 @@ class Run:
         while self._unsaved:
             outbox, run_id = self._opened()
             key, draft = next(iter(self._unsaved.items()))
-            entry_id, superseded = outbox.entries.enqueue(run_id, draft)
+            try:
+                entry_id, superseded = outbox.entries.enqueue(run_id, draft)
+            except (HubqueueError, OSError):
+                raise  # storage trouble: it stays in memory for the next call
+            except Exception:
+                # A defect met this very draft: it must not stand in the way of all that follow.
+                del self._unsaved[key]
+                self._lost += 1
+                raise
             outbox.discard(superseded)
             del self._unsaved[key]
         return entry_id
@@ -353,13 +349,8 @@ class Run:
         try:
             return count(self._outbox.stats, self._id, unsaved=unsaved)
         except HubqueueError as error:
-            _LOG.warning("what is left cannot be read: %s%s", error, _hint(error))
+            _LOG.warning("what is left cannot be read: %s%s", error, hint_of(error))
             return Leftover(unsaved=max(1, unsaved))
-
-
-def _hint(error: BaseException) -> str:
-    hint = getattr(error, "hint", None)
-    return f" ({hint})" if hint else ""
 
 
 # A thread of the parent may hold a guard at the moment of a fork; the child gets a free one.
@@ -369,6 +360,7 @@ _LIVING: weakref.WeakSet[Run] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     for run in list(_LIVING):
         run._guard = threading.RLock()
+        run._sender = Nobody()  # the child only saves; the parent's worker sends
 
 
 if hasattr(os, "register_at_fork"):

@@ -16,6 +16,7 @@ import pytest
 from stage import environ_of, hubqueue, python, totals, wait_until
 
 import hubqueue as package
+from hubqueue.drafts import metrics_draft
 from hubqueue.errors import ConfigError, InvalidMetrics, InvalidModel, OutboxUnavailable, RunFinished
 from hubqueue.lifecycle import State
 from hubqueue.outbox import open_outbox
@@ -94,6 +95,19 @@ def test_finish_waits_no_longer_than_it_was_told(
     # Far below the 60 seconds that the hub is allowed for an answer.
     assert time.monotonic() - start < 20
     assert left.entries == 2
+
+
+def test_finish_does_not_wait_for_a_locked_database(at_home: Path) -> None:
+    run = package.start_run("yolov8n.pt", worker="none")
+    with open_outbox(at_home, environ={}) as other, other.database.write():
+        run._unsaved["0"] = metrics_draft("{}", 0)
+        start = time.monotonic()
+
+        left = run.finish(timeout=0.2)
+
+        # The configured patience is 5 seconds for each statement.
+        assert time.monotonic() - start < 4
+    assert left.unsaved == 1
 
 
 def test_a_full_disk_costs_the_training_nothing(
@@ -217,6 +231,27 @@ def test_children_of_a_fork_log_too_and_do_not_hang(at_home: Path) -> None:
     with open_outbox(at_home, environ={}) as outbox:
         kept = outbox.stats.entries(state=State.PENDING, kind="metrics")
         assert sorted(row["key"] for row in kept) == ["0", "1", "2", "3", "4", "9"]
+
+
+def test_the_child_of_a_fork_starts_no_worker_of_its_own(
+    at_home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ULTRALYTICS_HUB_API", hub.url)
+    monkeypatch.setenv("HUB_API_KEY", "key")
+    monkeypatch.setenv("HUBQUEUE_RATE_LIMITS__METRICS", "0.05")
+    run = package.start_run("yolov8n.pt", worker="thread", strict=True)
+    child = os.fork()
+    if child == 0:
+        try:
+            run.log_metrics({"loss": 1.0}, epoch=0)
+            os._exit(len([each for each in threading.enumerate() if each.name.startswith("hubqueue")]))
+        except BaseException:
+            os._exit(99)
+    _, ended = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(ended) == 0
+    assert not run.finish(timeout=30)
+    assert hub.metrics(hub.models[0]) == {0: {"loss": 1.0}}
 
 
 def test_threads_log_together(at_home: Path) -> None:
