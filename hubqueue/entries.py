@@ -23,6 +23,7 @@ from sqlalchemy import (
     exists,
     insert,
     literal,
+    literal_column,
     select,
     update,
 )
@@ -30,6 +31,8 @@ from sqlalchemy import (
 from hubqueue.database import Database
 from hubqueue.entry import Draft, Entry, Kind, Snapshot
 from hubqueue.lifecycle import State
+from hubqueue.prepared import Prepared, microseconds
+from hubqueue.readiness import WAITING
 from hubqueue.schema import attempts, entries, lanes
 
 _LONG_TEXT = 500
@@ -55,25 +58,26 @@ class Entries:
         Entries with the same key (or one the draft replaces) that still wait are superseded. One in flight is
         left to finish, and the new entry follows it.
         """
+        snapshot = draft.snapshot
         with self.database.write() as tx:
-            now = self.database.now()
-            lane_id = tx.execute(_LANE_OF, {"run": run_id, "kind": draft.kind}).scalar_one()
+            now = microseconds(self.database.now())
+            ((lane_id,),) = _LANE_OF.run(tx, {"run": run_id, "of_kind": str(draft.kind)})
             superseded = self._supersede(tx, lane_id, draft, now)
             row = {
                 "lane_id": lane_id,
                 "key": draft.key,
                 "rank": draft.rank,
-                "state": State.PENDING,
+                "state": str(State.PENDING),
                 "payload": draft.payload,
                 "size": draft.size,
                 "final": draft.final,
                 "enqueued_at": now,
-                "snapshot": draft.snapshot and draft.snapshot.name,
-                "snapshot_size": draft.snapshot and draft.snapshot.size,
-                "snapshot_mtime_ns": draft.snapshot and draft.snapshot.mtime_ns,
-                "snapshot_sha256": draft.snapshot and draft.snapshot.sha256,
+                "snapshot": snapshot and snapshot.name,
+                "snapshot_size": snapshot and snapshot.size,
+                "snapshot_mtime_ns": snapshot and snapshot.mtime_ns,
+                "snapshot_sha256": snapshot and snapshot.sha256,
             }
-            entry_id: int = tx.execute(_INSERT, row).scalar_one()
+            ((entry_id,),) = _INSERT.run(tx, row)
             tally(tx, lane_id, enqueued=1, pending=1, bytes=draft.size)
             return entry_id, superseded
 
@@ -127,7 +131,7 @@ class Entries:
         """
         older = entries.alias("older")
         shadow = exists().where(
-            older.c.state == _DEAD,
+            older.c.state == literal_column("'dead'"),
             older.c.lane_id == entries.c.lane_id,
             older.c.key == entries.c.key,
             older.c.id < entries.c.id,
@@ -150,13 +154,13 @@ class Entries:
         with self.database.read() as connection:
             return frozenset(name for (name,) in connection.execute(query) if name)
 
-    def _supersede(self, tx: Connection, lane_id: int, draft: Draft, now: datetime) -> Moved:
-        gone: list[Row[Any]] = []
+    def _supersede(self, tx: Connection, lane_id: int, draft: Draft, now: int) -> Moved:
+        gone: list[tuple[Any, ...]] = []
         for key in (draft.key, *draft.replaces):
-            gone += tx.execute(_SUPERSEDE, {"lane": lane_id, "place": key, "now": now, "at": now}).all()
+            gone += _SUPERSEDE.run(tx, {"lane": lane_id, "place": key, "now": now, "at": now})
         if gone:
-            tally(tx, lane_id, pending=-len(gone), superseded=len(gone), bytes=-sum(row.size for row in gone))
-        return Moved(len(gone), tuple(row.snapshot for row in gone if row.snapshot))
+            tally(tx, lane_id, pending=-len(gone), superseded=len(gone), bytes=-sum(size for size, _ in gone))
+        return Moved(len(gone), tuple(name for _, name in gone if name))
 
     def _retire(
         self, tx: Connection, sources: Sequence[State], target: State, which: ColumnElement[bool], reason: str
@@ -182,10 +186,8 @@ class Entries:
 
 def tally(tx: Connection, lane_id: int, **changes: int) -> None:
     """Count a move on its lane, in the transaction of the move; the lane's CHECK refuses what does not add up."""
-    tx.execute(
-        _TALLY,
-        {"lane": lane_id, **dict.fromkeys(_COUNTERS, 0), **{f"n_{name}": by for name, by in changes.items()}},
-    )
+    counted = {**_NO_CHANGE, **{f"n_{name}": by for name, by in changes.items()}, "lane": lane_id}
+    _TALLY.run(tx, counted, returns=False)
 
 
 def entry_from(row: Row[tuple[object, ...]], *, outbox_id: str, run_id: str, kind: Kind) -> Entry:
@@ -220,45 +222,40 @@ def _by_lane(rows: Iterable[Row[tuple[int, int]]]) -> dict[int, tuple[int, int]]
     return {lane_id: (counts[lane_id], sizes[lane_id]) for lane_id in counts}
 
 
-# Statements of the training thread, built once: their compiled form is found in SQLAlchemy's cache.
-
-_PENDING = literal(State.PENDING.value, literal_execute=True)
-_DEAD = literal(State.DEAD.value, literal_execute=True)
 _IS_SETTLED = entries.c.state.in_([State.DELIVERED.value, State.SUPERSEDED.value, State.CANCELLED.value])
-_COUNTERS = {
-    f"n_{name}": name
-    for name in ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled", "bytes")
-}
+_COUNTERS = ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled", "bytes")
+_NO_CHANGE = {f"n_{name}": 0 for name in _COUNTERS}
+
+# Statements of the training thread.
 
 # The lane is locked first, as a claim does it: on PostgreSQL the two would otherwise wait for each other.
-_LANE_OF = (
+_LANE_OF = Prepared(
     select(lanes.c.id)
-    .where(lanes.c.run_id == bindparam("run"), lanes.c.kind == bindparam("kind"))
+    .where(lanes.c.run_id == bindparam("run"), lanes.c.kind == bindparam("of_kind"))
     .with_for_update()
 )
-_INSERT = insert(entries).returning(entries.c.id)
-_TALLY = (
+_INSERTED = (
+    *("lane_id", "key", "rank", "state", "payload", "size", "final", "enqueued_at"),
+    *("snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256"),
+)
+_INSERT = Prepared(insert(entries).returning(entries.c.id), _INSERTED)
+_TALLY = Prepared(
     update(lanes)
     .where(lanes.c.id == bindparam("lane"))
-    .values({lanes.c[name]: lanes.c[name] + bindparam(parameter) for parameter, name in _COUNTERS.items()})
+    .values({lanes.c[name]: lanes.c[name] + bindparam(f"n_{name}") for name in _COUNTERS})
 )
 _IN_FLIGHT = exists().where(
     lanes.c.id == entries.c.lane_id,
     lanes.c.lease_until > bindparam("now", type_=lanes.c.lease_until.type),
     lanes.c.lease_token == entries.c.claim_token,
 )
-_SUPERSEDE = (
+_SUPERSEDE = Prepared(
     update(entries)
-    .where(
-        entries.c.lane_id == bindparam("lane"),
-        entries.c.key == bindparam("place"),
-        entries.c.state == _PENDING,
-        ~_IN_FLIGHT,
-    )
+    .where(entries.c.lane_id == bindparam("lane"), entries.c.key == bindparam("place"), WAITING, ~_IN_FLIGHT)
     .values(
-        state=State.SUPERSEDED,
+        state=literal_column(f"'{State.SUPERSEDED}'"),
         settled_at=bindparam("at", type_=entries.c.settled_at.type),
-        reason="a newer one was enqueued",
+        reason=literal_column("'a newer one was enqueued'"),
     )
     .returning(entries.c.size, entries.c.snapshot)
 )

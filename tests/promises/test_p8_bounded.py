@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import event
 from stage import TERMS, Bench, ack, claim, environ_of, hubqueue, log, must_claim, new_run, python
 
 from hubqueue.drafts import registration_draft
@@ -99,19 +97,15 @@ def test_a_dead_checkpoint_keeps_its_snapshot_until_it_is_cancelled(outbox: Outb
 
 def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: FakeClock) -> None:
     with open_outbox(home, environ={}, clock=clock) as outbox:
-        plans: dict[str, list[str]] = {}
-        engine = outbox.database._engine
-
-        def explain(
-            connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
-        ) -> None:
-            if statement.startswith(("SELECT", "UPDATE", "WITH", "DELETE")) and "EXPLAIN" not in statement:
-                raw = connection.connection.driver_connection.cursor()
-                raw.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
-                plans[statement] = [row[3] for row in raw.fetchall()]
-
         run = new_run(outbox)
-        event.listen(engine, "before_cursor_execute", explain)
+        handles = [
+            outbox.database._held(reading=reading).connection.driver_connection for reading in (False, True)
+        ]
+        statements: set[str] = set()
+        for handle in handles:
+            assert handle is not None
+            handle.set_trace_callback(statements.add)
+
         log(outbox, run, 0, 0, 1)
         ack(outbox, must_claim(outbox))
         outbox.claims.claim_beat(run, TERMS.lease, TERMS)
@@ -122,17 +116,27 @@ def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: Fake
         outbox.stats.beats("hub")
         outbox.stats.running()
         outbox.stats.owed(run)
-        event.remove(engine, "before_cursor_execute", explain)
+
+        for handle in handles:
+            assert handle is not None
+            handle.set_trace_callback(None)
+        told = [
+            each for each in statements if each.startswith(("SELECT", "UPDATE", "INSERT", "WITH", "DELETE"))
+        ]
+        reader = handles[1]
+        assert reader is not None
+        plans = {each: [row[3] for row in reader.execute(f"EXPLAIN QUERY PLAN {each}")] for each in told}
 
     scans = {
-        statement: plan
+        statement: step
         for statement, plan in plans.items()
         for step in plan
         if step.startswith("SCAN")
         and any(table in step for table in ("entries", "attempts"))
         and "INDEX" not in step
     }
-    assert len(plans) > 15
+    assert len(plans) > 20
+    assert any("INSERT INTO entries" in each for each in plans)
     assert scans == {}
 
 

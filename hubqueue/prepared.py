@@ -1,0 +1,52 @@
+"""Statements of the training thread: written in Core, compiled once, run on the driver's own cursor.
+
+Core's way from a cached statement to the driver costs several times what SQLite needs for it. Only the enqueue,
+which the training waits for, takes this shorter way; parameters go to the driver as they are, so moments are
+given as `microseconds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.sql.expression import Executable
+
+from hubqueue.schema import EPOCH
+
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Prepared:
+    """One statement. Its result columns are plain values of the driver, in the order of the statement."""
+
+    def __init__(self, statement: Executable, columns: Collection[str] = ()) -> None:
+        self._statement = statement
+        self._columns = list(columns) or None
+        self._compiled: dict[str, tuple[str, tuple[str, ...] | None]] = {}
+
+    def run(
+        self, tx: Connection, parameters: dict[str, Any], *, returns: bool = True
+    ) -> list[tuple[Any, ...]]:
+        """Execute it in a transaction; its rows, when it `returns` any."""
+        name = tx.dialect.name
+        if name not in self._compiled:
+            compiled = self._statement.compile(dialect=tx.dialect, column_keys=self._columns)  # type: ignore[attr-defined]
+            positions = compiled.positiontup
+            self._compiled[name] = (str(compiled), None if positions is None else tuple(positions))
+        text, positions = self._compiled[name]
+        cursor = tx.connection.cursor()
+        try:
+            cursor.execute(
+                text, parameters if positions is None else [parameters[each] for each in positions]
+            )
+            return list(cursor.fetchall()) if returns else []
+        finally:
+            cursor.close()
+
+
+def microseconds(moment: datetime) -> int:
+    """A moment as the tables keep it."""
+    return (moment - EPOCH) // _MICROSECOND
