@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -49,6 +51,11 @@ def halves(count: int) -> tuple[int, int]:
     return count // 2, count - count // 2
 
 
-def idempotency_key(outbox_id: str, entry_ids: Iterable[int]) -> str:
-    """The same for every attempt at the same entries of an outbox, different for any others (a UUID)."""
-    return str(uuid.uuid5(uuid.UUID(outbox_id), ",".join(str(each) for each in entry_ids)))
+def idempotency_key(outbox_id: str, contents: Iterable[tuple[object, ...]]) -> str:
+    """The same for every attempt at the same entries of an outbox, different for any others (a UUID).
+
+    `contents` is what tells each entry apart. Its id alone does not: an outbox that is restored from a copy gives
+    the same ids again, to other entries, and the hub would take those for replays.
+    """
+    digest = hashlib.sha256(json.dumps(list(contents)).encode()).hexdigest()
+    return str(uuid.uuid5(uuid.UUID(outbox_id), digest))

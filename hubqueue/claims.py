@@ -192,7 +192,7 @@ class Claims:
                 run=run,
                 kind=kind,
                 entries=tuple(entry_from(row, outbox_id=outbox_id, run_id=run.id, kind=kind) for row in rows),
-                idempotency_key=idempotency_key(outbox_id, ids),
+                idempotency_key=idempotency_key(outbox_id, [_content(row) for row in rows]),
             ),
             failures=lane.failures,
             attempts=max((row.attempts for row in rows), default=0) + 1,
@@ -201,6 +201,10 @@ class Claims:
             pace=pace,
             paced_until=lane.paced_until,
         )
+
+
+def _content(row: Row[Any]) -> tuple[object, ...]:
+    return row.id, row.enqueued_at.isoformat(), row.payload, row.snapshot
 
 
 def _first(due: ColumnElement[bool], order: ColumnElement[Any]) -> Any:

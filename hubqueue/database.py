@@ -78,6 +78,7 @@ class Database:
         self._errors = (DBAPIError, self._driver.Error) if self._driver else (DBAPIError,)
         version = getattr(self._driver, "sqlite_version_info", ())
         self._journal, self._synchronous = sqlite.journal_for(tuple(version), network=network)
+        self._file: tuple[int, int] | None = None
         self._outbox_id: str | None = None
         self._boot_starts_at: datetime | None = None
         self._engine: Engine
@@ -92,6 +93,7 @@ class Database:
         """
         if self.path and self._driver:
             sqlite.prepare_file(self.path, self._driver, create=create)
+            self._file = sqlite.identity(self.path)
         with self.read() as connection:
             behind = migration.current_revision(connection) != REVISION
         if behind:
@@ -188,6 +190,10 @@ class Database:
         with self.read() as connection:
             found: int = connection.exec_driver_sql("PRAGMA data_version").scalar_one()
             return found
+
+    def was_replaced(self) -> bool:
+        """Whether another file stands where this one was opened (a damaged outbox was set aside)."""
+        return self.path is not None and self._file != sqlite.identity(self.path)
 
     def be_patient(self, seconds: float) -> None:
         """Wait for other writers no longer than this from now on, or than the configuration says."""

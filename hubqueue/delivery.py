@@ -80,6 +80,8 @@ class Delivery:
                 if entry.snapshot:
                     self._outbox.spool.verify(entry.snapshot)
         except SpoolError as error:
+            if self._outbox.config.outbox.url and not self._outbox.run_lock(batch.run.id).exists():
+                return RetryLater(f"the spool of another home has it: {error}")
             return Rejected(str(error))
         return None
 

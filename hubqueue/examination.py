@@ -13,9 +13,12 @@ from hubqueue.config import Config
 from hubqueue.errors import ConfigError, HubqueueError, OutboxDamaged
 from hubqueue.home import Home
 from hubqueue.lifecycle import State
-from hubqueue.outbox import Outbox, open_outbox
-from hubqueue.outcome import Delivered
+from hubqueue.outbox import Outbox, open_outbox, replace_damaged
+from hubqueue.outcome import Delivered, RetryLater
 from hubqueue.transports import connect
+
+# Below this, in bytes, the outbox itself is in danger.
+_LEAST_FREE = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +47,9 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
     ]
     found += _home(place)
     try:
-        with open_outbox(home, config, set_aside_damaged=set_aside) as outbox:
-            if outbox.set_aside is not None:
-                found.append(
-                    Finding(
-                        "outbox",
-                        True,
-                        f"the damaged one is kept as {outbox.set_aside}; a new one was started",
-                    )
-                )
+        if set_aside and (aside := replace_damaged(place, settings)) is not None:
+            found.append(Finding("outbox", True, f"the damaged one is kept as {aside}; a new one is started"))
+        with open_outbox(home, config) as outbox:
             found += [*_outbox(outbox), *_spool(outbox), *_credentials(outbox, settings)]
             if online:
                 found += _destinations(outbox, settings)
@@ -108,7 +105,7 @@ def _spool(outbox: Outbox) -> Iterator[Finding]:
                 yield Finding(
                     "spool", False, f"entry {entry_id}: {error}", f"give it up: hubqueue cancel {entry_id}"
                 )
-    free, reserve = outbox.spool.free_bytes(), outbox.config.spool.min_free_bytes
+    free, reserve = outbox.spool.free_bytes(), max(outbox.config.spool.min_free_bytes, _LEAST_FREE)
     if free < reserve:
         hint = "free some space; no checkpoint is taken before"
         yield Finding(
@@ -157,4 +154,6 @@ def _destinations(outbox: Outbox, settings: Config) -> Iterator[Finding]:
             yield Finding("destination", True, f"{target.name} at {target.url} accepts the key")
         else:
             hint = f"hubqueue login {target.name}, or mend destinations.{target.name}.url"
+            if isinstance(outcome, RetryLater):
+                hint = "try again later; nothing is lost meanwhile"
             yield Finding("destination", False, f"{target.name} at {target.url}: {outcome.reason}", hint)

@@ -28,6 +28,7 @@ def open_run(
 
     A run of a model that the hub knows already is gone on with, lanes and all. Durable when this returns.
     """
+    outbox.registry.note_destination(target.name, type=target.type, url=target.url)
     run_id, goes_on = outbox.registry.start_run(
         destination=target.name,
         model=named.filename or named.model_id or "",

@@ -30,11 +30,9 @@ class Janitor:
 
     def look_around(self) -> None:
         """Take back the leases of dead workers, and mark the runs whose process is gone. Cheap; often."""
-        gone = [
-            row["id"]
-            for row in self._outbox.stats.workers()
-            if not is_held(self._outbox.worker_lock(row["id"]))
-        ]
+        # No lock file: the worker belongs to another home on the same database; its leases run out by themselves.
+        locks = {row["id"]: self._outbox.worker_lock(row["id"]) for row in self._outbox.stats.workers()}
+        gone = [worker for worker, lock in locks.items() if lock.exists() and not is_held(lock)]
         if gone:
             lanes = self._outbox.claims.reclaim(gone)
             self._outbox.registry.workers_left(gone)

@@ -38,7 +38,7 @@ def word(left: Leftover) -> str:
     """What is left, in one line with what to do."""
     parts = []
     if left.entries:
-        goes_on = f"held: {left.held}" if left.held else "sent by the worker after this process has ended"
+        goes_on = f"held: {left.held}" if left.held else "safe on the disk for the next worker"
         parts.append(f"{left.entries} uploads ({left.bytes} bytes) are still owed, {goes_on}")
     if left.unsaved:
         parts.append(f"{left.unsaved} could not be saved")

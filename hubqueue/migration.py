@@ -39,6 +39,7 @@ def upgrade(connection: Connection) -> None:
     found = current_revision(connection)
     if found == REVISION:
         return  # another process did it while this one waited for the lock
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # before the import, which already talks
     from alembic import command
     from alembic.script import ScriptDirectory
 
@@ -56,7 +57,6 @@ def upgrade(connection: Connection) -> None:
 def _config(connection: Connection) -> Config:
     from alembic.config import Config
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     config = Config()
     config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
     config.attributes["connection"] = connection

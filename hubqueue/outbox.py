@@ -62,6 +62,11 @@ class Outbox:
         """The lock that a worker holds as long as it lives."""
         return self.home.locks / f"worker-{worker}.lock"
 
+    def note_destinations(self) -> None:
+        """Write down the destinations of the configuration, as whoever sends to them knows them."""
+        for each in self.config.destinations.values():
+            self.registry.note_destination(each.name, type=each.type, url=each.url)
+
     def discard(self, moved: Moved) -> None:
         """Remove the snapshots of entries that need them no more. What stays behind is swept later."""
         for name in moved.snapshots:
@@ -103,20 +108,46 @@ def open_outbox(
     try:
         database = _open(place, settings, clock, courtesy)
     except OutboxDamaged:
-        if not set_aside_damaged or settings.outbox.url:
+        if not set_aside_damaged:
             raise
-        with Lock(place.locks / "migrate.lock"):
-            # Under the lock, and only what is damaged still: another process may have been here first.
-            try:
-                _open(place, settings, clock, courtesy, lock=False).close()
-            except OutboxDamaged:
-                aside = sqlite.set_aside(place.outbox)
+        aside = replace_damaged(place, settings)
         database = _open(place, settings, clock, courtesy)
     outbox = Outbox(place, settings, database, environ)
     outbox.set_aside = aside
-    for each in settings.destinations.values():
-        outbox.registry.note_destination(each.name, type=each.type, url=each.url)
     return outbox
+
+
+def replace_damaged(home: Home, config: Config) -> Path | None:
+    """Set a damaged outbox aside, with its spool, to make room for a new one; where it is now.
+
+    None when the outbox is sound, or not a file of ours. Nothing is overwritten: what is in it may be saved.
+    """
+    if config.outbox.url or not home.outbox.exists():
+        return None
+    home.create()
+    with Lock(home.locks / "migrate.lock"):
+        # Under the lock, and only what is damaged still: another process may have been here first.
+        if _is_sound(home, config):
+            return None
+        aside = sqlite.set_aside(home.outbox)
+        spool = config.spool.path or home.spool
+        if spool.is_dir():
+            # Its snapshots belong to the entries of the old outbox; the new one would sweep them as orphans.
+            spool.rename(spool.with_name(f"{spool.name}{aside.name.removeprefix(home.outbox.name)}"))
+    home.create()
+    return aside
+
+
+def _is_sound(home: Home, config: Config) -> bool:
+    database = None
+    try:
+        database = _open(home, config, None, timedelta(0), lock=False)
+        return database.integrity() == "ok"
+    except OutboxDamaged:
+        return False
+    finally:
+        if database is not None:
+            database.close()
 
 
 def _open(

@@ -81,11 +81,16 @@ class Registry:
             )
 
     def resume(self, destination: str) -> Lifted:
-        """Lift the hold of a destination and those of its runs, so that their lanes are tried again."""
+        """Lift the hold of a destination and those of its runs, and end their backoff: they are tried now.
+
+        Paces, and a wait that the hub asked for, stay.
+        """
         with self.database.write() as tx:
             which = destinations.c.name == destination
             held = tx.scalar(select(destinations.c.held).where(which))
             tx.execute(update(destinations).where(which).values(held=None, held_at=None))
+            again = lanes.c.run_id.in_(select(runs.c.id).where(runs.c.destination == destination))
+            tx.execute(update(lanes).where(again, lanes.c.pending > 0).values(retry_at=EPOCH))
             freed = (
                 update(runs)
                 .where(runs.c.destination == destination, runs.c.held.is_not(None))

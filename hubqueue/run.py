@@ -10,6 +10,7 @@ that succeeds; what is still unsaved at the end is counted in `Leftover.unsaved`
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import threading
@@ -28,13 +29,13 @@ from hubqueue.config import Config, DestinationSettings
 from hubqueue.credentials import Credentials
 from hubqueue.drafts import metrics_draft
 from hubqueue.entry import Draft
-from hubqueue.errors import HubqueueError, RunFinished
+from hubqueue.errors import HubqueueError, OutboxDamaged, RunFinished
 from hubqueue.home import Home
 from hubqueue.intake import open_run, save_snapshot
 from hubqueue.leftover import Leftover, count, word
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import Lock
-from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.senders import Detached, InProcess, Nobody, Sender
 from hubqueue.survival import hint_of, survive
 
@@ -229,7 +230,23 @@ class Run:
         Credentials(self._home.credentials, os.environ).store(self._destination.name, self._named.api_key)
 
     def _attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
-        return survive(what, act, strict=self._strict)
+        return survive(what, lambda: self._mended(act), strict=self._strict)
+
+    def _mended(self, act: Callable[[], _T]) -> _T:
+        """Do something; when the outbox turns out to be damaged, once more with a new one in its place."""
+        try:
+            return act()
+        except OutboxDamaged:
+            if self._outbox is None:
+                raise
+            # What can still be read keeps the hub from getting a second model.
+            self._named = dataclasses.replace(self._named, model_id=self.remote_id)
+            self._outbox.close()
+            self._outbox = self._id = None
+            self._reopen_at = 0.0
+            aside = replace_damaged(self._home, self._config)
+            _LOG.error("the outbox was damaged: it is kept as %s, and a new one is started", aside)
+            return act()
 
     def _opened(self) -> tuple[Outbox, str]:
         """The outbox and the run's id in it; opened and registered when that has not succeeded yet."""
@@ -264,11 +281,10 @@ class Run:
             _LOG.warning("run %s: another process is training this model too; both share its lanes", run_id)
         if goes_on:
             _LOG.info("run %s goes on", run_id)
-        held = next((row["held"] for row in outbox.stats.destinations() if row["name"] == target.name), None)
+        held = self._told("destination_held", outbox, run_id)
         if held:
-            _LOG.warning(
-                "destination %s is held: %s; once mended: hubqueue resume %s", target.name, held, target.name
-            )
+            hint = f"once mended: hubqueue resume {target.name}"
+            _LOG.warning("destination %s is held: %s; %s", target.name, held, hint)
         return run_id
 
     def _save_backlog(self) -> int | None:
@@ -297,12 +313,11 @@ class Run:
         if self._lock is not None:
             self._lock.release()
 
-    def _told(self, column: str) -> Any:
+    def _told(self, column: str, outbox: Outbox | None = None, run_id: str | None = None) -> Any:
         """What the worker has written on the run; None when there is nothing, or no storage."""
-        if self._outbox is None or self._id is None:
-            return None
+        outbox, run_id = outbox or self._outbox, run_id or self._id
         try:
-            row = self._outbox.stats.run(self._id)
+            row = None if outbox is None or run_id is None else outbox.stats.run(run_id)
         except HubqueueError as error:
             _LOG.debug("the run could not be read: %s", error)
             return None

@@ -55,6 +55,8 @@ class Service:
         """Make `run` end: no new claims, `grace` for running uploads (None: what the configuration says)."""
         if grace is not None:
             self._grace = grace
+        if self._stop.is_set() and grace == timedelta(0):
+            self.worker.abort()  # told a second time: no grace any more
         self._stop.set()
 
     @property
@@ -90,6 +92,8 @@ class Service:
     def _wait(self, until: Callable[[], str | None], every: float) -> str:
         while not self._stop.wait(every):
             self._scheduler.tend()
+            if self._outbox.database.was_replaced():
+                return "the outbox was replaced by another one"
             try:
                 reason = until()
             except OutboxUnavailable:

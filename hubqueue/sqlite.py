@@ -130,6 +130,15 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one in its place; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def asides(path: Path) -> tuple[Path, ...]:
     """The damaged outboxes that were set aside in this folder, oldest first."""
     found = path.parent.glob(f"{path.name}.damaged-*")

@@ -47,7 +47,7 @@ def status(outbox: Outbox, *, run_id: str | None = None, finished: int | None = 
     totals = outbox.stats.totals()
     destinations = [_destination(outbox, row, now) for row in outbox.stats.destinations()]
     runs = [_run(outbox, row, now) for row in outbox.stats.runs(run_id=run_id, finished=finished)]
-    worker = _worker(outbox)
+    worker = _worker(outbox, now)
     attention = _attention(outbox, totals, destinations, runs, worker)
     return {
         "healthy": not attention,
@@ -136,11 +136,11 @@ def _aside(path: Path) -> dict[str, str]:
     return {"what": f"a damaged outbox was set aside: {path}", "hint": hint}
 
 
-def _worker(outbox: Outbox) -> dict[str, Any]:
+def _worker(outbox: Outbox, now: datetime) -> dict[str, Any]:
     nobody = dict(_NOBODY)
     for row in outbox.stats.workers():
         shown = {
-            "alive": is_held(outbox.worker_lock(row["id"])),
+            "alive": _lives(outbox, row, now),
             "id": row["id"],
             "pid": row["pid"],
             "host": row["host"],
@@ -151,6 +151,14 @@ def _worker(outbox: Outbox) -> dict[str, Any]:
             return shown
         nobody = nobody if nobody["id"] else shown
     return nobody
+
+
+def _lives(outbox: Outbox, worker: Mapping[str, Any], now: datetime) -> bool:
+    lock = outbox.worker_lock(worker["id"])
+    if lock.exists():
+        return is_held(lock)
+    # A worker of another home on the same database: all we have is when it last wrote.
+    return bool(now - worker["seen_at"] < 2 * outbox.config.worker.lease)
 
 
 def _destination(outbox: Outbox, row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
@@ -199,7 +207,7 @@ def _lane(outbox: Outbox, lane: Mapping[str, Any], now: datetime) -> dict[str, A
         "kind": lane["kind"],
         **{name: lane[name] for name in _LANE_COUNTS},
         "oldest_age_s": None if oldest is None else round(max(0.0, (now - oldest).total_seconds()), 1),
-        "next_send_at": _due(outbox, lane["next_send_at"], now),
+        "next_send_at": None if lane["in_flight"] else _due(outbox, lane["next_send_at"], now),
         "held": lane["held"],
         "unknown": lane["kind"] not in set(Kind),
         "last_error": None if error is None else clean(error),

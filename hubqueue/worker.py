@@ -84,6 +84,7 @@ class Worker:
         """Put the worker on the list and take the lock that proves that it lives."""
         if not self._lock.try_acquire():
             raise WorkerError(f"worker {self.id} cannot take its lock", hint="hubqueue check finds out why")
+        self._outbox.note_destinations()
         self._outbox.registry.worker_started(
             self.id, pid=os.getpid(), host=socket.gethostname(), version=__version__
         )
@@ -136,6 +137,10 @@ class Worker:
             self._emit(events.StorageTroubled(str(error)))  # the leases run out by themselves
         self._lock.release()
         self._emit(events.WorkerStopped(self.id, reason))
+
+    def abort(self) -> None:
+        """End the attempts under way now; `stop` hands their leases back."""
+        self._abort.set()
 
     def _step_crew(self, crew: _Crew, now: datetime) -> int:
         started = 0

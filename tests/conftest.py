@@ -68,6 +68,7 @@ def database_environ(request: pytest.FixtureRequest) -> dict[str, str]:
 def any_outbox(home: Path, clock: FakeClock, database_environ: dict[str, str]) -> Iterator[Outbox]:
     """An outbox, on every database in turn, with a clock to move."""
     with open_outbox(home, environ=database_environ, clock=clock) as outbox:
+        outbox.note_destinations()
         yield outbox
 
 
@@ -75,4 +76,5 @@ def any_outbox(home: Path, clock: FakeClock, database_environ: dict[str, str]) -
 def outbox(home: Path, clock: FakeClock) -> Iterator[Outbox]:
     """An outbox on the default database, with a clock to move."""
     with open_outbox(home, environ={}, clock=clock) as opened:
+        opened.note_destinations()
         yield opened

@@ -34,6 +34,7 @@ PACES = {Kind.REGISTRATION: ZERO, Kind.METRICS: timedelta(seconds=3), Kind.CKPT:
 
 def new_run(outbox: Outbox, *, remote_id: str | None = "model-1", model: str = "yolov8n.pt") -> str:
     """A run that is registered already, unless `remote_id` is None."""
+    outbox.note_destinations()
     run_id, _ = outbox.registry.start_run(destination="hub", model=model, kinds=KINDS, remote_id=remote_id)
     return run_id
 

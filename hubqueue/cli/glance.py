@@ -86,12 +86,12 @@ def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
                 or lane["superseded"]
                 or lane["cancelled"]
             ):
-                yield from _lane(lane, now)
-        if run["next_heartbeat_at"]:
+                yield from _lane(lane, now, alive=status["worker"]["alive"])
+        if run["next_heartbeat_at"] and status["worker"]["alive"]:
             yield f"  heartbeat     last {ago(run['last_heartbeat_at'], now)}, next {until(run['next_heartbeat_at'], now)}"
 
 
-def _lane(lane: Mapping[str, Any], now: datetime) -> Iterator[str]:
+def _lane(lane: Mapping[str, Any], now: datetime, *, alive: bool) -> Iterator[str]:
     parts = []
     if lane["pending"]:
         owed = f"{lane['pending']} owed ({size(lane['bytes'])}, oldest {span(lane['oldest_age_s'] or 0)})"
@@ -104,7 +104,7 @@ def _lane(lane: Mapping[str, Any], now: datetime) -> Iterator[str]:
     parts += [f"{lane[name]} {name}" for name in ("delivered", "superseded", "cancelled") if lane[name]]
     if lane["dead"]:
         parts.append(click.style(f"{lane['dead']} dead", fg="red"))
-    if lane["next_send_at"] and not lane["in_flight"]:
+    if lane["next_send_at"] and alive:
         parts.append(f"next {until(lane['next_send_at'], now)}")
     yield f"  {lane['kind']:<13} " + ", ".join(parts)
     if lane["held"] and lane["pending"]:

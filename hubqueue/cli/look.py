@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -146,12 +146,12 @@ def show(place: Place, entry: int, as_json: bool) -> None:
     Example:
       hubqueue show 42
     """
+    if not place.has_outbox():
+        _no_such_entry(entry)
     with place.open() as outbox:
         found = outbox.stats.entries(ids=[entry])
         if not found:
-            click.echo(click.style("error: ", fg="red") + f"there is no entry {entry}", err=True)
-            click.echo("hint: hubqueue entries lists them; delivered ones are pruned after a while", err=True)
-            leave(USAGE)
+            _no_such_entry(entry)
         to_wall = outbox.database.to_wall
         shown = _entry(found[0], to_wall)
         shown["payload"] = json.loads(outbox.stats.payload(entry) or "null")
@@ -190,6 +190,12 @@ def log(place: Place, run_id: str | None, limit: int, as_json: bool) -> None:
         click.echo(_history(found) if found else "no attempts yet")
 
 
+def _no_such_entry(entry: int) -> NoReturn:
+    click.echo(click.style("error: ", fg="red") + f"there is no entry {entry}", err=True)
+    click.echo("hint: hubqueue entries lists them; delivered ones are pruned after a while", err=True)
+    leave(USAGE)
+
+
 COMMANDS = (status, runs, entries, show, log)
 
 
@@ -197,10 +203,11 @@ def _status(place: Place, run_id: str | None) -> dict[str, Any]:
     from hubqueue.status import nothing_yet
     from hubqueue.status import status as describe
 
-    if not place.has_outbox():
-        return nothing_yet(place.home(), place.config())
-    with place.open() as outbox:
-        shown = describe(outbox, run_id=run_id)
+    if place.has_outbox():
+        with place.open() as outbox:
+            shown = describe(outbox, run_id=run_id)
+    else:
+        shown = nothing_yet(place.home(), place.config())
     if run_id is not None and not shown["runs"]:
         click.echo(click.style("error: ", fg="red") + f"there is no run {run_id}", err=True)
         click.echo("hint: hubqueue runs --all lists them", err=True)

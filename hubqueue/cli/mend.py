@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from hubqueue.cli.frame import ATTENTION, DONE, Place, json_option, leave, pass_place, print_json
+from hubqueue.cli.frame import ATTENTION, DONE, USAGE, Place, json_option, leave, pass_place, print_json
 from hubqueue.cli.words import plural
 
 
@@ -65,7 +65,9 @@ def cancel(place: Place, entries: tuple[int, ...], run_id: str | None, yes: bool
 @click.argument("destination")
 @pass_place
 def resume(place: Place, destination: str) -> None:
-    """Lift the hold of a destination and of its runs.
+    """Lift the hold of a destination and of its runs, and try again now instead of after the backoff.
+
+    The limits stay, and so does a wait that the hub asked for.
 
     \b
     Example:
@@ -75,7 +77,7 @@ def resume(place: Place, destination: str) -> None:
     with place.open() as outbox:
         lifted = outbox.registry.resume(target.name)
     if lifted.destination is None and not lifted.runs:
-        click.echo(f"nothing was held at {target.name}")
+        click.echo(f"nothing was held at {target.name}; what waits is tried now")
     else:
         parts = [f"destination {target.name}"] if lifted.destination else []
         parts += [plural(lifted.runs, "run")] if lifted.runs else []
@@ -171,7 +173,10 @@ def check(place: Place, offline: bool, set_aside: bool, as_json: bool) -> None:
             click.echo(f"{mark}  {each.what:<13} {each.detail}")
             if each.hint and not each.ok:
                 click.echo(f"      {'':<13} {each.hint}")
-    leave(DONE if all(each.ok for each in findings) else ATTENTION)
+    wrong = [each for each in findings if not each.ok]
+    if any(each.what == "configuration" for each in wrong):
+        leave(USAGE)
+    leave(ATTENTION if wrong else DONE)
 
 
 COMMANDS = (redrive, cancel, resume, login, prune, migrate, check)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hubqueue.cli.frame import DONE, LEFT, Place, leave, pass_place, run_option
+from hubqueue.cli.frame import ATTENTION, DONE, LEFT, Place, leave, pass_place, run_option
+from hubqueue.cli.words import plural
 
 if TYPE_CHECKING:
     from hubqueue.cli.progress import Progress
@@ -81,8 +82,8 @@ def worker(place: Place, idle_exit: float | None, detached: bool, verbose: bool)
 def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
     """Send what is owed now, under the hub's limits, and wait until it is done.
 
-    With --run it waits only for that run. Exits with 0 when nothing is left and with 3 when something is; what
-    is left stays in the outbox. Safe beside a worker.
+    With --run it waits only for that run. Exits with 0 when everything is delivered, with 3 when something is
+    left (it stays in the outbox), and with 1 when the hub refused entries for good. Safe beside a worker.
 
     \b
     Examples:
@@ -102,8 +103,9 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
         service = Service(outbox, emit=_telling(progress))
         _obey_signals(service)
         progress.owed(outbox.stats.owed(run_id))
+        dead_before = outbox.stats.totals()["dead"]
         if outbox.stats.owed(run_id).entries:
-            grace = None if deadline is None else timedelta(seconds=min(2.0, timeout or 0.0))
+            grace = None if deadline is None else timedelta(0)
             reason = service.run(
                 until=nothing_left(outbox, run_id=run_id, deadline=deadline, told=progress.owed),
                 every=0.1,
@@ -112,6 +114,12 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
         else:
             reason = "nothing is owed"
         left = outbox.stats.owed(run_id)
+        dead = outbox.stats.totals()["dead"] - dead_before
+    if dead > 0:
+        click.echo(f"{plural(dead, 'entry was', 'entries were')} refused by the hub", err=True)
+        click.echo("hint: hubqueue entries --state dead tells why", err=True)
+    if not left.entries and dead > 0:
+        leave(ATTENTION)
     if not left.entries:
         click.echo(reason)
         leave(DONE)

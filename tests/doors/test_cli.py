@@ -168,7 +168,7 @@ def test_a_wrong_key_is_found_by_check(home: Path, tmp_path: Path) -> None:
     ("arguments", "code", "words"),
     [
         (["nonsense"], 2, "No such command"),
-        (["status", "--run", "none"], 0, ""),
+        (["status", "--run", "none"], 2, "there is no run none"),
         (["show", "12345"], 2, "there is no entry 12345"),
         (["enqueue", "metrics", "--run", "none", "--epoch", "0", "a=1"], 2, "there is no run none"),
         (["enqueue", "run", "what is this"], 2, "error: "),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,7 @@ def test_a_destination_that_left_the_configuration_is_told(home: Path) -> None:
         "HUBQUEUE_DESTINATIONS__OLD__URL": "http://127.0.0.1:9",
     }
     with open_outbox(home, environ=environ) as outbox:
+        outbox.note_destinations()
         run, _ = outbox.registry.start_run(destination="old", model="m", kinds=["metrics"], remote_id="x")
         log(outbox, run, 0)
 
@@ -241,3 +243,81 @@ def test_a_worker_that_is_told_to_stop_hands_back_its_leases(
     assert worker.returncode == 0, said
     assert (shown["totals"]["in_flight"], shown["totals"]["pending"], shown["worker"]["id"]) == (0, 1, None)
     assert shown["runs"][0]["lanes"][2]["attempts"] == 0
+
+
+def test_looking_lifts_no_hold(hub: Sandbox, home: Path) -> None:
+    environ = environ_of(home, hub.url)
+    hubqueue(environ, "enqueue", "run", "yolov8n.pt")
+    hub.fail("any:401")
+    hubqueue(environ, "drain")
+
+    elsewhere = environ_of(home, "http://127.0.0.1:9")
+    hubqueue(elsewhere, "status")
+    hubqueue(elsewhere, "check")
+
+    assert status(elsewhere)["destinations"][0]["held"]
+
+
+def test_a_drain_that_met_a_refusal_says_so(hub: Sandbox, home: Path) -> None:
+    environ = environ_of(home, hub.url)
+    run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
+    hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "2", "loss=1")
+    hub.fail("metrics:400:epoch=2")
+
+    shown = hubqueue(environ, "drain")
+
+    assert shown.returncode == 1
+    assert "1 entry was refused" in shown.stderr
+    assert "everything is delivered" not in shown.stdout
+
+
+def test_damage_behind_the_header_is_found_and_set_aside(home: Path) -> None:
+    environ = environ_of(home)
+    with open_outbox(home, environ={}) as outbox:
+        log(outbox, new_run(outbox), *range(500))
+    with (home / "outbox.db").open("r+b") as file:
+        for page in range(5, 30):
+            file.seek(4096 * page)
+            file.write(b"\xff" * 8)
+
+    assert hubqueue(environ, "check", "--offline").returncode == 1
+    shown = hubqueue(environ, "check", "--offline", "--set-aside")
+
+    assert "is kept as" in shown.stdout
+    assert "1 destination(s)" in shown.stdout
+    assert not status(environ)["healthy"]
+    assert len(list(home.glob("outbox.db.damaged-*"))) >= 1
+
+
+def test_a_second_signal_ends_the_grace(hub: Sandbox, home: Path, tmp_path: Path) -> None:
+    environ = environ_of(home, hub.url, HUBQUEUE_WORKER__GRACE="3600")
+    hubqueue(environ, "enqueue", "run", "yolov8n.pt")
+    hub.fail("any:silence:seconds=100")
+    worker = start_worker(environ)
+    wait_until(lambda: status(environ)["totals"]["in_flight"] == 1)
+
+    def ended_after_another_signal() -> bool:
+        worker.terminate()
+        return worker.poll() is not None
+
+    wait_until(ended_after_another_signal)
+
+    assert worker.returncode in (0, -signal.SIGTERM)  # the last signal may meet the end of the interpreter
+    assert status(environ)["totals"]["in_flight"] == 0
+
+
+def test_resume_tries_at_once_instead_of_after_the_backoff(outbox: Outbox, clock: FakeClock) -> None:
+    from datetime import timedelta
+
+    from stage import claim
+
+    run = new_run(outbox)
+    log(outbox, run, 0)
+    later = outbox.database.now() + timedelta(seconds=300)
+    outbox.settlement.retry(must_claim(outbox), at=later, reason="503", started_at=outbox.database.now())
+    clock.advance(10)
+    assert claim(outbox) is None
+
+    outbox.registry.resume("hub")
+
+    assert claim(outbox) is not None

@@ -36,6 +36,7 @@ class Lives(RuleBasedStateMachine):
         Lives.count = getattr(Lives, "count", 0) + 1
         self.clock = FakeClock()
         self.outbox: Outbox = open_outbox(self.home / str(Lives.count), environ={}, clock=self.clock)
+        self.outbox.note_destinations()
         self.runs = [
             self.outbox.registry.start_run(destination="hub", model="m", kinds=KINDS, remote_id=name)[0]
             for name in ("a", "b")
@@ -152,12 +153,13 @@ class Lives(RuleBasedStateMachine):
         return next((row["worker"] for row in rows if row["id"] == lease.attempt_id), None)
 
 
+@pytest.mark.timeout(300)
 def test_nothing_leaves_the_accounting(tmp_path: Path) -> None:
     Lives.home = tmp_path
     machine = Lives.TestCase
     machine.settings = settings(
-        max_examples=40,
-        stateful_step_count=40,
+        max_examples=15,
+        stateful_step_count=30,
         deadline=None,
         derandomize=True,
         suppress_health_check=list(HealthCheck),

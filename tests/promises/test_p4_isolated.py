@@ -100,6 +100,7 @@ def test_a_run_whose_hub_is_silent_does_not_slow_another(
         with open_outbox(home, environ=environ, clock=clock) as outbox:
             from hubqueue.drafts import registration_draft
 
+            outbox.note_destinations()
             for destination in ("hub", "second"):
                 run, _ = outbox.registry.start_run(
                     destination=destination, model="m.pt", kinds=(Kind.REGISTRATION, Kind.METRICS)

@@ -366,3 +366,27 @@ def test_the_import_is_lazy() -> None:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert out.strip() == "[]"
+
+
+def test_a_damage_that_shows_later_costs_no_metric_either(
+    at_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = package.start_run("yolov8n.pt", worker="none")
+    for epoch in range(200):
+        run.log_metrics({f"scalar{n}": 1.0 for n in range(20)}, epoch=epoch)
+    (at_home / "last.pt").write_bytes(b"weights")
+    run.save_checkpoint(at_home / "last.pt", epoch=0)
+    assert run._outbox is not None
+    run._outbox.close()
+    with (at_home / "outbox.db").open("r+b") as file:
+        for page in range(2, 30):
+            file.seek(4096 * page)
+            file.write(b"\xff" * 8)
+
+    assert run.log_metrics({"loss": 1.0}, epoch=200) is not None
+
+    assert "was damaged" in caplog.text
+    assert list(at_home.glob("outbox.db.damaged-*"))
+    (kept,) = at_home.glob("spool.damaged-*")
+    assert len(list(kept.iterdir())) == 1
+    assert run.finish(timeout=0).unsaved == 0

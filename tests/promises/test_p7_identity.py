@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import threading
 from pathlib import Path
 
@@ -137,3 +138,21 @@ for epoch in range(100_000):
     assert acknowledged <= set(received)
     assert all(received[epoch] == {"loss": epoch} for epoch in acknowledged)
     wait_until(lambda: '"alive": false' in hubqueue(environ, "status", "--json").stdout)
+
+
+def test_an_outbox_restored_from_a_copy_is_not_taken_for_a_replay(
+    hub: Sandbox, home: Path, tmp_path: Path
+) -> None:
+    environ = environ_of(home, hub.url)
+    with open_outbox(home, environ=environ) as outbox:
+        run = new_run(outbox, remote_id=None)
+        outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
+    assert hubqueue(environ, "drain").returncode == 0
+    shutil.copytree(home, tmp_path / "copy", ignore=shutil.ignore_patterns("locks"))
+
+    for place, epoch in ((home, 1), (tmp_path / "copy", 2)):
+        with open_outbox(place, environ=environ) as outbox:
+            log(outbox, run, epoch)
+        assert hubqueue(environ_of(place, hub.url), "drain").returncode == 0
+
+    assert sorted(hub.metrics(hub.models[0])) == [1, 2]
