@@ -129,7 +129,7 @@ class Spool:
             target = open_private(part, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 # A clone is made without reading a byte, so there is no hash of it.
-                sha256 = None if _clone(file, target) else _copy_blocks(file, target, source)
+                sha256 = None if _clone(file, target) else _copy_blocks(file, target, source, before.st_size)
                 os.fsync(target)
                 copied, after = os.fstat(target), os.fstat(file.fileno())
             finally:
@@ -254,23 +254,24 @@ def _clone(file: BinaryIO, target: int) -> bool:
     return True
 
 
-def _copy_blocks(file: BinaryIO, target: int, source: object) -> str:
-    """Copy with the SHA-256 (hex) taken on the way."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK))
+def _copy_blocks(file: BinaryIO, target: int, source: object, size: int) -> str:
+    """Copy `size` bytes with the SHA-256 (hex) taken on the way; no more, however fast the source grows."""
+    digest, buffer, left = hashlib.sha256(), memoryview(bytearray(_BLOCK)), size
     file.seek(0)
-    os.ftruncate(target, 0)
-    while True:
+    while left:
         try:
-            count = file.readinto(buffer)  # type: ignore[attr-defined]
+            count = file.readinto(buffer[: min(left, _BLOCK)])  # type: ignore[attr-defined]
         except OSError as error:
             hint = "pass the path of a readable checkpoint file"
             raise CheckpointUnreadable(f"cannot read {source}: {error.strerror}", hint=hint) from error
         if not count:
-            return digest.hexdigest()
+            break  # it shrank: the caller sees that the copy is short
         digest.update(buffer[:count])
+        left -= count
         written = 0
         while written < count:
             written += os.write(target, buffer[written:count])
+    return digest.hexdigest()
 
 
 def _sha256(body: BinaryIO) -> str:

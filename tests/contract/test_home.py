@@ -1,0 +1,215 @@
+"""The home, its locks and its keys."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from stage import environ_of, kill, python
+
+from hubqueue.credentials import Credentials
+from hubqueue.errors import ConfigError, CredentialsError, OutboxUnavailable
+from hubqueue.home import Home, open_private, type_of_mount
+from hubqueue.locks import Lock, forget, is_held
+
+HOLDER = """
+import sys, threading
+from pathlib import Path
+from hubqueue.locks import Lock
+lock = Lock(Path(sys.argv[1]))
+assert lock.try_acquire()
+print("held", flush=True)
+threading.Event().wait(100)
+"""
+
+
+@pytest.fixture
+def open_umask() -> object:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def test_the_home_is_the_argument_or_the_variable_or_the_users_folder(tmp_path: Path) -> None:
+    assert Home.locate(tmp_path / "a", {"HUBQUEUE_HOME": "/b"}).path == tmp_path / "a"
+    assert Home.locate(None, {"HUBQUEUE_HOME": "/b"}).path == Path("/b")
+    assert Home.locate(None, {}).path.name == "hubqueue"
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_folders_and_files_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    home = Home(tmp_path / "deep" / "home")
+    home.create()
+    os.close(open_private(home.worker_log, os.O_WRONLY | os.O_CREAT))
+
+    for folder in (home.path, home.spool, home.locks):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(home.worker_log.stat().st_mode) == 0o600
+
+
+def test_what_cannot_be_a_home_is_said_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path)
+
+    for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link"):
+        with pytest.raises(OutboxUnavailable) as refused:
+            Home(path).create()
+        assert refused.value.hint
+
+
+def test_a_configuration_that_was_named_has_to_be_there(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert home.load_config(None, {}).default_destination == "hub"
+    with pytest.raises(ConfigError, match="there is no configuration"):
+        home.load_config(tmp_path / "none.toml", {})
+    with pytest.raises(ConfigError, match="there is no configuration"):
+        home.load_config(None, {"HUBQUEUE_CONFIG": str(tmp_path / "none.toml")})
+
+    (tmp_path / "config.toml").write_text("[rate_limits]\nmetrics = 9\n")
+    assert home.load_config(None, {}).rate_limits.metrics.total_seconds() == 9
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/home/me/x", "ext4"),
+        ("/mnt/nfs/x", "nfs4"),
+        ("/mnt/nfs", "nfs4"),
+        ("/mnt/nfsx", "ext4"),
+        ("/mnt/with blank/x", "fuse.sshfs"),
+        ("/over/x", "tmpfs"),
+    ],
+)
+def test_the_file_system_is_that_of_the_longest_mount(path: str, expected: str) -> None:
+    mounts = [
+        "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw",
+        "30 22 0:40 / /mnt/nfs rw - nfs4 server:/x rw",
+        r"31 22 0:41 / /mnt/with\040blank rw - fuse.sshfs me@host rw",
+        "32 22 8:2 / /over rw - ext4 /dev/sdb rw",
+        "33 22 0:42 / /over rw - tmpfs tmpfs rw",
+        "a broken line",
+    ]
+
+    assert type_of_mount(path, mounts) == expected
+
+
+def test_a_lock_is_held_by_one_and_seen_by_all(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    assert not is_held(path)
+    assert not path.exists()
+    first, second = Lock(path), Lock(path)
+
+    assert first.try_acquire()
+    assert is_held(path)
+    assert not second.acquire(0.05)
+    first.release()
+
+    assert not is_held(path)
+    assert second.try_acquire()
+    second.release()
+    forget(path)
+    assert not path.exists()
+
+
+def test_a_kill_frees_a_lock(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    holder = python(HOLDER, environ_of(tmp_path), str(path))
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    assert is_held(path)
+
+    kill(holder)
+
+    assert not is_held(path)
+
+
+def test_a_held_lock_is_not_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    lock = Lock(path)
+    assert lock.try_acquire()
+
+    forget(path)
+
+    assert path.exists()
+    assert is_held(path)
+    lock.release()
+
+
+def test_the_child_of_a_fork_neither_keeps_nor_frees_a_lock(tmp_path: Path) -> None:
+    path = tmp_path / "x.lock"
+    lock = Lock(path)
+    assert lock.try_acquire()
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        del lock
+        os.read(told, 1)
+        os._exit(0)
+
+    assert is_held(path)
+    lock.release()
+    assert not is_held(path)
+
+    os.write(tell, b"x")
+    os.waitpid(child, 0)
+
+
+def _environ(**keys: str) -> dict[str, str]:
+    return keys
+
+
+def test_keys_come_from_the_environment_and_then_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "credentials.toml"
+    credentials = Credentials(path, _environ(HUBQUEUE_KEY_MY_HUB="own", HUB_API_KEY="hubs"))
+    assert credentials.keys("my-hub", "hub") == ("own", "hubs")
+    credentials.store("my-hub", "stored")
+    credentials.store("other", "else")
+
+    assert credentials.keys("my-hub", "hub") == ("own", "hubs", "stored")
+    assert Credentials(path, {}).keys("other", "hub") == ("else",)
+    assert Credentials(path, {}).keys("none", "hub") == ()
+    credentials.forget("my-hub")
+    assert Credentials(path, {}).keys("my-hub", "hub") == ()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert credentials.problems() == ()
+    assert "else" not in repr(credentials)
+
+
+def test_a_stored_key_is_seen_by_a_worker_that_runs(tmp_path: Path) -> None:
+    worker, login = (Credentials(tmp_path / "credentials.toml", {}) for _ in range(2))
+    assert worker.keys("hub", "hub") == ()
+
+    login.store("hub", "new")
+
+    assert worker.keys("hub", "hub") == ("new",)
+
+
+@pytest.mark.parametrize("key", ["", "two words", 'quo"te', "new\nline", "ключ", "back\\slash", "x" * 600])
+def test_what_is_no_key_is_refused_without_an_echo(tmp_path: Path, key: str) -> None:
+    with pytest.raises(CredentialsError) as refused:
+        Credentials(tmp_path / "credentials.toml", {}).store("hub", key)
+
+    assert not key or key not in str(refused.value)
+    assert not (tmp_path / "credentials.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "word"),
+    [
+        (lambda path: path.write_text('[hub]\nkey = "secret-key'), "TOML"),
+        (lambda path: path.chmod(0o644), "others"),
+    ],
+)
+def test_problems_of_the_file_are_told(tmp_path: Path, spoil: Callable[[Path], object], word: str) -> None:
+    path = tmp_path / "credentials.toml"
+    credentials = Credentials(path, {})
+    credentials.store("hub", "secret-key")
+
+    spoil(path)
+
+    (problem,) = Credentials(path, {}).problems()
+    assert word in problem
+    assert "secret-key" not in problem

@@ -1,0 +1,242 @@
+"""The spool: a snapshot is the file as it was, or a clear refusal, and nothing in between."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from stage import environ_of, python
+
+from hubqueue.config import SpoolSettings
+from hubqueue.entry import Snapshot
+from hubqueue.errors import CheckpointUnreadable, SnapshotAltered, SnapshotMissing, SpoolFull
+from hubqueue.spool import Ballast, Spool
+
+ROOMY = SpoolSettings(min_free_bytes=0)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool", ROOMY)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "last.pt"
+    path.write_bytes(os.urandom(5_000_000))
+    return path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A really small file system."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_snapshot_is_the_file_with_its_hash(spool: Spool, source: Path) -> None:
+    snapshot = spool.take(source, label="run-1")
+
+    with spool.open(snapshot) as body:
+        content = body.read()
+    assert content == source.read_bytes()
+    assert snapshot.size == len(content)
+    assert snapshot.sha256 in (None, hashlib.sha256(content).hexdigest())
+    assert snapshot.name.startswith("run-1-")
+    spool.verify(snapshot)
+
+
+def test_a_change_in_place_does_not_reach_the_snapshot(spool: Spool, source: Path) -> None:
+    before = source.read_bytes()
+    snapshot = spool.take(source, label="x")
+
+    with source.open("r+b") as file:
+        file.write(b"\0" * 1000)
+        file.truncate(2000)
+
+    spool.verify(snapshot)
+    with spool.open(snapshot) as body:
+        assert body.read() == before
+
+
+def test_a_file_that_grows_under_the_copy_is_refused(spool: Spool, source: Path) -> None:
+    done = threading.Event()
+
+    def grow() -> None:
+        with source.open("ab") as file:
+            for _ in range(20_000):
+                file.write(b"x" * 4096)
+                file.flush()
+                if done.wait(0.0005):
+                    return
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        with pytest.raises(CheckpointUnreadable, match="still being written"):
+            spool.take(source, label="x")
+    finally:
+        done.set()
+        writer.join()
+
+    assert list(spool.path.iterdir()) == []
+
+
+def test_a_file_that_comes_to_rest_is_taken(spool: Spool, source: Path) -> None:
+    done = threading.Event()
+
+    def grow_a_little() -> None:
+        with source.open("ab") as file:
+            for _ in range(20):
+                file.write(b"x" * 4096)
+                file.flush()
+                done.wait(0.005)
+
+    writer = threading.Thread(target=grow_a_little)
+    writer.start()
+    snapshot = spool.take(source, label="x")
+    writer.join()
+
+    spool.verify(snapshot)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "link", "pipe", "device", "empty"])
+def test_what_is_no_finished_file_is_refused(spool: Spool, source: Path, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(source)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "empty":
+        path.touch()
+
+    with pytest.raises(CheckpointUnreadable) as refused:
+        spool.take(path, label="x")
+
+    assert refused.value.hint
+    assert str(path) in str(refused.value)
+
+
+def test_the_cap_counts_everything_in_the_spool(tmp_path: Path, source: Path) -> None:
+    spool = Spool(tmp_path / "spool", SpoolSettings(max_bytes=11_000_000, min_free_bytes=0))
+    spool.take(source, label="one")
+    spool.take(source, label="two")
+
+    with pytest.raises(SpoolFull, match="11000000"):
+        spool.take(source, label="three")
+
+    assert spool.bytes_used() == 10_000_000
+
+
+def test_a_disk_that_is_really_full_leaves_nothing_behind(small_disk: Path, source: Path) -> None:
+    spool = Spool(small_disk / "spool", ROOMY)
+    spool.path.mkdir()
+    (small_disk / "filler").write_bytes(b"x" * 1_000_000)
+    nearly = small_disk.parent / "nearly.pt"
+    nearly.write_bytes(b"x" * 1_040_000)
+
+    with pytest.raises(SpoolFull):
+        spool.take(source, label="too large")
+    with contextlib.suppress(SpoolFull):
+        spool.take(nearly, label="fits once at most")
+    with pytest.raises(SpoolFull):
+        spool.take(nearly, label="does not fit twice")
+
+    assert not [path for path in spool.path.iterdir() if path.name.endswith(".part")]
+
+
+def test_the_ballast_makes_room_when_the_disk_is_full(small_disk: Path) -> None:
+    ballast = Ballast(small_disk / "ballast", size=65536)
+    assert ballast.create()
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    with pytest.raises(OSError, match="No space"):
+        (small_disk / "outbox").write_bytes(b"x" * 40_000)
+
+    assert ballast.release()
+
+    (small_disk / "outbox").write_bytes(b"x" * 40_000)
+    assert not ballast.release()
+    assert not ballast.create()
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter", "other", "link"])
+def test_a_missing_or_altered_snapshot_is_found(spool: Spool, source: Path, damage: str) -> None:
+    snapshot = spool.take(source, label="x")
+    path = spool.path / snapshot.name
+    if damage in ("gone", "link"):
+        path.unlink()
+    if damage == "link":
+        path.symlink_to(source)
+    elif damage == "shorter":
+        os.truncate(path, 100)
+    elif damage == "other":
+        path.write_bytes(os.urandom(snapshot.size))
+
+    with pytest.raises((SnapshotMissing, SnapshotAltered)) as found:
+        spool.verify(snapshot)
+
+    assert found.value.hint
+
+
+@pytest.mark.parametrize("name", ["../outbox.db", "/etc/passwd", ".hidden.ckpt", "a/b.ckpt", "x.part", ""])
+def test_a_name_out_of_the_database_leads_nowhere_else(spool: Spool, name: str) -> None:
+    with pytest.raises(SnapshotMissing):
+        spool.open(Snapshot(name, 1, 0))
+    with pytest.raises(SnapshotMissing):
+        spool.remove(name)
+
+
+def test_the_sweep_takes_only_what_is_old_and_unknown(spool: Spool, source: Path) -> None:
+    kept, orphan = spool.take(source, label="kept"), spool.take(source, label="orphan")
+    (spool.path / "half-0.ckpt.part").write_bytes(b"x")
+    (spool.path / "notes.txt").write_text("somebody's own")
+    now = (spool.path / kept.name).stat().st_ctime
+
+    assert spool.sweep(lambda names: {kept.name}, older_than=timedelta(hours=1), now=now) == ()
+    gone = spool.sweep(lambda names: {kept.name}, older_than=timedelta(hours=1), now=now + 7200)
+
+    assert set(gone) == {orphan.name, "half-0.ckpt.part"}
+    assert {path.name for path in spool.path.iterdir()} == {kept.name, "notes.txt"}
+
+
+def test_a_snapshot_that_was_swept_before_its_row_is_made_again(home: Path, source: Path) -> None:
+    """A process that slept for an hour between the copy and the row finds the copy gone."""
+    code = """
+import os, sys, hubqueue
+from hubqueue import spool
+run = hubqueue.start_run("yolov8n.pt", worker="none", strict=True)
+take, count = spool.Spool.take, []
+def sleepy(self, source, *, label):
+    snapshot = take(self, source, label=label)
+    count.append(snapshot)
+    if len(count) == 1:
+        os.unlink(self.path / snapshot.name)
+    return snapshot
+spool.Spool.take = sleepy
+run.save_checkpoint(sys.argv[1], epoch=0)
+print(len(count), len(list(run._outbox.spool.path.iterdir())), run._outbox.stats.owed().entries)
+"""
+    out, _ = python(code, environ_of(home), str(source)).communicate(timeout=60)
+
+    assert out.split() == ["2", "1", "2"], out
