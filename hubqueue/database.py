@@ -34,7 +34,7 @@ from sqlalchemy.pool import NullPool
 
 from hubqueue import migration, sqlite
 from hubqueue.clock import Clock, SystemClock
-from hubqueue.errors import ConfigError, HubqueueError, OutboxDamaged, OutboxUnavailable
+from hubqueue.errors import ConfigError, OutboxDamaged, OutboxUnavailable
 from hubqueue.schema import REVISION, about, attempts, boots, entries
 
 _READING = "hubqueue_reading"
@@ -302,13 +302,6 @@ class Database:
         starts_at = wall - timedelta(seconds=clock.elapsed())
         tx.execute(insert(boots).values(boot_id=clock.boot_id, starts_at=starts_at))
         return starts_at
-
-
-def is_storage_trouble(error: BaseException) -> bool:
-    """Whether an error is the machine's fault (disk, permissions, locks) and not the caller's."""
-    return isinstance(error, OSError) or (
-        isinstance(error, HubqueueError) and not isinstance(error, ValueError)
-    )
 
 
 def _identify(tx: Connection) -> str:

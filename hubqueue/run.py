@@ -16,7 +16,6 @@ import os
 import threading
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +23,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from hubqueue import identifier
 from hubqueue import metrics as values
+from hubqueue.backlog import Backlog
 from hubqueue.clock import Clock
 from hubqueue.config import Config, DestinationSettings
 from hubqueue.credentials import Credentials
@@ -45,8 +45,6 @@ _T = TypeVar("_T")
 _LOG = logging.getLogger("hubqueue")
 # How often a storage that could not be opened is tried again.
 _REOPEN = 5.0
-# Epochs kept in memory while the storage fails; the oldest give way.
-_BACKLOG = 100_000
 _POLL = 0.1
 # What `finish` grants a locked database at least, in seconds, for each of its few statements.
 _LEAST_PATIENCE = 0.1
@@ -106,8 +104,7 @@ class Run:
         self._id: str | None = None
         self._lock: Lock | None = None
         self._sender: Sender | None = None
-        self._unsaved: OrderedDict[str, Draft] = OrderedDict()
-        self._lost = 0
+        self._backlog = Backlog()
         self._ended: RunState | None = None
         self._guard = threading.RLock()
         self._reopen_at = 0.0
@@ -144,11 +141,7 @@ class Run:
         draft = metrics_draft(values.metrics_text(metrics), values.epoch_number(epoch))
         with self._guard:
             self._refuse_finished()
-            self._unsaved[draft.key] = draft
-            self._unsaved.move_to_end(draft.key)
-            while len(self._unsaved) > _BACKLOG:
-                self._unsaved.popitem(last=False)
-                self._lost += 1
+            self._backlog.put(draft)
             saved = self._attempt("metrics", self._save_backlog)
         self._nudge()
         return saved
@@ -173,7 +166,7 @@ class Run:
         saved = self._attempt("checkpoint", save)
         if saved is None:
             with self._guard:
-                self._lost += 1
+                self._backlog.lost += 1
         self._nudge()
         return saved
 
@@ -288,22 +281,13 @@ class Run:
         return run_id
 
     def _save_backlog(self) -> int | None:
-        """Save everything that waits in memory, oldest first; the id of the last entry."""
-        entry_id = None
-        while self._unsaved:
-            outbox, run_id = self._opened()
-            key, draft = next(iter(self._unsaved.items()))
-            try:
-                entry_id, superseded = outbox.entries.enqueue(run_id, draft)
-            except (HubqueueError, OSError):
-                raise  # storage trouble: it stays in memory for the next call
-            except Exception:
-                # A defect met this very draft: it must not stand in the way of all that follow.
-                del self._unsaved[key]
-                self._lost += 1
-                raise
-            outbox.discard(superseded)
-            del self._unsaved[key]
+        """Save everything that waits in memory; the id of the last entry."""
+        return self._backlog.save(self._enqueue)
+
+    def _enqueue(self, draft: Draft) -> int:
+        outbox, run_id = self._opened()
+        entry_id, superseded = outbox.entries.enqueue(run_id, draft)
+        outbox.discard(superseded)
         return entry_id
 
     def _end(self, state: RunState) -> None:
@@ -358,7 +342,7 @@ class Run:
             pause.wait(min(_POLL, remaining))
 
     def _left(self) -> Leftover:
-        unsaved = len(self._unsaved) + self._lost
+        unsaved = len(self._backlog)
         if self._outbox is None or self._id is None:
             return Leftover(unsaved=unsaved)
         try:

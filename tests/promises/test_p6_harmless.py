@@ -100,7 +100,7 @@ def test_finish_waits_no_longer_than_it_was_told(
 def test_finish_does_not_wait_for_a_locked_database(at_home: Path) -> None:
     run = package.start_run("yolov8n.pt", worker="none")
     with open_outbox(at_home, environ={}) as other, other.database.write():
-        run._unsaved["0"] = metrics_draft("{}", 0)
+        run._backlog.put(metrics_draft("{}", 0))
         start = time.monotonic()
 
         left = run.finish(timeout=0.2)
