@@ -339,6 +339,7 @@ class Run:
             remaining = deadline - time.monotonic()
             if hopeless or remaining <= 0:
                 return left
+            self._nudge()
             pause.wait(min(_POLL, remaining))
 
     def _left(self) -> Leftover:

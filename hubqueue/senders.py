@@ -18,6 +18,7 @@ from hubqueue.service import Service
 _LOG = logging.getLogger("hubqueue")
 # How often a producer looks whether its detached worker still lives.
 _LOOK = 30.0
+_LOOK_AT_END = 1.0
 
 
 class Sender(Protocol):
@@ -60,16 +61,18 @@ class Detached:
 
     def __init__(self, home: Home, config: str | None) -> None:
         self._home, self._config = home, config
-        self._look_at = 0.0
+        self._look_at, self._every = 0.0, _LOOK
 
     def nudge(self) -> None:
         now = time.monotonic()
         if now >= self._look_at:
-            self._look_at = now + _LOOK
-            self.finish()
+            self._look_at = now + self._every
+            daemon.ensure_worker(self._home, config=self._config)
 
     def finish(self) -> None:
-        daemon.ensure_worker(self._home, config=self._config)
+        # Somebody waits now: a worker that was just leaving, or died, is replaced without delay.
+        self._look_at, self._every = 0.0, _LOOK_AT_END
+        self.nudge()
 
     def close(self, deadline: float) -> None:
         pass

@@ -19,6 +19,7 @@ import hubqueue as package
 from hubqueue.drafts import metrics_draft
 from hubqueue.errors import ConfigError, InvalidMetrics, InvalidModel, OutboxUnavailable, RunFinished
 from hubqueue.lifecycle import State
+from hubqueue.locks import Lock
 from hubqueue.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
@@ -309,6 +310,29 @@ os._exit(0)
         lambda: bool(hub.models) and hub.metrics(hub.models[0]) == {0: {"loss": 1}}, timeout=30
     )
     wait_until(lambda: '"alive": false' in hubqueue(environ, "status", "--json").stdout)
+
+
+def test_a_worker_that_is_just_leaving_is_replaced(at_home: Path, hub: Sandbox) -> None:
+    at_home.mkdir(mode=0o700)
+    (at_home / "locks").mkdir(mode=0o700)
+    leaving = Lock(at_home / "locks" / "detached.lock")
+    assert leaving.try_acquire()
+    code = """
+import hubqueue
+run = hubqueue.start_run("yolov8n.pt", strict=True)
+run.log_metrics({"loss": 1}, epoch=0)
+print("logged", flush=True)
+print(run.finish(timeout=60).entries)
+"""
+    trainer = python(code, environ_of(at_home, hub.url, HUBQUEUE_WORKER__IDLE_EXIT="1"))
+    assert trainer.stdout is not None
+    assert trainer.stdout.readline() == "logged\n"
+
+    threading.Event().wait(1.5)  # `finish` has looked, and has seen a worker
+    leaving.release()
+
+    assert trainer.communicate(timeout=90)[0] == "0\n"
+    assert len(hub.models) == 1
 
 
 def test_many_trainers_start_one_worker(at_home: Path, hub: Sandbox) -> None:
