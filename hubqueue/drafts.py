@@ -12,7 +12,7 @@ from hubqueue.registration import create_model_payload
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 # Below every other rank of a checkpoint lane: a final checkpoint goes first.
-_FINAL_RANK = -(2**62)
+FINAL_RANK = -(2**62)
 
 
 def registration_draft(model: str, args: Mapping[str, object]) -> Draft:
@@ -38,7 +38,7 @@ def ckpt_draft(
         return Draft(
             Kind.CKPT,
             "final",
-            _FINAL_RANK,
+            FINAL_RANK,
             json.dumps(payload),
             snapshot,
             final=True,

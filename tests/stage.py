@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from hubqueue.claims import Terms
-from hubqueue.drafts import metrics_draft
+from hubqueue.drafts import FINAL_RANK, metrics_draft
 from hubqueue.entry import Draft, Kind
 from hubqueue.events import Fact
 from hubqueue.lane import Batch, Lease
@@ -48,6 +48,7 @@ def log(outbox: Outbox, run_id: str, *epochs: int, value: float = 1.0) -> list[i
 def ckpt(outbox: Outbox, run_id: str, key: str, *, final: bool = False, rank: int = 0) -> int:
     """Enqueue a checkpoint without a body; the id of the entry."""
     replaces = ("last", "best") if final else ()
+    rank = FINAL_RANK if final else rank
     return outbox.entries.enqueue(run_id, Draft(Kind.CKPT, key, rank, "{}", final=final, replaces=replaces))[
         0
     ]

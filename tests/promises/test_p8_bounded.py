@@ -138,6 +138,19 @@ def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: Fake
     assert len(plans) > 20
     assert any("INSERT INTO entries" in each for each in plans)
     assert scans == {}
+    # The two that the training and the worker do most find their rows directly, however long the line is.
+    supersedes = [
+        plan for each, plan in plans.items() if each.startswith("UPDATE entries SET state='superseded'")
+    ]
+    fresh = next(
+        plan for each, plan in plans.items() if "batch IS NULL ORDER BY" in each.replace("entries.", "")
+    )
+    assert len(supersedes) >= 2  # of the enqueue, and of the claim
+    for plan in supersedes:
+        assert any("entries_waiting_key (lane_id=? AND key=?" in step for step in plan), plan
+        assert not any(step.endswith("entries_waiting_key (lane_id=?)") for step in plan), plan
+    assert any("entries_waiting (lane_id=?" in step for step in fresh)
+    assert not any("TEMP B-TREE" in step for step in fresh)
 
 
 def test_a_drain_of_a_long_backlog_uses_few_requests(hub: Sandbox, home: Path) -> None:
