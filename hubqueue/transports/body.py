@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import BinaryIO, Protocol
 
 BLOCK = 1024 * 1024
 
 
 class BodyChanged(Exception):
-    """The file was not as long as announced: the request is broken off, never padded."""
+    """The file was not as long as announced, or not to be read: the request is broken off, never padded."""
 
 
 class Body(Protocol):
@@ -65,16 +65,30 @@ class Multipart:
     def __iter__(self) -> Iterator[bytes | memoryview]:
         yield self._head
         left, buffer = self._size, memoryview(bytearray(BLOCK))
-        with closing(self._open()) as file:
+        with _reading():
+            opened = self._open()
+        with closing(opened) as file:
             while left:
-                count = file.readinto(buffer[: min(left, BLOCK)])  # type: ignore[attr-defined]
+                with _reading():
+                    count = file.readinto(buffer[: min(left, BLOCK)])  # type: ignore[attr-defined]
                 if not count:
                     raise BodyChanged(f"the snapshot ends {left} bytes early")
                 yield buffer[:count]
                 left -= count
-            if file.read(1):
+            with _reading():
+                more = file.read(1)
+            if more:
                 raise BodyChanged("the snapshot is longer than it was")
         yield self._tail
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Trouble of the file is told as such: as an OSError it would pass for trouble of the network."""
+    try:
+        yield
+    except OSError as error:
+        raise BodyChanged(f"the snapshot cannot be read: {error.strerror}") from error
 
 
 def form_boundary(idempotency_key: str) -> str:

@@ -1,7 +1,8 @@
 """One request, one answer, one outcome: bounded, streamed, never redirected.
 
 Refuses what `requests` would do by itself: follow redirects, read .netrc and proxy variables, keep cookies,
-decompress, retry. An `Answer` is complete, headers and body; everything else is an outcome.
+decompress, retry, take an answer to half a request for an answer. An `Answer` is complete, headers and body;
+everything else is an outcome.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -71,13 +71,9 @@ class Wire:
         self._settings = settings
         self._root = settings.url.rstrip("/")
         self.host = urlsplit(settings.url).hostname or settings.url
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self._session.headers.clear()
-        adapter = TellingAdapter(pool_connections=4, pool_maxsize=_POOL, max_retries=0)
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, adapter)
+        # No session: it knows .netrc, proxy variables and cookies, and even when it does not follow a redirect it
+        # reads and decompresses all of its body.
+        self._adapter = TellingAdapter(pool_connections=4, pool_maxsize=_POOL, max_retries=0)
         self._proxies = {"http": settings.proxy, "https": settings.proxy} if settings.proxy else {}
         self._verify = str(settings.ca_bundle) if settings.ca_bundle else True
 
@@ -88,6 +84,7 @@ class Wire:
         settings = self._settings
         watch = Watch(
             stop=attempt.stop,
+            connect=settings.connect_timeout.total_seconds(),
             window=settings.stall_window.total_seconds(),
             rate=float(settings.stall_rate),
             answer=settings.answer_timeout.total_seconds(),
@@ -97,24 +94,32 @@ class Wire:
         CURRENT.watch, CURRENT.on_start = watch, attempt.on_start
         WATCHDOG.add(watch)
         try:
-            return self._read(self._send(request))
+            answer = self._read(self._send(request))
+            if 200 <= answer.status < 300 and not watch.whole:
+                # urllib3 passes over a broken pipe and reads what the peer had said until then.
+                return self._ended(watch) or RetryLater(
+                    f"{self.host} answered {answer.status} before it had the whole request; it does not count"
+                )
+            return answer
         except _TooLong:
             return RetryLater(f"{self.host} answered with more than {MAX_ANSWER} bytes")
         except BodyChanged as error:
             return RetryLater(str(error))
         except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError) as error:
-            if watch.stopped:
-                return Aborted("the worker stops")
-            if watch.verdict is not None:
-                return RetryLater(f"{self.host}: {watch.verdict}")
-            return outcome_of_error(error, host=self.host, secrets=secrets)
+            return self._ended(watch) or outcome_of_error(error, host=self.host, secrets=secrets)
         finally:
             WATCHDOG.remove(watch)
             CURRENT.watch = CURRENT.on_start = None
 
     def close(self) -> None:
         """Close the connections that are kept alive."""
-        self._session.close()
+        self._adapter.close()
+
+    def _ended(self, watch: Watch) -> Outcome | None:
+        """What it means that the watch ended the exchange, if it did."""
+        if watch.stopped:
+            return Aborted("the worker stops")
+        return RetryLater(f"{self.host}: {watch.verdict}") if watch.verdict is not None else None
 
     def _send(self, request: Request) -> requests.Response:
         headers = {
@@ -131,10 +136,9 @@ class Wire:
             prepared.headers["Content-Length"] = "0"
         settings = self._settings
         answer = settings.answer_timeout.total_seconds()
-        return self._session.send(
+        return self._adapter.send(
             prepared,
             stream=True,
-            allow_redirects=False,
             verify=self._verify,
             proxies=self._proxies,
             # The belt; the watch is the braces, and the one that bounds dripped answers.
@@ -184,10 +188,8 @@ def outcome_of_status(
     if status == 429:
         return RetryLater(reason, wait, Scope.DESTINATION)
     if 300 <= status < 400:
-        target = urlsplit(answer.headers.get("Location", "")).hostname
-        return RetryLater(
-            f"{status}: {host} redirects to {clean(target or 'itself', limit=80)}; not followed"
-        )
+        target = clean(_target(answer), limit=80, secrets=secrets)
+        return RetryLater(f"{status}: {host} redirects to {target}; not followed")
     if status in (401, 403):
         return Blocked(f"the key was refused: {reason}", Scope.DESTINATION)
     if status in (404, 410):
@@ -205,7 +207,8 @@ def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...
         verdict = next(each for each in chain if isinstance(each, ssl.SSLCertVerificationError))
         said = clean(getattr(verdict, "verify_message", "") or str(verdict), secrets=secrets)
         return Blocked(f"{host}: certificate refused: {said}", Scope.DESTINATION)
-    if isinstance(error, _WRONG_SETTING):
+    contradicted = any(isinstance(each, urllib3.exceptions.InvalidHeader) for each in chain)
+    if isinstance(error, _WRONG_SETTING) and not contradicted:
         return Blocked(f"{host}: cannot be asked: {type(error).__name__}", Scope.DESTINATION)
     for kinds, words in _WORDS:
         if any(isinstance(each, kinds) for each in chain):
@@ -227,6 +230,7 @@ _WRONG_SETTING = (
 _WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((urllib3.exceptions.NameResolutionError,), "its name cannot be resolved"),
     ((exceptions.ProxyError, urllib3.exceptions.ProxyError), "the proxy does not let it through"),
+    ((urllib3.exceptions.InvalidHeader,), "the answer contradicts itself about its length"),
     ((ConnectionRefusedError,), "connection refused"),
     ((exceptions.ConnectTimeout,), "no connection in time"),
     ((urllib3.exceptions.NewConnectionError,), "no connection"),
@@ -253,6 +257,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(each))
             yield each
             waiting += [getattr(each, "reason", None), *each.args, each.__cause__, each.__context__]
+
+
+def _target(answer: Answer) -> str:
+    """The host that a redirect names."""
+    try:
+        return urlsplit(answer.headers.get("Location", "")).hostname or "itself"
+    except ValueError:
+        return "an address that is none"
 
 
 def _reason(answer: Answer, secrets: tuple[str, ...]) -> str:

@@ -212,7 +212,7 @@ def _is_plain(answer: Answer) -> bool:
 
 
 def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _agent() -> str:

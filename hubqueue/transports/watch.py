@@ -21,11 +21,13 @@ _LOOK = 0.2
 class Watch:
     """One exchange under watch. Times are in seconds, `rate` in bytes per second.
 
-    Sending: at least `rate` on average over each `window`. Answering: complete within `answer` of the last
-    request byte. `verdict` says why the exchange was ended, if it was.
+    Connecting: within `connect`, with the proxy and the encryption. Sending: at least `rate` on average over each
+    `window`. Answering: complete within `answer` of the last request byte. `verdict` says why the exchange was
+    ended, if it was; `whole` whether all of the request has left.
     """
 
     stop: threading.Event
+    connect: float
     window: float
     rate: float
     answer: float
@@ -33,18 +35,26 @@ class Watch:
     on_bytes: Callable[[int], None]
     verdict: str | None = None
     stopped: bool = False
-    _socket: socket.socket | None = None
+    whole: bool = False
+    _handle: socket.socket | None = None
+    _over: bool = False
     _sent: int = 0
     _mark_at: float = 0.0
     _mark_sent: int = 0
+    _ready_by: float = float("inf")
     _whole_by: float = float("inf")
     _answer_by: float = float("inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def opened(self, connection: socket.socket) -> None:
-        """The connection stands, or is being made."""
+    def opened(self, connection: socket.socket, *, ready: bool) -> None:
+        """The connection stands (`ready`), or is still to agree with a proxy, or on its encryption."""
+        # A descriptor of our own: the connection's passes to another object before the encryption is agreed on,
+        # and what is shut down here must be this connection and not whoever has its number by then.
+        handle = socket.fromfd(connection.fileno(), connection.family, connection.type)
         with self._lock:
-            self._socket = connection
+            self._drop()
+            self._handle = handle
+            self._ready_by = float("inf") if ready else time.monotonic() + self.connect
             if self.verdict is not None:
                 self._shut()
 
@@ -63,22 +73,30 @@ class Watch:
 
     def answering(self) -> None:
         """The request is out; the answer is due."""
+        self.whole = True
         self._mark_at, self._whole_by = 0.0, float("inf")
         self._answer_by = time.monotonic() + self.answer
 
     def look(self, now: float) -> None:
         """End the exchange if it has to end."""
-        if self.verdict is None:
-            reason = self._judge(now)
-            if reason is not None:
-                with self._lock:
-                    self.verdict = reason
+        with self._lock:
+            if self.verdict is None and not self._over:
+                self.verdict = self._judge(now)
+                if self.verdict is not None:
                     self._shut()
+
+    def over(self) -> None:
+        """The exchange has ended: its connection may be another's by now and is left alone."""
+        with self._lock:
+            self._over = True
+            self._drop()
 
     def _judge(self, now: float) -> str | None:
         if self.stop.is_set():
             self.stopped = True
             return "the worker stops"
+        if now > self._ready_by:
+            return f"no connection within {self.connect:g} s"
         if now > self._answer_by:
             return f"no complete answer within {self.answer:g} s"
         if now > self._whole_by:
@@ -91,14 +109,19 @@ class Watch:
         return None
 
     def _shut(self) -> None:
-        if self._socket is None:
+        if self._handle is None:
             return
         try:
-            # Not the method of an SSL socket: that one drops the encryption first, and what the sending thread
-            # writes in that instant would leave in plain text.
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            # The handle is a plain socket: an SSL socket would drop the encryption first, and what the sending
+            # thread writes in that instant would leave in plain text.
+            self._handle.shutdown(socket.SHUT_RDWR)
         except OSError:
             return  # closed already
+
+    def _drop(self) -> None:
+        if self._handle is not None:
+            self._handle.close()
+            self._handle = None
 
 
 class Watchdog:
@@ -123,6 +146,7 @@ class Watchdog:
         """The exchange is over."""
         with self._changed:
             self._watches.discard(watch)
+        watch.over()
 
     def _arm(self) -> None:
         self._changed = threading.Condition()

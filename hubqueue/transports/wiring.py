@@ -1,6 +1,7 @@
 """Connections that tell what they do: the sockets under `requests`, with the holes of its proofs mended.
 
-* The watch of an exchange knows the live socket, when the request leaves, and how much of it has left.
+* The watch of an exchange knows the live socket, when the request leaves, and how much of it has left. What is
+  said to a proxy before that is no part of the request.
 * An answer that is cut off in its headers, or in its last chunk, is an error: the standard library takes the end
   of the stream for the end of either, and the cut answer would look complete.
 """
@@ -97,8 +98,16 @@ class _Telling:
     def _new_conn(self) -> socket.socket:
         connection: socket.socket = super()._new_conn()  # type: ignore[misc]
         if CURRENT.watch is not None:
-            CURRENT.watch.opened(connection)
+            CURRENT.watch.opened(connection, ready=False)
         return connection
+
+    def _tunnel(self) -> None:
+        watch, start = CURRENT.watch, CURRENT.on_start
+        CURRENT.watch = CURRENT.on_start = None
+        try:
+            super()._tunnel()  # type: ignore[misc]
+        finally:
+            CURRENT.watch, CURRENT.on_start = watch, start
 
     def send(self, data: Any) -> None:
         watch = CURRENT.watch
@@ -107,11 +116,11 @@ class _Telling:
         if watch is None:
             super().send(data)  # type: ignore[misc]
             return
-        watch.opened(self.sock)
         if CURRENT.on_start is not None:
             # The head of the request, in one piece. From here on the watch bounds the sending: the socket's own
             # timeout is that of the connect, and would end a slow upload.
             start, CURRENT.on_start = CURRENT.on_start, None
+            watch.opened(self.sock, ready=True)
             start()
             self.sock.settimeout(4 * watch.window)
             watch.sending()

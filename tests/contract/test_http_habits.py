@@ -1,0 +1,298 @@
+"""What an HTTP client does by itself and this one must not: half a request answered, redirects read, proxies counted."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import socket
+import ssl
+import subprocess
+import threading
+import tracemalloc
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from peer import Peer, answer
+
+from hubqueue.config import DestinationSettings
+from hubqueue.entry import Entry, Kind, Snapshot
+from hubqueue.lane import Batch, RunRef
+from hubqueue.lifecycle import State
+from hubqueue.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater
+from hubqueue.transports.base import Attempt
+from hubqueue.transports.hub import HubTransport
+from hubqueue.transports.watch import Watch
+
+_NOW = datetime(2026, 1, 1, tzinfo=UTC)
+_LARGE = bytes(30_000_000)  # more than the buffers of both ends of a socket hold
+
+
+class Told:
+    """An attempt that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.starts, self.sent = 0, [0]
+        self.stop = threading.Event()
+        self.attempt = Attempt(self._start, self.sent.append, self.stop)
+
+    def _start(self) -> None:
+        self.starts += 1
+
+
+def hub(
+    url: str,
+    *,
+    body: bytes = b"",
+    key: str = "5ec4e7" * 7,
+    open_body: Callable[[Snapshot], BinaryIO] | None = None,
+    **settings: object,
+) -> HubTransport:
+    chosen = DestinationSettings("hub", url=url, **settings)  # type: ignore[arg-type]
+    return HubTransport(chosen, lambda: (key,), open_body or (lambda _snapshot: io.BytesIO(body)))
+
+
+def metrics() -> Batch:
+    return _batch(Kind.METRICS, '{"loss": 1.0}', None)
+
+
+def ckpt(size: int) -> Batch:
+    payload = '{"epoch": 7, "is_best": true, "map": 0.5, "final": false}'
+    return _batch(Kind.CKPT, payload, Snapshot("x.ckpt", size, 0))
+
+
+def _batch(kind: Kind, payload: str, snapshot: Snapshot | None) -> Batch:
+    entry = Entry(1, "u", "run", kind, "0", State.PENDING, payload, 1, snapshot, False, 1, None, _NOW, None)
+    return Batch(
+        RunRef("run", "hub", "m.pt", "abcdefghij0123456789", None), kind, (entry,), "key-of-the-batch"
+    )
+
+
+def _answers_at_once(data: bytes, peer_closes: bool) -> Callable[[socket.socket, bytes], None]:
+    def act(connection: socket.socket, _request: bytes) -> None:
+        connection.sendall(data)
+        if peer_closes:
+            connection.shutdown(socket.SHUT_WR)
+            threading.Event().wait(0.5)  # until the sender is blocked
+            raise OSError
+        threading.Event().wait(60)
+
+    return act
+
+
+# Half a request.
+
+
+@pytest.mark.parametrize("peer_closes", [True, False])
+def test_a_success_told_before_the_upload_was_whole_is_no_delivery(peer_closes: bool) -> None:
+    with Peer(_answers_at_once(answer(), peer_closes), read_body=False) as peer:
+        told = Told()
+        there = hub(peer.url, body=_LARGE, stall_window=timedelta(seconds=1), stall_rate=10_000_000)
+
+        outcome = there.send(ckpt(len(_LARGE)), told.attempt)
+
+    assert isinstance(outcome, RetryLater)
+    assert told.sent[-1] < len(_LARGE)
+
+
+def test_a_success_told_before_the_upload_was_stopped_is_no_delivery() -> None:
+    told, outcomes, reached = Told(), list[Outcome](), threading.Event()
+
+    def act(connection: socket.socket, _request: bytes) -> None:
+        connection.sendall(answer())
+        reached.set()
+        threading.Event().wait(60)
+
+    with Peer(act, read_body=False) as peer:
+        there = hub(peer.url, body=_LARGE)
+        thread = threading.Thread(
+            target=lambda: outcomes.append(there.send(ckpt(len(_LARGE)), told.attempt)), daemon=True
+        )
+        thread.start()
+        assert reached.wait(20)
+        told.stop.set()
+        thread.join(20)
+
+    assert outcomes == [Aborted("the worker stops")]
+
+
+def test_a_refusal_told_before_the_upload_was_whole_counts() -> None:
+    """A hub that finds a checkpoint too large need not read it all to say so."""
+    refusal = answer(b'{"message": "too large"}', status="413 Too Large")
+    with Peer(_answers_at_once(refusal, True), read_body=False) as peer:
+        outcome = hub(peer.url, body=_LARGE).send(ckpt(len(_LARGE)), Told().attempt)
+
+    assert isinstance(outcome, Rejected)
+    assert "too large" in outcome.reason
+
+
+# Answers nobody should trust.
+
+
+def test_the_body_of_a_redirect_costs_no_memory() -> None:
+    packed = gzip.compress(bytes(100_000_000), 1)
+    headers = "Location: /x\r\nContent-Encoding: gzip\r\n"
+    with Peer(
+        lambda connection, _request: connection.sendall(answer(packed, status="302 Found", headers=headers))
+    ) as peer:
+        there = hub(peer.url)
+        tracemalloc.start()
+        try:
+            outcome = there.send(metrics(), Told().attempt)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert isinstance(outcome, RetryLater)
+    assert peak < 32 * 1024 * 1024
+
+
+@pytest.mark.parametrize("location", [b"http://[bad", b"//[", b"\xff\xfe", b"http://h:port/", b""], ids=repr)
+def test_a_redirect_to_no_address_is_an_outcome(location: bytes) -> None:
+    whole = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + location + b"\r\n\r\n"
+    with Peer(lambda connection, _request: connection.sendall(whole)) as peer:
+        outcome = hub(peer.url).send(metrics(), Told().attempt)
+
+    assert isinstance(outcome, RetryLater)
+    assert "not followed" in outcome.reason
+
+
+def test_two_lengths_are_the_answers_fault_and_hold_nothing() -> None:
+    whole = answer(headers="Content-Length: 5\r\n")
+    with Peer(lambda connection, _request: connection.sendall(whole)) as peer:
+        outcome = hub(peer.url).send(metrics(), Told().attempt)
+
+    assert isinstance(outcome, RetryLater)
+    assert "length" in outcome.reason
+
+
+# Before the request.
+
+
+def test_stop_ends_the_agreement_on_the_encryption() -> None:
+    told, outcomes = Told(), list[Outcome]()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        there = hub(f"https://127.0.0.1:{listener.getsockname()[1]}", connect_timeout=timedelta(seconds=60))
+        thread = threading.Thread(
+            target=lambda: outcomes.append(there.send(metrics(), told.attempt)), daemon=True
+        )
+        thread.start()
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.recv(1)  # the greeting is out, and stays unanswered
+            told.stop.set()
+            thread.join(20)
+
+    assert outcomes == [Aborted("the worker stops")]
+    assert told.starts == 0
+
+
+def test_a_proxy_that_drips_is_given_up() -> None:
+    def drip(connection: socket.socket, _request: bytes) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        while not peer.done.wait(0.2):
+            connection.sendall(b"X-Drip: 1\r\n")
+
+    with Peer(drip) as peer:
+        told = Told()
+        there = hub("https://hub.example", proxy=peer.url, connect_timeout=timedelta(seconds=1))
+        outcome = there.send(metrics(), told.attempt)
+
+    assert isinstance(outcome, RetryLater)
+    assert "no connection" in outcome.reason
+    assert told.starts == 0
+
+
+def test_what_is_said_to_a_proxy_is_no_part_of_the_upload(tmp_path: Path) -> None:
+    context = _secure("hub.example", tmp_path)
+    heard: list[bytes] = []
+    starts_at_the_proxy: list[int] = []
+
+    def tunnel(connection: socket.socket, request: bytes) -> None:
+        if not request.startswith(b"CONNECT hub.example:443"):
+            raise OSError
+        starts_at_the_proxy.append(told.starts)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        with context.wrap_socket(connection, server_side=True) as secure:
+            while not heard or not heard[-1].endswith(b"}"):
+                heard.append(b"".join(heard[-1:]) + secure.recv(65536))
+            secure.sendall(answer())
+            peer.done.wait(20)
+
+    told = Told()
+    with Peer(tunnel) as peer:
+        there = hub("https://hub.example", proxy=peer.url, ca_bundle=tmp_path / "cert.pem")
+        outcome = there.send(metrics(), told.attempt)
+
+    assert outcome == Delivered()
+    assert told.starts == 1
+    assert starts_at_the_proxy == [0]
+    assert told.sent[-1] == len(heard[-1].partition(b"\r\n\r\n")[2])
+    assert b"x-api-key" not in peer.requests[0].lower()
+
+
+def _secure(name: str, folder: Path) -> ssl.SSLContext:
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-keyout",
+        "key.pem",
+        "-out",
+        "cert.pem",
+    ]
+    command += ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
+    try:
+        made = subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        made = False
+    if not made:
+        pytest.skip("there is no openssl command here")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context
+
+
+# On this side.
+
+
+def test_a_snapshot_that_cannot_be_read_is_not_told_as_trouble_of_the_network() -> None:
+    class Broken(io.BytesIO):
+        def readinto(self, _buffer: object) -> int:
+            raise BrokenPipeError(32, "a bad disk")  # the one that the HTTP client would pass over
+
+    with Peer(lambda connection, _request: connection.sendall(answer()), read_body=False) as peer:
+        there = hub(peer.url, open_body=lambda _snapshot: Broken())
+        outcome = there.send(ckpt(1000), Told().attempt)
+
+    assert isinstance(outcome, RetryLater)
+    assert outcome.reason == "the snapshot cannot be read: a bad disk"
+
+
+def test_a_key_that_is_no_text_is_an_outcome() -> None:
+    outcome = hub("http://127.0.0.1:9", key="abc\udcff").send(metrics(), Told().attempt)
+
+    assert isinstance(outcome, Blocked)
+    assert "abc" not in outcome.reason
+
+
+def test_a_watch_that_is_over_leaves_its_connection_to_the_next_one() -> None:
+    stop = threading.Event()
+    watch = Watch(stop, connect=1.0, window=1.0, rate=1.0, answer=1.0, size=0, on_bytes=lambda _sent: None)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        watch.opened(ours, ready=True)
+        watch.over()
+
+        stop.set()
+        watch.look(float("inf"))
+        ours.sendall(b"next")
+
+        assert theirs.recv(4) == b"next"
