@@ -45,20 +45,57 @@ from hubqueue.cli.frame import ATTENTION, DONE, leave
     metavar="SECONDS",
     help="Wait so long before each answer.",
 )
+@click.option(
+    "--url-lifetime",
+    type=click.FloatRange(min=0),
+    default=900.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Platform: how long an upload URL can be used.",
+)
+@click.option(
+    "--requests-per-minute",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Platform: how many events it takes from one key; then 429 [default: any number].",
+)
+@click.option(
+    "--uploads-per-minute",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Platform: the same for upload URLs.",
+)
 def sandbox(
-    port: int, data: Path | None, keys: tuple[str, ...], faults: tuple[str, ...], latency: float
+    port: int,
+    data: Path | None,
+    keys: tuple[str, ...],
+    faults: tuple[str, ...],
+    latency: float,
+    url_lifetime: float,
+    requests_per_minute: int | None,
+    uploads_per_minute: int | None,
 ) -> None:
-    """A local hub that speaks the real protocol, keeps what it gets, and misbehaves on request.
+    """A local hub that speaks the real protocols, keeps what it gets, and misbehaves on request.
 
     \b
     Examples:
       hubqueue sandbox --data hub/
       hubqueue sandbox --fail 503:0.3 --fail ckpt:cut-body:times=1
       ULTRALYTICS_HUB_API=http://127.0.0.1:8765 HUB_API_KEY=any python train.py
+      ULTRALYTICS_PLATFORM_URL=http://127.0.0.1:8765 ULTRALYTICS_API_KEY=any python train.py
     """
     from hubqueue.sandbox import Sandbox
 
-    hub = Sandbox(data, port=port, keys=keys, faults=faults, latency=latency)
+    hub = Sandbox(
+        data,
+        port=port,
+        keys=keys,
+        faults=faults,
+        latency=latency,
+        url_lifetime=url_lifetime,
+        requests_per_minute=requests_per_minute,
+        uploads_per_minute=uploads_per_minute,
+    )
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -22,16 +22,17 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from hubqueue.errors import ConfigError
-from hubqueue.sandbox.answers import Answer, Refused, refusal
+from hubqueue.sandbox.answers import Answer, Refused
 from hubqueue.sandbox.model import Fact, Model
-from hubqueue.sandbox.records import RequestRecord
+from hubqueue.sandbox.records import RequestRecord, RunRecord
+from hubqueue.sandbox.tracking import apply, begun
 
 _VERSION = 1
 _REQUESTS_IN_MEMORY = 100_000
@@ -39,7 +40,7 @@ _log = logging.getLogger("hubqueue.sandbox")
 
 
 class Archive:
-    """Models, weights, beats and the log of requests. Every method may be called from any thread."""
+    """Models, runs, weights, beats and the log of requests. Every method may be called from any thread."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -47,6 +48,7 @@ class Archive:
         self.changed = threading.Condition(threading.RLock())
         self._models: dict[str, Model] = {}
         self._gone: set[str] = set()
+        self._runs: dict[str, RunRecord] = {}
         self._receipts: dict[str, Answer] = {}
         self._requests: deque[RequestRecord] = deque(maxlen=_REQUESTS_IN_MEMORY)
         self._journal: BinaryIO | None = None
@@ -99,6 +101,7 @@ class Archive:
     def _read_back(self) -> None:
         self._models.clear()
         self._gone.clear()
+        self._runs.clear()
         self._receipts.clear()
         self._requests.clear()
         shutil.rmtree(self.folder / "incoming", ignore_errors=True)
@@ -140,7 +143,31 @@ class Archive:
     def is_taken(self, model_id: str) -> bool:
         """Whether the id was ever given out."""
         with self.changed:
-            return model_id in self._models or model_id in self._gone
+            return model_id in self._models or model_id in self._gone or model_id in self._runs
+
+    def runs(self) -> list[RunRecord]:
+        """Every training of Platform, oldest first. To be read under `changed`: they go on changing."""
+        with self.changed:
+            return list(self._runs.values())
+
+    def run(self, model_id: str) -> RunRecord | None:
+        """The training of this model id, or None. To be read under `changed`."""
+        with self.changed:
+            return self._runs.get(model_id)
+
+    def next_run_id(self) -> int:
+        """The id that the next run gets: no other has it, and it is higher than all others."""
+        with self.changed:
+            return sum(len(run.run_ids) for run in self._runs.values()) + 1
+
+    def cancel(self, model_id: str) -> bool:
+        """Cancel a training of Platform. False when there is none of this id."""
+        with self.changed:
+            if model_id not in self._runs:
+                return False
+            fact = {"fact": "cancelled", "model": model_id, "at": datetime.now(UTC).isoformat()}
+            self.keep(None, lambda: (fact, Answer(200)))
+            return True
 
     def keep(self, receipt: str | None, make: Callable[[], tuple[Fact, Answer]]) -> tuple[Answer, bool]:
         """Keep what `make` says and give its answer, or the one already given for `receipt` (and True).
@@ -152,7 +179,7 @@ class Archive:
             if receipt is not None and receipt in self._receipts:
                 return self._receipts[receipt], True
             if self._journal is None:
-                raise Refused(refusal(503, "the sandbox is stopping", close=True))
+                raise Refused(503, "the sandbox is stopping", close=True)
             fact, answer = make()
             if receipt is not None:
                 fact = fact | {"receipt": receipt, "status": answer.status, "answer": answer.body.decode()}
@@ -171,7 +198,7 @@ class Archive:
         try:
             _append(self._journal, json.dumps(fact).encode())
         except OSError as error:
-            raise Refused(refusal(507, f"the sandbox cannot keep this: {error.strerror}")) from error
+            raise Refused(507, f"the sandbox cannot keep this: {error.strerror}") from error
 
     def _apply(self, fact: Fact) -> None:
         model_id = fact["model"]
@@ -186,6 +213,11 @@ class Archive:
                 self._gone.add(model_id)
                 if fact["hard"]:
                     shutil.rmtree(self.weights_folder(model_id), ignore_errors=True)
+            case "tracked":
+                self._runs[model_id] = begun(fact)
+                apply(fact, self._runs[model_id], self.weights_folder(model_id))
+            case "event" | "url" | "staged" | "cancelled":
+                apply(fact, self._runs[model_id], self.weights_folder(model_id))
             case _:
                 self._models[model_id].apply(fact, self.weights_folder(model_id))
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from hubqueue.sandbox import mischief, page
-from hubqueue.sandbox.answers import Answer, Refused, reason_phrase, refusal
+from hubqueue.sandbox.answers import Answer, Refused, reason_phrase
 from hubqueue.sandbox.faults import Rule
-from hubqueue.sandbox.hub import Route
 from hubqueue.sandbox.records import RequestRecord
 from hubqueue.sandbox.request import BLOCK, Body, Request, RequestCut
+from hubqueue.sandbox.routes import Route
 
 if TYPE_CHECKING:
     from hubqueue.sandbox.server import HubServer
@@ -73,10 +73,11 @@ class Connection(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         target = urlsplit(self.path)
-        if self.command == "GET" and page.is_for_people(target.path):
-            self.send(page.show(target.path, self.server.archive))
+        body = Body(self.rfile.read, self._announced())
+        if page.is_for_people(self.command, target.path):
+            self._tell_people(target.path, body)
             return
-        route = self.server.hub.route(self.command, target.path)
+        route = self.server.route(self.command, target.path)
         record = RequestRecord(
             method=self.command,
             path=target.path,
@@ -85,9 +86,9 @@ class Connection(BaseHTTPRequestHandler):
             at_monotonic=self._read_at,
             at=datetime.now(UTC),
             idempotency_key=self.headers.get("idempotency-key"),
+            with_key="authorization" in self.headers or "x-api-key" in self.headers,
         )
         self.server.archive.note(record)
-        body = Body(self.rfile.read, self._announced())
         try:
             self._exchange(route, record, body, parse_qs(target.query))
         except RequestCut:
@@ -97,6 +98,13 @@ class Connection(BaseHTTPRequestHandler):
             self.server.archive.ended(record)
             _log.debug("%s %r -> %d %s", record.method, record.path, record.status, record.fault or "")
 
+    def _tell_people(self, path: str, body: Body) -> None:
+        try:
+            body.drain()
+        except RequestCut:
+            raise HangUp from None
+        self.send(page.show(self.command, path, self.server.archive))
+
     def _announced(self) -> int:
         """The announced length of the body, 0 when none was; `_exchange` refuses what cannot be delimited."""
         text = self.headers.get("content-length", "0").strip()
@@ -105,10 +113,12 @@ class Connection(BaseHTTPRequestHandler):
     def _exchange(self, route: Route, record: RequestRecord, body: Body, query: dict[str, list[str]]) -> None:
         length = self.headers.get("content-length", "0").strip()
         if "transfer-encoding" in self.headers or length != str(body.length):
-            self.send(refusal(411, "a plain Content-Length is needed", close=True))
+            self.send(route.dialect.refusal(411, "a plain Content-Length is needed", close=True))
             record.status = 411
             return
-        rule = self.server.faults.pick(route.kind, body_bytes=body.length)
+        if route.label is not None:
+            record.kind, record.event, record.model_id = route.label(body)
+        rule = self._pick(record, body)
         record.fault = rule.text if rule else None
         if self.server.latency:
             self.wait(self.server.latency)
@@ -117,7 +127,7 @@ class Connection(BaseHTTPRequestHandler):
         if rule is not None and not rule.stores:
             if rule.what != "reset":
                 body.drain()
-            mischief.answer(self, rule, None, record)
+            mischief.answer(self, rule, None, record, route.dialect)
             return
         key = record.idempotency_key
         receipt = f"{self.command} {record.path} {key}" if key else None
@@ -125,7 +135,7 @@ class Connection(BaseHTTPRequestHandler):
         late, answer = self._carry_out(route, request, record, rule)
         body.drain()
         if late is not None:
-            mischief.answer(self, late, answer, record)
+            mischief.answer(self, late, answer, record, route.dialect)
         elif answer is not None:
             self.send(answer)
             record.status = answer.status
@@ -135,19 +145,25 @@ class Connection(BaseHTTPRequestHandler):
     ) -> tuple[Rule | None, Answer | None]:
         """Do what is asked, unless a rule about its epochs says otherwise. The rule, and the true answer."""
         try:
-            prepared = self.server.hub.receive(route, request)
+            prepared = route.service.receive(route, request)
             record.epochs = prepared.epochs
             if rule is None and prepared.epochs:
-                size = request.body.length
-                rule = self.server.faults.pick(route.kind, body_bytes=size, epochs=prepared.epochs)
+                rule = self._pick(record, request.body, epochs=prepared.epochs)
                 record.fault = rule.text if rule else None
             if rule is not None and not rule.stores:
                 prepared.discard()
                 return rule, None
             answer, record.replayed = prepared.commit()
         except Refused as refused:
-            answer = refused.answer
+            answer = route.dialect.refusal(
+                refused.status, refused.reason, headers=refused.headers, close=refused.close
+            )
         return rule, answer
+
+    def _pick(self, record: RequestRecord, body: Body, epochs: tuple[int, ...] | None = None) -> Rule | None:
+        return self.server.faults.pick(
+            record.kind, body_bytes=body.length, path=record.path, event=record.event, epochs=epochs
+        )
 
     def _root(self) -> str:
         host = self.headers.get("host", "")

@@ -19,7 +19,19 @@ from typing import Any
 
 from hubqueue.errors import ConfigError
 
-KINDS = ("registration", "metrics", "ckpt", "heartbeat", "auth", "read", "any")
+KINDS = ("registration", "metrics", "ckpt", "heartbeat", "event", "completion", "auth", "read", "any")
+
+# The events of a training on Platform, and the kind of request that each one is.
+EVENTS: dict[str, str] = {
+    "training_started": "registration",
+    "training_progress": "heartbeat",
+    "epoch_end": "metrics",
+    "system_metrics": "event",
+    "console_output": "event",
+    "checkpoint_saved": "ckpt",
+    "training_complete": "completion",
+    "training_failed": "completion",
+}
 
 # Each misbehaviour, and whether the request is nevertheless carried out when the rule does not say.
 BEHAVIOURS: dict[str, bool] = {
@@ -46,8 +58,8 @@ _OPTION = re.compile(r"[a-z][a-z_-]*=")
 class Rule:
     """One parsed rule. `status` is set when `what` is an HTTP status, `stores` when the request still counts.
 
-    `bytes` and `epoch` narrow the match (bodies above that size, requests with that epoch); `after` skips
-    the first matching requests, `times` is how many of the next ones the rule is for. `seconds` is the length
+    `bytes`, `epoch`, `event` and `path` narrow the match (bodies above that size, requests with that epoch,
+    that event, a path that begins so); `after` skips the first matching requests, `times` is how many of the next ones the rule is for. `seconds` is the length
     of a silence, or the pause of slow-read and drip.
     """
 
@@ -63,6 +75,8 @@ class Rule:
     times: int | None = None
     after: int = 0
     epoch: int | None = None
+    event: str | None = None
+    path: str | None = None
     bytes: int | None = None
     to: str | None = None
     seconds: float | None = None
@@ -100,7 +114,15 @@ class Faults:
             self._rules.clear()
             self._seen.clear()
 
-    def pick(self, kind: str, *, body_bytes: int, epochs: Sequence[int] | None = None) -> Rule | None:
+    def pick(
+        self,
+        kind: str,
+        *,
+        body_bytes: int,
+        path: str = "/",
+        event: str | None = None,
+        epochs: Sequence[int] | None = None,
+    ) -> Rule | None:
         """The rule that hits this request, or None.
 
         Asked twice for a request: before its body is read (`epochs` None: rules that name no epoch), and
@@ -113,6 +135,8 @@ class Faults:
                 if rule.epoch is not None and rule.epoch not in (epochs or ()):
                     continue
                 if rule.bytes is not None and body_bytes <= rule.bytes:
+                    continue
+                if rule.event not in (None, event) or not path.startswith(rule.path or "/"):
                     continue
                 number = self._seen[place]
                 self._seen[place] += 1
@@ -227,6 +251,18 @@ def _line(value: str) -> str:
     return value
 
 
+def _event(value: str) -> str:
+    if value not in EVENTS:
+        raise ValueError(value)
+    return value
+
+
+def _path(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError(value)
+    return _line(value)
+
+
 _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "retry-after": (_line, "seconds, or http-date, http-date+SECONDS, or any text"),
     "reset": (_line, "unix, unix+SECONDS, iso, iso+SECONDS, or any text"),
@@ -234,6 +270,8 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "times": (_whole, "a whole number"),
     "after": (_whole, "a whole number"),
     "epoch": (_whole, "an epoch, from 0"),
+    "event": (_event, "one of " + ", ".join(EVENTS)),
+    "path": (_path, "the beginning of a path, such as /storage/"),
     "bytes": (_whole, "a size in bytes"),
     "to": (_line, "a URL"),
     "seconds": (_seconds, "a number of seconds"),
@@ -268,6 +306,8 @@ def _mismatches(kind: str, what: str, status: int | None, values: dict[str, Any]
         problems.append(f"seconds goes with {', '.join(_TIMED)}, not with {what}")
     if "epoch" in values and kind not in _WITH_EPOCHS:
         problems.append(f"a {kind} request names no epoch (metrics and ckpt do)")
+    if "event" in values and kind not in (EVENTS[values["event"]], "any"):
+        problems.append(f"{values['event']} is a {EVENTS[values['event']]} request, not a {kind} one")
     if "epoch" in values and what == "slow-read":
         problems.append("slow-read begins before the epoch is known")
     return problems

@@ -6,55 +6,33 @@ trace. Refuses: a wrong key (401), a model it does not know (404), a wrong conte
 
 from __future__ import annotations
 
-import hmac
 import json
 import re
 import secrets
 import string
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from hubqueue.sandbox.answers import Answer, Refused, envelope, refusal
+from hubqueue.sandbox.answers import HUB, Answer, Refused, envelope
 from hubqueue.sandbox.archive import Archive
 from hubqueue.sandbox.model import Fact, Model
 from hubqueue.sandbox.multipart import BadForm, Form, boundary_of, read_form
 from hubqueue.sandbox.request import Request
+from hubqueue.sandbox.routes import Entrance, Prepared, Route, Service, answering, now_text
 
 _ID_LETTERS = string.ascii_letters + string.digits
 _ID_LENGTH = 20
+_WEIGHTS = r"/weights/([^/]+)/[^/]+"
 _EPOCH = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
-@dataclass(slots=True)
-class Prepared:
-    """A request that was received whole and understood. Exactly one of `commit` and `discard` is called."""
+class Hub(Service):
+    """The routes of HUB, which knows two ways to carry a key."""
 
-    commit: Callable[[], tuple[Answer, bool]]
-    discard: Callable[[], None] = lambda: None
-    epochs: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where a request belongs. `take` is None for a path that is not served (404, or 405 for its method)."""
-
-    kind: str
-    model_id: str | None
-    take: Callable[[Request, str], Prepared] | None
-    needs_key: bool = True
-    status: int = 404
-
-
-class Hub:
-    """The routes. `keys` are those it accepts; none means any that is not empty."""
+    dialect = HUB
 
     def __init__(self, archive: Archive, keys: tuple[str, ...], *, honour_idempotency: bool) -> None:
-        self._archive = archive
-        self._keys = tuple(key.encode() for key in keys)
-        self._honour_idempotency = honour_idempotency
         model = r"/v1/models/([^/]+)"
         table: tuple[tuple[str, str, str, Callable[[Request, str], Prepared]], ...] = (
             ("POST", r"/v1/auth", "auth", self._check_key),
@@ -68,63 +46,43 @@ class Hub:
             ("POST", model + "/upload", "ckpt", self._take_checkpoint),
             ("POST", model + "/export", "other", self._export),
             ("POST", r"/v1/agent/heartbeat/models/([^/]+)", "heartbeat", self._take_beat),
-            ("GET", r"/weights/([^/]+)/[^/]+", "read", self._serve_weights),
+            ("GET", _WEIGHTS, "read", self._serve_weights),
         )
-        self._table = tuple((method, re.compile(path), kind, take) for method, path, kind, take in table)
+        entrances = [
+            # Weights are read by a plain URL without headers, as the signed ones of the real hub are.
+            Entrance(method, re.compile(path), kind, take, needs_key=path != _WEIGHTS)
+            for method, path, kind, take in table
+        ]
+        super().__init__(archive, keys, entrances, honour_idempotency=honour_idempotency)
 
-    def route(self, method: str, path: str) -> Route:
-        """Find the route of a request, whoever sends it."""
-        known = False
-        for its_method, pattern, kind, take in self._table:
-            if not (match := pattern.fullmatch(path)):
-                continue
-            known = True
-            if method == its_method:
-                model_id = match.group(1) if pattern.groups else None
-                # Weights are read by a plain URL without headers, as the signed ones of the real hub are.
-                return Route(kind, model_id, take, needs_key=not path.startswith("/weights/"))
-        return Route("other", None, None, status=405 if known else 404)
+    def key_of(self, request: Request) -> str:
+        return request.bearer() or request.headers.get("x-api-key", "").strip()
 
-    def receive(self, route: Route, request: Request) -> Prepared:
-        """Check and read a whole request, without keeping it. Raises `Refused`, or `RequestCut`."""
-        if route.take is None:
-            raise Refused(refusal(route.status, f"{request.method} is not served here"))
-        if route.needs_key and not self._accepts(request.key()):
-            raise Refused(refusal(401, "the API key is not accepted"))
+    def admit(self, route: Route, request: Request) -> None:
         if route.model_id is not None and not self._archive.has_receipt(request.receipt):
             self._known(route.model_id)
-        return route.take(request, route.model_id or "")
-
-    def _accepts(self, key: str) -> bool:
-        given = key.encode("utf-8", "replace")
-        if not self._keys:
-            return bool(given)
-        return any(hmac.compare_digest(given, each) for each in self._keys)
 
     def _known(self, model_id: str) -> Model:
         model = self._archive.model(model_id)
         if model is None:
-            raise Refused(refusal(404, "there is no such model"))
+            raise Refused(404, "there is no such model")
         return model
-
-    def _keep(self, request: Request, make: Callable[[], tuple[Fact, Answer]]) -> tuple[Answer, bool]:
-        return self._archive.keep(request.receipt if self._honour_idempotency else None, make)
 
     # --- keys and models
 
     def _check_key(self, request: Request, _: str) -> Prepared:
         request.body.drain()
-        return _answering(envelope({}))
+        return answering(envelope({}))
 
     def _create(self, request: Request, _: str) -> Prepared:
         given = request.json_object()
         for name in ("config", "dataset", "lineage", "meta"):
             if not isinstance(given.get(name, {}), dict):
-                raise Refused(refusal(400, f"{name} has to be an object"))
+                raise Refused(400, f"{name} has to be an object")
 
         def make() -> tuple[Fact, Answer]:
             model_id = self._new_id()
-            fact = {"fact": "created", "model": model_id, "at": _now(), "given": given}
+            fact = {"fact": "created", "model": model_id, "at": now_text(), "given": given}
             return fact, envelope({"id": model_id}, message="model created")
 
         return Prepared(lambda: self._keep(request, make))
@@ -139,13 +97,13 @@ class Hub:
         query = {name: values[-1] for name, values in request.query.items()}
         limit = query.get("limit", "10")
         if not limit.isdecimal() or not 1 <= int(limit) <= 1000:
-            raise Refused(refusal(400, "limit has to be a number from 1 to 1000"))
+            raise Refused(400, "limit has to be a number from 1 to 1000")
         wanted = query.get("query", "").lower()
         found = [model for model in self._archive.models() if wanted in model.name.lower()]
         ids = [model.id for model in found]
         cursor = query.get("last_doc_id")
         if cursor is not None and cursor not in ids:
-            raise Refused(refusal(400, "last_doc_id names no model of this list"))
+            raise Refused(400, "last_doc_id names no model of this list")
         start = ids.index(cursor) + 1 if cursor is not None else 0
         page = found[start : start + int(limit)]
         data: dict[str, Any] = {
@@ -154,11 +112,11 @@ class Hub:
         }
         if start + len(page) < len(found):
             data["lastRecordId"] = page[-1].id
-        return _answering(envelope(data))
+        return answering(envelope(data))
 
     def _read(self, request: Request, model_id: str) -> Prepared:
         request.body.drain()
-        return _answering(envelope(self._known(model_id).document(request.root)))
+        return answering(envelope(self._known(model_id).document(request.root)))
 
     def _update(self, request: Request, model_id: str) -> Prepared:
         changes = request.json_object()
@@ -181,8 +139,8 @@ class Hub:
 
     def _export(self, request: Request, model_id: str) -> Prepared:
         if not isinstance(request.json_object().get("format"), str):
-            raise Refused(refusal(400, "format has to be a text"))
-        return _answering(envelope({}, message="the sandbox exports nothing, but the request was right"))
+            raise Refused(400, "format has to be a text")
+        return answering(envelope({}, message="the sandbox exports nothing, but the request was right"))
 
     # --- what a training sends
 
@@ -190,18 +148,16 @@ class Hub:
         body = request.json_object()
         metrics = body.get("metrics")
         if not isinstance(metrics, dict) or body.get("type", "metrics") != "metrics":
-            raise Refused(refusal(400, 'metrics have to be {"metrics": {epoch: text}, "type": "metrics"}'))
+            raise Refused(400, 'metrics have to be {"metrics": {epoch: text}, "type": "metrics"}')
         for epoch, text in metrics.items():
             if not _EPOCH.fullmatch(epoch):
-                raise Refused(refusal(400, "a key of metrics is not an epoch in decimal digits"))
+                raise Refused(400, "a key of metrics is not an epoch in decimal digits")
             if not isinstance(text, str) or not _is_object_text(text):
-                raise Refused(
-                    refusal(400, f"the metrics of epoch {epoch} are not the JSON text of an object")
-                )
+                raise Refused(400, f"the metrics of epoch {epoch} are not the JSON text of an object")
 
         def make() -> tuple[Fact, Answer]:
             self._known(model_id)
-            return {"fact": "metrics", "model": model_id, "at": _now(), "metrics": metrics}, envelope({})
+            return {"fact": "metrics", "model": model_id, "at": now_text(), "metrics": metrics}, envelope({})
 
         return Prepared(
             lambda: self._keep(request, make), epochs=tuple(sorted(int(epoch) for epoch in metrics))
@@ -209,20 +165,20 @@ class Hub:
 
     def _read_metrics(self, request: Request, model_id: str) -> Prepared:
         request.body.drain()
-        return _answering(envelope(self._known(model_id).series()))
+        return answering(envelope(self._known(model_id).series()))
 
     def _take_checkpoint(self, request: Request, model_id: str) -> Prepared:
         boundary = boundary_of(request.headers.get("content-type", ""))
         if boundary is None:
-            raise Refused(refusal(400, "the body has to be multipart/form-data with a boundary"))
+            raise Refused(400, "the body has to be multipart/form-data with a boundary")
         request.need_length()
         arriving = self._archive.incoming()
         try:
             form = read_form(request.body.read, boundary, arriving)
         except BadForm as error:
-            raise Refused(refusal(400, str(error))) from error
+            raise Refused(400, str(error)) from error
         except OSError as error:
-            raise Refused(refusal(507, f"the sandbox cannot keep this: {error.strerror}")) from error
+            raise Refused(507, f"the sandbox cannot keep this: {error.strerror}") from error
         try:
             upload = _understood(form)
         except Refused:
@@ -235,7 +191,7 @@ class Hub:
             folder.mkdir(mode=0o700, exist_ok=True)
             file = f"{len(model.checkpoints) + 1:06d}-{upload['name']}"
             arriving.replace(folder / file)
-            fact = {"fact": "checkpoint", "model": model_id, "at": _now(), "file": file}
+            fact = {"fact": "checkpoint", "model": model_id, "at": now_text(), "file": file}
             return fact | upload, envelope({})
 
         def commit() -> tuple[Answer, bool]:
@@ -250,8 +206,8 @@ class Hub:
         body = request.json_object()
         agent, agent_id = body.get("agent"), body.get("agentId")
         if not isinstance(agent, str) or not isinstance(agent_id, str | None):
-            raise Refused(refusal(400, 'a heartbeat is {"agent": text, "agentId": text or null}'))
-        at, at_monotonic = _now(), time.monotonic()
+            raise Refused(400, 'a heartbeat is {"agent": text, "agentId": text or null}')
+        at, at_monotonic = now_text(), time.monotonic()
 
         def make() -> tuple[Fact, Answer]:
             known = self._known(model_id).agents
@@ -265,16 +221,8 @@ class Hub:
         request.body.drain()
         record = self._known(model_id).weights(request.path.rpartition("/")[2])
         if record is None or not record.path.is_file():
-            raise Refused(refusal(404, "there are no such weights"))
-        return _answering(Answer(200, content_type="application/octet-stream", file=record.path))
-
-
-def _answering(answer: Answer) -> Prepared:
-    return Prepared(lambda: (answer, False))
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat()
+            raise Refused(404, "there are no such weights")
+        return answering(Answer(200, content_type="application/octet-stream", file=record.path))
 
 
 def _is_object_text(text: str) -> bool:
@@ -289,22 +237,22 @@ def _understood(form: Form) -> dict[str, Any]:
     """The fields of an upload form, checked. Raises `Refused` (400)."""
     fields, type_ = form.fields, form.fields.get("type")
     if type_ not in ("epoch", "final"):
-        raise Refused(refusal(400, "type has to be epoch or final"))
+        raise Refused(400, "type has to be epoch or final")
     if not _EPOCH.fullmatch(fields.get("epoch", "")):
-        raise Refused(refusal(400, "epoch has to be a whole number"))
+        raise Refused(400, "epoch has to be a whole number")
     expected = "best.pt" if type_ == "final" else "last.pt"
     if form.file_field != expected or form.filename != expected:
-        raise Refused(refusal(400, f"the file of type {type_} has to be sent as {expected}"))
+        raise Refused(400, f"the file of type {type_} has to be sent as {expected}")
     is_best, map_ = False, None
     if type_ == "epoch":
         if fields.get("isBest", "").lower() not in ("true", "false"):
-            raise Refused(refusal(400, "isBest has to be True or False"))
+            raise Refused(400, "isBest has to be True or False")
         is_best = fields["isBest"].lower() == "true"
     else:
         try:
             map_ = float(fields.get("map", ""))
         except ValueError:
-            raise Refused(refusal(400, "map has to be a number")) from None
+            raise Refused(400, "map has to be a number") from None
     epoch = int(fields["epoch"])
     return {
         "epoch": epoch,

@@ -13,7 +13,7 @@ from email.utils import format_datetime
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from hubqueue.sandbox.answers import Answer, envelope, refusal
+from hubqueue.sandbox.answers import Answer, Dialect
 from hubqueue.sandbox.faults import Rule
 from hubqueue.sandbox.records import RequestRecord
 from hubqueue.sandbox.request import Body
@@ -28,10 +28,15 @@ _ASKED_WAIT = 5
 _PORTAL = b"<!doctype html><title>Welcome</title><h1>Welcome</h1><p>Please log in to this network.</p>\n"
 
 
-def answer(connection: Connection, rule: Rule, true: Answer | None, record: RequestRecord) -> None:
-    """Act a rule out, after the request was read. `true` is the hub's answer where it was carried out."""
-    plain = true if true is not None else envelope({})
-    match rule.what:
+def answer(
+    connection: Connection, rule: Rule, true: Answer | None, record: RequestRecord, dialect: Dialect
+) -> None:
+    """Act a rule out, after the request was read. `true` is the true answer where it was carried out."""
+    plain = true if true is not None else dialect.done
+    what = rule.what
+    if what == "cut-body" and not plain.body and plain.file is None:
+        what = "cut-head"  # without a body, only the head can be cut
+    match what:
         case "cut-head":
             start = b"".join(islice(connection.pieces(plain), 2))
             # Behind the status line: the cut that makes a careless client believe in a success.
@@ -51,37 +56,37 @@ def answer(connection: Connection, rule: Rule, true: Answer | None, record: Requ
             _drip(connection, plain, rule.seconds if rule.seconds is not None else _DRIP_PAUSE)
             record.status = plain.status
         case _:
-            sent = _answer_of(rule, plain)
+            sent = _answer_of(rule, plain, dialect)
             connection.send(sent)
             record.status = sent.status
 
 
-def _answer_of(rule: Rule, plain: Answer) -> Answer:
+def _answer_of(rule: Rule, plain: Answer, dialect: Dialect) -> Answer:
     """The false answer of a rule that sends a whole one; the true one for slow-read."""
     if rule.status is not None:
-        return dataclasses.replace(_status_answer(rule.status), headers=tuple(_headers(rule)))
+        return dataclasses.replace(_status_answer(rule.status, dialect), headers=tuple(_headers(rule)))
     match rule.what:
         case "html":
             return Answer(200, _PORTAL, content_type="text/html; charset=utf-8")
         case "empty":
             return Answer(200)
         case "null":
-            return Answer(200, b'{"success": true, "message": "OK", "data": null}')
+            return Answer(200, dialect.null)
         case "redirect":
             return Answer(302, headers=(("Location", rule.to or "/"),))
         case "gzip" if plain.file is None:
             headers = (*plain.headers, ("Content-Encoding", "gzip"))
             return dataclasses.replace(plain, body=gzip.compress(plain.body), headers=headers)
         case "lost-ack":
-            return refusal(500, "something went wrong after the request was carried out")
+            return dialect.refusal(500, "something went wrong after the request was carried out")
         case _:
             return plain
 
 
-def _status_answer(status: int) -> Answer:
+def _status_answer(status: int, dialect: Dialect) -> Answer:
     if status >= 400:
-        return refusal(status, f"the sandbox was told to answer {status}")
-    return envelope({}) if status == 200 else dataclasses.replace(envelope({}), status=status)
+        return dialect.refusal(status, f"the sandbox was told to answer {status}")
+    return dataclasses.replace(dialect.done, status=status)
 
 
 def _headers(rule: Rule) -> list[tuple[str, str]]:

@@ -1,22 +1,27 @@
 """What the sandbox shows to a person: a plain page that refreshes itself, and the same as JSON.
 
+A run on Platform can be cancelled there, as on the real site.
+
 Needs no key, is never hit by a fault, and never counts as a request of the protocol.
 """
 
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from hubqueue.sandbox.answers import Answer, as_json, refusal
+from hubqueue.sandbox.answers import HUB, Answer, as_json
 from hubqueue.sandbox.archive import Archive
 from hubqueue.sandbox.model import Model, finite
-from hubqueue.sandbox.records import RequestRecord
+from hubqueue.sandbox.records import RequestRecord, RunRecord, UploadRecord
 
 _SHOWN_REQUESTS = 20
 _LISTED_REQUESTS = 1000
+_DOCUMENTS = ("/api/models", "/api/runs", "/api/requests")
+_CANCEL = re.compile(r"/api/runs/([^/]+)/cancel")
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; margin-bottom: 1.5rem; }
@@ -25,24 +30,39 @@ code { font-size: 90%; }
 """
 
 
-def is_for_people(path: str) -> bool:
-    """Whether a GET of this path is answered here."""
-    return path == "/" or path.startswith("/api/")
+def is_for_people(method: str, path: str) -> bool:
+    """Whether this request is answered here."""
+    if method == "GET":
+        return path == "/" or path.startswith("/api/")
+    return method == "POST" and _CANCEL.fullmatch(path) is not None
 
 
-def show(path: str, archive: Archive) -> Answer:
-    """The page, or one of the documents under /api/."""
+def show(method: str, path: str, archive: Archive) -> Answer:
+    """The page, one of the documents under /api/, or the way back to the page after a cancel."""
     with archive.changed:
+        if method == "POST":
+            return _cancelled(path, archive)
         if path == "/":
             shown = _page(archive).encode("utf-8", "replace")
             return Answer(200, shown, content_type="text/html; charset=utf-8")
         if path == "/api/models":
             return as_json(200, {"models": [_summary(model) for model in archive.models()]})
+        if path == "/api/runs":
+            return as_json(200, {"runs": [_run_summary(run) for run in archive.runs()]})
         if path == "/api/requests":
             last = archive.requests()[-_LISTED_REQUESTS:]
             return as_json(200, {"requests": [_request(record) for record in last]})
+        if run := archive.run(path.removeprefix("/api/runs/")):
+            return as_json(200, _run_detail(run))
         model = archive.model(path.removeprefix("/api/models/"))
-        return as_json(200, _detail(model)) if model else refusal(404, "there is nothing here")
+        return as_json(200, _detail(model)) if model else HUB.refusal(404, "there is nothing here")
+
+
+def _cancelled(path: str, archive: Archive) -> Answer:
+    named = _CANCEL.fullmatch(path)
+    if named is None or not archive.cancel(named.group(1)):
+        return HUB.refusal(404, "there is no such run")
+    return Answer(303, headers=(("Location", "/"),))
 
 
 def _summary(model: Model) -> dict[str, Any]:
@@ -85,11 +105,62 @@ def _detail(model: Model) -> dict[str, Any]:
     }
 
 
+def _run_summary(run: RunRecord) -> dict[str, Any]:
+    return {
+        "model_id": run.model_id,
+        "project": run.project,
+        "name": run.name,
+        "asked_name": run.asked_name,
+        "run_id": run.run_id,
+        "state": run.state,
+        "created_at": run.created_at.isoformat(),
+        "epochs": len(run.epochs),
+        "events": len(run.events),
+        "duplicates": len(run.duplicates),
+        "last_event_at": _time(run.events[-1].at),
+    }
+
+
+def _run_detail(run: RunRecord) -> dict[str, Any]:
+    events = [
+        {
+            "event": each.event,
+            "run_id": each.run_id,
+            "at": _time(each.at),
+            "ignored": each.ignored,
+            "data": each.data,
+        }
+        for each in run.events
+    ]
+    return {
+        **_run_summary(run),
+        "run_ids": run.run_ids,
+        "staged": [_upload(each) for each in run.staged],
+        "files": [_upload(each) for each in run.files],
+        "log": events,
+    }
+
+
+def _upload(upload: UploadRecord) -> dict[str, Any]:
+    return {
+        "filename": upload.filename,
+        "run_id": upload.run_id,
+        "object": upload.object_path,
+        "bytes": upload.size,
+        "sha256": upload.sha256,
+        "path": str(upload.path),
+        "with_key": upload.with_key,
+        "staged_at": _time(upload.staged_at) if upload.staged_at else None,
+        "promoted_at": _time(upload.promoted_at) if upload.promoted_at else None,
+    }
+
+
 def _request(record: RequestRecord) -> dict[str, Any]:
     return {
         "method": record.method,
         "path": record.path,
         "kind": record.kind,
+        "event": record.event,
         "model_id": record.model_id,
         "status": record.status,
         "at": _time(record.at),
@@ -99,20 +170,24 @@ def _request(record: RequestRecord) -> dict[str, Any]:
         "epochs": list(record.epochs),
         "fault": record.fault,
         "ended": record.ended,
+        "with_key": record.with_key,
     }
 
 
 def _page(archive: Archive) -> str:
     models = archive.models()
+    runs = archive.runs()
     requests = archive.requests()
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=3>",
         f"<title>hubqueue sandbox</title><style>{_STYLE}</style><h1>hubqueue sandbox</h1>",
-        f"<p>{len(models)} models, {len(requests)} requests.</p>",
-        "<p>As JSON: <a href=/api/models>/api/models</a>, <a href=/api/requests>/api/requests</a>.</p>",
+        f"<p>{len(models)} models on HUB, {len(runs)} runs on Platform, {len(requests)} requests.</p>",
+        "<p>As JSON: " + ", ".join(f"<a href={each}>{each}</a>" for each in _DOCUMENTS) + ".</p>",
     ]
     for model in models:
         parts.append(_model_part(model))
+    for run in runs:
+        parts.append(_run_part(run))
     if requests:
         rows = [_request_row(record) for record in reversed(requests[-_SHOWN_REQUESTS:])]
         head = ("time", "kind", "request", "bytes", "answer", "fault")
@@ -146,11 +221,42 @@ def _model_part(model: Model) -> str:
     return "\n".join(parts)
 
 
+def _run_part(run: RunRecord) -> str:
+    id_, epochs = html.escape(run.model_id), sorted(run.epochs)
+    title = html.escape(f"{run.project}/{run.name}")
+    parts = [
+        f"<h2>{title} <code><a href='/api/runs/{id_}'>{id_}</a></code></h2>",
+        f"<p>{run.state} &middot; run {run.run_id} &middot; {len(epochs)} epochs"
+        + (f" (last {epochs[-1]})" if epochs else "")
+        + f" &middot; {len(run.files)} files, {len(run.staged)} staged &middot; {len(run.events)} events"
+        + (f", {len(run.duplicates)} of them duplicates" if run.duplicates else "")
+        + f" &middot; last event: {_time(run.events[-1].at)}</p>",
+    ]
+    if run.state == "training":
+        parts.append(f"<form method=post action='/api/runs/{id_}/cancel'><button>cancel</button></form>")
+    if run.files or run.staged:
+        rows = [
+            (
+                f"<a href='/files/{id_}/{html.escape(upload.filename)}'>{html.escape(upload.filename)}</a>"
+                if upload.promoted_at
+                else html.escape(upload.filename),
+                "promoted" if upload.promoted_at else "staged",
+                "came with a key" if upload.with_key else "",
+                f"{upload.size:,}",
+                f"<code>{(upload.sha256 or '')[:16]}</code>",
+                _time(upload.staged_at) if upload.staged_at else "",
+            )
+            for upload in [*reversed(run.files), *reversed(run.staged)]
+        ]
+        parts.append(_table(("file", "state", "", "bytes", "sha256", "time"), rows))
+    return "\n".join(parts)
+
+
 def _request_row(record: RequestRecord) -> tuple[str, ...]:
     answer = str(record.status or ("none" if record.ended else "running"))
     return (
         _time(record.at),
-        record.kind,
+        record.kind + (f" ({record.event})" if record.event else ""),
         f"<code>{html.escape(record.method)} {html.escape(record.path)}</code>",
         f"{record.body_bytes:,}",
         answer + (" (replayed)" if record.replayed else ""),

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from email.message import Message
 from typing import Any
 
-from hubqueue.sandbox.answers import Refused, refusal
+from hubqueue.sandbox.answers import Refused
 
 BLOCK = 1 << 20
 # Metrics of 100,000 epochs fit; a client that sends more in one request has lost its way.
-_JSON_LIMIT = 16 << 20
+JSON_LIMIT = 16 << 20
 
 
 class RequestCut(Exception):
@@ -20,7 +20,7 @@ class RequestCut(Exception):
 
 
 class Body:
-    """The body of one request: `length` bytes announced, `received` of them read so far.
+    """The body of one request: `length` bytes announced, `received` of them arrived so far.
 
     `pause`, when it is set, is called before each read with the number of bytes wanted and says how many to
     take: that is how a slow reader is played.
@@ -31,14 +31,37 @@ class Body:
         self.received = 0
         self.pause: Callable[[int], int] | None = None
         self._source = source
+        self._given = 0
+        self._looked_at = b""
 
     def read(self, wanted: int) -> bytes:
         """At most `wanted` bytes, b"" when all was read. Raises `RequestCut` when the client is gone."""
-        wanted = min(wanted, self.length - self.received)
+        wanted = min(wanted, self.length - self._given)
         if wanted <= 0:
             return b""
         if self.pause is not None:
             wanted = min(wanted, self.pause(wanted))
+        if self._looked_at:
+            block, self._looked_at = self._looked_at[:wanted], self._looked_at[wanted:]
+        else:
+            block = self._arrived(wanted)
+        self._given += len(block)
+        return block
+
+    def preview(self) -> bytes:
+        """The whole body, which can still be read afterwards; b"" for one that is too long to be JSON.
+
+        To be called before the first `read`. Raises `RequestCut` when the client is gone.
+        """
+        if self.length > JSON_LIMIT:
+            return b""
+        content = bytearray()
+        while len(content) < self.length:
+            content += self._arrived(min(BLOCK, self.length - len(content)))
+        self._looked_at = bytes(content)
+        return self._looked_at
+
+    def _arrived(self, wanted: int) -> bytes:
         try:
             block = self._source(wanted)
         except OSError as error:
@@ -67,32 +90,30 @@ class Request:
     root: str
     receipt: str | None
 
-    def key(self) -> str:
-        """The credential it carries, "" without one. A bearer token wins over `x-api-key`."""
+    def bearer(self) -> str:
+        """The token of an `Authorization: Bearer` header, "" without one."""
         scheme, _, token = self.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            return str(token).strip()
-        return str(self.headers.get("x-api-key", "")).strip()
+        return str(token).strip() if scheme.lower() == "bearer" else ""
 
     def json_object(self) -> dict[str, Any]:
         """The body as a JSON object. Raises `Refused` (400, 411, 413) for anything else."""
         if self.headers.get_content_type() != "application/json" or "content-type" not in self.headers:
-            raise Refused(refusal(400, "the body has to be application/json"))
+            raise Refused(400, "the body has to be application/json")
         self.need_length()
-        if self.body.length > _JSON_LIMIT:
-            raise Refused(refusal(413, f"a JSON body of {self.body.length} bytes is more than {_JSON_LIMIT}"))
+        if self.body.length > JSON_LIMIT:
+            raise Refused(413, f"a JSON body of {self.body.length} bytes is more than {JSON_LIMIT}")
         content = bytearray()
         while block := self.body.read(BLOCK):
             content += block
         value = strict_json(content)
         if not isinstance(value, dict):
-            raise Refused(refusal(400, "the body has to be a JSON object"))
+            raise Refused(400, "the body has to be a JSON object")
         return value
 
     def need_length(self) -> None:
         """Raises `Refused` (411) unless the body's length was announced."""
         if "content-length" not in self.headers:
-            raise Refused(refusal(411, "a Content-Length is needed", close=True))
+            raise Refused(411, "a Content-Length is needed", close=True)
 
 
 def strict_json(content: bytes | bytearray) -> Any:
@@ -100,7 +121,7 @@ def strict_json(content: bytes | bytearray) -> Any:
     try:
         return json.loads(content, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise Refused(refusal(400, "the body is not JSON")) from None
+        raise Refused(400, "the body is not JSON") from None
 
 
 def _no_constant(word: str) -> Any:

@@ -1,8 +1,8 @@
-"""The sandbox itself: a HUB on this machine that keeps what it gets and misbehaves when it is told to.
+"""The sandbox itself: HUB and Platform on this machine, on one port, that keep what they get and misbehave when told to.
 
 Promises: it listens on the loopback unless another address is given; after `stop` nothing more is stored and
 nothing is listening; a later `start` on the same folder, by whatever process, has everything again. Refuses:
-TLS, and anything that a real HUB needs accounts, datasets or GPUs for.
+TLS, and anything that the real ones need accounts, datasets or GPUs for.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -23,11 +24,15 @@ from typing import Any, Self
 
 from hubqueue.errors import ConfigError
 from hubqueue.sandbox.archive import Archive
+from hubqueue.sandbox.budget import Budget
 from hubqueue.sandbox.connection import Connection
 from hubqueue.sandbox.faults import Faults
 from hubqueue.sandbox.hub import Hub
 from hubqueue.sandbox.model import Model
-from hubqueue.sandbox.records import BeatRecord, CheckpointRecord, RequestRecord
+from hubqueue.sandbox.platform import Platform
+from hubqueue.sandbox.records import BeatRecord, CheckpointRecord, RequestRecord, RunRecord
+from hubqueue.sandbox.routes import Route, Service
+from hubqueue.sandbox.tracking import copied
 
 _STOP_GRACE = 5.0
 _log = logging.getLogger("hubqueue.sandbox")
@@ -39,7 +44,9 @@ class Sandbox:
     `data` is where it keeps everything (None: a temporary folder that goes with this object). `port` 0 takes
     a free one at the first start and stays with it. `keys` are the API keys it accepts (none: any that is not
     empty). `faults` are rules of `hubqueue.sandbox.faults`, their dice thrown from `seed`. `latency` is in
-    seconds, waited before each request is carried out. Raises `ConfigError` for a rule that means nothing.
+    seconds, waited before each request is carried out. Platform's upload URLs can be used for `url_lifetime`
+    seconds; the budgets are for each of its keys (None: any number). Raises `ConfigError` for a rule that means
+    nothing.
     """
 
     def __init__(
@@ -52,6 +59,9 @@ class Sandbox:
         latency: float = 0.0,
         honour_idempotency: bool = True,
         seed: int = 0,
+        url_lifetime: float = 900.0,
+        requests_per_minute: int | None = None,
+        uploads_per_minute: int | None = None,
     ) -> None:
         self._faults = Faults(faults, seed=seed)
         self._host = host
@@ -62,7 +72,17 @@ class Sandbox:
             data = Path(tempfile.mkdtemp(prefix="hubqueue-sandbox-"))
             self._forget_data = weakref.finalize(self, shutil.rmtree, data, ignore_errors=True)
         self._archive = Archive(data)
-        self._hub = Hub(self._archive, tuple(keys), honour_idempotency=honour_idempotency)
+        self._services = (
+            Hub(self._archive, tuple(keys), honour_idempotency=honour_idempotency),
+            Platform(
+                self._archive,
+                tuple(keys),
+                honour_idempotency=honour_idempotency,
+                url_lifetime=timedelta(seconds=url_lifetime),
+                requests=Budget(requests_per_minute),
+                uploads=Budget(uploads_per_minute),
+            ),
+        )
         self._server: HubServer | None = None
         self._stopped = threading.Event()
 
@@ -77,7 +97,9 @@ class Sandbox:
             return self
         self._archive.open()
         try:
-            server = HubServer(self._host, self._port, self._archive, self._hub, self._faults, self._latency)
+            server = HubServer(
+                self._host, self._port, self._archive, self._services, self._faults, self._latency
+            )
         except OSError as error:
             self._archive.close()
             raise ConfigError(
@@ -177,6 +199,24 @@ class Sandbox:
             return list(self._known(model_id).beats)
 
     @property
+    def runs(self) -> list[str]:
+        """The model ids of the trainings on Platform, oldest first."""
+        return [run.model_id for run in self._archive.runs()]
+
+    def run(self, model_id: str) -> RunRecord:
+        """A training on Platform, with all that it sent. A copy. Raises KeyError for an unknown id."""
+        with self._archive.changed:
+            run = self._archive.run(model_id)
+            if run is None:
+                raise KeyError(model_id)
+            return copied(run)
+
+    def cancel(self, model_id: str) -> None:
+        """Cancel a training on Platform: every answer to it says so from now on. KeyError for an unknown id."""
+        if not self._archive.cancel(model_id):
+            raise KeyError(model_id)
+
+    @property
     def requests(self) -> list[RequestRecord]:
         """Every request of the protocol (the last 100,000), by request line. Copies: they do not change."""
         return self._archive.requests()
@@ -201,12 +241,18 @@ class HubServer(ThreadingHTTPServer):
     request_queue_size = 512
 
     def __init__(
-        self, host: str, port: int, archive: Archive, hub: Hub, faults: Faults, latency: float
+        self,
+        host: str,
+        port: int,
+        archive: Archive,
+        services: Sequence[Service],
+        faults: Faults,
+        latency: float,
     ) -> None:
         if ":" in host:
             self.address_family = socket.AF_INET6
         self.archive = archive
-        self.hub = hub
+        self._services = services
         self.faults = faults
         self.latency = latency
         self.stopping = threading.Event()
@@ -220,6 +266,11 @@ class HubServer(ThreadingHTTPServer):
         # The base class looks its own name up, which may ask a name server and wait for it.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def route(self, method: str, path: str) -> Route:
+        """The route of a request in whichever service has its path; the first one's refusal when none has."""
+        routes = [service.route(method, path) for service in self._services]
+        return min(routes, key=lambda route: (route.take is None, route.status != 405))
 
     def opened(self, connection: socket.socket) -> None:
         """A connection is being served. Refused with OSError while the server stops."""
