@@ -33,7 +33,8 @@ class Budget:
             bucket = self._buckets.setdefault(key, _Bucket(left=self.per_minute, at=now))
             bucket.left = min(float(self.per_minute), bucket.left + (now - bucket.at) * rate)
             bucket.at = now
-            if bucket.left < 1:
+            # A hair less than one is one: the wait that was asked for must be enough.
+            if bucket.left < 1 - 1e-9:
                 return max(1, math.ceil((1 - bucket.left) / rate))
             bucket.left -= 1
             return 0

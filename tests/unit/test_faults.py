@@ -28,6 +28,8 @@ def test_a_bare_status_with_a_probability_is_for_every_kind() -> None:
         ("heartbeat:null:after=2:times=1", {"kind": "heartbeat", "after": 2, "times": 1}),
         ("503:reset=iso+30:ratelimit=limit=10, remaining=0", {"ratelimit": "limit=10, remaining=0"}),
         ("close:store=yes", {"what": "close", "stores": True}),
+        ("lost-ack:event=checkpoint_saved", {"kind": "any", "event": "checkpoint_saved"}),
+        ("ckpt:403:path=/storage/", {"kind": "ckpt", "path": "/storage/"}),
         (" Metrics:503 ", {"kind": "metrics", "status": 503}),
     ],
 )
@@ -66,6 +68,7 @@ def test_every_behaviour_goes_with_every_kind(kind: str, what: str) -> None:
         ("ckpt:cutbody", "cut-body"),
         ("429:retryafter=5", "retry-after"),
         ("429:tmies=5", "times"),
+        ("503:event=epoch_begin", "epoch_end"),
     ],
 )
 def test_a_misspelt_rule_is_refused_with_the_nearest_word(text: str, suggestion: str) -> None:
@@ -98,6 +101,8 @@ def test_a_misspelt_rule_is_refused_with_the_nearest_word(text: str, suggestion:
         "heartbeat:503:epoch=3",
         "slow-read:epoch=3",
         "drip:store=no",
+        "503:path=storage",
+        "ckpt:503:event=epoch_end",
         "503:store=maybe",
         "429:retry-after=",
         "429:retry-after=5\r\nX-Other: 1",
@@ -147,6 +152,18 @@ def test_a_poisonous_epoch_is_judged_only_when_the_epochs_are_known() -> None:
     assert faults.pick("metrics", body_bytes=10) is None
     assert faults.pick("metrics", body_bytes=10, epochs=(6, 8)) is None
     assert faults.pick("metrics", body_bytes=10, epochs=(6, 7, 8)) is not None
+
+
+def test_a_rule_for_an_event_or_a_path_leaves_others_alone() -> None:
+    faults = Faults(["429:event=epoch_end", "503:path=/storage/"])
+
+    picked = [
+        faults.pick("metrics", body_bytes=0, path="/api/webhooks/training/metrics", event="epoch_end"),
+        faults.pick("metrics", body_bytes=0, path="/v1/models/x"),
+        faults.pick("ckpt", body_bytes=0, path="/storage/x"),
+    ]
+
+    assert [rule and rule.status for rule in picked] == [429, None, 503]
 
 
 def test_a_size_rule_leaves_smaller_bodies_alone() -> None:
