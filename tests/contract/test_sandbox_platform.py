@@ -187,6 +187,25 @@ def test_a_cut_upload_stores_nothing_and_leaves_its_url_good(sandbox: Sandbox, m
     assert status(sandbox, put(url)) == 200
 
 
+def test_of_two_uploads_to_one_url_the_first_to_end_is_stored(sandbox: Sandbox, model_id: str) -> None:
+    sent = put(url_for(sandbox, model_id), b"x" * 100_000)
+    address = ("127.0.0.1", sandbox.port)
+    with (
+        socket.create_connection(address, PATIENCE) as one,
+        socket.create_connection(address, PATIENCE) as two,
+    ):
+        for client in (one, two):
+            client.sendall(sent[:-1])
+        assert sandbox.wait_until(lambda: sum(each.method == "PUT" for each in sandbox.requests) == 2)
+        answers = []
+        for client in (two, one):
+            client.sendall(sent[-1:])
+            answers.append(client.recv(65536).split()[1])
+
+    assert answers == [b"200", b"403"] and len(sandbox.run(model_id).staged) == 1
+    assert len(list(sandbox.data.rglob("*-best.pt"))) == 1 and not list(sandbox.data.glob("incoming/*"))
+
+
 # --- what is refused
 
 
