@@ -47,7 +47,7 @@ from hubqueue.cli.frame import ATTENTION, DONE, leave
 )
 @click.option(
     "--url-lifetime",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(0, 86_400),
     default=900.0,
     show_default=True,
     metavar="SECONDS",

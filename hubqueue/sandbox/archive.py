@@ -2,7 +2,7 @@
 
     sandbox.jsonl               one line for each fact, with the answer to its Idempotency-Key
     requests.jsonl              one line for each request that ended
-    models/<id>/NNNNNN-<name>   weights, byte for byte as received
+    models/<id>/NNNNNN-<name>   weights and staged checkpoints, byte for byte as received
     incoming/                   uploads that are still arriving
 
 Promises: a fact and the answer that a repeated key gets are one line, so they are kept together or not at

@@ -1,7 +1,8 @@
 """One client's connection: requests are read from it, judged by the faults, answered or mishandled.
 
 Promises: `at_monotonic` is taken right after the request line was read; every wait ends when the sandbox
-stops. Refuses: chunked bodies (411), and to record anything of the headers but the `Idempotency-Key`.
+stops. Refuses: chunked bodies (411), and to record anything of the headers but the `Idempotency-Key` and
+whether there was a key.
 """
 
 from __future__ import annotations

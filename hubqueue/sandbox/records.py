@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -167,11 +168,11 @@ class RunRecord:
     @property
     def duplicates(self) -> list[EventRecord]:
         """The events that say word for word what an earlier event of the same run said."""
-        return [
-            each
-            for place, each in enumerate(self.events)
-            if any(
-                (each.event, each.run_id, each.data) == (other.event, other.run_id, other.data)
-                for other in self.events[:place]
-            )
-        ]
+        seen: set[tuple[str, int, str]] = set()
+        found = []
+        for each in self.events:
+            said = (each.event, each.run_id, json.dumps(each.data, sort_keys=True))
+            if said in seen:
+                found.append(each)
+            seen.add(said)
+        return found

@@ -1,4 +1,4 @@
-"""The sandbox itself: HUB and Platform on this machine, on one port, that keep what they get and misbehave when told to.
+"""The sandbox itself: HUB and Platform on one port of this machine, which keep what they get and misbehave when told.
 
 Promises: it listens on the loopback unless another address is given; after `stop` nothing more is stored and
 nothing is listening; a later `start` on the same folder, by whatever process, has everything again. Refuses:
