@@ -27,6 +27,7 @@ from hubqueue.outcome import Aborted, Blocked, Outcome, Rejected, RetryLater, Sc
 from hubqueue.redact import clean
 from hubqueue.transports.base import Attempt
 from hubqueue.transports.body import Body, BodyChanged
+from hubqueue.transports.framing import AnswerBroken
 from hubqueue.transports.watch import WATCHDOG, Watch
 from hubqueue.transports.wiring import CURRENT, TellingAdapter
 
@@ -53,11 +54,19 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON; None when it is not JSON (or is null)."""
+        """The body as JSON; None when it is not JSON (or is null), or contradicts itself."""
         try:
-            return json.loads(self.body)
+            return json.loads(self.body, object_pairs_hook=_object)
         except (ValueError, RecursionError):
             return None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; one that says two things under one name is none."""
+    told = dict(pairs)
+    if len(told) < len(pairs) and any(told[name] != value for name, value in pairs):
+        raise ValueError("it contradicts itself")
+    return told
 
 
 class _TooLong(Exception):
@@ -210,6 +219,9 @@ def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...
     contradicted = any(isinstance(each, urllib3.exceptions.InvalidHeader) for each in chain)
     if isinstance(error, _WRONG_SETTING) and not contradicted:
         return Blocked(f"{host}: cannot be asked: {type(error).__name__}", Scope.DESTINATION)
+    for each in chain:
+        if isinstance(each, AnswerBroken):
+            return RetryLater(f"{host}: {each}")
     for kinds, words in _WORDS:
         if any(isinstance(each, kinds) for each in chain):
             return RetryLater(f"{host}: {words}")

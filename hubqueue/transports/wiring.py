@@ -1,33 +1,25 @@
-"""Connections that tell what they do: the sockets under `requests`, with the holes of its proofs mended.
+"""Connections that tell what they do: the sockets under `requests`.
 
-* The watch of an exchange knows the live socket, when the request leaves, and how much of it has left. What is
-  said to a proxy before that is no part of the request.
-* An answer that is cut off in its headers, or in its last chunk, is an error: the standard library takes the end
-  of the stream for the end of either, and the cut answer would look complete.
+The watch of an exchange knows the live socket, when the request leaves, and how much of it has left. What is said
+to a proxy before that is no part of the request. What comes back is read by `framing.py`.
 """
 
 from __future__ import annotations
 
-import http.client
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from hubqueue.transports.framing import WholeAnswer
 from hubqueue.transports.watch import Watch
 
 # Small enough that a slow peer's progress is seen in time.
 _SLICE = 128 * 1024
-_BLANK = (b"\r\n", b"\n")
-
-
-class AnswerCut(http.client.HTTPException):
-    """The connection ended inside the answer."""
 
 
 class _Current(threading.local):
@@ -38,56 +30,6 @@ class _Current(threading.local):
 
 
 CURRENT = _Current()
-
-
-class _Witness:
-    """A file that remembers the last line that was read from it."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.last = b""
-
-    def readline(self, limit: int = -1) -> bytes:
-        self.last = self.inner.readline(limit)
-        return self.last
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-
-class _WholeAnswer(http.client.HTTPResponse):
-    """An answer whose headers, and whose last chunk, must end as they should."""
-
-    def begin(self) -> None:
-        with self._witnessed() as witness:
-            super().begin()
-        if witness.last not in _BLANK:
-            raise AnswerCut("the answer ends inside its headers")
-
-    # These two belong to http.client, which takes the end of the stream for the end of the last chunk.
-
-    def _read_next_chunk_size(self) -> int:
-        with self._witnessed() as witness:
-            size: int = super()._read_next_chunk_size()  # type: ignore[misc]
-        if not witness.last.endswith(b"\n"):
-            raise AnswerCut("the answer ends inside the size of a chunk")
-        return size
-
-    def _read_and_discard_trailer(self) -> None:
-        with self._witnessed() as witness:
-            super()._read_and_discard_trailer()  # type: ignore[misc]
-        if witness.last not in _BLANK:
-            raise AnswerCut("the answer ends before its last blank line")
-
-    @contextmanager
-    def _witnessed(self) -> Iterator[_Witness]:
-        witness = _Witness(self.fp)
-        self.fp = witness  # type: ignore[assignment]
-        try:
-            yield witness
-        finally:
-            if self.fp is not None:  # None: the connection was closed meanwhile
-                self.fp = witness.inner
 
 
 class _Telling:
@@ -136,11 +78,11 @@ class _Telling:
 
 
 class _Plain(_Telling, HTTPConnection):
-    response_class = _WholeAnswer
+    response_class = WholeAnswer
 
 
 class _Secure(_Telling, HTTPSConnection):
-    response_class = _WholeAnswer
+    response_class = WholeAnswer
 
 
 class _PlainPool(HTTPConnectionPool):
