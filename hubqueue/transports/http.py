@@ -104,9 +104,11 @@ class Wire:
         WATCHDOG.add(watch)
         try:
             answer = self._read(self._send(request))
+            if ended := self._ended(watch):
+                return ended  # an answer without a length ends with the connection: it was the watch that ended it
             if 200 <= answer.status < 300 and not watch.whole:
                 # urllib3 passes over a broken pipe and reads what the peer had said until then.
-                return self._ended(watch) or RetryLater(
+                return RetryLater(
                     f"{self.host} answered {answer.status} before it had the whole request; it does not count"
                 )
             return answer

@@ -130,3 +130,12 @@ def test_what_is_odd_but_allowed_is_taken(whole: bytes) -> None:
 )
 def test_a_yes_that_contradicts_itself_is_none(body: bytes) -> None:
     assert isinstance(_outcome(answer(body)), RetryLater)
+
+
+def test_an_answer_that_we_ended_ourselves_is_none() -> None:
+    """Without a length an answer ends with the connection: with the peer's end of it, not with ours."""
+    with Peer(lambda connection, _request: connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + GOOD)) as peer:
+        outcome = transport(peer.url, seconds=1).send(batch("metrics"), attempt())
+
+    assert isinstance(outcome, RetryLater)
+    assert "no complete answer" in outcome.reason
