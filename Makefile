@@ -6,7 +6,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 	"$$each" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$each" && break; done)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
-.PHONY: help demo test lint format wheel clean
+.PHONY: help demo test torture lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -24,6 +24,9 @@ demo: $(STAMP) ## The whole story on this machine: a run, an outage, a kill -9, 
 
 test: $(STAMP) ## Run all tests.
 	@$(BIN)/python -m pytest
+
+torture: $(STAMP) ## Kills, power cuts, bad peers and bad disks (TORTURE=full: the published figures).
+	@PYTHONPATH=tests $(BIN)/python -m torture
 
 lint: $(STAMP) ## Check style, types and floors.
 	@$(BIN)/ruff check .
