@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from base64 import b64encode
 from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import quote
 
 MASK = "***"
@@ -45,6 +47,9 @@ _PATTERNS = (
     (re.compile(rf"{_START}[0-9A-Fa-f]{{42}}(?![0-9A-Za-z])"), MASK),
     (re.compile(r"ul_[0-9A-Fa-f]{32,}"), MASK),
 )
+_NAMED = {"&": "amp", "<": "lt", ">": "gt", "'": "apos"}
+# A shorter piece of base64 would mask harmless words.
+_LEAST_BASE64 = 8
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?//")
 _HOST = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[^:@\s\[\]]*)(?::[0-9]*)?")
 
@@ -56,10 +61,15 @@ def clean(text: str, *, limit: int = 200, secrets: Iterable[str] = ()) -> str:
     a key become `***`. What is cut off is told by an ellipsis. Masking comes before the cut: half a key is
     still half a key.
     """
-    for secret in sorted(_spellings(secrets), key=len, reverse=True):
-        text = text.replace(secret, MASK)
+    for secret in _longest_first(secrets):
+        text = _spelled(secret).sub(MASK, text)
     text = _visible(hide_key(_BLANKS.sub(" ", text).strip()))
     return text if len(text) <= limit else text[: max(limit - 1, 0)] + "…"
+
+
+def tells(text: str, secrets: Iterable[str]) -> bool:
+    """Whether one of the `secrets` stands in `text`, in whatever spelling."""
+    return any(_spelled(secret).search(text) for secret in _longest_first(secrets))
 
 
 def hide_key(text: str) -> str:
@@ -84,9 +94,36 @@ def safe_url(url: str) -> str:
     return _visible(hide_key(f"{scheme}{found}{authority}{path}"))
 
 
-def _spellings(secrets: Iterable[str]) -> set[str]:
-    """A key as it is and as it stands in a query."""
-    return {spelling for secret in secrets if secret for spelling in (secret, quote(secret, safe=""))}
+def _longest_first(secrets: Iterable[str]) -> list[str]:
+    return sorted({secret for secret in secrets if secret}, key=len, reverse=True)
+
+
+@lru_cache(maxsize=64)
+def _spelled(secret: str) -> re.Pattern[str]:
+    """What finds a key as it is, in large or small letters, quoted for a URL (also twice), escaped, in hex, in base64."""
+    octets = secret.encode("utf-8", "surrogatepass")
+    forms = [re.escape(secret), "".join(_sign(sign) for sign in secret), re.escape(octets.hex())]
+    for shift, start in ((0, 0), (1, 2), (2, 3)):  # three faces, by how many bytes stand before the key
+        face = b64encode(bytes(shift) + octets).decode().rstrip("=")
+        whole = (shift + len(octets)) % 3 == 0  # else the last sign is also that of what follows
+        face = face[start:] if whole else face[start:-1]
+        if len(face) >= _LEAST_BASE64:
+            forms.append(re.escape(face).replace(r"\+", "[+-]").replace("/", "[/_]"))
+    return re.compile("|".join(forms), re.IGNORECASE)
+
+
+def _sign(sign: str) -> str:
+    """A sign of a key in all its spellings: %XX, %25XX, \\xXX, \\uXXXX, &#NN;, &#xXX;, &name;, itself.
+
+    Atomic: with a way back into each sign a server could make the search last for years.
+    """
+    code, forms = f"{ord(sign):02x}", [rf"\\{{0,4}}{re.escape(sign)}"]
+    if sign in _NAMED:
+        forms.insert(0, f"&{_NAMED[sign]};")
+    if not sign.isascii():
+        forms.insert(0, re.escape(quote(sign.encode("utf-8", "surrogatepass"))))
+    coded = rf"%(?:25){{0,3}}{code}|\\{{1,4}}(?:x|u00){code}|&#(?:0{{0,4}}{ord(sign)}|x0{{0,4}}{code});"
+    return f"(?>{coded}|{'|'.join(forms)})"
 
 
 def _visible(text: str) -> str:

@@ -20,7 +20,7 @@ from hubqueue.config import DestinationSettings
 from hubqueue.entry import Entry, Kind, Snapshot
 from hubqueue.lane import Batch
 from hubqueue.outcome import Blocked, Delivered, Outcome, Remote, RetryLater, Scope
-from hubqueue.redact import clean
+from hubqueue.redact import clean, tells
 from hubqueue.transports.base import Attempt
 from hubqueue.transports.body import Body, Bytes, Multipart, form_boundary
 from hubqueue.transports.http import Answer, Request, Wire, outcome_of_status
@@ -85,7 +85,7 @@ class HubTransport:
             return result
         data = result.get("data")
         found = data.get("id") if isinstance(data, dict) else None
-        if not isinstance(found, str) or not _ID.fullmatch(found):
+        if not isinstance(found, str) or not _ID.fullmatch(found) or tells(found, self._keys()):
             return self._unproved("the id of the new model")
         return Delivered(Remote(id=found, url=f"{self._settings.web_url.rstrip('/')}/models/{found}"))
 
@@ -139,7 +139,9 @@ class HubTransport:
         agent_id = data.get("agentId") if isinstance(data, dict) else None
         # An answer that names no agent does not take away the identity that the run has.
         sane = isinstance(agent_id, str) and 0 < len(agent_id) <= 128 and agent_id.isprintable()
-        return Delivered(Remote(agent_id=agent_id if sane else None))
+        if not sane or tells(str(agent_id), self._keys()):
+            return Delivered(Remote())
+        return Delivered(Remote(agent_id=agent_id))
 
     def _ask(
         self,
@@ -197,7 +199,7 @@ class HubTransport:
         return refused
 
     def _unproved(self, what: str, answer: Answer | None = None, key: str = "") -> RetryLater:
-        start = clean(answer.body[:80].decode("utf-8", "replace"), limit=60, secrets=(key,)) if answer else ""
+        start = clean(answer.body.decode("utf-8", "replace"), limit=60, secrets=(key,)) if answer else ""
         shown = f": {start}" if start else ""
         status = f"{answer.status} " if answer else ""
         return RetryLater(f"{self._wire.host} answered {status}without {what}, so it does not count{shown}")

@@ -575,6 +575,29 @@ def test_a_server_that_echoes_the_key_finds_it_nowhere() -> None:
     assert KEY not in outcome.reason
 
 
+@pytest.mark.parametrize("place", range(0, 120, 7))
+def test_no_half_of_a_key_is_left_by_a_cut(place: int) -> None:
+    """What a strange answer begins with is shown; the key in it is masked before that is cut."""
+    with Peer(sends(answer(b"x" * place + KEY.encode() * 2 + b" and more"))) as peer:
+        outcome = send(peer.url)
+
+    assert isinstance(outcome, RetryLater)
+    assert KEY[:8] not in outcome.reason
+
+
+@pytest.mark.parametrize(
+    "spelled", [KEY, f"a-{KEY.upper()}", "NWVjNGU3" * 6 + "NWVjNGU3"], ids=["plain", "upper", "base64"]
+)
+def test_a_hub_cannot_make_us_keep_the_key_as_an_id(spelled: str) -> None:
+    said = json.dumps({"success": True, "data": {"id": spelled, "agentId": spelled}}).encode()
+    with Peer(sends(answer(said))) as peer:
+        registered, beaten = (send(peer.url, batch(kind)) for kind in (Kind.REGISTRATION, Kind.HEARTBEAT))
+
+    assert isinstance(registered, RetryLater)
+    assert beaten == Delivered(Remote())
+    assert KEY not in registered.reason
+
+
 @pytest.mark.parametrize("keys", [(), ("with blank",), ("ключ",), ("new\nline",)])
 def test_a_key_that_is_none_is_not_sent(keys: tuple[str, ...]) -> None:
     with Peer(sends(answer())) as peer:

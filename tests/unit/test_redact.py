@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 import unicodedata
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.redact import clean, hide_key, safe_url
+from hubqueue.redact import clean, hide_key, safe_url, tells
 
 KEY = "0123456789abcdef0123456789abcdef0123456789"
 PLATFORM_KEY = "ul_" + "0123456789abcdef" * 2 + "01234567"
@@ -189,3 +192,62 @@ def test_masking_twice_changes_nothing_more(text: str) -> None:
     once = hide_key(text)
 
     assert hide_key(once) == once
+
+
+_LOUD = "Zk/7+r=&%4<m'Q~$9x"
+_SPELLED = {
+    "lower": str.lower,
+    "upper": str.upper,
+    "quoted": lambda key: quote(key, safe=""),
+    "quoted as a form": quote_plus,
+    "quoted twice": lambda key: quote(quote(key, safe=""), safe=""),
+    "every sign quoted": lambda key: "".join(f"%{ord(sign):02x}" for sign in key),
+    "half of the signs quoted": lambda key: "".join(
+        f"%{ord(s):02X}" if n % 2 else s for n, s in enumerate(key)
+    ),
+    "JSON": lambda key: json.dumps(key).replace("/", "\\/"),
+    "JSON in escapes": lambda key: "".join(f"\\u{ord(sign):04x}" for sign in key),
+    "Python in escapes": lambda key: "".join(f"\\x{ord(sign):02x}" for sign in key),
+    "HTML": html.escape,
+    "HTML in numbers": lambda key: "".join(
+        f"&#{ord(sign)};&#x{ord(sign):x};"[: len(f"&#{ord(sign)};")] for sign in key
+    ),
+    "hexadecimal": lambda key: key.encode().hex(),
+}
+
+
+@pytest.mark.parametrize("spelling", _SPELLED)
+def test_a_secret_is_masked_in_every_spelling(spelling: str) -> None:
+    spelled = _SPELLED[spelling](_LOUD)
+
+    assert clean(f"it was <{spelled}>!", secrets=[_LOUD]).replace('"', "") == "it was <***>!"
+
+
+@pytest.mark.parametrize("before", ["", "k", "k:", "user:", "apikey:"])
+def test_a_secret_is_masked_in_base64_whatever_stands_before_it(before: str) -> None:
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        for after in ("", "x", ":pw"):
+            spelled = encode((before + _LOUD + after).encode()).decode()
+
+            shown = clean(f"sent {spelled}", secrets=[_LOUD])
+
+            assert "***" in shown
+            # What is left beside the mask are the neighbours, and the few bits of the key that share a sign with them.
+            assert len(shown) <= len("sent ***") + len(spelled) - len(_LOUD)
+
+
+def test_tells_finds_a_secret_in_any_spelling() -> None:
+    assert tells(f"id-{quote(_LOUD, safe='')}", [_LOUD, ""])
+    assert not tells("abcdefghij0123456789", [_LOUD, ""])
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "near", ["{half}z", "\\", "%25", "%252525", "&#0000", "5", "\\\\\\\\{half}", "&amp;{half}"]
+)
+def test_a_text_that_is_nearly_the_key_costs_no_time(near: str) -> None:
+    key = "5%25&" * 9
+
+    shown = clean((near.replace("{half}", key[:-1]) * 60_000)[:60_000], secrets=[key])
+
+    assert len(shown) == 200
