@@ -8,6 +8,8 @@ import signal
 import sys
 import time
 from datetime import timedelta
+from io import TextIOWrapper
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -55,6 +57,7 @@ def worker(place: Place, idle_exit: float | None, detached: bool, verbose: bool)
     from hubqueue.service import Service, idle_for
 
     os.umask(0o077)
+    place.home().create()  # before a lock or a log is written into it: what is no folder of ours is left alone
     only_one = detached_lock(place.home()) if detached else None
     if only_one is not None and not only_one.try_acquire():
         leave(DONE)  # another one was faster
@@ -155,19 +158,32 @@ def _obey_signals(service: Service) -> None:
 
 def _log_to(home: Home | None, level: int) -> None:
     """Log to stderr, or to the home's worker.log, which is kept small."""
-    from logging.handlers import RotatingFileHandler
-
-    handler: logging.Handler
-    handler = (
-        logging.StreamHandler()
-        if home is None
-        else RotatingFileHandler(home.worker_log, maxBytes=1_000_000, backupCount=2)
-    )
+    handler = logging.StreamHandler() if home is None else _log_file(home)
     handler.setFormatter(_Utc("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ"))
     logger = logging.getLogger("hubqueue")
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+
+
+def _log_file(home: Home) -> logging.Handler:
+    from logging.handlers import RotatingFileHandler
+
+    from hubqueue.errors import WorkerError
+    from hubqueue.home import open_private
+
+    class Private(RotatingFileHandler):
+        """Made 0600, and never through a symbolic link."""
+
+        def _open(self) -> TextIOWrapper:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            return open(open_private(Path(self.baseFilename), flags), "a", encoding="utf-8")
+
+    try:
+        return Private(home.worker_log, maxBytes=1_000_000, backupCount=2)
+    except OSError as error:
+        message = f"cannot write {home.worker_log}: {error.strerror or error}"
+        raise WorkerError(message, hint="it must be a plain file; hubqueue check tells more") from error
 
 
 class _Utc(logging.Formatter):
