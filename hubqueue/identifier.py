@@ -102,5 +102,8 @@ def _file_stem(written: str) -> str:
 
 def _shown(written: str) -> str:
     """The identifier for a message: without a query, and without anything long enough to be a key."""
-    shown = safe_url(written) if "://" in written else written
-    return repr(clean(re.sub(r"[0-9A-Za-z_]{24,}", MASK, shown), limit=80))
+    if "://" in written:
+        shown = re.sub(r"[0-9A-Za-z_]{24,}", MASK, safe_url(written))
+    else:
+        shown = re.sub(r"\S{24,}", MASK, written)
+    return repr(clean(shown, limit=80))

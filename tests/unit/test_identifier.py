@@ -150,3 +150,12 @@ def test_a_refusal_never_repeats_a_key(written: str) -> None:
 
 def test_a_key_is_not_in_the_repr() -> None:
     assert KEY not in repr(parse(f"{KEY}_{ID}", web_url=WEB))
+
+
+def test_a_slip_in_a_key_with_odd_signs_does_not_tell_the_key() -> None:
+    key = "Zk7+r=&4<mQ~9x/a" * 3
+
+    with pytest.raises(InvalidModel) as caught:
+        parse(f"{key}_abcdefghij012345678", web_url="https://hub.ultralytics.com")
+
+    assert key[:8] not in str(caught.value)
