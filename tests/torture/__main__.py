@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from torture import peers
+from torture import peers, secrecy
 
-PARTS = (peers,)
+PARTS = (peers, secrecy)
 
 
 def main() -> int:

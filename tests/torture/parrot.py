@@ -1,0 +1,127 @@
+"""A hub that repeats the key it is given: in every part of an answer, in every spelling, whole and in halves."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import random
+import re
+import socket
+import threading
+from urllib.parse import quote, quote_plus
+
+from peer import answer
+
+_STEP, _WINDOW = 6, 12
+
+
+def spellings(key: str) -> dict[str, str]:
+    """The forms in which a key travels or is printed."""
+    octets = key.encode()
+    forms = {
+        "plain": key,
+        "lower": key.lower(),
+        "upper": key.upper(),
+        "quoted": quote(key, safe=""),
+        "quoted as a form": quote_plus(key),
+        "quoted twice": quote(quote(key, safe=""), safe=""),
+        "every sign quoted": "".join(f"%{byte:02X}" for byte in octets),
+        "every sign quoted, small": "".join(f"%{byte:02x}" for byte in octets),
+        "JSON": json.dumps(key)[1:-1],
+        "JSON in escapes": "".join(f"\\u{byte:04x}" for byte in octets),
+        "HTML": html.escape(key),
+        "repr": repr(key)[1:-1],
+        "repr of bytes": repr(octets)[2:-1],
+        "hexadecimal": octets.hex(),
+    }
+    for shift in range(3):  # base64 has three faces, by what stands before the key
+        for name, encode in (("base64", base64.b64encode), ("base64url", base64.urlsafe_b64encode)):
+            forms[f"{name} after {shift}"] = encode(b"k:x"[:shift] + octets).decode()
+    return forms
+
+
+def needles(*keys: str) -> re.Pattern[bytes]:
+    """What finds eighteen signs in a row of any spelling of any of the keys."""
+    parts = set()
+    for key in keys:
+        for form in spellings(key).values():
+            step, window = (_STEP, _WINDOW) if len(form) <= 2 * len(key) else (18, 36)
+            parts |= {form[at : at + window] for at in range(0, len(form) - window + 1, step)}
+    # Signs that stand in every text, such as the %3 of a quoted digit, are none of ours.
+    return re.compile(b"|".join(re.escape(part.encode()) for part in sorted(parts)))
+
+
+class Parrot:
+    """What to do with a connection (for `Peer`): mostly repeat the key, sometimes behave."""
+
+    def __init__(self, seed: int, other: str, *, good: float = 0.4) -> None:
+        self._dice, self._other, self._good = random.Random(seed), other, good
+        self._models = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, connection: socket.socket, request: bytes) -> None:
+        found = re.search(rb"\r\nx-api-key: ([^\r]*)", request, re.IGNORECASE)
+        key = found[1].decode("latin-1") if found else "none"
+        with self._lock:
+            data = self._say(key)
+        connection.sendall(data)
+        if not data.startswith(b"HTTP/1.1 ") or b"Content-Length" not in data:
+            raise OSError
+
+    def _say(self, key: str) -> bytes:
+        dice = self._dice
+        if dice.random() < self._good:
+            self._models += 1
+            data = {"id": f"{self._models:020d}", "agentId": "agent-1"}
+            return answer(json.dumps({"success": True, "data": data}).encode())
+        form = dice.choice(list(spellings(key).values()))
+        status = dice.choice(
+            ("200 OK", "200 OK", "400 Bad", "429 Slow", "500 Error", "503 Down", "302 Found")
+        )
+        if dice.random() < 0.05:
+            status = dice.choice(("401 No", "403 No", "404 Gone"))
+        pad = "x" * dice.randrange(90)
+        told = {"message": f"{pad} {form}", "error": form, "success": False, "data": None}
+        if "\\u" not in form:
+            raw = json.dumps(told).encode()
+        else:  # escapes that a parser makes plain again
+            raw = json.dumps({**told, "message": pad + " @", "error": "@"}).replace("@", form).encode()
+        match dice.randrange(9):
+            case 0 | 1:
+                return answer(raw, status=status)
+            case 2 | 3:
+                return answer(f"{pad}{form} and more".encode(), status=status)
+            case 4:
+                body = {"success": True, "data": {"id": form, "agentId": form}}
+                return answer(json.dumps(body).encode(), status="200 OK")
+            case 5:
+                place = dice.choice(
+                    (f"{self._other}/{form}", f"http://{form}.invalid/", f"http://{form}@x.invalid/")
+                )
+                return answer(raw, status="302 Found", headers=f"Location: {place}\r\nX: {form}\r\n")
+            case 6:
+                return answer(raw, status=f"{status[:3]} {form}")
+            case 7:
+                return dice.choice(
+                    (
+                        f"{form} 200 OK\r\n\r\n",
+                        f"HTTP/1.1 {form}\r\n\r\n",
+                        f"HTTP/1.1 200 OK\r\n{form}\r\n{form}: 1\r\n\r\n",
+                        f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{form}\r\n",
+                        f"HTTP/1.1 200 OK\r\nContent-Length: {form}\r\n\r\n",
+                        f"HTTP/1.1 429 X\r\nRetry-After: {form}\r\nConnection: close\r\n\r\n",
+                    )
+                ).encode("latin-1", "replace")
+            case _:
+                return answer(json.dumps({"success": form, "x": pad}).encode(), status="200 OK")
+
+
+def keys(dice: random.Random) -> tuple[str, str]:
+    """Two canaries: one as the HUB makes them, and one with every sign that some spelling changes."""
+    plain = "".join(dice.choice("0123456789abcdef") for _ in range(42))
+    letters = "ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789"
+    loud = "".join(
+        dice.choice(letters) + (dice.choice("+/=%&<>'~$!") if n % 4 == 3 else "") for n in range(36)
+    )
+    return plain, loud

@@ -1,0 +1,369 @@
+"""Canary keys through faulty runs: real trainers, workers and commands, against hubs that misbehave and repeat the key.
+
+Proves: in no spelling is the key in a file (credentials.toml aside), in an output, in a process list or in a request
+to another host; and everything in the home is private under umask 000.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from peer import Peer, answer
+from stage import ROOT, wait_until
+from torture.frame import Options, options
+from torture.parrot import Parrot, keys, needles
+
+from hubqueue.daemon import worker_lives
+from hubqueue.home import Home
+from hubqueue.sandbox import Sandbox
+
+SENTENCE = (
+    "In no spelling is a key in a file (credentials.toml aside), an output, a process list or another host's "
+    "request, whatever the hub, the worker and the trainer do; and every file is private under umask 000."
+)
+WAYS = ("HUB_API_KEY", "HUBQUEUE_KEY_HUB", "login", "url", "KEY_MODELID")
+_SCALES = {"quick": (2, 3), "normal": (10, 6), "full": (100, 10)}
+_MODEL = "abcdefghij01234567"
+_RULES = (
+    *(
+        "401:0.1",
+        "metrics:html:0.3",
+        "metrics:500:0.3",
+        "ckpt:reset:0.5",
+        "ckpt:cut-body:0.5",
+        "metrics:400:0.2",
+    ),
+    *("registration:null:0.5", "any:429:0.2:retry-after=1", "metrics:lost-ack:0.3", "heartbeat:close:0.5"),
+    *("any:cut-head:0.2", "metrics:gzip:0.3", "404:0.05", "any:redirect:0.3:to={other}/v1/models/x"),
+)
+_TRAINER = """
+import json, logging, os, sys, traceback
+from urllib.parse import quote
+os.umask(0)
+logging.basicConfig(level=logging.DEBUG)
+import hubqueue
+told = json.load(sys.stdin)
+for number, model in enumerate(told["models"]):
+    try:
+        run = hubqueue.start_run(model, worker=told["worker"], strict=number % 2 == 0, args={
+            "data": "https://x.invalid/data.zip?api_key=" + quote(told["key"], safe=""), "api_key": told["key"], "epochs": 3})
+        for epoch in range(2):
+            run.log_metrics({"loss": epoch}, epoch=epoch)
+        run.save_checkpoint(told["ckpt"], epoch=1)
+        print(run, {name: value for name, value in vars(run).items() if name != "_args"}, run.url, flush=True)
+        print(run.finish(timeout=told["patience"]), flush=True)
+        run.log_metrics({"loss": 1}, epoch=9)
+    except Exception:
+        traceback.print_exc()
+"""
+_COMMANDS = (
+    *("status", "status --json", "runs --all", "runs --json", "entries", "entries --json", "log --limit 500"),
+    *("log --json", "show 1", "show 3 --json", "check", "check --json", "drain --timeout 1", "redrive --all"),
+    *("resume hub", "prune", "migrate", "cancel 2", "login nowhere", "status --check"),
+)
+
+
+@dataclass(slots=True)
+class Scene:
+    """One home, its canaries, and everything that was said there."""
+
+    folder: Path
+    way: str
+    plain: str
+    loud: str
+    said: list[tuple[str, bytes]] = field(default_factory=list)
+    asked: int = 0  # requests that the hub had from here
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def key(self) -> str:
+        return self.plain if self.way == "KEY_MODELID" else self.loud
+
+    def environ(self, hub: str, **more: str) -> dict[str, str]:
+        """The environment of a process here: nothing of it may write elsewhere."""
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("HUB", "ULTRALYTICS_"))
+        }
+        own = {
+            "HUBQUEUE_HOME": str(self.home), "HOME": str(self.folder), "TMPDIR": str(self.folder),
+            "PYTHONPATH": str(ROOT), "ULTRALYTICS_HUB_API": hub, "HUBQUEUE_WORKER__IDLE_EXIT": "3",
+            "HUBQUEUE_RATE_LIMITS__METRICS": "0.05", "HUBQUEUE_RATE_LIMITS__CKPT": "0.1", "HUBQUEUE_RETRY__CAP": "1",
+            "HUBQUEUE_DESTINATIONS__HUB__ANSWER_TIMEOUT": "2", "HUBQUEUE_RATE_LIMITS__HEARTBEAT": "0.2",
+            "PYTHONFAULTHANDLER": "1", "PYTHONDONTWRITEBYTECODE": "1",
+        }  # fmt: skip
+        if self.way in ("HUB_API_KEY", "HUBQUEUE_KEY_HUB"):
+            own[self.way] = self.loud
+        return {**kept, **own, **more}
+
+    def models(self, count: int) -> list[str]:
+        """What the trainer is told to train."""
+        if self.way == "KEY_MODELID":
+            return [f"{self.plain}_{_MODEL}{number:02d}" for number in range(count)]
+        if self.way == "url":
+            from urllib.parse import quote
+
+            query = quote(self.loud, safe="")
+            return [
+                f"https://hub.ultralytics.com/models/{_MODEL}{n:02d}?api_key={query}" for n in range(count)
+            ]
+        wrong = f"{self.loud}_{_MODEL}00"  # a slip of the hand must not tell it either
+        return [*(f"yolov8n-{number}.pt" for number in range(count - 1)), wrong]
+
+
+def _call(scene: Scene, environ: dict[str, str], *arguments: str, stdin: str = "") -> None:
+    command = [sys.executable, "-m", "hubqueue", *arguments]
+    done = subprocess.run(
+        command,
+        env=environ,
+        input=stdin.encode(),
+        capture_output=True,
+        timeout=120,
+        check=False,
+        cwd=scene.folder,
+    )
+    scene.said.append((f"hubqueue {' '.join(arguments)}", done.stdout + done.stderr))
+
+
+def _train(scene: Scene, environ: dict[str, str], count: int, dice: random.Random) -> None:
+    """A trainer with its worker; one of them is often killed."""
+    mode = dice.choice(("auto", "auto", "thread", "none"))
+    told = {
+        "models": scene.models(count),
+        "worker": mode,
+        "key": scene.key,
+        "patience": 1.0,
+        "ckpt": str(scene.folder / "last.pt"),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TRAINER],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=environ,
+        cwd=scene.folder,
+    )  # fmt: skip
+    worker = None
+    if mode != "auto":
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "hubqueue", "worker", "--verbose", "--idle-exit", "2"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environ,
+            cwd=scene.folder,
+        )
+    end = dice.choice((None, None, signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGABRT))
+    timer = threading.Timer(
+        dice.uniform(1.0, 4.0), lambda: process.poll() is None and process.send_signal(end)
+    )
+    if end is not None:
+        timer.start()
+    scene.said.append((f"a trainer ({mode})", process.communicate(json.dumps(told).encode(), timeout=200)[0]))
+    timer.cancel()
+    if worker is not None:
+        worker.send_signal(dice.choice((signal.SIGTERM, signal.SIGTERM, signal.SIGKILL, signal.SIGABRT)))
+        scene.said.append(("a worker", worker.communicate(timeout=200)[0]))
+
+
+def _mistakes(scene: Scene, hub: str) -> None:
+    """A key where it does not belong: the complaint must not repeat it."""
+    key, host = scene.loud, hub.removeprefix("http://")
+    from urllib.parse import quote
+
+    coded = quote(key, safe="")
+    for name, value in (
+        ("ULTRALYTICS_HUB_API", f"http://{coded}@{host}"),
+        ("ULTRALYTICS_HUB_API", f"{hub}/?api_key={coded}"),
+        ("ULTRALYTICS_HUB_API", f"{hub}/{coded}#{key}"),
+        ("HUBQUEUE_DESTINATIONS__HUB__API_KEY", key),
+        ("HUBQUEUE_DESTINATIONS__HUB__PROXY", f"http://user:{coded}@127.0.0.1:9"),
+        ("HUBQUEUE_OUTBOX__URL", f"postgresql+psycopg://user:{coded}@127.0.0.1:9/x"),
+        ("HUBQUEUE_OUTBOX__URL", f"mysql://user:{coded}@127.0.0.1:9/x"),
+        ("HUBQUEUE_SPOOL__MAX_BYTES", key),
+        ("HUB_API_KEY", key + "\ud83d"[:0] + " \t" + key),
+    ):
+        environ = scene.environ(hub, **{name: value})
+        for command in ("check --json", "status"):
+            _call(scene, environ, *command.split())
+    config = Path(tempfile.mkdtemp()) / "config.toml"
+    for text in (
+        f'[destinations.hub]\napi_key = "{key}"\n',
+        f"api_key = {key}\n",
+        f'[destinations.hub]\nurl = "{key}"\n',
+    ):
+        config.write_text(text)
+        _call(scene, scene.environ(hub), "--config", str(config), "check")
+    shutil.rmtree(config.parent)
+    for text in (f"{key} {key}\n", f'"{key}"\n', key * 20 + "\n", f"ключ{key}\n"):
+        _call(scene, scene.environ(hub), "login", "hub", stdin=text)
+    held = scene.home / "credentials.toml"
+    kept = held.read_bytes() if held.exists() else None
+    for text in (
+        f"[hub]\nkey = {key}\n",
+        f'hub = "{key}"\n',
+        f'[hub]\nkey = ["{key}"]\n',
+        f'[hub\nkey = "{key}"\n',
+    ):
+        held.write_text(text)
+        held.chmod(0o600)
+        for command in ("check --offline", "drain --timeout 0.2"):
+            _call(scene, scene.environ(hub), *command.split())
+        _call(scene, scene.environ(hub), "login", "hub", stdin=key)
+    held.unlink(missing_ok=True)
+    if kept is not None:
+        held.write_bytes(kept)
+        held.chmod(0o600)
+
+
+class ProcessList:
+    """Looks at the arguments of every process of the machine, many times a second."""
+
+    def __init__(self) -> None:
+        self.seen: set[bytes] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._end.set()
+            self._thread.join(10)
+
+    def _look(self) -> None:
+        while not self._end.wait(0.02):
+            for folder in Path("/proc").glob("[0-9]*"):
+                try:
+                    self.seen.add((folder / "cmdline").read_bytes())
+                except OSError:
+                    continue
+
+
+def play(scene: Scene, runs: int, dice: random.Random, *, parrot: bool, mistakes: bool) -> list[str]:
+    """The story of one home: the faults found."""
+    scene.folder.mkdir()
+    (scene.folder / "last.pt").write_bytes(dice.randbytes(3000))
+    processes = ProcessList()
+    with ExitStack() as stack:
+        other = stack.enter_context(Peer(lambda connection, _request: connection.sendall(answer())))
+        if parrot:
+            peer = stack.enter_context(Peer(Parrot(dice.randrange(1 << 30), other.url)))
+            hub, heard = peer.url, peer.requests
+        else:
+            rules = [rule.replace("{other}", other.url) for rule in dice.sample(_RULES, 5)]
+            sandbox = stack.enter_context(Sandbox(scene.folder / "hub", faults=rules))
+            hub, heard = sandbox.url, []
+        stack.enter_context(processes.watching())
+        environ = scene.environ(hub)
+        if scene.way == "login":
+            _call(scene, environ, "login", "hub", stdin=scene.loud + "\n")
+        else:
+            scene.home.mkdir(mode=0o700)
+        log = scene.home / "worker.log"  # so full that it is rotated
+        with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as file:
+            file.write(b"." * 999_000 + b"\n")
+        _train(scene, environ, runs, dice)
+        for command in dice.sample(_COMMANDS, 8):
+            _call(scene, environ, *command.split())
+        if mistakes:
+            _mistakes(scene, hub)
+        _end_worker(scene, environ)
+        scene.asked = len(sandbox.requests if not parrot else heard)
+    found = needles(scene.plain, scene.loud)
+    faults = [f"{what}: {_shown(hit, text)}" for what, text in scene.said if (hit := found.search(text))]
+    faults += [f"a process list: {line!r}" for line in processes.seen if found.search(line)]
+    if other.connections:
+        faults.append(f"another host was asked {other.connections} times")
+    for path in scene.folder.rglob("*"):
+        if path.name == "credentials.toml" or not path.is_file():
+            continue
+        data = path.read_bytes()
+        if hit := found.search(data):
+            faults.append(f"{path.relative_to(scene.folder)}: {_shown(hit, data)}")
+    for path in (scene.home, *scene.home.rglob("*")):
+        if stat.S_IMODE(path.lstat().st_mode) & 0o077:
+            faults.append(
+                f"{path.relative_to(scene.folder)} has mode {stat.S_IMODE(path.lstat().st_mode):04o}"
+            )
+    return faults
+
+
+def _end_worker(scene: Scene, environ: dict[str, str]) -> None:
+    """End the detached worker, if there is one, so that all it wrote is looked at."""
+
+    def told() -> object:
+        command = [sys.executable, "-m", "hubqueue", "status", "--json"]
+        found = subprocess.run(command, env=environ, capture_output=True, timeout=60, check=False)
+        return json.loads(found.stdout or "{}").get("worker")
+
+    place = Home(scene.home)
+    if worker_lives(place):
+        wait_until(lambda: not worker_lives(place) or (isinstance(now := told(), dict) and now["pid"]))
+        now = told()
+        if worker_lives(place) and isinstance(now, dict):
+            with suppress(ProcessLookupError):
+                os.kill(now["pid"], signal.SIGTERM)
+    wait_until(lambda: not worker_lives(place))
+
+
+def _shown(hit: re.Match[bytes], text: bytes) -> str:
+    return repr(text[max(0, hit.start() - 60) : hit.end() + 60])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run this part; the exit code."""
+    chosen = options("secrets", SENTENCE, argv)
+    homes, runs = _SCALES[chosen.scale]
+    with chosen.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-secrets-") as folder:
+        said = faulty = asked = 0
+        for number in range(homes):
+            dice = random.Random(f"{chosen.seed}/{number}")
+            scene = Scene(Path(folder) / str(number), WAYS[number % len(WAYS)], *keys(dice))
+            faults = play(scene, runs, dice, parrot=number % 3 != 1, mistakes=number % 5 == 1)
+            said += len(scene.said)
+            asked += scene.asked
+            faulty += bool(faults)
+            for fault in faults[:5]:
+                chosen.require(False, f"home {number} ({scene.way}): {fault}")
+            shutil.rmtree(scene.folder)
+        chosen.say(
+            f"{homes * runs} runs in {homes} homes, {said} outputs of processes; homes with a leak: {faulty}"
+        )
+        _control(chosen)
+    return chosen.exit_code
+
+
+def _control(chosen: Options) -> None:
+    """The search itself must find: a script that prints what it was told leaks every spelling."""
+    plain, loud = keys(random.Random(chosen.seed))
+    from torture.parrot import spellings
+
+    found = needles(plain, loud)
+    missed = [
+        name
+        for key in (plain, loud)
+        for name, form in spellings(key).items()
+        if not found.search(form.encode())
+    ]
+    chosen.say(f"control: {len(spellings(plain))} spellings each of two keys planted, missed {len(missed)}")
+    chosen.require(not missed, f"the search misses {missed}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
