@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from hubqueue.cli.frame import Place, pass_place
-from hubqueue.errors import InvalidMetrics
+from hubqueue.errors import InvalidMetrics, InvalidModel
 
 _run = click.option(
     "--run", "run_id", required=True, metavar="ID", help="The run, as `hubqueue enqueue run` printed it."
@@ -58,6 +58,9 @@ def run(place: Place, model: str, pairs: tuple[str, ...], destination: str | Non
     with place.open() as outbox:
         target = outbox.config.destination(destination)
         named = identifier.parse(model, web_url=target.web_url)
+        if named.api_key:
+            hint = f"store it with `hubqueue login {target.name}`, and name the model by its id: {named.model_id}"
+            raise InvalidModel("every user of this machine can read a key among the arguments", hint=hint)
         click.echo(open_run(outbox, named, _pairs(pairs), target, heartbeat=False)[0])
 
 

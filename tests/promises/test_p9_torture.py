@@ -49,3 +49,14 @@ def test_nothing_in_a_home_is_written_through_a_link(home: Path, tmp_path: Path,
     assert target.read_bytes() == b"theirs" if target.is_file() else list(target.iterdir()) == []
     assert [path.name for path in elsewhere.iterdir()] == ["target"]
     assert not any("Traceback" in each.stderr for each in shown)
+
+
+@pytest.mark.parametrize("model", ["{key}_{id}", "https://hub.ultralytics.com/models/{id}?api_key={key}"])
+def test_a_key_among_the_arguments_is_refused_with_the_way_that_is_safe(home: Path, model: str) -> None:
+    key = "c0ffee" * 7
+
+    shown = hubqueue(environ_of(home), "enqueue", "run", model.format(key=key, id="abcdefghij0123456789"))
+
+    assert shown.returncode == 2
+    assert "hubqueue login hub" in shown.stderr
+    assert key not in shown.stdout + shown.stderr
