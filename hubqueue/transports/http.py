@@ -199,7 +199,7 @@ def outcome_of_status(
     if status == 429:
         return RetryLater(reason, wait, Scope.DESTINATION)
     if 300 <= status < 400:
-        target = clean(_target(answer), limit=80, secrets=secrets)
+        target = clean(_target(answer, secrets), limit=80, secrets=secrets)
         return RetryLater(f"{status}: {host} redirects to {target}; not followed")
     if status in (401, 403):
         return Blocked(f"the key was refused: {reason}", Scope.DESTINATION)
@@ -273,10 +273,11 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             waiting += [getattr(each, "reason", None), *each.args, each.__cause__, each.__context__]
 
 
-def _target(answer: Answer) -> str:
-    """The host that a redirect names."""
+def _target(answer: Answer, secrets: tuple[str, ...]) -> str:
+    """The host that a redirect names. Keys are masked before it is taken apart: half a key is still half a key."""
+    location = clean(answer.headers.get("Location", ""), limit=MAX_ANSWER, secrets=secrets)
     try:
-        return urlsplit(answer.headers.get("Location", "")).hostname or "itself"
+        return urlsplit(location).hostname or "itself"
     except ValueError:
         return "an address that is none"
 

@@ -575,6 +575,15 @@ def test_a_server_that_echoes_the_key_finds_it_nowhere() -> None:
     assert KEY not in outcome.reason
 
 
+def test_a_redirect_to_a_host_named_like_the_key_does_not_tell_half_of_it() -> None:
+    key = "Zk7rq4m9x2Zk7rq4m9x2/Q4m9x2Zk7rq4m9x2"
+    with Peer(sends(answer(status="302 Found", headers=f"Location: http://{key}.invalid/\r\n"))) as peer:
+        outcome = send(peer.url, keys=(key,))
+
+    assert isinstance(outcome, RetryLater)
+    assert key[:8].lower() not in outcome.reason.lower()
+
+
 @pytest.mark.parametrize("place", range(0, 120, 7))
 def test_no_half_of_a_key_is_left_by_a_cut(place: int) -> None:
     """What a strange answer begins with is shown; the key in it is masked before that is cut."""
