@@ -343,8 +343,10 @@ def main(argv: list[str] | None = None) -> int:
                 chosen.require(False, f"home {number} ({scene.way}): {fault}")
             shutil.rmtree(scene.folder)
         chosen.say(
-            f"{homes * runs} runs in {homes} homes, {said} outputs of processes; homes with a leak: {faulty}"
+            f"{homes * runs} runs in {homes} homes, {said} outputs of processes, {asked} requests to the hub; "
+            f"homes with a leak: {faulty}"
         )
+        chosen.require(asked > homes * runs, "too few requests: these runs prove nothing")
         _control(chosen)
     return chosen.exit_code
 
