@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -344,8 +345,11 @@ def test_many_trainers_start_one_worker(at_home: Path, hub: Sandbox) -> None:
         out, _ = trainer.communicate(timeout=90)
         assert (trainer.returncode, out) == (0, "")
 
+    # One at a time: on a slow machine the first may have idled away before the last trainer came.
     log = (at_home / "worker.log").read_text()
-    assert log.count(" started: pid ") == 1
+    changes = re.findall(r" worker \w+ (started|stopped): ", log)
+    assert changes
+    assert changes == [("started", "stopped")[index % 2] for index in range(len(changes))]
     assert len(hub.models) == 4
 
 
