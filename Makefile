@@ -17,6 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
 	@$(PIP) install -c constraints.txt -e '.[dev]' 2>$(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
+	@# The callbacks that HUBTrainingSession has to run under, as their packages ship them; read, not installed.
+	@for each in 8.2.70 8.3.253; do \
+		$(PIP) download --no-deps --only-binary :all: --dest $(VENV)/wheels "ultralytics==$$each" || exit 1; done
 	@touch $@
 
 demo: $(STAMP) ## The whole story on this machine: a run, an outage, a kill -9, everything delivered.

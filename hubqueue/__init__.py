@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from hubqueue.leftover import Leftover
     from hubqueue.outbox import Outbox, open_outbox
     from hubqueue.run import Run, start_run
+    from hubqueue.session import HUBTrainingSession
 
 _HOMES = {
+    "HUBTrainingSession": "hubqueue.session",
     "HubqueueError": "hubqueue.errors",
     "Leftover": "hubqueue.leftover",
     "Outbox": "hubqueue.outbox",
@@ -32,7 +34,16 @@ _HOMES = {
     "start_run": "hubqueue.run",
 }
 
-__all__ = ["HubqueueError", "Leftover", "Outbox", "Run", "__version__", "open_outbox", "start_run"]
+__all__ = [
+    "HUBTrainingSession",
+    "HubqueueError",
+    "Leftover",
+    "Outbox",
+    "Run",
+    "__version__",
+    "open_outbox",
+    "start_run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hubqueue.errors import CredentialsError
 from hubqueue.home import open_private, sync_folder
+from hubqueue.ultralytics_settings import borrowed_key
 
 # Variables that the hubs' own clients read.
 _KEY_OF_TYPE = {"hub": "HUB_API_KEY", "platform": "ULTRALYTICS_API_KEY"}
@@ -30,12 +31,13 @@ class Credentials:
     def keys(self, destination: str, type: str) -> tuple[str, ...]:
         """The keys to try for a destination, in order.
 
-        HUBQUEUE_KEY_<DESTINATION>, the variable of the hub's own client, then credentials.toml, which is read
-        again when it has changed. Raises `CredentialsError` when the file cannot be read.
+        HUBQUEUE_KEY_<DESTINATION>, the variable of the hub's own client, credentials.toml, which is read again
+        when it has changed, then the settings of the ultralytics package. Raises `CredentialsError` when
+        credentials.toml cannot be read.
         """
         own = "HUBQUEUE_KEY_" + re.sub(r"[^A-Z0-9]", "_", destination.upper())
         found = [self._environ.get(own, ""), self._environ.get(_KEY_OF_TYPE.get(type, ""), "")]
-        found.append(self._load().get(destination, ""))
+        found += [self._load().get(destination, ""), borrowed_key(self._environ, type)]
         return tuple(dict.fromkeys(key.strip() for key in found if key.strip()))
 
     def store(self, destination: str, key: str) -> None:

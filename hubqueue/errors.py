@@ -5,6 +5,8 @@ HubqueueError
 ├── InvalidModel           an identifier nobody can read              (also ValueError)
 ├── InvalidMetrics         a metric that is not a number              (also ValueError)
 ├── CheckpointUnreadable   missing, a directory, a link, still moving (also OSError)
+├── UnknownModel           the hub has no such model, or no data set  (also ValueError)
+├── ModelUnavailable       the hub did not tell about a model         (also ConnectionError)
 ├── RunFinished            logging after `finish`
 ├── OutboxError
 │   ├── OutboxUnavailable  locked for too long, read-only, disk full
@@ -51,6 +53,14 @@ class InvalidMetrics(HubqueueError, ValueError):
 
 class CheckpointUnreadable(HubqueueError, OSError):
     """The checkpoint cannot be copied: missing, not a plain file, or written to without a pause."""
+
+
+class UnknownModel(HubqueueError, ValueError):
+    """The hub has no such model, or has no data set for it yet."""
+
+
+class ModelUnavailable(HubqueueError, ConnectionError):
+    """The hub could not be asked about a model that a training is to begin with."""
 
 
 class RunFinished(HubqueueError):

@@ -23,10 +23,12 @@ def open_run(
     target: DestinationSettings,
     *,
     heartbeat: bool = True,
+    resume: str | None = None,
 ) -> tuple[str, bool]:
     """Start a run, with its registration when its model is new to the hub; its id, and whether it goes on.
 
-    A run of a model that the hub knows already is gone on with, lanes and all. Durable when this returns.
+    A run of a model that the hub knows already is gone on with, lanes and all, and so is the run `resume`, known
+    to the hub or not. Durable when this returns.
     """
     outbox.registry.note_destination(target.name, type=target.type, url=target.url)
     run_id, goes_on = outbox.registry.start_run(
@@ -35,8 +37,9 @@ def open_run(
         kinds=[kind for kind in DESTINATION_KINDS[target.type] if heartbeat or kind is not Kind.HEARTBEAT],
         remote_id=named.model_id,
         url=f"{target.web_url}/models/{named.model_id}" if named.model_id else None,
+        resume=resume,
     )
-    if named.model_id is None:
+    if named.model_id is None and not goes_on:
         try:
             outbox.entries.enqueue(run_id, registration_draft(named.filename or "", args))
         except BaseException:

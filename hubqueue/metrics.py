@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from numbers import Integral, Real
 from operator import index
+from typing import Any
 
 from hubqueue.errors import InvalidMetrics
 from hubqueue.redact import clean
@@ -36,6 +37,34 @@ def metrics_text(metrics: Mapping[str, object]) -> str:
     # Not str(name): that of a (str, Enum) member is "Class.MEMBER".
     plain = {str.__str__(name): _number(name, value) for name, value in metrics.items()}
     return json.dumps(plain, allow_nan=False)
+
+
+def numbers_only(metrics: Mapping[Any, object]) -> tuple[dict[str, object], list[str]]:
+    """The part of `metrics` that `metrics_text` takes, and the names of the rest. For callbacks, which must not raise."""
+    kept: dict[str, object] = {}
+    left_out = []
+    for name, value in metrics.items():
+        try:
+            kept[str.__str__(name)] = _number(name, value)
+        except (InvalidMetrics, TypeError):
+            left_out.append(_named(str(name)))
+    return kept, left_out
+
+
+def metrics_mapping(text: object) -> Mapping[Any, object]:
+    """Metrics as a mapping: of one, or of the JSON text that the HUB's callbacks write, bare NaN included.
+
+    Raises `InvalidMetrics` for what is no JSON object.
+    """
+    if isinstance(text, Mapping):
+        return text
+    try:
+        found = json.loads(str(text))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidMetrics(f"metrics are a JSON object, not {clean(repr(text), limit=60)}", hint=_HINT)
+    return found
 
 
 def finite_number(name: str, value: object) -> float:

@@ -50,11 +50,15 @@ class Registry:
         kinds: Iterable[Kind],
         remote_id: str | None = None,
         url: str | None = None,
+        resume: str | None = None,
     ) -> tuple[str, bool]:
-        """A new run with its lanes, or the latest one of the same remote model; its id, and whether it goes on."""
+        """A new run with its lanes, or one that goes on: `resume`, or the latest of the same remote model.
+
+        Its id, and whether it goes on. `resume` is the id of a run of this destination; an unknown one is passed over.
+        """
         with self.database.write() as tx:
             now = self.database.now()
-            found = self._resumable(tx, destination, remote_id)
+            found = self._resumable(tx, destination, resume, remote_id)
             if found is not None:
                 again = {"state": RunState.RUNNING, "finished_at": None}
                 tx.execute(update(runs).where(runs.c.id == found).values(again))
@@ -118,7 +122,13 @@ class Registry:
         with self.database.write() as tx:
             tx.execute(delete(workers).where(workers.c.id.in_(list(gone))))
 
-    def _resumable(self, tx: Connection, destination: str, remote_id: str | None) -> str | None:
+    def _resumable(
+        self, tx: Connection, destination: str, resume: str | None, remote_id: str | None
+    ) -> str | None:
+        if resume is not None:
+            named = and_(runs.c.id == resume, runs.c.destination == destination)
+            if tx.scalar(select(runs.c.id).where(named)) is not None:
+                return resume
         if remote_id is None:
             return None
         same = and_(runs.c.destination == destination, runs.c.remote_id == remote_id)

@@ -36,10 +36,9 @@ from hubqueue.leftover import Leftover, count, word
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import Lock
 from hubqueue.outbox import Outbox, open_outbox, replace_damaged
-from hubqueue.senders import Detached, InProcess, Nobody, Sender
+from hubqueue.senders import Nobody, Sender, WorkerMode, sender
 from hubqueue.survival import hint_of, survive
 
-WorkerMode = Literal["auto", "thread", "none"]
 Path_ = str | os.PathLike[str]
 _T = TypeVar("_T")
 _LOG = logging.getLogger("hubqueue")
@@ -59,13 +58,15 @@ def start_run(
     config: Path_ | None = None,
     worker: WorkerMode = "auto",
     strict: bool = False,
+    resume: str | None = None,
 ) -> Run:
     """Start a training run, or go on with the one of the same model at the hub. Works offline.
 
     `model` is a model file (`yolov8n.pt`: a new model is registered with `args`), a model URL or a model id.
     `worker`: "auto" starts a detached worker process when none is alive, "thread" sends from this process,
-    "none" only saves. Raises `InvalidModel` and `ConfigError` for what only the caller can mend; storage
-    trouble is logged and survived, with `strict` it is raised.
+    "none" only saves. `resume` is the `Run.id` of a run to go on with, which the hub need not know yet.
+    Raises `InvalidModel` and `ConfigError` for what only the caller can mend; storage trouble is logged and
+    survived, with `strict` it is raised.
     """
     if worker not in ("auto", "thread", "none"):
         raise ValueError(f"worker must be 'auto', 'thread' or 'none', not {worker!r}")
@@ -73,9 +74,8 @@ def start_run(
     settings = place.load_config(Path(config) if config is not None else None, os.environ)
     target = settings.destination(destination)
     named = identifier.parse(model, web_url=target.web_url)
-    run = Run(
-        place, settings, target, named, dict(args or {}), worker=worker, strict=strict, config_path=config
-    )
+    options = {"worker": worker, "strict": strict, "resume": resume, "config_path": config}
+    run = Run(place, settings, target, named, dict(args or {}), **options)  # type: ignore[arg-type]
     run._begin()
     return run
 
@@ -93,11 +93,12 @@ class Run:
         *,
         worker: WorkerMode,
         strict: bool,
+        resume: str | None = None,
         config_path: Path_ | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._home, self._config, self._destination = home, config, destination
-        self._named, self._args = named, args
+        self._named, self._args, self._resume = named, args, resume
         self._mode, self._strict, self._clock = worker, strict, clock
         self._config_path = None if config_path is None else os.path.abspath(config_path)
         self._outbox: Outbox | None = None
@@ -114,6 +115,11 @@ class Run:
     def id(self) -> str | None:
         """The local id, as `hubqueue status` shows it; None as long as the storage could not be opened."""
         return self._id
+
+    @property
+    def outbox(self) -> Outbox | None:
+        """The outbox it is in; None as long as the storage could not be opened."""
+        return self._outbox
 
     @property
     def remote_id(self) -> str | None:
@@ -187,7 +193,7 @@ class Run:
             if self._ended is None:
                 self._attempt("end of the run", lambda: self._end(state))
         self._attempt("worker", lambda: self._sending().finish())
-        left = self._wait(deadline)
+        left = self.wait(timeout=deadline - time.monotonic())
         if self._sender is not None:
             self._sender.close(deadline)
             self._sender = None
@@ -195,6 +201,22 @@ class Run:
         if left:
             _LOG.warning("run %s: %s", self._id, word(left))
         return left
+
+    def wait(self, *, timeout: float, each: Callable[[Leftover], None] = lambda _left: None) -> Leftover:
+        """Wait until nothing is owed or nothing can be done about it, at most `timeout` seconds; the run goes on.
+
+        `each` hears about ten times a second what is still owed.
+        """
+        deadline, pause = time.monotonic() + timeout, threading.Event()
+        while True:
+            left = self._left()
+            each(left)
+            hopeless = self._mode == "none" or left.held is not None or not left.entries
+            remaining = deadline - time.monotonic()
+            if hopeless or remaining <= 0:
+                return left
+            self._nudge()
+            pause.wait(min(_POLL, remaining))
 
     def __enter__(self) -> Self:
         return self
@@ -207,8 +229,6 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<hubqueue.Run {self._id} to {self._destination.name}>"
-
-    # Storage, and what happens when it fails.
 
     def _begin(self) -> None:
         if self._named.api_key:
@@ -268,7 +288,7 @@ class Run:
 
     def _register(self, outbox: Outbox) -> str:
         target = self._destination
-        run_id, goes_on = open_run(outbox, self._named, self._args, target)
+        run_id, goes_on = open_run(outbox, self._named, self._args, target, resume=self._resume)
         self._lock = Lock(outbox.run_lock(run_id))
         if not self._lock.try_acquire():
             _LOG.warning("run %s: another process is training this model too; both share its lanes", run_id)
@@ -316,31 +336,13 @@ class Run:
     # The worker.
 
     def _nudge(self) -> None:
-        """Tell whoever sends that there is something to send."""
         self._attempt("worker", lambda: self._sending().nudge())
 
     def _sending(self) -> Sender:
         if self._sender is None:
             self._opened()
-            if self._mode == "auto":
-                self._sender = Detached(self._home, self._config_path)
-            elif self._mode == "thread":
-                self._sender = InProcess(self._home.path, self._config_path)
-            else:
-                self._sender = Nobody()
+            self._sender = sender(self._mode, self._home, self._config_path)
         return self._sender
-
-    def _wait(self, deadline: float) -> Leftover:
-        """Wait until nothing is owed, nothing can be done about what is, or the deadline."""
-        pause = threading.Event()
-        while True:
-            left = self._left()
-            hopeless = self._mode == "none" or left.held is not None or not left.entries
-            remaining = deadline - time.monotonic()
-            if hopeless or remaining <= 0:
-                return left
-            self._nudge()
-            pause.wait(min(_POLL, remaining))
 
     def _left(self) -> Leftover:
         unsaved = len(self._backlog)

@@ -7,7 +7,7 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from hubqueue import daemon, journal
 from hubqueue.errors import HubqueueError
@@ -15,10 +15,18 @@ from hubqueue.home import Home
 from hubqueue.outbox import COURTESY, open_outbox
 from hubqueue.service import Service
 
+WorkerMode = Literal["auto", "thread", "none"]
 _LOG = logging.getLogger("hubqueue")
 # How often a producer looks whether its detached worker still lives.
 _LOOK = 30.0
 _LOOK_AT_END = 1.0
+
+
+def sender(mode: WorkerMode, home: Home, config: str | None) -> Sender:
+    """Who sends in a mode of `start_run`."""
+    if mode == "auto":
+        return Detached(home, config)
+    return InProcess(home.path, config) if mode == "thread" else Nobody()
 
 
 class Sender(Protocol):

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from hubqueue.errors import OutboxUnavailable
-from hubqueue.events import Emit
+from hubqueue.events import Emit, Fact
+from hubqueue.gauge import Gauge
 from hubqueue.janitor import Janitor
 from hubqueue.outbox import Outbox
 from hubqueue.scheduler import Scheduler
@@ -31,13 +32,19 @@ class Service:
 
     def __init__(self, outbox: Outbox, *, emit: Emit, dial: Connect | None = None) -> None:
         self._outbox = outbox
+        gauge = Gauge(outbox.home)
+
+        def tell(fact: Fact) -> None:
+            gauge.hear(fact)
+            emit(fact)
+
         self._janitor = Janitor(outbox, emit)
         self._stop = threading.Event()
         self._grace: timedelta | None = None
         self._woken = threading.Event()
         self._seen: int | None = None
         self._due = _NEVER
-        self.worker = Worker(outbox, emit=emit, on_free=self.wake, dial=dial)
+        self.worker = Worker(outbox, emit=tell, on_free=self.wake, dial=dial)
         works = {
             "step": self._step,
             "look around": self._look_around,

@@ -100,6 +100,25 @@ class Stats:
         )
         return next(iter(self._all(query)), None)
 
+    def has_failed(self, run_id: str, kind: Kind) -> bool:
+        """Whether something of a lane was not delivered at its last attempt, or is dead. One row is read."""
+        which = and_(lanes.c.run_id == run_id, lanes.c.kind == kind)
+        return bool(self._scalar(select(or_(lanes.c.failures > 0, lanes.c.dead > 0)).where(which)))
+
+    def newest_entry(self) -> int:
+        """The id of the entry that was enqueued last, of all runs; 0 without any."""
+        return int(self._scalar(select(func.max(entries.c.id))) or 0)
+
+    def texts(self, run_id: str, kind: Kind, *, failed: bool) -> Iterator[tuple[int, str, str]]:
+        """The id, key and payload of what waits in a lane, oldest first: never sent, or (`failed`) sent in vain."""
+        tried = and_(lanes.c.failures > 0, entries.c.attempts > 0)
+        waiting = and_(WAITING, tried if failed else ~tried)
+        which = or_(waiting, entries.c.state == State.DEAD) if failed else waiting
+        query = select(entries.c.id, entries.c.key, entries.c.payload).join(lanes)
+        query = query.where(lanes.c.run_id == run_id, lanes.c.kind == kind, which).order_by(entries.c.id)
+        for row in self._all(query):
+            yield row["id"], row["key"], row["payload"]
+
     # For people and tools.
 
     def destinations(self) -> list[Mapping[str, Any]]:

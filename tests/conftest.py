@@ -26,6 +26,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith(_OURS):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HUBQUEUE_HOME", "/nonexistent/home-of-no-test")
+    monkeypatch.setenv("YOLO_CONFIG_DIR", "/nonexistent/settings-of-no-test")
 
 
 @pytest.fixture

@@ -66,6 +66,7 @@ def test_the_public_names_are_what_they_were() -> None:
     import hubqueue
 
     assert set(hubqueue.__all__) == {
+        "HUBTrainingSession",
         "HubqueueError",
         "Leftover",
         "Outbox",
