@@ -17,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.base import STATE_RUNNING
 
 from hubqueue.errors import HubqueueError
 
@@ -72,6 +73,10 @@ class Scheduler:
     def stop(self) -> None:
         """Call nothing any more; a work that is being done is waited for."""
         if self._scheduler.running:
+            # APScheduler calls itself stopped before its own thread has handed out the jobs at hand, and then fails to
+            # remove them. Paused and empty first, it has none at hand.
+            self._scheduler.pause()
+            self._scheduler.remove_all_jobs()
             self._scheduler.shutdown(wait=True)
 
     def _call(self, name: str, number: int) -> None:
@@ -106,7 +111,7 @@ class Scheduler:
         # Without our own lock: APScheduler calls back under its lock, and the two would wait for each other. Each
         # date is a job of its own, because APScheduler removes a job after it has handed it to a thread, and
         # would remove with it the next date of the same id where that one was planned in between.
-        if self._scheduler.running:
+        if self._scheduler.state == STATE_RUNNING:
             with contextlib.suppress(JobLookupError):
                 self._scheduler.remove_job(f"{name} {number - 1}")
             when = datetime.now(UTC) + timedelta(seconds=delay)
