@@ -306,6 +306,16 @@ def test_wakes_during_a_work_are_not_lost() -> None:
     scheduler.stop()
 
 
+def test_a_scheduler_may_be_stopped_while_it_hands_out_its_jobs() -> None:
+    from hubqueue.scheduler import Scheduler
+
+    # A thread of APScheduler that fails here fails the test: pytest turns it into an error.
+    for _ in range(200):
+        scheduler = Scheduler({str(each): lambda: 3600.0 for each in range(6)})
+        scheduler.start()
+        scheduler.stop()
+
+
 def test_every_fact_is_worded() -> None:
     import dataclasses
     import typing
