@@ -311,8 +311,15 @@ def test_a_scheduler_may_be_stopped_while_it_hands_out_its_jobs() -> None:
 
     # A thread of APScheduler that fails here fails the test: pytest turns it into an error.
     for _ in range(200):
-        scheduler = Scheduler({str(each): lambda: 3600.0 for each in range(6)})
+        called = threading.Event()
+
+        def work(called: threading.Event = called) -> float:
+            called.set()
+            return 3600.0
+
+        scheduler = Scheduler({str(each): work for each in range(20)})
         scheduler.start()
+        assert called.wait(10)
         scheduler.stop()
 
 
