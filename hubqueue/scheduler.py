@@ -39,7 +39,9 @@ class Scheduler:
         self._woken: set[str] = set()
         self._at_work: set[str] = set()
         self._numbers = dict.fromkeys(works, 0)
+        self._stopping = False
         self._lock = threading.Lock()
+        self._done = threading.Condition(self._lock)
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
             executors={"default": ThreadPoolExecutor(max(2, len(works)))},
@@ -72,23 +74,30 @@ class Scheduler:
 
     def stop(self) -> None:
         """Call nothing any more; a work that is being done is waited for."""
-        if self._scheduler.running:
-            # APScheduler calls itself stopped before its own thread has handed out the jobs at hand, and then fails to
-            # remove them. Paused and empty first, it has none at hand.
-            self._scheduler.pause()
-            self._scheduler.remove_all_jobs()
-            self._scheduler.shutdown(wait=True)
+        if not self._scheduler.running:
+            return
+        with self._lock:
+            self._stopping = True
+        # APScheduler calls itself stopped before its own thread has handed out the jobs at hand, and then fails to
+        # remove them: paused and empty first, it has none. Nor may it wait for the works, which it would do under
+        # a lock that a work needs to plan its next date.
+        self._scheduler.pause()
+        self._scheduler.remove_all_jobs()
+        self._scheduler.shutdown(wait=False)
+        with self._lock:
+            self._done.wait_for(lambda: not self._at_work)
 
     def _call(self, name: str, number: int) -> None:
         with self._lock:
-            if number != self._numbers[name]:
-                return  # a newer date has taken the place of this one
+            if self._stopping or number != self._numbers[name]:
+                return  # nothing is called any more, or a newer date has taken the place of this one
             self._at_work.add(name)
             self._woken.discard(name)
             self._expected[name] = float("inf")
         again = self._do(name)
         with self._lock:
             self._at_work.discard(name)
+            self._done.notify_all()
             again = 0.0 if name in self._woken else again
             number = self._next(name, again)
         self._add(name, number, again)
