@@ -376,6 +376,7 @@ def test_a_read_only_home_is_one_line_and_a_hint(tmp_path: Path) -> None:
 def test_ctrl_c_is_the_trainers_own(at_home: Path, hub: Sandbox) -> None:
     code = """
 import hubqueue, signal, os, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts the tests may ignore it: `make test &` in a script
 run = hubqueue.start_run("yolov8n.pt", worker="thread", strict=True)
 try:
     os.kill(os.getpid(), signal.SIGINT)
