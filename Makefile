@@ -6,11 +6,15 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 	"$$each" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$each" && break; done)
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
-.PHONY: help demo test torture lint format wheel clean
+ULTRALYTICS := .venv-ultralytics
+# A build of torch for the processor; torchvision is only read, whatever it was built for.
+TORCH ?= torch==2.13.0+cpu torchvision==0.28.0
+
+.PHONY: help demo test test-ultralytics torture lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no python3 of version 3.11 or newer with venv was found; set PYTHON=/path/to/python3" >&2; exit 2; }
@@ -27,6 +31,20 @@ demo: $(STAMP) ## The whole story on this machine: a run, an outage, a kill -9, 
 
 test: $(STAMP) ## Run all tests.
 	@$(BIN)/python -m pytest
+
+$(ULTRALYTICS)/.installed: pyproject.toml constraints.txt tests/trainings/requirements.txt
+	@echo "installing into $(ULTRALYTICS) (about 2 GB)"
+	@test -x $(ULTRALYTICS)/bin/python || $(PYTHON) -m venv $(ULTRALYTICS)
+	@for each in "-c constraints.txt -e ." "-r tests/trainings/requirements.txt" "$(firstword $(TORCH))" "--no-deps $(TORCH)" \
+		"--no-deps --target $(ULTRALYTICS)/versions/8.2.70 ultralytics==8.2.70" \
+		"--no-deps --target $(ULTRALYTICS)/versions/8.3.253 ultralytics==8.3.253" \
+		"--no-deps --target $(ULTRALYTICS)/versions/8.4.190 ultralytics==8.4.190"; do \
+		$(ULTRALYTICS)/bin/python -m pip --quiet --disable-pip-version-check --no-input install $$each \
+			2>$(ULTRALYTICS)/install.log || { cat $(ULTRALYTICS)/install.log >&2; exit 1; }; done
+	@touch $@
+
+test-ultralytics: $(STAMP) $(ULTRALYTICS)/.installed ## Train with three versions of ultralytics, a hub that goes away, and kill -9.
+	@PYTHONPATH=tests $(BIN)/python -m trainings
 
 torture: $(STAMP) ## Kills, power cuts, bad peers and bad disks (TORTURE=full: the published figures).
 	@PYTHONPATH=tests $(BIN)/python -m torture
@@ -45,4 +63,4 @@ wheel: $(STAMP) ## Build the wheel into dist/.
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean: ## Remove the environment and everything that was built.
-	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(ULTRALYTICS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

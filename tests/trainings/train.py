@@ -1,0 +1,116 @@
+"""One real training of the ultralytics package, as a user's script: `train.py DOOR MODEL FOLDER [resume]`.
+
+Once before it: `train.py settle FOLDER`.
+
+DOOR is `attach` (hubqueue's own callbacks) or `drop-in` (the package's callbacks/hub.py over HUBTrainingSession).
+What the trainer really produced is written to FOLDER/witness.jsonl, each line on the disk before the training goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import vision_ops
+
+EPOCHS = 3
+
+
+class Witness:
+    """Callbacks that write down what the trainer produced."""
+
+    EVENTS = ("on_train_start", "on_train_epoch_start", "on_fit_epoch_end", "on_model_save", "on_train_end")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._in_epoch, self._epoch = False, -1
+
+    def on_train_start(self, trainer: Any) -> None:
+        if getattr(trainer, "hub_session", None) is not None:
+            # The original callbacks leave out what comes within 15 minutes of the last; this training takes one.
+            trainer.hub_session.rate_limits.update(ckpt=0)
+
+    def on_train_epoch_start(self, trainer: Any) -> None:
+        self._in_epoch, self._epoch = True, int(trainer.epoch)
+        self._write("begun", epoch=self._epoch)
+
+    def on_fit_epoch_end(self, trainer: Any) -> None:
+        found = {**trainer.label_loss_items(trainer.tloss, prefix="train"), **trainer.metrics}
+        metrics = {name: float(value) for name, value in found.items()}
+        event = "validated" if self._in_epoch else "validated best"
+        self._write(event, epoch=self._epoch, metrics=metrics)
+        self._in_epoch = False
+
+    def on_model_save(self, trainer: Any) -> None:
+        files = {path.name: _digest(path) for path in (trainer.last, trainer.best) if path.is_file()}
+        self._write("saved", epoch=int(trainer.epoch), files=files)
+
+    def on_train_end(self, trainer: Any) -> None:
+        self._write("ended", epoch=int(trainer.epoch), final=_digest(trainer.best))
+
+    def _write(self, event: str, **facts: Any) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"event": event, **facts}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def main(door: str, model: str, folder: Path, *, resume: bool) -> None:
+    """Train, from the start or from the last checkpoint in the folder."""
+    ultralytics = importlib.import_module("ultralytics")
+    hubqueue = importlib.import_module("hubqueue")
+    if door == "drop-in":
+        # What docs/ultralytics.md tells.
+        for name in ("ultralytics.hub", "ultralytics.engine.model"):
+            importlib.import_module(name).__dict__["HUBTrainingSession"] = hubqueue.HUBTrainingSession
+    from_hub = "://" in model
+    last = folder / "train" / "weights" / "last.pt"
+    yolo = ultralytics.YOLO(str(last) if resume and not from_hub else model)
+    witness = Witness(folder / "witness.jsonl")
+    for event in Witness.EVENTS:
+        yolo.add_callback(event, getattr(witness, event))
+    if door == "attach":
+        importlib.import_module("hubqueue.ultralytics").attach(yolo)
+    if from_hub:
+        yolo.train()  # with the hub's arguments, from the hub's last weights when it has some
+    else:
+        yolo.train(**({"resume": True} if resume else _arguments(folder)))
+
+
+def _arguments(folder: Path) -> dict[str, Any]:
+    small = {"imgsz": 64, "batch": 4, "workers": 0, "device": "cpu", "amp": False, "plots": False}
+    where = {"data": str(folder / "data.yaml"), "project": str(folder), "name": "train"}
+    return {**small, **where, "epochs": EPOCHS, "exist_ok": True}
+
+
+def settle(folder: Path) -> None:
+    """Write the package's settings, which it reads when it is imported, and a font that it would fetch otherwise."""
+    matplotlib = importlib.import_module("matplotlib")
+    settings = Path(os.environ["YOLO_CONFIG_DIR"]) / "Ultralytics"
+    for place in (settings, settings.parent):
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(
+            Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", place / "Arial.ttf"
+        )
+    given: dict[str, Any] = {"hub": True, "api_key": os.environ["HUB_API_KEY"], "sync": False}
+    given |= {f"{name}_dir": str(folder / name) for name in ("runs", "weights", "datasets")}
+    known = importlib.import_module("ultralytics.utils").SETTINGS
+    known.update({name: value for name, value in given.items() if name in known})
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    vision_ops.define()
+    if sys.argv[1] == "settle":
+        settle(Path(sys.argv[2]))
+    else:
+        main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), resume="resume" in sys.argv[4:])
