@@ -7,11 +7,12 @@ retry carries the batch it carried before. Where a lease ended without an answer
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Row,
@@ -20,12 +21,16 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal,
+    literal_column,
     or_,
     select,
+    type_coerce,
     update,
 )
 
 from hubqueue.batching import STUCK_AFTER, Candidate, coalesce, idempotency_key
+from hubqueue.budget import Budget
 from hubqueue.database import Database
 from hubqueue.drafts import FINAL_RANK
 from hubqueue.entries import entry_from, tally
@@ -39,8 +44,14 @@ from hubqueue.readiness import (
     LANES_OF_RUNS,
     READY,
     WAITING,
+    latest,
 )
-from hubqueue.schema import EPOCH, attempts, destinations, entries, lanes, runs
+from hubqueue.schema import EPOCH, Moment, attempts, destinations, entries, lanes, runs
+
+_MICROSECOND = timedelta(microseconds=1)
+
+
+START_GRACE = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +59,15 @@ class Terms:
     """On which terms a worker claims: its id, how long a lease lasts, and what fits into a request.
 
     `start_grace` is the time that may pass between a claim and the start of its request before the spacing has
-    to be stamped anew (`Settlement.restamp`).
+    to be stamped anew (`Settlement.restamp`). `budget` is what the hub allows in a minute.
     """
 
     worker: str
     lease: timedelta
     max_entries: int
     max_bytes: int
-    start_grace: timedelta = timedelta(seconds=1)
+    start_grace: timedelta = START_GRACE
+    budget: Budget = field(default_factory=Budget)
 
 
 class Claims:
@@ -100,7 +112,7 @@ class Claims:
         self, tx: Connection, candidate: Any, paces: Mapping[Kind, timedelta], terms: Terms, now: datetime
     ) -> Row[Any] | None:
         before = tx.execute(candidate).one_or_none()
-        if before is None:
+        if before is None or not self._spend(tx, before, terms.budget, now):
             return None
         taken = (
             update(lanes)
@@ -129,6 +141,21 @@ class Claims:
         )
         self._drop_outdated(tx, before.id, now)
         return before
+
+    def _spend(self, tx: Connection, lane: Row[Any], budget: Budget, now: datetime) -> bool:
+        """Take from the hub's budget; False when another claim has just emptied it."""
+        for name, (allowance, count) in budget.costs(Kind(lane.kind)).items():
+            free_at = destinations.c[f"{name}_free_at"]
+            used = allowance.interval * count / _MICROSECOND
+            since = latest(free_at, literal(now - allowance.saved, Moment()))
+            taken = (
+                update(destinations)
+                .where(destinations.c.name == lane.destination, free_at <= now)
+                .values({free_at: type_coerce(since, BigInteger) + literal_column(str(round(used)))})
+            )
+            if tx.execute(taken).rowcount == 0:
+                return False
+        return True
 
     def _drop_outdated(self, tx: Connection, lane_id: int, now: datetime) -> None:
         gone = tx.execute(_DROP_OUTDATED, {"lane": lane_id, "at": now}).all()
@@ -184,7 +211,8 @@ class Claims:
         }
         attempt_id = tx.execute(insert(attempts).returning(attempts.c.id), history).scalar_one()
         outbox_id = self.database.outbox_id
-        run = RunRef(lane.run_id, lane.destination, lane.model, lane.remote_id, lane.agent_id)
+        told = {name: getattr(lane, name) for name in _TOLD}
+        run = RunRef(lane.run_id, lane.destination, lane.model, **told)
         return Lease(
             lane_id=lane.id,
             token=token,
@@ -204,12 +232,16 @@ class Claims:
         )
 
 
+# What the hub has told about a run, for its next requests.
+_TOLD = ("remote_id", "agent_id", "remote_run", "remote_file")
+
+
 def _content(row: Row[Any]) -> tuple[object, ...]:
     return row.id, row.enqueued_at.isoformat(), row.payload, row.snapshot
 
 
 def _first(due: ColumnElement[bool], order: ColumnElement[Any]) -> Any:
-    columns = (*lanes.c, runs.c.destination, runs.c.model, runs.c.remote_id, runs.c.agent_id)
+    columns = (*lanes.c, runs.c.destination, runs.c.model, *(runs.c[name] for name in _TOLD))
     query = select(*columns).select_from(LANES_OF_RUNS).where(due).order_by(order, lanes.c.id).limit(1)
     return query.with_for_update(skip_locked=True, of=lanes)
 

@@ -18,6 +18,7 @@ from hubqueue.redact import clean
 from hubqueue.setting_forms import Form, Given, Refused
 from hubqueue.settings import (
     DESTINATION_TYPES,
+    TYPE_DEFAULTS,
     Config,
     DestinationSettings,
     OutboxSettings,
@@ -57,6 +58,9 @@ _DESTINATION = {
     "answer_timeout": forms.seconds(zero=False),
     "stall_window": forms.seconds(zero=False),
     "stall_rate": forms.count("bytes"),
+    "requests_per_minute": forms.count("requests", least=0),
+    "uploads_per_minute": forms.count("uploads", least=0),
+    "upload_hosts": forms.hosts(),
 }
 
 SECTIONS: Mapping[str, Mapping[str, Form]] = {
@@ -94,7 +98,10 @@ _ENVIRONMENT = "the environment"
 _NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
 _SECRET = re.compile(r"key$|token|passw(or)?d|secret|credential|^auth$")
 # What replaces the default address of a destination, by type, where neither file nor variable sets it.
-_ADDRESS_VARIABLES = {"hub": {"url": "ULTRALYTICS_HUB_API", "web_url": "ULTRALYTICS_HUB_WEB"}}
+_ADDRESS_VARIABLES = {
+    "hub": {"url": "ULTRALYTICS_HUB_API", "web_url": "ULTRALYTICS_HUB_WEB"},
+    "platform": {"url": "ULTRALYTICS_PLATFORM_URL", "web_url": "ULTRALYTICS_PLATFORM_URL"},
+}
 
 
 def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
@@ -122,6 +129,7 @@ class _Reader:
         self._given: dict[Place, Given] = {}
         self._broken: set[Place] = set()
         self._names: list[str] = []
+        self._implied: tuple[str, ...] = ()
 
     def read(self, text: str) -> Config:
         self._take_file(self._load(text))
@@ -139,6 +147,7 @@ class _Reader:
             retry=RetrySettings(**self._section("retry")),
             worker=WorkerSettings(**self._section("worker")),
             destinations={name: DestinationSettings(**keys) for name, keys in destinations.items()},
+            implied=frozenset(self._implied) - {default},
         )
 
     def _load(self, text: str) -> dict[str, Any]:
@@ -169,7 +178,8 @@ class _Reader:
             else:
                 self._unknown((key,), value, ["default_destination", "destinations", *_plain_sections()])
         if not self._names and ("destinations",) not in self._broken:
-            self._names.append("hub")
+            self._implied = DESTINATION_TYPES  # one of each, by its type's name
+            self._names += self._implied
 
     def _take_destinations(self, tables: object) -> None:
         if not isinstance(tables, dict):
@@ -299,8 +309,11 @@ class _Reader:
 
     def _destination(self, name: str) -> dict[str, Any]:
         path = ("destinations", name)
-        settings: dict[str, Any] = {"name": name, **self._section(*path)}
-        for key, source in _ADDRESS_VARIABLES.get(settings.get("type", DESTINATION_TYPES[0]), {}).items():
+        given = self._section(*path)
+        # A name that is a type is of that type unless it says otherwise.
+        type = given.get("type", name if name in DESTINATION_TYPES else DESTINATION_TYPES[0])
+        settings: dict[str, Any] = {"name": name, "type": type, **TYPE_DEFAULTS[type], **given}
+        for key, source in _ADDRESS_VARIABLES[type].items():
             place, value = (*path, key), self._environ.get(source)
             if value and place not in self._given:
                 self._take(place, _DESTINATION[key], Given(value, source, False, self._environ))

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from typing import assert_never
 
 from hubqueue import events
@@ -46,6 +47,8 @@ class Delivery:
         started: list[datetime] = []
 
         def on_start() -> None:
+            if started:
+                return  # an upload in several steps starts once
             now = self._outbox.database.now()
             if now > lease.claimed_at + self._start_grace:
                 self._outbox.settlement.restamp(lease, now, self._start_grace)
@@ -60,7 +63,8 @@ class Delivery:
             self._emit(events.UploadProgressed(lease.batch.run.id, lease.attempt_id, sent, lease.batch.size))
 
         try:
-            outcome = self._missing(lease.batch) or self._send(lease.batch, Attempt(on_start, on_bytes, stop))
+            attempt = Attempt(on_start, on_bytes, stop, partial(self._outbox.settlement.note_progress, lease))
+            outcome = self._missing(lease.batch) or self._send(lease.batch, attempt)
         except LeaseLost as lost:
             self._emit(events.SettleLost(lease.batch.run.id, lease.batch.kind, str(lost)))
             return

@@ -58,28 +58,39 @@ class Entries:
         Entries with the same key (or one the draft replaces) that still wait are superseded. One in flight is
         left to finish, and the new entry follows it.
         """
-        snapshot = draft.snapshot
         with self.database.write() as tx:
-            now = microseconds(self.database.now())
-            ((lane_id,),) = _LANE_OF.run(tx, {"run": run_id, "of_kind": str(draft.kind)})
-            superseded = self._supersede(tx, lane_id, draft, now)
-            row = {
-                "lane_id": lane_id,
-                "key": draft.key,
-                "rank": draft.rank,
-                "state": str(State.PENDING),
-                "payload": draft.payload,
-                "size": draft.size,
-                "final": draft.final,
-                "enqueued_at": now,
-                "snapshot": snapshot and snapshot.name,
-                "snapshot_size": snapshot and snapshot.size,
-                "snapshot_mtime_ns": snapshot and snapshot.mtime_ns,
-                "snapshot_sha256": snapshot and snapshot.sha256,
-            }
-            ((entry_id,),) = _INSERT.run(tx, row)
-            tally(tx, lane_id, enqueued=1, pending=1, bytes=draft.size)
-            return entry_id, superseded
+            return self.put(tx, run_id, draft)
+
+    def put(self, tx: Connection, run_id: str, draft: Draft) -> tuple[int, Moved]:
+        """`enqueue` inside a transaction of somebody else's."""
+        snapshot = draft.snapshot
+        now = microseconds(self.database.now())
+        ((lane_id,),) = _LANE_OF.run(tx, {"run": run_id, "of_kind": str(draft.kind)})
+        superseded = self._supersede(tx, lane_id, draft, now)
+        row = {
+            "lane_id": lane_id,
+            "key": draft.key,
+            "rank": draft.rank,
+            "state": str(State.PENDING),
+            "payload": draft.payload,
+            "size": draft.size,
+            "final": draft.final,
+            "enqueued_at": now,
+            "snapshot": snapshot and snapshot.name,
+            "snapshot_size": snapshot and snapshot.size,
+            "snapshot_mtime_ns": snapshot and snapshot.mtime_ns,
+            "snapshot_sha256": snapshot and snapshot.sha256,
+        }
+        ((entry_id,),) = _INSERT.run(tx, row)
+        tally(tx, lane_id, enqueued=1, pending=1, bytes=draft.size)
+        return entry_id, superseded
+
+    def outdate(self, tx: Connection, run_id: str, kind: Kind, reason: str) -> Moved:
+        """Take what waits in a lane out of what is owed, because something newer makes it wrong."""
+        lane = select(lanes.c.id).where(lanes.c.run_id == run_id, lanes.c.kind == kind)
+        return self._retire(
+            tx, [State.PENDING, State.DEAD], State.SUPERSEDED, entries.c.lane_id.in_(lane), reason
+        )
 
     def cancel(self, *, ids: Collection[int] = (), run_id: str | None = None) -> Moved:
         """Give entries up: those with these ids, or all that a run still owes. Delivered ones stay as they are.
@@ -210,6 +221,7 @@ def entry_from(row: Row[tuple[object, ...]], *, outbox_id: str, run_id: str, kin
         reason=row.reason,
         enqueued_at=row.enqueued_at,
         settled_at=row.settled_at,
+        progress=row.progress,
     )
 
 

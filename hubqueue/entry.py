@@ -59,7 +59,10 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One owed upload, as the outbox keeps it. `uid` is unique over all outboxes; `size` is in bytes."""
+    """One owed upload, as the outbox keeps it. `uid` is unique over all outboxes; `size` is in bytes.
+
+    `progress` is how far an earlier attempt came, in the words of its transport.
+    """
 
     id: int
     uid: str
@@ -75,3 +78,4 @@ class Entry:
     reason: str | None
     enqueued_at: datetime
     settled_at: datetime | None
+    progress: str | None = None

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from hubqueue import sqlite
-from hubqueue.config import Config
+from hubqueue.config import Config, DestinationSettings
 from hubqueue.errors import ConfigError, HubqueueError, OutboxDamaged
 from hubqueue.home import Home
 from hubqueue.lifecycle import State
@@ -42,7 +42,7 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
         Finding(
             "configuration",
             True,
-            f"{len(settings.destinations)} destination(s), default {settings.default_destination}",
+            f"{', '.join(settings.destinations)}; a run goes to {settings.default_destination} unless it says otherwise",
         )
     ]
     found += _home(place)
@@ -115,12 +115,20 @@ def _spool(outbox: Outbox) -> Iterator[Finding]:
         yield Finding("spool", True, f"{outbox.spool.path}, {outbox.spool.bytes_used()} bytes used")
 
 
+def _concerned(outbox: Outbox, settings: Config) -> list[DestinationSettings]:
+    """The destinations that the configuration names, and those that are used without that."""
+    used = {row["name"] for row in outbox.stats.destinations()}
+    return [
+        each for name, each in settings.destinations.items() if name not in settings.implied or name in used
+    ]
+
+
 def _credentials(outbox: Outbox, settings: Config) -> Iterator[Finding]:
     for problem in outbox.credentials.problems():
         yield Finding(
             "credentials", False, problem, f"chmod 600 {outbox.home.credentials}, or hubqueue login again"
         )
-    for target in settings.destinations.values():
+    for target in _concerned(outbox, settings):
         try:
             keys = outbox.credentials.keys(target.name, target.type)
         except HubqueueError:
@@ -133,7 +141,7 @@ def _credentials(outbox: Outbox, settings: Config) -> Iterator[Finding]:
 
 def _destinations(outbox: Outbox, settings: Config) -> Iterator[Finding]:
     held = {row["name"]: row["held"] for row in outbox.stats.destinations()}
-    for target in settings.destinations.values():
+    for target in _concerned(outbox, settings):
         if held.get(target.name):
             yield Finding(
                 "destination",

@@ -19,6 +19,7 @@ FILE_SUFFIXES = (".pt", ".yaml", ".yml")
 
 _HUB_HOST = "hub.ultralytics.com"
 _MODEL_ID = re.compile(r"[0-9A-Za-z]{20}")
+_PLAIN_ID = re.compile(r"[0-9A-Za-z_-]{16,64}")
 _KEY_AND_ID = re.compile(r"([0-9A-Za-z]{42})_([0-9A-Za-z]{20})")
 _KEY = re.compile(r"[!-~]{1,512}")
 _FORMS = (
@@ -39,10 +40,35 @@ class Identifier:
     filename: str | None = None
 
 
+def of_type(type: str, identifier: str | PathLike[str], *, web_url: str) -> Identifier:
+    """Read an identifier for a destination of a type. Raises `InvalidModel`."""
+    return parse_plain(identifier) if type == "platform" else parse(identifier, web_url=web_url)
+
+
+def parse_plain(identifier: str | PathLike[str]) -> Identifier:
+    """Read an identifier for a hub whose models have no addresses of a known form: a model file, or a model id.
+
+    Raises `InvalidModel` for every other form.
+    """
+    written = fspath(identifier).strip()
+    if (
+        "://" not in written
+        and written.endswith(FILE_SUFFIXES)
+        and _file_stem(written)
+        and written.isprintable()
+    ):
+        return Identifier(filename=written)
+    if _PLAIN_ID.fullmatch(written):
+        return Identifier(model_id=written)
+    raise InvalidModel(
+        f"{_shown(written)} is not a model", hint="give a .pt, .yaml or .yml file, or a model id"
+    )
+
+
 def parse(
     identifier: str | PathLike[str], *, web_url: str, exists: Callable[[str], bool] | None = None
 ) -> Identifier:
-    """Read an identifier. `web_url` is the web root of the destination, as in its settings.
+    """Read an identifier for a HUB. `web_url` is the web root of the destination, as in its settings.
 
     `exists` tells whether a file of that name is there: then 20 letters and digits are its name and no model
     id. Without it they are a model id. Raises `InvalidModel` for every other form.

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from hubqueue import identifier
 from hubqueue.config import DestinationSettings
-from hubqueue.drafts import ckpt_draft, registration_draft
-from hubqueue.entry import Kind
+from hubqueue.drafts import ckpt_draft, registration_draft, start_draft
+from hubqueue.entry import Draft, Kind
 from hubqueue.errors import HubqueueError
 from hubqueue.lifecycle import RunState
 from hubqueue.outbox import Outbox
@@ -39,13 +39,20 @@ def open_run(
         url=f"{target.web_url}/models/{named.model_id}" if named.model_id else None,
         resume=resume,
     )
-    if named.model_id is None and not goes_on:
+    name = named.filename or named.model_id or ""
+    draft: Draft | None = None
+    if target.type == "platform":
+        draft = start_draft(name, args)  # each start of a training has a number there
+    elif named.model_id is None and not goes_on:
+        draft = registration_draft(name, args)
+    if draft is not None:
         try:
-            outbox.entries.enqueue(run_id, registration_draft(named.filename or "", args))
+            outbox.discard(outbox.entries.enqueue(run_id, draft)[1])
         except BaseException:
-            # Nobody will ever log to this run: it must not stand there as one that goes on.
-            with contextlib.suppress(HubqueueError):
-                outbox.registry.end_run(run_id, RunState.FAILED)
+            if not goes_on:
+                # Nobody will ever log to this run: it must not stand there as one that goes on.
+                with contextlib.suppress(HubqueueError):
+                    outbox.registry.end_run(run_id, RunState.FAILED)
             raise
     return run_id, goes_on
 

@@ -9,6 +9,7 @@ import time
 from datetime import timedelta
 
 from hubqueue import events
+from hubqueue.closing import close_run
 from hubqueue.events import Emit
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import forget, is_held
@@ -42,11 +43,7 @@ class Janitor:
         for run_id in self._outbox.stats.running():
             lock = self._outbox.run_lock(run_id)
             # No lock file: the run belongs to another machine's home, which can tell for itself.
-            if (
-                lock.exists()
-                and not is_held(lock)
-                and self._outbox.registry.end_run(run_id, RunState.INTERRUPTED)
-            ):
+            if lock.exists() and not is_held(lock) and close_run(self._outbox, run_id, RunState.INTERRUPTED):
                 self._emit(events.RunInterrupted(run_id))
 
     def tidy(self) -> None:

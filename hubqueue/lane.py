@@ -10,13 +10,18 @@ from hubqueue.entry import Entry, Kind
 
 @dataclass(frozen=True, slots=True)
 class RunRef:
-    """What a transport may know of a run. `remote_id` is None until the hub has answered its registration."""
+    """What a transport may know of a run. `remote_id` is None until the hub has answered its registration.
+
+    `remote_run` is what the hub calls this start of the training, `remote_file` where it has the newest checkpoint.
+    """
 
     id: str
     destination: str
     model: str
     remote_id: str | None
     agent_id: str | None
+    remote_run: str | None = None
+    remote_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
+from hubqueue.errors import HubqueueError
+from hubqueue.outbox import Outbox
 from hubqueue.stats import Stats
+from hubqueue.survival import hint_of
+
+_LOG = logging.getLogger("hubqueue")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,17 @@ def count(stats: Stats, run_id: str, *, unsaved: int) -> Leftover:
     if owed.held and row is not None:
         held = row["held"] or row["destination_held"] or "held"
     return Leftover(owed.entries, owed.bytes, unsaved, held)
+
+
+def look(outbox: Outbox | None, run_id: str | None, *, unsaved: int) -> Leftover:
+    """What a run owes now, as far as it can be told: what cannot be read counts as unsaved."""
+    if outbox is None or run_id is None:
+        return Leftover(unsaved=unsaved)
+    try:
+        return count(outbox.stats, run_id, unsaved=unsaved)
+    except HubqueueError as error:
+        _LOG.warning("what is left cannot be read: %s%s", error, hint_of(error))
+        return Leftover(unsaved=max(1, unsaved))
 
 
 def word(left: Leftover) -> str:

@@ -63,8 +63,9 @@ class Outbox:
         return self.home.locks / f"worker-{worker}.lock"
 
     def note_destinations(self) -> None:
-        """Write down the destinations of the configuration, as whoever sends to them knows them."""
-        for each in self.config.destinations.values():
+        """Write down the destinations that the configuration names, as whoever sends to them knows them."""
+        named = [each for name, each in self.config.destinations.items() if name not in self.config.implied]
+        for each in named:
             self.registry.note_destination(each.name, type=each.type, url=each.url)
 
     def discard(self, moved: Moved) -> None:

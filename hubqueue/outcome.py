@@ -17,11 +17,16 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """What an answer told about the run. None means that the answer did not speak of it."""
+    """What an answer told about the run. None means that the answer did not speak of it.
+
+    `run` is what the hub calls this start of the training, `file` where it keeps the checkpoint it just took.
+    """
 
     id: str | None = None
     url: str | None = None
     agent_id: str | None = None
+    run: str | None = None
+    file: str | None = None
     cancelled: bool | None = None
 
 

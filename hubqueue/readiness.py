@@ -47,15 +47,32 @@ DUE_AT: ColumnElement[Any] = latest(
     lanes.c.retry_at,
     case((_FINAL_WAITS, literal_column("0")), else_=lanes.c.paced_until),
     destinations.c.resumes_at,
+    destinations.c.requests_free_at,
+    case(
+        (lanes.c.kind == literal_column(f"'{Kind.CKPT}'"), destinations.c.uploads_free_at),
+        else_=literal_column("0"),
+    ),
 )
 BEAT_DUE_AT: ColumnElement[Any] = latest(
-    lanes.c.lease_until, lanes.c.retry_at, lanes.c.paced_until, destinations.c.resumes_at
+    lanes.c.lease_until,
+    lanes.c.retry_at,
+    lanes.c.paced_until,
+    destinations.c.resumes_at,
+    destinations.c.requests_free_at,
 )
 
 NOT_HELD = and_(runs.c.held.is_(None), destinations.c.held.is_(None))
-# Registration first, completion last.
+# Registration first, completion last. A run that goes on is registered again at some hubs, with its model known.
+_REGISTERED = and_(
+    runs.c.remote_id.is_not(None),
+    ~exists().where(
+        _others.c.run_id == lanes.c.run_id,
+        _others.c.kind == literal_column(f"'{Kind.REGISTRATION}'"),
+        _others.c.pending > literal_column("0"),
+    ),
+)
 IN_TURN = and_(
-    or_(lanes.c.kind == Kind.REGISTRATION, runs.c.remote_id.is_not(None)),
+    or_(lanes.c.kind == Kind.REGISTRATION, _REGISTERED),
     or_(
         lanes.c.kind != Kind.COMPLETION,
         ~exists().where(
@@ -67,7 +84,7 @@ READY = and_(OWING, NOT_HELD, IN_TURN)
 BEATING = and_(
     lanes.c.kind == Kind.HEARTBEAT,
     runs.c.state == literal_column(f"'{RunState.RUNNING}'"),
-    runs.c.remote_id.is_not(None),
+    _REGISTERED,
     NOT_HELD,
 )
 

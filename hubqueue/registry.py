@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, and_, delete, insert, select, update
 
 from hubqueue.database import Database
-from hubqueue.entry import Kind
+from hubqueue.entries import Entries
+from hubqueue.entry import Draft, Kind
 from hubqueue.lifecycle import RunState
 from hubqueue.schema import EPOCH, destinations, lanes, runs, workers
 
@@ -27,6 +28,7 @@ class Registry:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._entries = Entries(database)
 
     def note_destination(self, name: str, *, type: str, url: str) -> None:
         """Remember a destination of the config. Pointing it elsewhere lifts its hold: that was the old place's."""
@@ -55,6 +57,7 @@ class Registry:
         """A new run with its lanes, or one that goes on: `resume`, or the latest of the same remote model.
 
         Its id, and whether it goes on. `resume` is the id of a run of this destination; an unknown one is passed over.
+        An end of the run that was not told to the hub yet is not told any more: the run goes on.
         """
         with self.database.write() as tx:
             now = self.database.now()
@@ -62,6 +65,7 @@ class Registry:
             if found is not None:
                 again = {"state": RunState.RUNNING, "finished_at": None}
                 tx.execute(update(runs).where(runs.c.id == found).values(again))
+                self._entries.outdate(tx, found, Kind.COMPLETION, "the run goes on")
                 run_id = found
             else:
                 run_id = secrets.token_hex(6)
@@ -73,16 +77,19 @@ class Registry:
                 tx.execute(insert(lanes), missing)
             return run_id, found is not None
 
-    def end_run(self, run_id: str, state: RunState) -> bool:
-        """The script said how the run ended (or the janitor found its process gone); False when it had ended."""
+    def end_run(self, run_id: str, state: RunState, *, told: Draft | None = None) -> bool:
+        """The script said how the run ended (or the janitor found its process gone); False when it had ended.
+
+        `told` is what the hub is owed about it, where it wants to hear of it: saved in the same step.
+        """
         with self.database.write() as tx:
             running = and_(runs.c.id == run_id, runs.c.state == RunState.RUNNING)
-            return (
-                tx.execute(
-                    update(runs).where(running).values(state=state, finished_at=self.database.now())
-                ).rowcount
-                > 0
-            )
+            ended = update(runs).where(running).values(state=state, finished_at=self.database.now())
+            if tx.execute(ended).rowcount == 0:
+                return False
+            if told is not None:
+                self._entries.put(tx, run_id, told)
+            return True
 
     def resume(self, destination: str) -> Lifted:
         """Lift the hold of a destination and those of its runs, and end their backoff: they are tried now.

@@ -25,19 +25,21 @@ from hubqueue import identifier
 from hubqueue import metrics as values
 from hubqueue.backlog import Backlog
 from hubqueue.clock import Clock
+from hubqueue.closing import close_run
 from hubqueue.config import Config, DestinationSettings
 from hubqueue.credentials import Credentials
-from hubqueue.drafts import metrics_draft
-from hubqueue.entry import Draft
+from hubqueue.drafts import console_draft, metrics_draft
+from hubqueue.entry import Draft, Kind
 from hubqueue.errors import HubqueueError, OutboxDamaged, RunFinished
 from hubqueue.home import Home
 from hubqueue.intake import open_run, save_snapshot
-from hubqueue.leftover import Leftover, count, word
+from hubqueue.leftover import Leftover, look, word
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import Lock
 from hubqueue.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.senders import Nobody, Sender, WorkerMode, sender
-from hubqueue.survival import hint_of, survive
+from hubqueue.survival import survive
+from hubqueue.transports import DESTINATION_KINDS
 
 Path_ = str | os.PathLike[str]
 _T = TypeVar("_T")
@@ -45,6 +47,7 @@ _LOG = logging.getLogger("hubqueue")
 # How often a storage that could not be opened is tried again.
 _REOPEN = 5.0
 _POLL = 0.1
+_SET_ASIDE = "the outbox was damaged: it is kept as %s, and a new one was started (hubqueue check tells more)"
 # What `finish` grants a locked database at least, in seconds, for each of its few statements.
 _LEAST_PATIENCE = 0.1
 
@@ -73,7 +76,7 @@ def start_run(
     place = Home.locate(home)
     settings = place.load_config(Path(config) if config is not None else None, os.environ)
     target = settings.destination(destination)
-    named = identifier.parse(model, web_url=target.web_url)
+    named = identifier.of_type(target.type, model, web_url=target.web_url)
     options = {"worker": worker, "strict": strict, "resume": resume, "config_path": config}
     run = Run(place, settings, target, named, dict(args or {}), **options)  # type: ignore[arg-type]
     run._begin()
@@ -144,13 +147,13 @@ class Run:
         Values are numbers or scalars of numpy and torch; non-finite ones are sent as null. Logging an epoch again
         replaces what is not sent yet. Raises `InvalidMetrics` for anything else, `RunFinished` after `finish`.
         """
-        draft = metrics_draft(values.metrics_text(metrics), values.epoch_number(epoch))
-        with self._guard:
-            self._refuse_finished()
-            self._backlog.put(draft)
-            saved = self._attempt("metrics", self._save_backlog)
-        self._nudge()
-        return saved
+        return self._save(metrics_draft(values.metrics_text(metrics), values.epoch_number(epoch)))
+
+    def log_console(self, content: str, *, lines: int = 1) -> int | None:
+        """Save lines of the training's output for a hub that shows them (Platform); as `log_metrics` otherwise."""
+        if Kind.EVENT not in DESTINATION_KINDS[self._destination.type]:
+            return None
+        return self._save(console_draft(content, lines, time.time_ns() // 1_000_000))
 
     def save_checkpoint(
         self, path: Path_, *, epoch: int, is_best: bool = False, map: float = 0.0, final: bool = False
@@ -170,18 +173,23 @@ class Run:
 
         self._refuse_finished()
         saved = self._attempt("checkpoint", save)
-        if saved is None:
-            with self._guard:
-                self._backlog.lost += 1
+        with self._guard:
+            self._backlog.lost += saved is None
         self._nudge()
         return saved
 
     def finish(
-        self, *, timeout: float = 30.0, status: Literal["finished", "failed"] = "finished"
+        self,
+        *,
+        timeout: float = 30.0,
+        status: Literal["finished", "failed"] = "finished",
+        results: Mapping[str, object] | None = None,
+        error: str | None = None,
     ) -> Leftover:
         """End the run and wait for its uploads, at most `timeout` seconds; what is still owed then.
 
-        What is left goes on after this process has ended: a detached worker sends it, or the next one does.
+        `results` (such as `{"metrics": {…}, "bestEpoch": 7}`) or `error` are for a hub that wants to hear of the
+        end. What is left goes on after this process has ended: a detached worker sends it, or the next one does.
         Calling it again waits again.
         """
         deadline = time.monotonic() + max(0.0, timeout)
@@ -189,9 +197,9 @@ class Run:
         if self._outbox is not None:
             self._outbox.database.be_patient(max(_LEAST_PATIENCE, timeout / 4))
         with self._guard:
-            self._attempt("metrics", self._save_backlog)
+            self._attempt("metrics", lambda: self._backlog.save(self._enqueue))
             if self._ended is None:
-                self._attempt("end of the run", lambda: self._end(state))
+                self._attempt("end of the run", lambda: self._end(state, results, error))
         self._attempt("worker", lambda: self._sending().finish())
         left = self.wait(timeout=deadline - time.monotonic())
         if self._sender is not None:
@@ -225,7 +233,8 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._ended is None:
-            self.finish(status="finished" if kind is None else "failed")
+            name = kind.__name__ if kind else None
+            self.finish(status="failed" if name else "finished", error=name)
 
     def __repr__(self) -> str:
         return f"<hubqueue.Run {self._id} to {self._destination.name}>"
@@ -258,7 +267,7 @@ class Run:
             self._outbox = self._id = None
             self._reopen_at = 0.0
             aside = replace_damaged(self._home, self._config)
-            _LOG.error("the outbox was damaged: it is kept as %s, and a new one is started", aside)
+            _LOG.error(_SET_ASIDE, aside)
             return act()
 
     def _opened(self) -> tuple[Outbox, str]:
@@ -277,12 +286,7 @@ class Run:
         self._reopen_at = time.monotonic() + _REOPEN
         outbox = open_outbox(self._home.path, self._config_path, clock=self._clock, set_aside_damaged=True)
         if outbox.set_aside is not None:
-            hint = "hubqueue check tells more"
-            _LOG.error(
-                "the outbox was damaged: it is kept as %s, and a new one was started (%s)",
-                outbox.set_aside,
-                hint,
-            )
+            _LOG.error(_SET_ASIDE, outbox.set_aside)
         self._id = self._register(outbox)
         self._outbox = outbox
 
@@ -296,13 +300,17 @@ class Run:
             _LOG.info("run %s goes on", run_id)
         held = self._told("destination_held", outbox, run_id)
         if held:
-            hint = f"once mended: hubqueue resume {target.name}"
-            _LOG.warning("destination %s is held: %s; %s", target.name, held, hint)
+            cure = f"hubqueue resume {target.name}"
+            _LOG.warning("destination %s is held: %s; once mended: %s", target.name, held, cure)
         return run_id
 
-    def _save_backlog(self) -> int | None:
-        """Save everything that waits in memory; the id of the last entry."""
-        return self._backlog.save(self._enqueue)
+    def _save(self, draft: Draft) -> int | None:
+        with self._guard:
+            self._refuse_finished()
+            self._backlog.put(draft)
+            saved = self._attempt(str(draft.kind), lambda: self._backlog.save(self._enqueue))
+        self._nudge()
+        return saved
 
     def _enqueue(self, draft: Draft) -> int:
         outbox, run_id = self._opened()
@@ -310,9 +318,9 @@ class Run:
         outbox.discard(superseded)
         return entry_id
 
-    def _end(self, state: RunState) -> None:
+    def _end(self, state: RunState, results: Mapping[str, object] | None, error: str | None) -> None:
         outbox, run_id = self._opened()
-        outbox.registry.end_run(run_id, state)
+        close_run(outbox, run_id, state, results=results, error=error)
         self._ended = state
         if self._lock is not None:
             self._lock.release()
@@ -345,14 +353,7 @@ class Run:
         return self._sender
 
     def _left(self) -> Leftover:
-        unsaved = len(self._backlog)
-        if self._outbox is None or self._id is None:
-            return Leftover(unsaved=unsaved)
-        try:
-            return count(self._outbox.stats, self._id, unsaved=unsaved)
-        except HubqueueError as error:
-            _LOG.warning("what is left cannot be read: %s%s", error, hint_of(error))
-            return Leftover(unsaved=max(1, unsaved))
+        return look(self._outbox, self._id, unsaved=len(self._backlog))
 
 
 # A thread of the parent may hold a guard at the moment of a fork; the child gets a free one.

@@ -32,7 +32,7 @@ from sqlalchemy import (
 from hubqueue.lifecycle import RunState, State
 
 # The newest revision in migrations/versions; a test keeps the two together.
-REVISION = "0001"
+REVISION = "0002"
 # Says whose database this is ("hubq" in ASCII), so that another program's file is never touched.
 APPLICATION_ID = 0x68756271
 
@@ -104,6 +104,9 @@ destinations = Table(
     Column("held", Text),
     Column("held_at", Moment),
     _deadline("resumes_at"),
+    # From when on the hub's budget a minute has room again (see budget.py).
+    _deadline("requests_free_at"),
+    _deadline("uploads_free_at"),
 )
 
 runs = Table(
@@ -115,6 +118,9 @@ runs = Table(
     Column("remote_id", Text),
     Column("url", Text),
     Column("agent_id", Text),
+    # What the hub calls this start of the training, and where it keeps its newest checkpoint.
+    Column("remote_run", Text),
+    Column("remote_file", Text),
     Column("state", Text, nullable=False),
     Column("cancelled", Boolean, nullable=False, server_default=text("false")),
     Column("held", Text),
@@ -186,6 +192,8 @@ entries = Table(
     Column("snapshot_sha256", Text),
     # The batch this entry was first sent in: a retry sends the same batch, so that its bytes stay the same.
     Column("batch", BigInteger),
+    # How far the upload came, in its transport's words: where the next attempt goes on.
+    Column("progress", Text),
     Column("claim_token", BigInteger, nullable=False, server_default=_ZERO),
     Column("attempts", Integer, nullable=False, server_default=_ZERO),
     Column("reason", Text),

@@ -140,6 +140,21 @@ def web_address() -> Form:
     return Form(lambda given: _address(given).geturl().rstrip("/"))
 
 
+def hosts() -> Form:
+    """Names of hosts, without ports: an array, or in a variable a text with commas between them."""
+
+    def check(given: Given) -> tuple[str, ...]:
+        value = given.value
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise Refused(f"must be an array of host names, not {kind_of(value)}")
+        found = tuple(each.strip().lower() for each in value if each.strip())
+        if not all(_HOST.fullmatch(each) for each in found):
+            raise Refused("must be host names such as storage.example.com, without ports")
+        return found
+
+    return Form(check, lambda written: written.split(","))
+
+
 def proxy_address() -> Form:
     """The URL of an http or https proxy. User and password may only come from the environment."""
     return Form(lambda given: _address(given, user_info=not given.in_file).geturl().rstrip("/"))

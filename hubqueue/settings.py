@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+from hubqueue.budget import Budget
 from hubqueue.entry import Kind
 from hubqueue.errors import ConfigError
 from hubqueue.redact import clean
 
-DESTINATION_TYPES = ("hub",)
+DESTINATION_TYPES = ("hub", "platform")
 """The protocols that a destination can speak."""
 
 
@@ -31,7 +33,7 @@ class RateLimits:
     def pace(self, kind: Kind) -> timedelta:
         """The limit of a lane of this kind; zero for the kinds that have none."""
         match kind:
-            case Kind.METRICS:
+            case Kind.METRICS | Kind.EVENT:
                 return self.metrics
             case Kind.CKPT:
                 return self.ckpt
@@ -88,7 +90,10 @@ class DestinationSettings:
     """A named place that entries are owed to. It never holds the key.
 
     `url` and `web_url` end without a slash. `proxy` may carry a password, so no repr shows it. An upload
-    slower than `stall_rate` (bytes per second) over a `stall_window` is given up.
+    slower than `stall_rate` (bytes per second) over a `stall_window` is given up. `requests_per_minute` and
+    `uploads_per_minute` bound what all runs together ask (0: no bound). Checkpoints that the hub wants put elsewhere
+    go to `upload_hosts` only, and to the host of `url`. The defaults here are those of type `hub`; `TYPE_DEFAULTS`
+    has those of the others.
     """
 
     name: str
@@ -103,15 +108,41 @@ class DestinationSettings:
     answer_timeout: timedelta = timedelta(seconds=60)
     stall_window: timedelta = timedelta(seconds=60)
     stall_rate: int = 32_768
+    requests_per_minute: int = 0
+    uploads_per_minute: int = 0
+    upload_hosts: tuple[str, ...] = ()
+
+    @property
+    def budget(self) -> Budget:
+        """What the hub allows in a minute."""
+        return Budget(self.requests_per_minute, self.uploads_per_minute)
+
+
+_PLATFORM = "https://platform.ultralytics.com"
+TYPE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "hub": {},
+    # Addresses and limits as documented for the service in 2026; its signed URLs are those of Google Cloud Storage.
+    "platform": {
+        "url": _PLATFORM,
+        "web_url": _PLATFORM,
+        "requests_per_minute": 100,
+        "uploads_per_minute": 10,
+        "upload_hosts": ("storage.googleapis.com",),
+    },
+}
+"""What a destination of each type has where nothing is set, besides the defaults of `DestinationSettings`."""
 
 
 def _built_in() -> Mapping[str, DestinationSettings]:
-    return {"hub": DestinationSettings("hub")}
+    return {type: DestinationSettings(type, type, **TYPE_DEFAULTS[type]) for type in DESTINATION_TYPES}
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All settings. `destinations` is never empty and has `default_destination`."""
+    """All settings. `destinations` is never empty and has `default_destination`.
+
+    `implied` are those that nobody named: they can be used, and nothing is said about them before they are.
+    """
 
     default_destination: str = "hub"
     outbox: OutboxSettings = OutboxSettings()
@@ -120,6 +151,7 @@ class Config:
     retry: RetrySettings = RetrySettings()
     worker: WorkerSettings = WorkerSettings()
     destinations: Mapping[str, DestinationSettings] = field(default_factory=_built_in)
+    implied: frozenset[str] = field(default=frozenset({"platform"}), compare=False)
 
     def destination(self, name: str | None = None) -> DestinationSettings:
         """The destination of that name, None for the default one. Raises `ConfigError` when there is none."""

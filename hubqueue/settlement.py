@@ -46,6 +46,12 @@ class Settlement:
                 )
                 tx.execute(update(lanes).where(mine).values(lease_until=until))
 
+    def note_progress(self, lease: Lease, progress: str | None) -> None:
+        """Write down how far the upload of a batch came; durable when this returns. Raises `LeaseLost`."""
+        with self.database.write() as tx:
+            self._fence(tx, lease, lease_worker=lanes.c.lease_worker)
+            tx.execute(update(entries).where(_of(lease)).values(progress=progress))
+
     def ack(self, lease: Lease, *, started_at: datetime | None, remote: Remote) -> Moved:
         """The hub has the batch: pending → delivered. What the answer told is written on the run."""
         with self.database.write() as tx:
@@ -56,6 +62,8 @@ class Settlement:
                 "remote_id": remote.id,
                 "url": remote.url,
                 "agent_id": remote.agent_id,
+                "remote_run": remote.run,
+                "remote_file": remote.file,
                 "cancelled": remote.cancelled or None,  # once cancelled, a run stays cancelled
                 "last_beat_at": now if lease.batch.kind is Kind.HEARTBEAT else None,
             }

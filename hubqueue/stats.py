@@ -94,7 +94,7 @@ class Stats:
     def run(self, run_id: str) -> Mapping[str, Any] | None:
         """One run's row, with its destination's hold; None when there is none."""
         query = (
-            select(runs, destinations.c.held.label("destination_held"))
+            select(runs, destinations.c.held.label("destination_held"), destinations.c.type)
             .join(destinations)
             .where(runs.c.id == run_id)
         )

@@ -22,6 +22,7 @@ from hubqueue.identifier import FILE_SUFFIXES
 _LOG = logging.getLogger("hubqueue")
 # In the folder of the training, beside its weights: which run it is, so that a resumed training goes on with it.
 RECORD = "hubqueue.json"
+_RECORD_OF_PLATFORM = "platform_model_id.txt"
 _MEAN_PRECISION = re.compile(r"metrics/mAP50-95\([BMP]\)")
 
 
@@ -90,17 +91,36 @@ def retire(trainer: Any, type: str, events: Iterable[str]) -> None:
         found[:] = [callback for callback in found if getattr(callback, "__module__", "") != module]
 
 
-def read_record(trainer: Any) -> dict[str, str]:
-    """Which run this training is when it is resumed: `run`, `model` and, once known, `remote_id`."""
+def results(trainer: Any) -> dict[str, object]:
+    """What a finished training came to: metrics with the fitness, the best epoch (0-based), the names of the classes."""
+    validator = getattr(trainer, "validator", None)
+    names = getattr(validator, "names", None) or (getattr(trainer, "data", None) or {}).get("names")
+    # `stopper.best_epoch` counts from 1 in the package.
+    best = getattr(getattr(trainer, "stopper", None), "best_epoch", trainer.epoch + 1)
+    return {
+        "metrics": {**(trainer.metrics or {}), "fitness": getattr(trainer, "fitness", None)},
+        "bestEpoch": max(0, int(best) - 1),
+        "bestFitness": getattr(trainer, "best_fitness", None),
+        "classNames": list(names.values()) if isinstance(names, Mapping) else list(names or ()) or None,
+    }
+
+
+def read_record(trainer: Any, type: str) -> dict[str, str]:
+    """Which run this training is when it is resumed: `run`, `model` and, once known, `remote_id`.
+
+    Of a training that began with the package's own callback for Platform, its record tells the model's id.
+    """
     if not getattr(trainer.args, "resume", False):
         return {}
-    try:
-        told = json.loads((Path(trainer.save_dir) / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return (
-        {name: text for name, text in told.items() if isinstance(text, str)} if isinstance(told, dict) else {}
-    )
+    folder = Path(trainer.save_dir)
+    with contextlib.suppress(OSError, ValueError):
+        told = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if isinstance(told, dict):
+            return {name: text for name, text in told.items() if isinstance(text, str)}
+    if type == "platform":
+        with contextlib.suppress(OSError, ValueError):
+            return {"remote_id": (folder / _RECORD_OF_PLATFORM).read_text(encoding="utf-8").strip()}
+    return {}
 
 
 def write_record(trainer: Any, record: Mapping[str, str | None]) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 
 from hubqueue import trainer_facts as facts
 from hubqueue.cadence import Cadence
+from hubqueue.console_lines import ConsoleLines
 from hubqueue.errors import InvalidModel
 from hubqueue.home import Home
 from hubqueue.metrics import numbers_only
@@ -33,14 +34,15 @@ _LOG = logging.getLogger("hubqueue")
 _LOOK = 5.0
 
 
-def attach(model: Any, *, timeout: float = 30.0, **options: Any) -> Attachment:
+def attach(model: Any, *, timeout: float = 30.0, console: bool = False, **options: Any) -> Attachment:
     """Send the trainings of `model` (a `YOLO`, or a trainer of the package) to a hub.
 
     `timeout` is how many seconds the end of a training waits for the uploads; the rest is sent by the worker.
+    `console` sends what the package logs as well, to a hub that shows it (Platform).
     `options` are those of `start_run`; `model` and `args` are taken from the trainer unless given as
     `model_name=` and `args=`. Raises `ConfigError` at once.
     """
-    attachment = Attachment(timeout, options)
+    attachment = Attachment(timeout, options, console=console)
     for event in Attachment.EVENTS:
         # Before the package's own callbacks, so that those for the same hub can be taken off before they act.
         model.callbacks.setdefault(event, []).insert(0, attachment.hook(event))
@@ -61,7 +63,7 @@ class Attachment:
         "on_train_end",
     )
 
-    def __init__(self, timeout: float, options: Mapping[str, Any]) -> None:
+    def __init__(self, timeout: float, options: Mapping[str, Any], *, console: bool = False) -> None:
         self.run: Run | None = None
         self._timeout, self._options = timeout, dict(options)
         self._name, self._args = self._options.pop("model_name", None), self._options.pop("args", None)
@@ -69,7 +71,9 @@ class Attachment:
         self._trainer: Callable[[], Any] = lambda: None  # weakly: a finished trainer holds the GPU's memory
         self._name_of_run = ""
         self._in_epoch, self._last_epoch = False, -1
-        self._unsaved: tuple[Path, int] | None = None
+        self._unsaved: tuple[Path, int, bool] | None = None
+        self._console = console
+        self._lines: ConsoleLines | None = None
         self._cadences = {"last": Cadence(), "best": Cadence()}
         self._look_at = 0.0
 
@@ -94,8 +98,8 @@ class Attachment:
         def guarded(*args: Any, **kwargs: Any) -> Any:
             try:
                 result = train(*args, **kwargs)
-            except BaseException:
-                self._fail()
+            except BaseException as error:
+                self._fail(type(error).__name__)
                 raise
             if self._trainer() is None and _is_main_process():
                 hint = "on several GPUs start the script with torchrun, with attach in it"
@@ -125,8 +129,11 @@ class Attachment:
             self._obey(trainer)
 
     def on_model_save(self, trainer: Any) -> None:
-        self._save(trainer, "last")
-        if trainer.best_fitness == trainer.fitness:
+        is_best = trainer.best_fitness == trainer.fitness
+        # Platform shows the checkpoint that came last as the model's: the best one, while there is one.
+        if self._type != "platform" or not (trainer.best and Path(trainer.best).is_file()):
+            self._save(trainer, "last")
+        if is_best:
             self._save(trainer, "best")
 
     def on_fit_epoch_end(self, trainer: Any) -> None:
@@ -154,7 +161,8 @@ class Attachment:
                 found, epoch=int(trainer.epoch), map=facts.mean_precision(trainer), final=True
             )
         self._unsaved = None
-        self.run.finish(timeout=self._timeout)
+        self._listen(None)
+        self.run.finish(timeout=self._timeout, results=facts.results(trainer))
         self._note(trainer)
         self.run = None
 
@@ -167,7 +175,7 @@ class Attachment:
             hint = "start the script with torchrun, with attach in it"
             _LOG.warning("a training on several GPUs runs in other processes; it is not sent (%s)", hint)
             return
-        known = facts.read_record(trainer)
+        known = facts.read_record(trainer, self._type)
         name = self._name or known.get("model") or facts.model_name(trainer)
         args = {**facts.arguments(trainer), **(self._args or {})}
         options = {"resume": known.get("run"), **self._options}
@@ -177,6 +185,8 @@ class Attachment:
             self.run = start_run(facts.as_file(name), args=args, **options)
         self._in_epoch, self._last_epoch = False, int(getattr(trainer, "start_epoch", 0) or 0) - 1
         self._name_of_run = name
+        if self._console:
+            self._listen(self.run)
         self._note(trainer)
 
     def _save(self, trainer: Any, which: str) -> None:
@@ -184,16 +194,25 @@ class Attachment:
         if self.run is None or not path.is_file():
             return
         run, cadence = self.run, self._cadences[which]
+        wanted = "best" if self._type == "platform" else "last"  # what a training that fails leaves behind
         if cadence.is_due:
             cadence.timed(lambda: run.save_checkpoint(path, epoch=epoch, is_best=which == "best"))
-            self._unsaved = None if which == "last" else self._unsaved
-        elif which == "last":
-            self._unsaved = (path, epoch)
+            self._unsaved = None if which == wanted else self._unsaved
+        elif which == wanted:
+            self._unsaved = (path, epoch, which == "best")
 
     def _obey(self, trainer: Any) -> None:
         if self.run is not None and self.run.cancelled and not getattr(trainer, "stop", False):
             _LOG.warning("run %s: the hub asks to stop the training", self.run.id)
             trainer.stop = True
+
+    def _listen(self, run: Run | None) -> None:
+        """Send the package's output from now on, or (None) no more."""
+        lines, self._lines = self._lines, None
+        if lines is not None:
+            lines.close()
+        if run is not None:
+            self._lines = ConsoleLines(run)
 
     def _note(self, trainer: Any) -> None:
         if self.run is not None and self.run.id is not None:
@@ -201,14 +220,16 @@ class Attachment:
                 trainer, {"run": self.run.id, "model": self._name_of_run, "remote_id": self.run.remote_id}
             )
 
-    def _fail(self) -> None:
+    def _fail(self, error: str | None = None) -> None:
+        self._listen(None)
         run, self.run = self.run, None
         if run is None:
             return
         try:
             if self._unsaved is not None and self._unsaved[0].is_file():
-                run.save_checkpoint(self._unsaved[0], epoch=self._unsaved[1])
-            run.finish(timeout=0, status="failed")
+                path, epoch, best = self._unsaved
+                run.save_checkpoint(path, epoch=epoch, is_best=best)
+            run.finish(timeout=0, status="failed", error=error)
         except Exception:
             _LOG.exception("the end of run %s could not be told", run.id)
         finally:

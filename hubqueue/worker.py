@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from hubqueue import events
 from hubqueue.__about__ import __version__
-from hubqueue.claims import Terms
+from hubqueue.claims import START_GRACE, Terms
 from hubqueue.config import DestinationSettings
 from hubqueue.delivery import Delivery
 from hubqueue.entry import Kind
@@ -28,7 +28,7 @@ from hubqueue.events import Emit
 from hubqueue.lane import Lease
 from hubqueue.locks import Lock
 from hubqueue.outbox import Outbox
-from hubqueue.transports import connect
+from hubqueue.transports import MOST_EPOCHS, connect
 from hubqueue.transports.base import Transport
 
 Connect = Callable[[Outbox, DestinationSettings], Transport]
@@ -42,6 +42,7 @@ class _Crew:
     destination: str
     paces: Mapping[Kind, timedelta]
     size: int
+    terms: Terms
     at_work: dict[Lease, threading.Thread] = field(default_factory=dict)
 
     @property
@@ -68,14 +69,13 @@ class Worker:
         self._outbox = outbox
         self._emit = emit
         self._on_free = on_free or (lambda: None)
-        settings = outbox.config.worker
-        self._terms = Terms(self.id, settings.lease, settings.batch_entries, settings.batch_bytes)
+        self._lease = outbox.config.worker.lease
         self._lock = Lock(outbox.worker_lock(self.id))
         destinations = outbox.config.destinations
         transports = {name: (dial or _dial)(outbox, each) for name, each in destinations.items()}
         self._transports: Mapping[str, Transport] = MappingProxyType(transports)
-        self._delivery = Delivery(outbox, self._transports, emit, self._terms.start_grace)
-        self._crews = [crew for each in destinations.values() for crew in _crews(each, outbox)]
+        self._delivery = Delivery(outbox, self._transports, emit, START_GRACE)
+        self._crews = [crew for each in destinations.values() for crew in _crews(each, outbox, self.id)]
         self._state = threading.Condition()
         self._stopping = False
         self._abort = threading.Event()
@@ -116,7 +116,7 @@ class Worker:
         with self._state:
             held = [lease for crew in self._crews for lease in crew.at_work]
         if held:
-            self._outbox.settlement.renew(held, self._outbox.database.now() + self._terms.lease)
+            self._outbox.settlement.renew(held, self._outbox.database.now() + self._lease)
         self._outbox.registry.worker_seen(self.id)
 
     def stop(self, grace: timedelta | None = None, *, reason: str = "stopped") -> None:
@@ -163,10 +163,10 @@ class Worker:
 
     def _claim(self, crew: _Crew, now: datetime) -> Lease | None:
         if Kind.HEARTBEAT not in crew.paces:
-            return self._outbox.claims.claim(crew.destination, crew.paces, self._terms)
+            return self._outbox.claims.claim(crew.destination, crew.paces, crew.terms)
         for run_id, due_at in self._outbox.stats.beats(crew.destination):
             if due_at <= now:
-                lease = self._outbox.claims.claim_beat(run_id, crew.paces[Kind.HEARTBEAT], self._terms)
+                lease = self._outbox.claims.claim_beat(run_id, crew.paces[Kind.HEARTBEAT], crew.terms)
                 if lease is not None:
                     return lease
         return None
@@ -194,10 +194,16 @@ def _dial(outbox: Outbox, settings: DestinationSettings) -> Transport:
     return connect(settings, keys=keys, open_body=outbox.spool.open)
 
 
-def _crews(destination: DestinationSettings, outbox: Outbox) -> list[_Crew]:
+def _crews(destination: DestinationSettings, outbox: Outbox, worker: str) -> list[_Crew]:
     settings, limits = outbox.config.worker, destination.rate_limits
+    most = MOST_EPOCHS[destination.type] or settings.batch_entries
+    terms = Terms(worker, settings.lease, most, settings.batch_bytes, budget=destination.budget)
+    sizes = {
+        _LIGHT: settings.light_threads,
+        (Kind.CKPT,): settings.ckpt_threads,
+        (Kind.HEARTBEAT,): settings.heartbeat_threads,
+    }
     return [
-        _Crew(destination.name, {kind: limits.pace(kind) for kind in _LIGHT}, settings.light_threads),
-        _Crew(destination.name, {Kind.CKPT: limits.pace(Kind.CKPT)}, settings.ckpt_threads),
-        _Crew(destination.name, {Kind.HEARTBEAT: limits.pace(Kind.HEARTBEAT)}, settings.heartbeat_threads),
+        _Crew(destination.name, {kind: limits.pace(kind) for kind in kinds}, size, terms)
+        for kinds, size in sizes.items()
     ]

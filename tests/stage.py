@@ -138,6 +138,18 @@ def environ_of(home: Path, hub_url: str | None = None, **settings: str) -> dict[
     return {**os.environ, **quick, **own, **settings}
 
 
+def platform_environ(home: Path, url: str, **settings: str) -> dict[str, str]:
+    """The environment of a process whose runs go to a Platform, with quick limits unless `settings` says otherwise."""
+    own = {
+        "HUBQUEUE_DEFAULT_DESTINATION": "platform",
+        "ULTRALYTICS_PLATFORM_URL": url,
+        "ULTRALYTICS_API_KEY": "key-of-the-tests",
+        "HUBQUEUE_DESTINATIONS__PLATFORM__REQUESTS_PER_MINUTE": "60000",
+        "HUBQUEUE_DESTINATIONS__PLATFORM__UPLOADS_PER_MINUTE": "60000",
+    }
+    return environ_of(home, **{**own, **settings})
+
+
 def python(code: str, environ: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
     """A Python process running `code`, its output on a pipe."""
     command = [sys.executable, "-c", code, *arguments]

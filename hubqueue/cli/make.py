@@ -57,7 +57,7 @@ def run(place: Place, model: str, pairs: tuple[str, ...], destination: str | Non
 
     with place.open() as outbox:
         target = outbox.config.destination(destination)
-        named = identifier.parse(model, web_url=target.web_url)
+        named = identifier.of_type(target.type, model, web_url=target.web_url)
         if named.api_key:
             hint = f"store it with `hubqueue login {target.name}`, and name the model by its id: {named.model_id}"
             raise InvalidModel("every user of this machine can read a key among the arguments", hint=hint)
@@ -127,12 +127,13 @@ def end(place: Place, run_id: str, failed: bool) -> None:
     Example:
       hubqueue enqueue end --run $RUN
     """
+    from hubqueue.closing import close_run
     from hubqueue.lifecycle import RunState
 
     with place.open() as outbox:
         _known(outbox, run_id)
         state = RunState.FAILED if failed else RunState.FINISHED
-        ended = outbox.registry.end_run(run_id, state)
+        ended = close_run(outbox, run_id, state)
     click.echo(f"run {run_id} is {state}" if ended else f"run {run_id} had ended before")
 
 

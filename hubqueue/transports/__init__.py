@@ -12,7 +12,10 @@ from hubqueue.transports.base import Transport
 # What a run owes to a destination of each type: its lanes.
 DESTINATION_KINDS: dict[str, tuple[Kind, ...]] = {
     "hub": (Kind.REGISTRATION, Kind.METRICS, Kind.CKPT, Kind.HEARTBEAT),
+    "platform": (Kind.REGISTRATION, Kind.METRICS, Kind.CKPT, Kind.EVENT, Kind.COMPLETION, Kind.HEARTBEAT),
 }
+# How many epochs one request may carry; None is as many as the configuration says.
+MOST_EPOCHS: dict[str, int | None] = {"hub": None, "platform": 1}
 
 
 def connect(
@@ -26,6 +29,10 @@ def connect(
     `keys` gives the keys to try, asked anew for each attempt; `open_body` opens a snapshot for reading.
     """
     assert settings.type in DESTINATION_KINDS, f"the configuration let type {settings.type!r} through"
+    if settings.type == "platform":
+        from hubqueue.transports.platform import PlatformTransport
+
+        return PlatformTransport(settings, keys, open_body)
     from hubqueue.transports.hub import HubTransport
 
     return HubTransport(settings, keys, open_body)

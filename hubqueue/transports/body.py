@@ -36,34 +36,16 @@ class Bytes:
             yield view[start : start + BLOCK]
 
 
-class Multipart:
-    """A form with fields and one file as its last part (RFC 7578), opened anew for each reading."""
+class File:
+    """The bytes of a file of a known size, opened anew for each reading."""
 
-    def __init__(
-        self,
-        fields: Sequence[tuple[str, str]],
-        *,
-        file_name: str,
-        size: int,
-        open_file: Callable[[], BinaryIO],
-        boundary: str,
-    ) -> None:
-        head = []
-        for name, value in fields:
-            head.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n')
-        head.append(
-            f'--{boundary}\r\nContent-Disposition: form-data; name="{file_name}"; filename="{file_name}"\r\n\r\n'
-        )
-        self._head = "".join(head).encode()
-        self._tail = f"\r\n--{boundary}--\r\n".encode()
+    def __init__(self, size: int, open_file: Callable[[], BinaryIO]) -> None:
         self._size, self._open = size, open_file
-        self.content_type = f"multipart/form-data; boundary={boundary}"
 
     def __len__(self) -> int:
-        return len(self._head) + self._size + len(self._tail)
+        return self._size
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
-        yield self._head
         left, buffer = self._size, memoryview(bytearray(BLOCK))
         with _reading():
             opened = self._open()
@@ -79,6 +61,31 @@ class Multipart:
                 more = file.read(1)
             if more:
                 raise BodyChanged("the snapshot is longer than it was")
+
+
+class Multipart:
+    """A form with fields and one file as its last part (RFC 7578)."""
+
+    def __init__(
+        self, fields: Sequence[tuple[str, str]], *, file_name: str, file: File, boundary: str
+    ) -> None:
+        head = []
+        for name, value in fields:
+            head.append(f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n')
+        head.append(
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{file_name}"; filename="{file_name}"\r\n\r\n'
+        )
+        self._head = "".join(head).encode()
+        self._tail = f"\r\n--{boundary}--\r\n".encode()
+        self._file = file
+        self.content_type = f"multipart/form-data; boundary={boundary}"
+
+    def __len__(self) -> int:
+        return len(self._head) + len(self._file) + len(self._tail)
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        yield self._head
+        yield from self._file
         yield self._tail
 
 

@@ -6,28 +6,23 @@ cut answer is none.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import re
-import threading
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import Any, BinaryIO
 
 from hubqueue.config import DestinationSettings
 from hubqueue.entry import Entry, Kind, Snapshot
 from hubqueue.lane import Batch
-from hubqueue.outcome import Blocked, Delivered, Outcome, Remote, RetryLater, Scope
-from hubqueue.redact import clean, tells
-from hubqueue.transports.base import Attempt
-from hubqueue.transports.body import Body, Bytes, Multipart, form_boundary
-from hubqueue.transports.http import Answer, Request, Wire, outcome_of_status
+from hubqueue.outcome import Blocked, Delivered, Outcome, Remote, Scope
+from hubqueue.redact import tells
+from hubqueue.transports.api import Api, Told
+from hubqueue.transports.base import Attempt, quiet
+from hubqueue.transports.body import Body, Bytes, File, Multipart, form_boundary
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_USABLE_KEY = re.compile(r"[!-~]+")
-_NEXT_KEY = timedelta(seconds=1)
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -41,10 +36,7 @@ class HubTransport:
         open_body: Callable[[Snapshot], BinaryIO],
     ) -> None:
         self._settings, self._keys, self._open_body = settings, keys, open_body
-        self._wire = Wire(settings)
-        # Hashes of keys that were refused: after a 401 the next candidate gets its turn.
-        self._refused: set[str] = set()
-        self._lock = threading.Lock()
+        self._api = Api(settings, keys, lambda key: {"x-api-key": key})
 
     def send(self, batch: Batch, attempt: Attempt) -> Outcome:
         """Send a batch: a registration, metrics of one or more epochs, one checkpoint, or a heartbeat."""
@@ -62,21 +54,21 @@ class HubTransport:
 
     def check(self) -> Outcome:
         """Ask `POST /v1/auth` whether the key is accepted."""
-        result = self._ask("POST", "/v1/auth", Bytes(b""), _quiet(), unknown=Scope.DESTINATION)
+        result = self._ask("POST", "/v1/auth", Bytes(b""), quiet(), unknown=Scope.DESTINATION)
         return Delivered() if isinstance(result, dict) else result
 
     def read_model(self, model_id: str) -> tuple[Outcome, dict[str, Any] | None]:
         """Ask `GET /v1/models/{id}`; the model object when the outcome is `Delivered`."""
         if not _ID.fullmatch(model_id):
             return Blocked("the model id is not one", Scope.RUN), None
-        result = self._ask("GET", f"/v1/models/{model_id}", Bytes(b""), _quiet())
+        result = self._ask("GET", f"/v1/models/{model_id}", Bytes(b""), quiet())
         if not isinstance(result, dict):
             return result, None
         data = result.get("data")
-        return (Delivered(), data) if isinstance(data, dict) else (self._unproved("a model"), None)
+        return (Delivered(), data) if isinstance(data, dict) else (self._api.unproved("a model"), None)
 
     def close(self) -> None:
-        self._wire.close()
+        self._api.close()
 
     def _register(self, batch: Batch, attempt: Attempt) -> Outcome:
         body = Bytes(batch.entries[0].payload.encode())
@@ -86,7 +78,7 @@ class HubTransport:
         data = result.get("data")
         found = data.get("id") if isinstance(data, dict) else None
         if not isinstance(found, str) or not _ID.fullmatch(found) or tells(found, self._keys()):
-            return self._unproved("the id of the new model")
+            return self._api.unproved("the id of the new model")
         return Delivered(Remote(id=found, url=f"{self._settings.web_url.rstrip('/')}/models/{found}"))
 
     def _send_metrics(self, batch: Batch, attempt: Attempt) -> Outcome:
@@ -110,8 +102,7 @@ class HubTransport:
         return Multipart(
             fields,
             file_name="best.pt" if told["final"] else "last.pt",
-            size=snapshot.size,
-            open_file=lambda: self._open_body(snapshot),
+            file=File(snapshot.size, lambda: self._open_body(snapshot)),
             boundary=form_boundary(idempotency_key),
         )
 
@@ -156,65 +147,15 @@ class HubTransport:
         proof: bool = True,
     ) -> dict[str, Any] | Outcome:
         """The JSON of an answer, or what came instead of it. `proof` asks for its `success`."""
-        key = self._key()
-        if not isinstance(key, str):
-            return key
-        sent = {**(headers or {}), "x-api-key": key}
-        if batch is not None:
-            sent["Idempotency-Key"] = batch.idempotency_key
-        answer = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=(key,))
-        if not isinstance(answer, Answer):
-            return answer
-        if answer.status == 401:
-            return self._refuse(key, answer)
-        outcome = outcome_of_status(answer, host=self._wire.host, unknown=unknown, secrets=(key,))
-        if outcome is not None:
-            return outcome
-        told = answer.json() if _is_plain(answer) else None
-        if not isinstance(told, dict) or told.get("success", not proof) is not True:
-            return self._unproved("its success", answer, key)
-        return told
-
-    def _key(self) -> str | Outcome:
-        name = self._settings.name
-        candidates = self._keys()
-        if not candidates:
-            return Blocked(f"there is no key for {name}", Scope.DESTINATION)
-        with self._lock:
-            fresh = [key for key in candidates if _digest(key) not in self._refused]
-        key = (fresh or list(candidates))[0]
-        if not _USABLE_KEY.fullmatch(key):
-            return Blocked(f"the key for {name} has characters that no key has", Scope.DESTINATION)
-        return key
-
-    def _refuse(self, key: str, answer: Answer) -> Outcome:
-        """A 401: the next candidate gets its turn; when there is none the destination is held."""
-        refused = outcome_of_status(answer, host=self._wire.host, secrets=(key,))
-        assert isinstance(refused, Blocked)
-        with self._lock:
-            self._refused.add(_digest(key))
-            if any(_digest(each) not in self._refused for each in self._keys()):
-                return RetryLater(f"{refused.reason}; the next key is tried", _NEXT_KEY)
-            self._refused.clear()
-        return refused
-
-    def _unproved(self, what: str, answer: Answer | None = None, key: str = "") -> RetryLater:
-        start = clean(answer.body.decode("utf-8", "replace"), limit=60, secrets=(key,)) if answer else ""
-        shown = f": {start}" if start else ""
-        status = f"{answer.status} " if answer else ""
-        return RetryLater(f"{self._wire.host} answered {status}without {what}, so it does not count{shown}")
-
-
-def _quiet() -> Attempt:
-    return Attempt(on_start=lambda: None, on_bytes=lambda _sent: None, stop=threading.Event())
-
-
-def _is_plain(answer: Answer) -> bool:
-    return answer.headers.get("Content-Encoding", "identity").strip().lower() in ("", "identity")
-
-
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+        key = batch.idempotency_key if batch is not None else None
+        told = self._api.ask(
+            method, path, body, attempt, headers=headers, idempotency_key=key, unknown=unknown
+        )
+        if not isinstance(told, Told):
+            return told
+        if told.json is None or told.json.get("success", not proof) is not True:
+            return self._api.unproved("its success", told)
+        return told.json
 
 
 def _agent() -> str:

@@ -44,7 +44,12 @@ def test_an_empty_configuration_is_all_defaults() -> None:
     config = read()
 
     assert config == Config()
-    assert config.destinations == {"hub": DestinationSettings("hub")}
+    assert list(config.destinations) == ["hub", "platform"]
+    assert config.destinations["hub"] == DestinationSettings("hub")
+    platform = config.destinations["platform"]
+    assert (platform.type, platform.url) == ("platform", "https://platform.ultralytics.com")
+    assert (platform.requests_per_minute, platform.uploads_per_minute) == (100, 10)
+    assert config.implied == {"platform"}
     assert config.rate_limits == RateLimits(timedelta(seconds=3), timedelta(minutes=15), timedelta(minutes=5))
 
 
@@ -116,6 +121,7 @@ def test_every_key_has_a_variable() -> None:
         "driver": "sqlite3",
         "type": "hub",
     }
+    special |= {"upload_hosts": "a.example.org, b.example.org"}
     special |= {"path": "/x", "ca_bundle": "/x", "proxy": "http://x:1", "cap": "1700"}
     for section, keys in SECTIONS.items():
         place = section.replace("<name>", "hub").split(".")
@@ -235,7 +241,7 @@ def test_an_unknown_destination_is_refused_with_a_guess() -> None:
     with pytest.raises(ConfigError, match="unknown destination 'hbu'; did you mean 'hub'") as caught:
         read().destination("hbu")
 
-    assert caught.value.hint == "the configuration has: hub"
+    assert caught.value.hint == "the configuration has: hub, platform"
 
 
 def test_each_kind_has_its_pace() -> None:
@@ -243,7 +249,7 @@ def test_each_kind_has_its_pace() -> None:
 
     paces = {kind: limits.pace(kind) for kind in Kind}
 
-    assert paces.pop(Kind.METRICS) == limits.metrics
+    assert paces.pop(Kind.METRICS) == paces.pop(Kind.EVENT) == limits.metrics
     assert paces.pop(Kind.CKPT) == limits.ckpt
     assert paces.pop(Kind.HEARTBEAT) == limits.heartbeat
     assert set(paces.values()) == {timedelta(0)}
@@ -284,3 +290,25 @@ def test_every_setting_of_the_program_can_be_configured() -> None:
         fields = {field.name for field in dataclasses.fields(holder)} - {"name", "rate_limits"}
 
         assert fields == set(SECTIONS[section])
+
+
+def test_a_destination_of_type_platform_has_that_services_defaults() -> None:
+    config = read(
+        'default_destination = "lab"\n[destinations.lab]\ntype = "platform"\nuploads_per_minute = 3'
+    )
+
+    lab = config.destinations["lab"]
+    assert (lab.url, lab.budget.requests, lab.budget.uploads) == ("https://platform.ultralytics.com", 100, 3)
+    assert lab.upload_hosts == ("storage.googleapis.com",)
+    assert config.implied == frozenset()
+
+
+def test_platforms_own_variable_names_its_address() -> None:
+    config = read(ULTRALYTICS_PLATFORM_URL="http://127.0.0.1:8787/")
+
+    assert (
+        config.destinations["platform"].url
+        == config.destinations["platform"].web_url
+        == "http://127.0.0.1:8787"
+    )
+    assert config.destinations["hub"].url == "https://api.ultralytics.com"

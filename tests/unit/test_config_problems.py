@@ -114,7 +114,7 @@ def test_the_hint_names_only_where_the_problem_stands(
             "destinations.hub.rate_limits = 3",
             "destinations.hub.rate_limits must be a table, not a whole number",
         ),
-        ("destinations.hub.type = 'platfrom'", "destinations.hub.type must be 'hub'"),
+        ("destinations.hub.type = 'platfrom'", "destinations.hub.type must be 'hub' or 'platform'"),
         (
             "destinations.hub.insecure = 1",
             "destinations.hub.insecure must be true or false, not a whole number",

@@ -1,0 +1,31 @@
+"""Any value as JSON knows it. Pure; nothing is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def plain(value: object) -> Any:
+    """`value` as JSON: scalars of numpy and torch become numbers, non-finite ones null, what JSON lacks its text."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if not isinstance(value, str | bool | int | float | None):
+        value = _scalar(value)
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
+
+
+def _scalar(value: object) -> object:
+    try:
+        return value.item()  # type: ignore[attr-defined]
+    except Exception:  # foreign code: a tensor of many, or no scalar at all
+        return str(value)

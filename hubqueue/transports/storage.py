@@ -1,0 +1,107 @@
+"""Putting the bytes of a checkpoint where a signed URL says.
+
+Promises: no key goes there; only hosts that the configuration allows are asked; neither the URL nor its signature
+appears in a log, a message or a row. A 2xx is no proof yet: the hub says later whether it has the object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from datetime import UTC, datetime, timedelta
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+from hubqueue.config import DestinationSettings
+from hubqueue.headers import asked_wait
+from hubqueue.outcome import Blocked, Outcome, Rejected, RetryLater, Scope
+from hubqueue.redact import clean
+from hubqueue.setting_forms import is_plain_remote
+from hubqueue.transports.base import Attempt
+from hubqueue.transports.body import File
+from hubqueue.transports.http import Answer, Request, Wire
+
+_TYPE = {"Content-Type": "application/octet-stream"}
+_LONGEST_URL = 8192
+# A signed URL that is not taken is worth nothing any more; with the next attempt comes a new one.
+_NEW_URL = timedelta(seconds=1)
+
+
+class Storage:
+    """The storage that a destination sends checkpoints to. Safe to use from several threads."""
+
+    def __init__(self, settings: DestinationSettings) -> None:
+        self._settings = settings
+        own = urlsplit(settings.url).hostname or ""
+        self._hosts = frozenset({own, *settings.upload_hosts})
+        self._wires: dict[str, Wire] = {}
+        self._lock = threading.Lock()
+
+    def put(self, url: str, body: File, attempt: Attempt) -> Outcome | None:
+        """Put a body there; None when the storage has taken it."""
+        parts = self._allowed(url)
+        if not isinstance(parts, SplitResult):
+            return parts
+        target = f"{parts.path}?{parts.query}" if parts.query else parts.path
+        secrets = (target, *(value for _, value in parse_qsl(parts.query) if len(value) >= 8))
+        wire = self._wire(parts)
+        answer = wire.exchange(Request("PUT", target, _TYPE, body), attempt, secrets=secrets)
+        if not isinstance(answer, Answer):
+            return answer
+        return _outcome(answer, wire.host)
+
+    def close(self) -> None:
+        """Close the connections that are kept alive."""
+        with self._lock:
+            wires, self._wires = list(self._wires.values()), {}
+        for wire in wires:
+            wire.close()
+
+    def _allowed(self, url: str) -> SplitResult | Outcome:
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname or "", parts.port
+        except ValueError:
+            return RetryLater("the hub gave an upload address that is none")
+        usable = re.fullmatch(r"[!-~]+", url) and len(url) <= _LONGEST_URL and "@" not in parts.netloc
+        if (
+            not usable
+            or parts.scheme not in ("http", "https")
+            or parts.fragment
+            or not parts.path.startswith("/")
+        ):
+            return RetryLater("the hub gave an upload address that is none")
+        shown, name = clean(host, limit=80), self._settings.name
+        if host not in self._hosts:
+            advice = f"if that is right, add it to destinations.{name}.upload_hosts"
+            return Blocked(
+                f"the hub wants checkpoints sent to {shown}, which is not allowed; {advice}",
+                Scope.DESTINATION,
+            )
+        if is_plain_remote(f"{parts.scheme}://{parts.netloc}") and not self._settings.insecure:
+            return Blocked(f"the hub wants checkpoints sent to {shown} unencrypted", Scope.DESTINATION)
+        return parts
+
+    def _wire(self, parts: SplitResult) -> Wire:
+        origin = f"{parts.scheme}://{parts.netloc}"
+        with self._lock:
+            if origin not in self._wires:
+                self._wires[origin] = Wire(dataclasses.replace(self._settings, url=origin))
+            return self._wires[origin]
+
+
+def _outcome(answer: Answer, host: str) -> Outcome | None:
+    """What the storage's status means. Its text is not shown: it may repeat the URL."""
+    status = answer.status
+    if 200 <= status < 300:
+        return None
+    wait = asked_wait(answer.headers, now=datetime.now(UTC))
+    if status == 413:
+        return Rejected(f"413: {host} does not take a checkpoint of this size")
+    if 300 <= status < 400:
+        return RetryLater(f"{status}: {host} redirects the upload; not followed")
+    if status in (408, 429) or status >= 500:
+        return RetryLater(f"{status}: {host} does not take the checkpoint now", wait)
+    return RetryLater(
+        f"{status}: {host} did not take the upload URL; a new one is asked for", wait or _NEW_URL
+    )
