@@ -49,9 +49,12 @@ def bound(event: str, data: Mapping[str, Any], run: RunRef) -> dict[str, Any]:
     return told
 
 
-def key_of(idempotency_key: str, event: str, address: Mapping[str, str]) -> str:
-    """The key of one of several different requests of a batch: the same for the same event to the same address."""
-    text = json.dumps([event, dict(address)], sort_keys=True)
+def key_of(idempotency_key: str, event: str, address: Mapping[str, str], data: Mapping[str, Any]) -> str:
+    """The key of one of several different requests of a batch: the same for the same event to the same address.
+
+    An announcement is about one stored object; of the same checkpoint there may be a second one.
+    """
+    text = json.dumps([event, dict(address), data.get("modelPath")], sort_keys=True)
     return str(uuid.uuid5(uuid.UUID(idempotency_key), hashlib.sha256(text.encode()).hexdigest()))
 
 

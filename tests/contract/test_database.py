@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, inspect
-from stage import environ_of, log, new_run, python
+from stage import environ_of, keys, log, must_claim, new_run, python, totals
 
 from hubqueue import schema
 from hubqueue.config import parse
@@ -221,3 +221,32 @@ def _checks(inspector: object, table: str) -> set[str]:
 
 def _compare(_context: object, _inspected: object, _meta: object, _have: object, want: object) -> bool | None:
     return False if isinstance(want, Moment) else None
+
+
+def test_an_outbox_of_the_first_revision_goes_on_as_it_was(home: Path) -> None:
+    from alembic import command
+
+    from hubqueue.migration import _config
+
+    with open_outbox(home, environ={}) as outbox:
+        run = new_run(outbox)
+        log(outbox, run, 0, 1)
+        with outbox.database._engine.connect() as connection:
+            for table, column in _NEW_IN_0002:
+                connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
+            command.stamp(_config(connection), "0001")
+            connection.commit()
+
+    with open_outbox(home, environ={}) as again:
+        assert again.database.describe()["revision"] == schema.REVISION
+        assert totals(again) == {"enqueued": 2, "pending": 2}
+        assert keys(must_claim(again)) == ["0", "1"]
+
+
+_NEW_IN_0002 = (
+    ("destinations", "requests_free_at"),
+    ("destinations", "uploads_free_at"),
+    ("runs", "remote_run"),
+    ("runs", "remote_file"),
+    ("entries", "progress"),
+)

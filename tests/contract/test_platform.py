@@ -1,0 +1,365 @@
+"""The Platform transport over real sockets: the order of a run, the three steps of a checkpoint, starts, secrets."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from peer import Peer, answer
+from platform_stage import Stage, staged
+from stage import platform_environ, totals
+
+from hubqueue.entry import Kind
+from hubqueue.lifecycle import RunState
+from hubqueue.sandbox import Sandbox
+from hubqueue.testing import FakeClock
+
+WEIGHTS = b"weights " * 40_000
+
+
+@pytest.fixture
+def at(hub: Sandbox, tmp_path: Path, clock: FakeClock) -> Iterator[Stage]:
+    with staged(hub, tmp_path, clock) as stage:
+        stage.start()
+        yield stage
+
+
+# --- a whole run
+
+
+def test_a_run_arrives_whole_and_in_order(at: Stage) -> None:
+    at.log(0, 1, 2)
+    at.save(WEIGHTS, 2, final=True)
+    at.end()
+    at.drain()
+
+    assert at.events("training_started", "epoch_end", "training_complete") == [
+        "training_started",
+        "epoch 0",
+        "epoch 1",
+        "epoch 2",
+        "training_complete",
+    ]
+    assert at.contents() == [WEIGHTS]
+    told = at.run.events[-1].data
+    assert told["results"] == {
+        "metrics": {"map": 0.5},
+        "modelPath": at.promoted[0].object_path,
+        "modelSize": len(WEIGHTS),
+    }
+    assert told["runId"] == at.run.run_id
+    assert (at.run.project, at.run.name, at.run.state) == ("coco", "exp-1", "complete")
+    assert at.outbox.stats.run(at.run_id)["url"] == f"{at.hub.url}/api/runs/{at.run.model_id}"  # type: ignore[index]
+
+
+def test_an_end_waits_for_everything_before_it(at: Stage) -> None:
+    at.hub.fail("metrics:503:epoch=1:times=4")
+    at.log(0, 1, 2)
+    at.end()
+    at.drain()
+
+    assert at.events()[-1] == "training_complete"
+    assert sorted(at.events("epoch_end")) == ["epoch 0", "epoch 1", "epoch 2"]
+
+
+def test_a_running_training_beats_with_how_its_machine_does(at: Stage) -> None:
+    at.step(2)
+
+    found = {each.event: each.data for each in at.run.events}
+    assert found["training_progress"] == {"runId": 1}
+    assert found["system_metrics"]["disk"][0]["mount"] == "/"
+
+
+def test_the_hubs_wish_to_stop_reaches_the_run(at: Stage) -> None:
+    at.step()
+    at.hub.cancel(at.run.model_id)
+    at.log(0)
+    at.step()
+
+    assert at.outbox.stats.run(at.run_id)["cancelled"]  # type: ignore[index]
+    assert totals(at.outbox) == {"enqueued": 2, "delivered": 2}
+
+
+def test_a_key_that_is_refused_holds_the_destination(tmp_path: Path, clock: FakeClock) -> None:
+    with Sandbox(tmp_path / "hub", keys=("another",)) as hub, staged(hub, tmp_path, clock) as at:
+        at.start()
+        at.log(0)
+        at.step(3)
+
+        assert totals(at.outbox) == {"enqueued": 2, "pending": 2}
+        assert len(hub.requests) == 1
+        assert "the key was refused" in at.outbox.stats.destinations()[0]["held"]
+
+
+@pytest.mark.parametrize(
+    "fault", ["html", "redirect", "empty", "null", "204", "cut-body", "reset", "lost-ack", "gzip"]
+)
+@pytest.mark.parametrize("kind", ["registration", "metrics", "completion", "ckpt"])
+def test_what_is_no_receipt_is_no_delivery(at: Stage, kind: str, fault: str) -> None:
+    at.hub.fail(f"{kind}:{fault}:times=1")
+    at.log(0)
+    at.save(WEIGHTS, final=True)
+    at.end()
+    at.drain()
+
+    assert sorted(at.events("training_started", "epoch_end", "training_complete")) == [
+        "epoch 0",
+        "training_complete",
+        "training_started",
+    ]
+    assert at.contents() == [WEIGHTS]
+    assert any(each.startswith("retry: ") for each in at.reasons())
+
+
+# --- a checkpoint
+
+
+def test_what_is_stored_is_only_announced_by_the_next_attempt(at: Stage) -> None:
+    at.hub.fail("ckpt:503:event=checkpoint_saved:times=2")
+    at.save(WEIGHTS, final=True)
+    at.drain()
+
+    assert [each.status for each in at.hub.requests if each.method == "PUT"] == [200]
+    assert at.contents() == [WEIGHTS]
+
+
+def test_what_is_stored_and_gone_is_sent_again(at: Stage) -> None:
+    at.hub.fail("ckpt:503:event=checkpoint_saved:times=1")
+    at.hub.fail("ckpt:409:event=checkpoint_saved:times=1")
+    at.save(WEIGHTS, final=True)
+    at.drain()
+
+    assert [each.status for each in at.hub.requests if each.method == "PUT"] == [200, 200]
+    assert at.contents() == [WEIGHTS]
+
+
+def test_a_url_that_is_not_taken_is_followed_by_a_new_one(at: Stage) -> None:
+    at.hub.fail("ckpt:403:path=/storage/:times=2")
+    at.save(WEIGHTS, final=True)
+    at.drain()
+
+    assert [each.status for each in at.hub.requests if each.method == "PUT"] == [403, 403, 200]
+    assert len(at.run.uploads) == 3
+    assert at.contents() == [WEIGHTS]
+
+
+def test_bytes_of_an_earlier_start_are_not_announced_for_this_one(at: Stage) -> None:
+    at.step()
+    at.hub.fail("ckpt:503:event=checkpoint_saved:times=1")
+    at.save(WEIGHTS, final=True)
+    at.step()
+    at.start(resume=at.run_id)
+    at.drain()
+
+    (record,) = at.promoted
+    assert record.run_id == at.run.run_id == 2
+
+
+def test_the_storage_gets_no_key_and_its_url_is_nowhere(at: Stage, tmp_path: Path) -> None:
+    for fault in ("reset", "403", "503", "html", "cut-body", "500:store=yes"):
+        at.hub.fail(f"ckpt:{fault}:path=/storage/:times=1")
+    at.save(WEIGHTS, final=True)
+    at.drain()
+
+    tokens = [each.token.encode() for each in at.run.uploads]
+    assert len(tokens) > 4
+    assert not any(each.with_key for each in at.run.uploads)
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file())
+    said = repr([at.facts, at.reasons()]).encode()
+    assert not any(token in kept + said for token in tokens)
+    assert b"signature=" not in kept + said
+
+
+def elsewhere(url: str) -> bytes:
+    return answer(
+        json.dumps(
+            {"received": True, "modelId": "model-1", "runId": 1, "uploadUrl": url, "gcsPath": "gs://a/b.pt"}
+        ).encode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://evil.example.org/put?signature=abcdefgh", "sent to evil.example.org, which is not allowed"),
+        (
+            "http://storage.googleapis.com/put?signature=abcdefgh",
+            "sent to storage.googleapis.com unencrypted",
+        ),
+        ("https://user:pw@storage.googleapis.com/x", "an upload address that is none"),
+        ("file:///etc/passwd", "an upload address that is none"),
+        ("https://[::1", "an upload address that is none"),
+    ],
+)
+def test_checkpoints_go_only_where_the_configuration_allows(
+    tmp_path: Path, clock: FakeClock, url: str, said: str
+) -> None:
+    def act(connection: socket.socket, _request: bytes) -> None:
+        connection.sendall(elsewhere(url))
+
+    with Peer(act) as peer, staged(peer.url, tmp_path, clock) as at:
+        at.start()
+        at.save(WEIGHTS, final=True)
+        at.step(2)
+
+        assert any(said in each for each in at.reasons())
+        assert "signature" not in repr(at.reasons())
+        assert totals(at.outbox)["pending"] == 1
+
+
+# --- starts
+
+
+def test_a_run_that_goes_on_is_a_new_start_of_its_model(at: Stage) -> None:
+    at.log(0)
+    at.end(RunState.FAILED)
+    at.drain()
+    at.start(resume=at.run_id)
+    at.log(1)
+    at.end()
+    at.drain()
+
+    assert at.events() == [
+        "training_started",
+        "epoch 0",
+        "training_failed",
+        "training_started",
+        "epoch 1",
+        "training_complete",
+    ]
+    assert at.run.run_ids == [1, 2]
+
+
+def test_an_end_that_was_not_told_is_not_told_once_the_run_goes_on(at: Stage) -> None:
+    at.log(0)
+    at.end(RunState.FAILED)
+    at.start(resume=at.run_id)
+    at.log(1)
+    at.end()
+    at.drain()
+
+    assert at.events() == ["training_started", "epoch 0", "epoch 1", "training_complete"]
+
+
+def test_a_model_that_is_known_from_elsewhere_gets_a_new_start(at: Stage) -> None:
+    at.drain()
+    first = at.run.model_id
+    at.start(model=first)
+    at.log(7)
+    at.drain()
+
+    assert at.run.run_ids == [1, 2]
+    assert at.events("epoch_end") == ["epoch 7"]
+
+
+@pytest.mark.parametrize("why", ["unknown", "ended"])
+def test_a_model_that_is_gone_or_over_is_followed_by_a_new_one(at: Stage, why: str) -> None:
+    at.end()
+    at.drain()
+    (first,) = at.hub.runs
+    at.start(model="f" * 24 if why == "unknown" else first)
+    at.log(0)
+    at.drain()
+
+    assert len(at.hub.runs) == 2
+    second = at.hub.run(at.hub.runs[-1])
+    assert [each.event for each in second.events if each.event in ("training_started", "epoch_end")] == [
+        "training_started",
+        "epoch_end",
+    ]
+
+
+@pytest.mark.parametrize("losses", [1, 2, 3, 5])
+@pytest.mark.parametrize("honours", [True, False])
+def test_lost_answers_to_a_start_make_no_row_of_twins(
+    tmp_path: Path, clock: FakeClock, losses: int, honours: bool
+) -> None:
+    with Sandbox(tmp_path / "hub", honour_idempotency=honours) as hub, staged(hub, tmp_path, clock) as at:
+        hub.fail(f"lost-ack:event=training_started:times={losses}")
+        at.start()
+        at.log(0, 1)
+        at.drain()
+
+        # A hub that knows the key of a repeated request has one model; at another one there are never more than
+        # three, however often the answer was lost, and all epochs are in one of them.
+        assert len(hub.runs) <= (2 if honours else 3)
+        assert losses > 1 or len(hub.runs) == (1 if honours else 2)
+        (full,) = [each for each in map(hub.run, hub.runs) if len(each.events) > 1]
+        assert [each.data["epoch"] for each in full.events if each.event == "epoch_end"] == [0, 1]
+
+
+def test_a_start_that_nobody_took_is_repeated_as_it_was(at: Stage) -> None:
+    at.hub.fail("registration:502:times=4")
+    at.log(0)
+    at.drain()
+
+    assert at.run.name == "exp-1"
+
+
+def test_a_checkpoint_of_a_start_that_was_replaced_is_dead_with_its_reason(
+    at: Stage, tmp_path: Path, clock: FakeClock
+) -> None:
+    at.step()
+    at.hub.fail("ckpt:503:event=checkpoint_saved:times=1")
+    at.save(WEIGHTS, final=True)
+    at.step()
+    with staged(at.hub, tmp_path / "elsewhere", clock) as other:
+        other.start(model=at.run.model_id)
+        other.drain()
+    at.drain()
+
+    assert totals(at.outbox)["dead"] == 1
+    assert "stale_instance" in at.reasons()[-1] + at.reasons()[-2]
+    assert at.contents() == []
+
+
+# --- the budget
+
+
+def test_a_long_backlog_drains_without_one_refusal(tmp_path: Path) -> None:
+    from stage import hubqueue, python
+
+    with Sandbox(tmp_path / "hub", requests_per_minute=1200, uploads_per_minute=600) as hub:
+        quick = {"METRICS": "0", "CKPT": "0"}
+        environ = platform_environ(
+            tmp_path / "home",
+            hub.url,
+            **{f"HUBQUEUE_RATE_LIMITS__{name}": value for name, value in quick.items()},
+            HUBQUEUE_DESTINATIONS__PLATFORM__REQUESTS_PER_MINUTE="1200",
+            HUBQUEUE_DESTINATIONS__PLATFORM__UPLOADS_PER_MINUTE="600",
+        )
+        code = """
+import hubqueue
+for each in range(2):
+    run = hubqueue.start_run("yolo26n.pt", args={"project": "p", "name": f"run-{each}"}, worker="none", strict=True)
+    for epoch in range(80):
+        run.log_metrics({"loss": 1.0}, epoch=epoch)
+    run.finish(timeout=0)
+"""
+        python(code, environ).communicate(timeout=60)
+
+        assert hubqueue(environ, "drain", "--timeout", "90").returncode == 0
+        assert 429 not in [each.status for each in hub.requests]
+        assert [hub.run(each).state for each in hub.runs] == ["complete", "complete"]
+        for run in map(hub.run, hub.runs):
+            assert [each.data["epoch"] for each in run.events if each.event == "epoch_end"] == list(range(80))
+
+
+def test_an_empty_budget_makes_everything_wait_and_the_status_says_until_when(
+    hub: Sandbox, tmp_path: Path, clock: FakeClock
+) -> None:
+    few = {"HUBQUEUE_DESTINATIONS__PLATFORM__REQUESTS_PER_MINUTE": "10"}
+    with staged(hub, tmp_path, clock, **few) as at:
+        at.start()
+        at.log(0, 1)
+        for _ in range(5):
+            at.worker.step()
+            assert at.worker.wait_free(30)
+
+        assert len(hub.requests) == 1
+        due = at.outbox.stats.next_due("platform", [Kind.METRICS])
+        assert due is not None
+        assert due > clock.wall()

@@ -1,0 +1,122 @@
+"""A run on Platform that a test steps by hand: a real sandbox, a real outbox, a worker on a clock that tests move."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+
+from stage import ZERO, platform_environ, totals
+
+from hubqueue import identifier
+from hubqueue.closing import close_run
+from hubqueue.drafts import metrics_draft
+from hubqueue.events import Fact
+from hubqueue.intake import open_run, save_snapshot
+from hubqueue.lifecycle import RunState
+from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.sandbox import Sandbox
+from hubqueue.sandbox.records import RunRecord, UploadRecord
+from hubqueue.testing import FakeClock
+from hubqueue.worker import Worker
+
+ARGS = MappingProxyType({"project": "coco", "name": "exp-1", "epochs": 3})
+
+
+_BEATS = ("training_progress", "system_metrics")
+
+
+class Stage:
+    """A home with one run, and the worker that sends for it."""
+
+    def __init__(self, hub: Sandbox | None, outbox: Outbox, clock: FakeClock, folder: Path) -> None:
+        self._hub, self.outbox, self.clock, self.folder = hub, outbox, clock, folder
+        self.facts: list[Fact] = []
+        self.worker = Worker(outbox, emit=self.facts.append)
+        self.run_id = ""
+
+    def start(self, model: str = "yolo26n.pt", resume: str | None = None, **args: object) -> str:
+        target = self.outbox.config.destination("platform")
+        named = identifier.of_type("platform", model, web_url=target.web_url)
+        self.run_id, _ = open_run(self.outbox, named, {**ARGS, **args}, target, resume=resume)
+        return self.run_id
+
+    def log(self, *epochs: int) -> None:
+        for epoch in epochs:
+            self.outbox.entries.enqueue(self.run_id, metrics_draft(f'{{"train/box_loss": {epoch}.5}}', epoch))
+
+    def save(self, content: bytes, epoch: int = 0, *, final: bool = False) -> Path:
+        path = self.folder / "best.pt"
+        path.write_bytes(content)
+        save_snapshot(self.outbox, self.run_id, path, epoch, is_best=True, map=0.5, final=final)
+        return path
+
+    def end(self, state: RunState = RunState.FINISHED) -> None:
+        close_run(self.outbox, self.run_id, state, results={"metrics": {"map": 0.5}})
+
+    def step(self, times: int = 1) -> None:
+        """Steps of the worker, with as much time between them as any wait lasts."""
+        for _ in range(times):
+            self.worker.step()
+            assert self.worker.wait_free(30), "an attempt did not end"
+            self.clock.advance(1000)
+
+    def drain(self) -> None:
+        """Steps until nothing is pending."""
+        for _ in range(60):
+            if not totals(self.outbox).get("pending"):
+                return
+            self.step()
+        raise AssertionError(f"still owed: {totals(self.outbox)}; {self.reasons()}")
+
+    def reasons(self) -> list[str]:
+        """What the attempts came to, oldest first."""
+        return [f"{each['outcome']}: {each['reason']}" for each in reversed(self.outbox.stats.attempts())]
+
+    # What the hub has.
+
+    @property
+    def hub(self) -> Sandbox:
+        assert self._hub is not None, "this peer keeps nothing"
+        return self._hub
+
+    @property
+    def run(self) -> RunRecord:
+        (model_id,) = self.hub.runs
+        return self.hub.run(model_id)
+
+    def events(self, *names: str) -> list[str]:
+        """The names of the events that count (without `names`: all but beats), in the order in which they came.
+
+        Of epochs with their number.
+        """
+        return [
+            f"epoch {each.data['epoch']}" if each.event == "epoch_end" else each.event
+            for each in self.run.events
+            if each.ignored is None and (each.event in names if names else each.event not in _BEATS)
+        ]
+
+    @property
+    def promoted(self) -> list[UploadRecord]:
+        return [each for each in self.run.uploads if each.promoted_at is not None]
+
+    def contents(self) -> list[bytes]:
+        """The bytes of the checkpoints that count."""
+        return [each.path.read_bytes() for each in self.promoted if each.path is not None]
+
+
+@contextmanager
+def staged(hub: Sandbox | str, folder: Path, clock: FakeClock, **settings: str) -> Iterator[Stage]:
+    """A stage at a sandbox, or at the address of another peer."""
+    folder.mkdir(exist_ok=True)
+    url = hub if isinstance(hub, str) else hub.url
+    environ: Mapping[str, str] = platform_environ(folder / "home", url, **settings)
+    with open_outbox(folder / "home", environ={**os.environ, **environ}, clock=clock) as outbox:
+        stage = Stage(None if isinstance(hub, str) else hub, outbox, clock, folder)
+        stage.worker.start()
+        try:
+            yield stage
+        finally:
+            stage.worker.stop(ZERO)

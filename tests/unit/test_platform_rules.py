@@ -1,0 +1,201 @@
+"""The pure rules of Platform: what a start and an epoch say, names, progress, and the budget of a minute."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubqueue import identifier
+from hubqueue.budget import Allowance, Budget
+from hubqueue.drafts import completion_draft, console_draft
+from hubqueue.entry import Kind
+from hubqueue.errors import InvalidModel
+from hubqueue.lane import RunRef
+from hubqueue.lifecycle import RunState
+from hubqueue.plain import plain
+from hubqueue.training_start import project_slug, slug, training_started
+from hubqueue.transports import machine
+from hubqueue.transports import platform_events as events
+
+RUN = RunRef("0123456789ab", "platform", "yolo26n.pt", "model-1", None, "7", None)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@given(
+    per_minute=st.integers(1, 400),
+    waits=st.lists(st.floats(0, 30), min_size=1, max_size=200),
+    count=st.integers(1, 2),
+)
+def test_no_minute_sees_more_than_the_budget_allows(per_minute: int, waits: list[float], count: int) -> None:
+    allowance, free_at, now = Allowance(per_minute), START, START
+    taken: list[datetime] = []
+    for wait in waits:
+        now += timedelta(seconds=wait)
+        while free_at <= now:  # as the claim takes them
+            free_at = max(free_at, now - allowance.saved) + allowance.interval * count
+            taken += [now] * count
+    for first in taken:
+        within = [each for each in taken if first <= each < first + timedelta(seconds=60)]
+        assert len(within) <= max(per_minute, count)
+
+
+def test_a_budget_is_used_nearly_whole() -> None:
+    allowance, free_at, now, taken = Allowance(100), START, START, 0
+    while now < START + timedelta(minutes=10):
+        if free_at <= now:
+            free_at = max(free_at, now - allowance.saved) + allowance.interval
+            taken += 1
+        now += timedelta(milliseconds=50)
+    assert 800 <= taken <= 1000
+
+
+def test_what_each_kind_costs() -> None:
+    costs = {kind: Budget(100, 10).costs(kind) for kind in Kind}
+
+    assert {kind: {name: count for name, (_, count) in each.items()} for kind, each in costs.items()} == {
+        Kind.REGISTRATION: {"requests": 1},
+        Kind.METRICS: {"requests": 1},
+        Kind.EVENT: {"requests": 1},
+        Kind.COMPLETION: {"requests": 1},
+        Kind.HEARTBEAT: {"requests": 2},
+        Kind.CKPT: {"requests": 2, "uploads": 1},
+    }
+    assert all(Budget().costs(kind) == {} for kind in Kind)
+
+
+# The two examples with an owner and blanks are what ultralytics 8.4.190 was seen to send.
+@pytest.mark.parametrize(
+    ("written", "project"),
+    [
+        ("bob/My Project", "bob/my-project"),
+        ("My Project", "my-project"),
+        ("Bob/a/b c", "Bob/a-b-c"),
+        ("/home/me/runs/Coco 8/", "coco-8"),
+        ("./runs", "runs"),
+        ("C:\\runs\\x", "x"),
+        ("~/runs", "runs"),
+        ("", ""),
+        ("owner/", "owner"),
+    ],
+)
+def test_slugs_of_projects(written: str, project: str) -> None:
+    assert project_slug(written) == project
+
+
+@pytest.mark.parametrize(
+    ("written", "name"), [("Exp 1", "exp-1"), ("é_x!", "x"), ("a -- b", "a-b"), ("x" * 300, "x" * 128)]
+)
+def test_slugs_of_names(written: str, name: str) -> None:
+    assert slug(written) == name
+
+
+def test_a_start_without_a_project_has_one() -> None:
+    told = training_started(
+        "yolo26n.pt", {"epochs": 5, "data": "https://x.example/d.zip?api_key=" + "k" * 40}
+    )
+
+    assert (told["project"], told["name"]) == ("hubqueue", "train")
+    assert told["data"]["epochs"] == 5
+    assert "kkkk" not in json.dumps(told)
+    assert not {"command", "pythonExecutable"} & set(told["data"]["environment"])
+
+
+def test_an_epoch_says_what_stands_beside_its_metrics() -> None:
+    logged = {"lr": 0.01, "fitness": None, "best_fitness": 0.5, "model/parameters": 3, "model/GFLOPs": 8.7}
+
+    assert events.epoch_end(0, json.dumps(logged)) == {
+        "epoch": 0,
+        "metrics": {"lr": 0.01},
+        "fitness": None,
+        "best_fitness": 0.5,
+        "modelInfo": {"parameters": 3, "gflops": 8.7},
+    }
+
+
+def test_an_end_is_bound_to_its_start_and_its_file() -> None:
+    draft = completion_draft(RunState.FINISHED, results={"metrics": {}, "classNames": ["a"], "plots": [1]})
+    told = json.loads(draft.payload)
+    run = replace(RUN, remote_file='{"modelPath": "gs://a", "modelSize": 3}')
+
+    assert events.bound(told["event"], told["data"], run) == {
+        "results": {"metrics": {}, "modelPath": "gs://a", "modelSize": 3},
+        "classNames": ["a"],
+        "plots": [1],
+        "runId": 7,
+    }
+
+
+def test_lines_of_the_console_belong_to_no_start() -> None:
+    told = json.loads(console_draft("a\nb", 2, 5).payload)
+
+    assert events.bound(told["event"], told["data"], RUN) == {"chunkId": 5, "content": "a\nb", "lineCount": 2}
+
+
+def test_stored_bytes_are_of_use_to_their_own_start_only() -> None:
+    staged = events.Staged.of({"gcsPath": "gs://a/b", "uploadPath": "b"})
+    assert staged is not None
+    kept = staged.progress(RUN)
+
+    assert events.staged_in(kept, RUN) == staged
+    assert events.staged_in(kept, replace(RUN, remote_run="8")) is None
+    assert events.staged_in(kept, replace(RUN, remote_id="model-2")) is None
+    assert events.staged_in(None, RUN) is None
+
+
+@pytest.mark.parametrize("path", [None, "", 5, "x" * 3000, "a?signature=b", "a\nb"])
+def test_a_place_that_is_none(path: object) -> None:
+    assert events.Staged.of({"gcsPath": path}) is None
+
+
+def test_an_own_name_is_one_and_not_too_long() -> None:
+    own = events.own_name({"project": "p", "name": "n" * 128}, RUN.id)
+
+    assert len(own["name"]) == 128
+    assert own["name"].endswith("-0123456789ab")
+
+
+class Tensor:
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def item(self) -> object:
+        if self._value is None:
+            raise RuntimeError("more than one element")
+        return self._value
+
+    def __str__(self) -> str:
+        return "tensor"
+
+
+def test_any_value_is_plain_json() -> None:
+    given = {"a": Tensor(0.5), 3: [float("nan"), float("inf"), True, None], "t": (Tensor(None), Tensor("x"))}
+
+    assert plain(given) == {"a": 0.5, "3": [None, None, True, None], "t": ["tensor", "x"]}
+    json.dumps(plain(given), allow_nan=False)
+
+
+@pytest.mark.parametrize("model", ["yolo26n.pt", "/data/my model.yaml", "0123456789abcdef01234567"])
+def test_what_names_a_model_on_platform(model: str) -> None:
+    found = identifier.parse_plain(model)
+
+    assert (found.filename or found.model_id) == model
+
+
+@pytest.mark.parametrize(
+    "model", ["yolo26n", "https://platform.ultralytics.com/bob/p/m", "", "ul_" + "a" * 70]
+)
+def test_what_names_none(model: str) -> None:
+    with pytest.raises(InvalidModel):
+        identifier.parse_plain(model)
+
+
+def test_the_load_of_this_machine_is_plain_numbers() -> None:
+    found = machine.load()
+
+    assert 0 <= found["disk"][0]["used_gb"] <= found["disk"][0]["total_gb"]
+    assert all(0 <= found[name] <= 100 for name in ("cpu", "memory") if name in found)
