@@ -236,7 +236,9 @@ class PlatformTransport:
         """The answer to one event that the hub has received (or that is `judged`), or what came instead."""
         where = address if address is not None else {"modelId": str(batch.run.remote_id)}
         body = {**where, "event": name, "data": data}
-        key = None if batch.kind is Kind.HEARTBEAT else events.key_of(batch.idempotency_key, name, where, data)
+        key = (
+            None if batch.kind is Kind.HEARTBEAT else events.key_of(batch.idempotency_key, name, where, data)
+        )
         told = self._ask(_EVENTS, body, _silent(attempt), idempotency_key=key, judged=judged)
         if not isinstance(told, Told) or told.answer.status in judged:
             return told
