@@ -9,46 +9,13 @@ numbers, the final weights byte for byte, and no checkpoint that the trainer did
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from stage import environ_of, wait_until
-from trainings import dataset
-
-from hubqueue.sandbox import Sandbox
-
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-ENVIRONMENT = ROOT / ".venv-ultralytics"
-SEED = 20261124
-EPOCHS = 3
-OUTAGE = 3.0  # seconds down, then as long up
-
-
-@dataclass(frozen=True)
-class Case:
-    """A version of the package, a door, and whether the training begins from the address of a model at the hub."""
-
-    version: str
-    door: str
-    from_hub: bool = False
-
-    @property
-    def title(self) -> str:
-        return f"{self.version} {self.door}{' from the hub' * self.from_hub}"
-
+from trainings.on_platform import PlatformTraining, compared_with_the_package
+from trainings.training import OUTAGE, SEED, Case, Failed, Training
 
 CASES = (
     Case("8.2.70", "drop-in"),
@@ -58,167 +25,8 @@ CASES = (
     Case("8.2.70", "attach"),
     Case("8.3.253", "attach"),
     Case("8.4.190", "attach"),
+    Case("8.4.190", "attach", platform=True),
 )
-
-
-class Failed(Exception):
-    """The hub has something else than the trainer produced."""
-
-
-class Training:
-    """One case in a folder of its own."""
-
-    def __init__(self, case: Case, folder: Path) -> None:
-        self.case, self.folder = case, folder
-        self.witness = folder / "witness.jsonl"
-        self.hub = Sandbox(folder / "hub").start()
-        self.environ = environ_of(
-            folder / "home",
-            self.hub.url,
-            HUBQUEUE_RATE_LIMITS__METRICS="0.5",
-            HUBQUEUE_WORKER__IDLE_EXIT="2",
-            HUBQUEUE_RATE_LIMITS__CKPT="1",
-            ULTRALYTICS_HUB_WEB=self.hub.url,
-            YOLO_CONFIG_DIR=str(folder / "settings"),
-            YOLO_AUTOINSTALL="false",
-            # The older versions read their checkpoints as torch before 2.6 did.
-            TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1",
-            PYTHONPATH=os.pathsep.join(map(str, (ENVIRONMENT / "versions" / case.version, ROOT, HERE))),
-        )
-
-    def run(self) -> str:
-        """Train, kill, resume, deliver; what was compared. Raises Failed."""
-        dataset.make(self.folder, seed=SEED)
-        if self._start("settle", str(self.folder)).wait(timeout=120):
-            raise Failed(f"the package cannot be used: {self._output()}")
-        model = self._made_at_hub() if self.case.from_hub else "yolov8n.yaml"
-        with self._outages() as down:
-            self._train_until_killed(model)
-            down.clear()  # a training from the hub begins with its last weights, which it fetches itself
-            self._train_to_the_end(model, down)
-        drained = self._hubqueue("drain", "--timeout", "120")
-        if drained.returncode:
-            raise Failed(f"drain ended with {drained.returncode}: {drained.stdout}{drained.stderr}")
-        return self._compared()
-
-    def close(self) -> None:
-        log = self.folder / "home" / "worker.log"
-        wait_until(lambda: not log.exists() or _worker_has_left(log.read_text()), timeout=60)
-        self.hub.stop()
-
-    # The steps.
-
-    def _made_at_hub(self) -> str:
-        """The address of a model that the hub has: made by a run that sends nothing else."""
-        data = str(self.folder / "data.yaml")
-        args = {"data": data, "epochs": EPOCHS, "batch": 4, "imgsz": 64, "patience": 50, "device": "cpu"}
-        given = [word for name, value in args.items() for word in ("--arg", f"{name}={value}")]
-        for command in (("enqueue", "run", "yolov8n.yaml", *given), ("drain",)):
-            done = self._hubqueue(*command)
-            if done.returncode:
-                raise Failed(f"{command[0]} ended with {done.returncode}: {done.stderr}")
-        return f"{self.hub.url}/models/{self.hub.models[0]}"
-
-    def _train_until_killed(self, model: str) -> None:
-        trainer = self._start(self.case.door, model, str(self.folder))
-        try:
-            wait_until(lambda: self._events("begun", epoch=2) or trainer.poll() is not None, timeout=300)
-            if trainer.poll() is not None:
-                raise Failed(f"the training ended by itself: {self._output()}")
-            trainer.send_signal(signal.SIGSTOP)
-            wait_until(lambda: any(self.hub.checkpoints(each) for each in self.hub.models), timeout=120)
-        finally:
-            trainer.kill()
-            trainer.wait()
-
-    def _train_to_the_end(self, model: str, down: threading.Event) -> None:
-        begun = len(self._events("begun"))
-        trainer = self._start(self.case.door, model, str(self.folder), "resume")
-        try:
-            wait_until(lambda: len(self._events("begun")) > begun or trainer.poll() is not None, timeout=300)
-            down.set()
-            if trainer.wait(timeout=300):
-                raise Failed(f"the resumed training failed: {self._output()}")
-        finally:
-            trainer.kill()
-
-    def _start(self, *words: str) -> subprocess.Popen[bytes]:
-        command = [str(ENVIRONMENT / "bin" / "python"), str(HERE / "train.py"), *words]
-        with (self.folder / "output.txt").open("ab") as output:
-            return subprocess.Popen(command, cwd=self.folder, env=self.environ, stdout=output, stderr=output)
-
-    def _hubqueue(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(ENVIRONMENT / "bin" / "python"), "-m", "hubqueue", *arguments]
-        return subprocess.run(
-            command, env=self.environ, capture_output=True, text=True, timeout=200, check=False
-        )
-
-    @contextmanager
-    def _outages(self) -> Iterator[threading.Event]:
-        """The hub goes away and comes back in turns while the event given is set; it is there at the end."""
-        going, allowed = threading.Event(), threading.Event()
-        allowed.set()
-
-        def alternate() -> None:
-            while not going.wait(OUTAGE):
-                if allowed.is_set():
-                    self.hub.stop()
-                    going.wait(OUTAGE)
-                    self.hub.start()
-
-        thread = threading.Thread(target=alternate, name="outages")
-        thread.start()
-        try:
-            yield allowed
-        finally:
-            going.set()
-            thread.join()
-
-    # What the trainer produced, and what the hub has.
-
-    def _events(self, name: str, **facts: Any) -> list[dict[str, Any]]:
-        text = self.witness.read_text() if self.witness.exists() else ""
-        found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        return [each for each in found if each["event"] == name and facts.items() <= each.items()]
-
-    def _output(self) -> str:
-        return "\n".join((self.folder / "output.txt").read_text().splitlines()[-12:])
-
-    def _compared(self) -> str:
-        produced = {each["epoch"]: each["metrics"] for each in self._events("validated")}
-        (best,) = self._events("validated best")
-        # The original callbacks give the last epoch's number to the validation of the best weights.
-        produced[best["epoch"] + (self.case.door == "attach")] = best["metrics"]
-        had: dict[int, dict[str, Any]] = {}
-        for model in self.hub.models:
-            had.update(self.hub.metrics(model))
-        if sorted(had) != sorted(produced):
-            raise Failed(f"epochs at the hub {sorted(had)}, produced {sorted(produced)}")
-        for epoch, metrics in produced.items():
-            other = {name: had[epoch].get(name) for name in metrics if had[epoch].get(name) != metrics[name]}
-            if other:
-                raise Failed(f"epoch {epoch} at the hub: {other}, produced {metrics}")
-        (end,) = self._events("ended")
-        written = {digest for each in self._events("saved") for digest in each["files"].values()} | {
-            end["final"]
-        }
-        uploads = [each for model in self.hub.models for each in self.hub.checkpoints(model)]
-        finals = [each for each in uploads if each.type == "final"]
-        if [each.sha256 for each in finals] != [end["final"]]:
-            raise Failed(f"the final weights at the hub are {finals}, produced {end['final']}")
-        foreign = [each for each in uploads if each.sha256 not in written]
-        if foreign:
-            raise Failed(f"the hub has weights that the trainer did not write: {foreign}")
-        numbers = sum(len(each) for each in produced.values())
-        return (
-            f"epochs {sorted(had)} equal in {numbers} numbers, {len(uploads)} checkpoints equal "
-            f"(1 final), {len(self.hub.models)} model(s)"
-        )
-
-
-def _worker_has_left(log: str) -> bool:
-    changes = re.findall(r" worker \w+ (started|stopped): ", log)
-    return not changes or changes[-1] == "stopped"
 
 
 def main(chosen: list[str]) -> int:
@@ -231,15 +39,22 @@ def main(chosen: list[str]) -> int:
         if any(word not in case.title for word in chosen):
             continue
         with tempfile.TemporaryDirectory(prefix="hubqueue-training-") as folder:
-            started, training = time.monotonic(), Training(case, Path(folder))
+            kind = PlatformTraining if case.platform else Training
+            started, training = time.monotonic(), kind(case, Path(folder))
             try:
                 said = f"ok      {training.run()}"
             except (Failed, AssertionError) as error:
                 failed += 1
-                said = f"FAILED  {error}\n{training._output()}"
+                said = f"FAILED  {error}\n{training.output()}"
             finally:
                 training.close()
             print(f"{case.title:28} {said}  [{time.monotonic() - started:.0f} s]", flush=True)
+    if not chosen or chosen == ["compare"]:
+        try:
+            print(compared_with_the_package("8.4.190"))
+        except Failed as error:
+            failed += 1
+            print(f"FAILED  {error}")
     print(f"{failed} failed")
     return failed
 

@@ -1,8 +1,9 @@
-"""One real training of the ultralytics package, as a user's script: `train.py DOOR MODEL FOLDER [resume]`.
+"""One real training of the ultralytics package, as a user's script: `train.py DOOR MODEL FOLDER [LAST]`.
 
-Once before it: `train.py settle FOLDER`.
+Once before it: `train.py settle FOLDER`. LAST is a checkpoint to resume from.
 
-DOOR is `attach` (hubqueue's own callbacks) or `drop-in` (the package's callbacks/hub.py over HUBTrainingSession).
+DOOR is `attach` (hubqueue's own callbacks), `attach-console` (with what the package logs), `drop-in` (the package's
+callbacks/hub.py over HUBTrainingSession) or `package` (the package alone).
 What the trainer really produced is written to FOLDER/witness.jsonl, each line on the disk before the training goes on.
 """
 
@@ -49,7 +50,7 @@ class Witness:
 
     def on_model_save(self, trainer: Any) -> None:
         files = {path.name: _digest(path) for path in (trainer.last, trainer.best) if path.is_file()}
-        self._write("saved", epoch=int(trainer.epoch), files=files)
+        self._write("saved", epoch=int(trainer.epoch), files=files, last=str(trainer.last))
 
     def on_train_end(self, trainer: Any) -> None:
         self._write("ended", epoch=int(trainer.epoch), final=_digest(trainer.best))
@@ -61,8 +62,8 @@ class Witness:
             os.fsync(file.fileno())
 
 
-def main(door: str, model: str, folder: Path, *, resume: bool) -> None:
-    """Train, from the start or from the last checkpoint in the folder."""
+def main(door: str, model: str, folder: Path, last: str | None) -> None:
+    """Train, from the start or from the last checkpoint."""
     ultralytics = importlib.import_module("ultralytics")
     hubqueue = importlib.import_module("hubqueue")
     if door == "drop-in":
@@ -70,22 +71,21 @@ def main(door: str, model: str, folder: Path, *, resume: bool) -> None:
         for name in ("ultralytics.hub", "ultralytics.engine.model"):
             importlib.import_module(name).__dict__["HUBTrainingSession"] = hubqueue.HUBTrainingSession
     from_hub = "://" in model
-    last = folder / "train" / "weights" / "last.pt"
-    yolo = ultralytics.YOLO(str(last) if resume and not from_hub else model)
+    yolo = ultralytics.YOLO(last if last and not from_hub else model)
     witness = Witness(folder / "witness.jsonl")
     for event in Witness.EVENTS:
         yolo.add_callback(event, getattr(witness, event))
-    if door == "attach":
-        importlib.import_module("hubqueue.ultralytics").attach(yolo)
+    if door.startswith("attach"):
+        importlib.import_module("hubqueue.ultralytics").attach(yolo, console=door == "attach-console")
     if from_hub:
         yolo.train()  # with the hub's arguments, from the hub's last weights when it has some
     else:
-        yolo.train(**({"resume": True} if resume else _arguments(folder)))
+        yolo.train(**({"resume": True} if last else _arguments(folder)))
 
 
 def _arguments(folder: Path) -> dict[str, Any]:
     small = {"imgsz": 64, "batch": 4, "workers": 0, "device": "cpu", "amp": False, "plots": False}
-    where = {"data": str(folder / "data.yaml"), "project": str(folder), "name": "train"}
+    where = {"data": str(folder / "data.yaml"), "project": "Coco 8", "name": "Exp 1"}
     return {**small, **where, "epochs": EPOCHS, "exist_ok": True}
 
 
@@ -113,4 +113,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "settle":
         settle(Path(sys.argv[2]))
     else:
-        main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), resume="resume" in sys.argv[4:])
+        main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None)

@@ -1,0 +1,142 @@
+"""The same with Platform as the hub, and what the package's own callback sends beside what hubqueue sends."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from stage import platform_environ
+from trainings import dataset
+from trainings.training import SEED, Case, Failed, Training
+
+from hubqueue.sandbox.records import RunRecord
+
+# What hubqueue leaves out on purpose (docs/platform.md says why), by event.
+LEFT_OUT = {
+    "training_started": {
+        *(f"environment.{name}" for name in ("command", "pythonExecutable", "environment", "cpu")),
+        *(f"environment.{name}" for name in ("totalRamGb", "totalDiskGb")),
+        *(f"environment.{name}" for name in ("gitRepository", "gitBranch", "gitCommit", "gitCommitMessage")),
+        "system",
+    },
+    "epoch_end": {"system"},
+    "training_complete": {"results.validation", "results.calibration"},
+    "console_output": {"progress"},
+}
+
+
+class PlatformTraining(Training):
+    """A training whose hub is a Platform."""
+
+    def environ_with(self, **settings: str) -> dict[str, str]:
+        return platform_environ(self.folder / "home", self.hub.url, **settings)
+
+    def has_a_checkpoint(self) -> bool:
+        return any(each.promoted_at for model_id in self.hub.runs for each in self.hub.run(model_id).uploads)
+
+    def record(self) -> RunRecord:
+        """The one training that the hub knows."""
+        if len(self.hub.runs) != 1:
+            raise Failed(f"the hub has {len(self.hub.runs)} models")
+        return self.hub.run(self.hub.runs[0])
+
+    def alone(self) -> RunRecord:
+        """Train from start to end with nothing in the way; what the hub has then."""
+        dataset.make(self.folder, seed=SEED)
+        for words in (("settle", str(self.folder)), (self.case.door, "yolov8n.yaml", str(self.folder))):
+            if self._start(*words).wait(timeout=300):
+                raise Failed(self.output())
+        if self.case.door != "package" and self._hubqueue("drain", "--timeout", "120").returncode:
+            raise Failed("something is left over")
+        return self.record()
+
+    def _compared(self) -> str:
+        produced = {each["epoch"]: each["metrics"] for each in self._events("validated")}
+        (best,) = self._events("validated best")
+        produced[best["epoch"] + 1] = best["metrics"]
+        run = self.record()
+        counted = [each for each in run.events if each.ignored is None]
+        had = {each.data["epoch"]: each.data["metrics"] for each in counted if each.event == "epoch_end"}
+        if sorted(had) != sorted(produced):
+            raise Failed(f"epochs at the hub {sorted(had)}, produced {sorted(produced)}")
+        for epoch, metrics in produced.items():
+            metrics.pop("fitness", None)  # stands beside the metrics there
+            other = {name: had[epoch].get(name) for name in metrics if had[epoch].get(name) != metrics[name]}
+            if other:
+                raise Failed(f"epoch {epoch} at the hub: {other}, produced {metrics}")
+        (end,) = self._events("ended")
+        written = {digest for each in self._events("saved") for digest in each["files"].values()} | {
+            end["final"]
+        }
+        promoted = [each for each in run.uploads if each.promoted_at is not None]
+        if promoted[-1].sha256 != end["final"] or any(each.sha256 not in written for each in promoted):
+            raise Failed(f"the promoted weights are {promoted}, produced {end['final']}")
+        last = [each.event for each in counted if each.event != "console_output"][-1]
+        if last != "training_complete" or run.state != "complete":
+            raise Failed(f"the last event is {last}, the run is {run.state}")
+        numbers = sum(len(each) for each in produced.values())
+        return (
+            f"epochs {sorted(had)} equal in {numbers} numbers, {len(promoted)} promoted checkpoints equal, "
+            f"{len(run.run_ids)} starts of 1 model, the last event is training_complete"
+        )
+
+
+def compared_with_the_package(version: str) -> str:
+    """A table: each event that the package's own callback and hubqueue send for the same training. Raises Failed."""
+    found = {}
+    for door in ("package", "attach-console"):
+        with tempfile.TemporaryDirectory(prefix="hubqueue-training-") as folder:
+            training = PlatformTraining(Case(version, door, platform=True), Path(folder))
+            try:
+                found[door] = (training.alone(), training.hub.requests)
+            finally:
+                training.close()
+    (theirs, their_requests), (ours, our_requests) = found["package"], found["attach-console"]
+    lines = ["| event | package | hubqueue | only the package's | only hubqueue's |", "|---|---|---|---|---|"]
+    missing = []
+    for name in dict.fromkeys(
+        [*(each.event for each in theirs.events), *(each.event for each in ours.events)]
+    ):
+        mine, other = _data(ours, name), _data(theirs, name)
+        here, there = _fields(mine), _fields(other)
+        lines.append(
+            f"| `{name}` | {len(other)} | {len(mine)} | {_shown(there - here)} | {_shown(here - there)} |"
+        )
+        unexcused = {field for field in there - here if not _is_left_out(name, field)}
+        if other and (not mine or unexcused):
+            missing.append(f"{name}: {sorted(unexcused) or 'not sent'}")
+    for name, path in (("upload URL", "/api/webhooks/models/upload"), ("`PUT`", "/storage/")):
+        counts = [
+            sum(each.path.startswith(path) for each in requests)
+            for requests in (their_requests, our_requests)
+        ]
+        lines.append(f"| {name} | {counts[0]} | {counts[1]} | | |")
+    if missing:
+        raise Failed(f"hubqueue does not send what the package sends: {missing}\n" + "\n".join(lines))
+    if (ours.project, ours.asked_name) != (theirs.project, theirs.asked_name):
+        raise Failed(f"another name: {ours.project}/{ours.asked_name}, {theirs.project}/{theirs.asked_name}")
+    return "\n".join([*lines, f"both are {ours.project}/{ours.asked_name}"])
+
+
+def _data(run: RunRecord, name: str) -> list[dict[str, Any]]:
+    return [each.data for each in run.events if each.event == name]
+
+
+def _fields(found: Iterable[dict[str, Any]]) -> set[str]:
+    """The fields of all events, those of the objects in them too (metrics and arguments by their own names)."""
+    fields: set[str] = set()
+    for data in found:
+        for name, value in data.items():
+            inner = value if isinstance(value, dict) and name != "system" else {}
+            fields |= {f"{name}.{each}" for each in inner} or {name}
+    return fields
+
+
+def _is_left_out(event: str, field: str) -> bool:
+    return field in LEFT_OUT.get(event, ())
+
+
+def _shown(fields: set[str]) -> str:
+    return ", ".join(f"`{each}`" for each in sorted(fields))
