@@ -160,6 +160,14 @@ class Tidied:
     swept: int
 
 
+@dataclass(frozen=True, slots=True)
+class Salvaged:
+    """A damaged outbox was looked at; `said` tells what came over."""
+
+    path: str
+    said: str
+
+
 Fact = (
     WorkerStarted
     | WorkerStopped
@@ -180,5 +188,6 @@ Fact = (
     | RunInterrupted
     | LeasesReclaimed
     | Tidied
+    | Salvaged
 )
 Emit = Callable[[Fact], None]

@@ -15,6 +15,7 @@ from hubqueue.home import Home
 from hubqueue.lifecycle import State
 from hubqueue.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.outcome import Delivered, RetryLater
+from hubqueue.salvage import salvage
 from hubqueue.transports import connect
 
 # Below this, in bytes, the outbox itself is in danger.
@@ -50,6 +51,9 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
         if set_aside and (aside := replace_damaged(place, settings)) is not None:
             found.append(Finding("outbox", True, f"the damaged one is kept as {aside}; a new one is started"))
         with open_outbox(home, config) as outbox:
+            if set_aside:
+                salvage(outbox)
+            found += _asides(place)
             found += [*_outbox(outbox), *_spool(outbox), *_credentials(outbox, settings)]
             if online:
                 found += _destinations(outbox, settings)
@@ -64,9 +68,13 @@ def _home(home: Home) -> Iterator[Finding]:
         yield Finding("home", True, f"{home.path} is on {home.file_system()}, a network file system ({hint})")
     else:
         yield Finding("home", True, f"{home.path} ({home.file_system()})")
+
+
+def _asides(home: Home) -> Iterator[Finding]:
     for path in sqlite.asides(home.outbox):
-        hint = "it may hold entries that were not delivered; look at it, then move it away"
-        yield Finding("outbox", False, f"a damaged outbox was set aside: {path}", hint)
+        said = sqlite.report_of(path) or "a worker will look what can be saved from it"
+        hint = "once everything owed has arrived, move the file and its spool away"
+        yield Finding("outbox", False, f"a damaged outbox was set aside: {path}; {said}", hint)
 
 
 def _outbox(outbox: Outbox) -> Iterator[Finding]:

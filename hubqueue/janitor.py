@@ -14,6 +14,7 @@ from hubqueue.events import Emit
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import forget, is_held
 from hubqueue.outbox import Outbox
+from hubqueue.salvage import salvage
 from hubqueue.spool import Ballast
 
 # A snapshot is written before its row: only one that is older than any enqueue can last is an orphan.
@@ -46,8 +47,14 @@ class Janitor:
             if lock.exists() and not is_held(lock) and close_run(self._outbox, run_id, RunState.INTERRUPTED):
                 self._emit(events.RunInterrupted(run_id))
 
+    def salvage(self) -> None:
+        """Bring over what can be read of damaged outboxes that were set aside. At the start, and seldom."""
+        for saved in salvage(self._outbox):
+            self._emit(events.Salvaged(str(saved.path), str(saved)))
+
     def tidy(self) -> None:
         """Prune what is finished and old, sweep orphans from the spool, keep the ballast ready. Seldom."""
+        self.salvage()
         pruned = self.prune()
         swept = self._outbox.spool.sweep(
             self._outbox.entries.snapshots_kept, older_than=_ORPHAN_AGE, now=time.time()

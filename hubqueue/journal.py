@@ -72,6 +72,8 @@ def word(fact: Fact) -> tuple[int, str] | None:
             return logging.WARNING, f"{workers} worker(s) gone without a word; {lanes} lane(s) taken back"
         case events.Tidied(pruned, swept):
             return logging.DEBUG, f"tidied: {pruned} rows pruned, {swept} files swept"
+        case events.Salvaged(path, said):
+            return logging.WARNING, f"the damaged outbox {path}: {said}"
         case unknown:
             assert_never(unknown)
 

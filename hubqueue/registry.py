@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, and_, delete, insert, select, update
 
@@ -76,6 +77,25 @@ class Registry:
             if missing:
                 tx.execute(insert(lanes), missing)
             return run_id, found is not None
+
+    def adopt_run(self, run: Mapping[str, Any], *, kinds: Iterable[Kind], drafts: Collection[Draft]) -> bool:
+        """Take a run over from another outbox, with what it owes, in one step; False when it is here already.
+
+        Whoever trained it has lost its outbox: it is taken for interrupted unless it had ended.
+        """
+        with self.database.write() as tx:
+            if tx.scalar(select(runs.c.id).where(runs.c.id == run["id"])) is not None:
+                return False
+            kept = ("id", "destination", "model", "remote_id", "url", "agent_id", "remote_run", "remote_file")
+            ended = run["state"] if run["state"] != RunState.RUNNING else RunState.INTERRUPTED
+            now = self.database.now()
+            row = {name: run[name] for name in kept} | {"state": ended, "created_at": now, "finished_at": now}
+            tx.execute(insert(runs).values(row))
+            wanted = {*kinds, *(draft.kind for draft in drafts)}
+            tx.execute(insert(lanes), [{"run_id": run["id"], "kind": kind} for kind in sorted(wanted)])
+            for draft in drafts:
+                self._entries.put(tx, run["id"], draft)
+            return True
 
     def end_run(self, run_id: str, state: RunState, *, told: Draft | None = None) -> bool:
         """The script said how the run ended (or the janitor found its process gone); False when it had ended.

@@ -89,6 +89,7 @@ class Service:
         try:
             # Before the first step: a dead worker's leases are free at once.
             self._janitor.look_around()
+            self._janitor.salvage()
             self._scheduler.start()
             reason = self._wait(until, every)
         finally:

@@ -9,7 +9,9 @@ every connection and read back: a connection that did not take them is refused.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import threading
 import time
 from datetime import UTC, datetime
@@ -42,6 +44,7 @@ _DAMAGED = {
 # Where the header of a SQLite file keeps the application id.
 _MARK_AT = slice(68, 72)
 SET_ASIDE = "keep it aside and start anew: hubqueue check --set-aside"
+_ASIDE = re.compile(r".+\.damaged-[0-9T]+")
 SIDE_FILES = ("-wal", "-shm", "-journal")
 
 
@@ -142,7 +145,20 @@ def identity(path: Path) -> tuple[int, int] | None:
 def asides(path: Path) -> tuple[Path, ...]:
     """The damaged outboxes that were set aside in this folder, oldest first."""
     found = path.parent.glob(f"{path.name}.damaged-*")
-    return tuple(sorted(each for each in found if not each.name.endswith(SIDE_FILES)))
+    return tuple(sorted(each for each in found if _ASIDE.fullmatch(each.name)))
+
+
+def report_beside(aside: Path) -> Path:
+    """The file that tells what was saved from a damaged outbox."""
+    return aside.with_name(aside.name + ".saved")
+
+
+def report_of(aside: Path) -> str | None:
+    """What was saved from a damaged outbox, in words; None when nobody has looked yet."""
+    try:
+        return str(json.loads(report_beside(aside).read_text(encoding="utf-8"))["said"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def configure(connection: Any, *, journal: str, synchronous: str, busy_timeout: float) -> None:

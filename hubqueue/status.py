@@ -16,7 +16,7 @@ from hubqueue.lifecycle import RunState
 from hubqueue.locks import is_held
 from hubqueue.redact import clean
 from hubqueue.schema import EPOCH
-from hubqueue.sqlite import asides
+from hubqueue.sqlite import asides, report_of
 from hubqueue.stats import COUNTED
 
 if TYPE_CHECKING:
@@ -132,8 +132,9 @@ def _attention(
 
 
 def _aside(path: Path) -> dict[str, str]:
+    said = report_of(path)
     hint = "hubqueue check tells more; once you have looked at it, move the file away"
-    return {"what": f"a damaged outbox was set aside: {path}", "hint": hint}
+    return {"what": f"a damaged outbox was set aside: {path}" + (f"; {said}" if said else ""), "hint": hint}
 
 
 def _worker(outbox: Outbox, now: datetime) -> dict[str, Any]:

@@ -95,9 +95,11 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
     """
     from hubqueue.cli.progress import Progress
     from hubqueue.outbox import COURTESY
+    from hubqueue.salvage import salvage
     from hubqueue.service import Service, nothing_left
+    from hubqueue.sqlite import asides
 
-    if not place.has_outbox():
+    if not place.has_outbox() and not asides(place.home().outbox):
         click.echo("nothing was enqueued here yet")
         leave(DONE)
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -105,6 +107,7 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
         _log_to(None, logging.ERROR)
         service = Service(outbox, emit=_telling(progress))
         _obey_signals(service)
+        salvage(outbox)  # what is owed may be in a damaged one beside it
         progress.owed(outbox.stats.owed(run_id))
         dead_before = outbox.stats.totals()["dead"]
         if outbox.stats.owed(run_id).entries:

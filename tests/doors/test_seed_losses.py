@@ -91,11 +91,12 @@ def test_l21_a_silent_hub_costs_no_threads(at_hub: Sandbox, home: Path) -> None:
     session.metrics_queue[0] = '{"loss": 1.0}'
     before = threading.active_count()
 
-    for epoch in range(1, 30):
+    for epoch in range(1, 120):
         session.metrics_queue[epoch] = '{"loss": 1.0}'
         session.upload_metrics()
 
-    assert threading.active_count() <= before + 6  # the worker's own, whose number does not grow
+    # The worker's own and the sandbox's, whose number does not grow; the original has one more for each epoch.
+    assert threading.active_count() <= before + 20
     session.alive = False
 
 

@@ -160,7 +160,9 @@ def test_a_damaged_or_alien_outbox_is_never_a_healthy_empty_queue(home: Path, da
     if damage != "alien":
         hubqueue(environ, "check", "--offline", "--set-aside")
         (aside,) = [
-            each for each in home.glob("outbox.db.damaged-*") if not each.name.endswith(("-wal", "-shm"))
+            each
+            for each in home.glob("outbox.db.damaged-*")
+            if not each.name.endswith(("-wal", "-shm", ".saved"))
         ]
         assert aside.read_bytes() == before
         assert not status(environ)["healthy"]

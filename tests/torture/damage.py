@@ -1,0 +1,231 @@
+"""Damaged databases: flipped bytes, zeroed and swapped pages, cut ends, alien files.
+
+Each is a copy of one outbox with known contents, damaged once. Then what a person does: `hubqueue check`, and
+`hubqueue check --set-aside` where it says that the outbox is damaged. Counted: what was noticed, what was saved.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sqlite3
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from stage import ack, keys, must_claim, new_run
+from torture.frame import Options, options
+
+from hubqueue.drafts import ckpt_draft, metrics_draft
+from hubqueue.entry import Kind
+from hubqueue.examination import Finding, examine
+from hubqueue.outbox import open_outbox
+from hubqueue.sqlite import asides, load_driver, report_of
+from hubqueue.testing import FakeClock
+
+SENTENCE = (
+    "a damaged outbox is never taken for a healthy one with less in it: the file is kept as it was, what can be read of "
+    "it is owed by a new one, and the tool says so"
+)
+SCALES = {"quick": 60, "normal": 600, "full": 5000}
+_PAGE = 4096
+_SHARED = Path("/dev/shm")
+
+
+@dataclass(frozen=True)
+class Known:
+    """The sound outbox, and what it owes: payloads by run, kind and key."""
+
+    database: bytes
+    spool: dict[str, bytes]
+    owed: dict[tuple[str, str, str], str]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Damage copies and count; 1 when the sentence is false."""
+    told = options("damage", SENTENCE, argv)
+    dice = random.Random(told.seed)
+    place = _SHARED if _SHARED.is_dir() and os.access(_SHARED, os.W_OK) else None
+    with told.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-damage-", dir=place) as folder:
+        known = _make(Path(folder) / "sound")
+        seen: Counter[str] = Counter()
+        for number in range(SCALES[told.scale]):
+            kind = dice.choice(list(DAMAGES))
+            _judge(
+                told, known, Path(folder) / "home", kind, DAMAGES[kind](dice, known.database), number, seen
+            )
+        total = SCALES[told.scale]
+        told.say(
+            f"{total} damaged databases of {len(known.database)} bytes with {len(known.owed)} owed entries each"
+        )
+        told.say("; ".join(f"{name} {count}" for name, count in sorted(seen.items())))
+        owed = seen["entries owed by those set aside"]
+        if owed:
+            told.say(
+                f"saved {100 * seen['entries saved'] / owed:.1f} % of what was owed by those that were set aside"
+            )
+        told.require(seen["noticed"] > total // 3, "hardly any damage was noticed: the damage is none")
+        told.require(seen["entries saved"] > owed // 2, "less than half of what was owed could be saved")
+    return told.exit_code
+
+
+def _make(home: Path) -> Known:
+    """An outbox with three runs: delivered, pending and dead entries, checkpoints with their snapshots."""
+    clock, owed = FakeClock(), {}
+    with open_outbox(home, environ={}, clock=clock) as outbox:
+        for number in range(3):
+            run = new_run(outbox, remote_id=f"model-{number}")
+            for epoch in range(150):
+                text = json.dumps({"loss": epoch + 0.5, "note": "x" * (epoch % 7) * 40})
+                outbox.entries.enqueue(run, metrics_draft(text, epoch))
+                owed[run, "metrics", str(epoch)] = text
+                if epoch == 40:
+                    lease = must_claim(outbox, Kind.METRICS)
+                    ack(outbox, lease)
+                    for key in keys(lease):
+                        del owed[run, "metrics", key]
+                    clock.advance(10)
+            source = home / "best.pt"
+            source.write_bytes(b"weights " * 1000 * (number + 1))
+            snapshot = outbox.spool.take(source, label=f"{run}-9")
+            draft = ckpt_draft(snapshot, 9, is_best=True, map=0.5, final=True, now=outbox.database.now())
+            outbox.entries.enqueue(run, draft)
+            owed[run, "ckpt", "final"] = draft.payload
+    connection = sqlite3.connect(home / "outbox.db")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    spool = {each.name: each.read_bytes() for each in (home / "spool").glob("*.ckpt")}
+    return Known((home / "outbox.db").read_bytes(), spool, owed)
+
+
+def _judge(
+    told: Options, known: Known, home: Path, kind: str, damaged: bytes, number: int, seen: Counter[str]
+) -> None:
+    shutil.rmtree(home, ignore_errors=True)
+    (home / "spool").mkdir(parents=True, mode=0o700)
+    home.chmod(0o700)
+    for name, content in known.spool.items():
+        (home / "spool" / name).write_bytes(content)
+    path = home / "outbox.db"
+    path.write_bytes(damaged)
+    where = f"number {number} ({kind})"
+    said = _found(home, set_aside=False)
+    if not said:
+        owed = _owed(home)
+        missing = [each for each in known.owed if each not in owed]
+        told.require(not missing, f"{where}: nothing is said, and {len(missing)} entries are missing")
+        seen["not noticed, nothing missing"] += 1
+        seen["of these with another payload"] += owed != known.owed
+        return
+    seen["noticed"] += 1
+    looked_at = path.read_bytes()  # opening what can still be opened may note the boot of the machine
+    alien = any("another program" in each.detail for each in said)
+    _found(home, set_aside=True)
+    kept = asides(path)
+    if alien:
+        told.require(path.read_bytes() == damaged, f"{where}: an alien file was changed")
+        seen["alien, refused and left alone"] += 1
+        return
+    if not kept:
+        told.require(
+            "accounting" in {each.what for each in said}, f"{where}: {said[0].detail}, and it stays in use"
+        )
+        seen["miscounted or a snapshot altered, told"] += 1
+        return
+    told.require(kept[0].read_bytes() == looked_at, f"{where}: the damaged file was changed")
+    told.require(report_of(kept[0]) is not None, f"{where}: nothing is said about what was saved")
+    told.require(bool(_found(home, set_aside=False)), f"{where}: the new outbox passes for healthy")
+    saved = _owed(home)
+    foreign = [each for each in saved if each not in known.owed]
+    seen["set aside"] += 1
+    seen["entries owed by those set aside"] += len(known.owed)
+    seen["entries saved"] += sum(known.owed.get(each) == text for each, text in saved.items())
+    seen["entries saved with another payload"] += sum(
+        each in known.owed and known.owed[each] != text for each, text in saved.items()
+    )
+    seen["entries that were owed no more"] += len(foreign)
+
+
+def _found(home: Path, *, set_aside: bool) -> list[Finding]:
+    """What `hubqueue check` finds wrong with the outbox (keys are no part of this)."""
+    found = examine(str(home), None, online=False, set_aside=set_aside)
+    return [each for each in found if not each.ok and each.what != "credentials"]
+
+
+def _owed(home: Path) -> dict[tuple[str, str, str], str]:
+    """What the outbox owes now, by run, kind and key."""
+    query = """
+        SELECT run_id, kind, key, payload FROM entries JOIN lanes ON lanes.id = lane_id
+        WHERE state IN ('pending', 'dead')
+    """
+    connection = load_driver("auto").connect(str(home / "outbox.db"))
+    try:
+        return {(run, kind, key): payload for run, kind, key, payload in connection.execute(query)}
+    finally:
+        connection.close()
+
+
+# The kinds of damage.
+
+
+def _flipped(dice: random.Random, data: bytes) -> bytes:
+    found = bytearray(data)
+    for _ in range(dice.choice((1, 4, 30, 300))):
+        found[dice.randrange(100, len(found))] ^= 1 << dice.randrange(8)
+    return bytes(found)
+
+
+def _zeroed(dice: random.Random, data: bytes) -> bytes:
+    found = bytearray(data)
+    for _ in range(dice.choice((1, 2, 8))):
+        start = dice.randrange(len(found) // _PAGE) * _PAGE
+        found[start : start + _PAGE] = bytes(_PAGE)
+    return bytes(found)
+
+
+def _swapped(dice: random.Random, data: bytes) -> bytes:
+    first, second = (dice.randrange(len(data) // _PAGE) * _PAGE for _ in range(2))
+    found = bytearray(data)
+    found[first : first + _PAGE], found[second : second + _PAGE] = (
+        data[second : second + _PAGE],
+        data[first : first + _PAGE],
+    )
+    return bytes(found)
+
+
+def _cut(dice: random.Random, data: bytes) -> bytes:
+    return data[: dice.randrange(1, len(data))]
+
+
+def _garbage(dice: random.Random, data: bytes) -> bytes:
+    start = dice.randrange(len(data))
+    length = dice.choice((16, 512, 5000, 100_000))
+    return (data[:start] + dice.randbytes(length) + data[start + length :])[: len(data)]
+
+
+def _alien(dice: random.Random, _data: bytes) -> bytes:
+    if dice.random() < 0.5:
+        return dice.randbytes(dice.randrange(1, 20_000))
+    with tempfile.TemporaryDirectory() as folder:
+        connection = sqlite3.connect(Path(folder) / "theirs.db")
+        connection.execute("CREATE TABLE theirs (a)")
+        connection.commit()
+        connection.close()
+        return (Path(folder) / "theirs.db").read_bytes()
+
+
+DAMAGES = {
+    "flipped bytes": _flipped,
+    "zeroed pages": _zeroed,
+    "swapped pages": _swapped,
+    "cut": _cut,
+    "garbage": _garbage,
+    "alien": _alien,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
