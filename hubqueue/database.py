@@ -35,7 +35,7 @@ from sqlalchemy.pool import NullPool
 from hubqueue import migration, sqlite
 from hubqueue.clock import Clock, SystemClock
 from hubqueue.errors import ConfigError, OutboxDamaged, OutboxUnavailable
-from hubqueue.schema import REVISION, about, attempts, boots, entries
+from hubqueue.schema import REVISION, about, attempts, boots, entries, metadata
 
 _READING = "hubqueue_reading"
 
@@ -203,9 +203,14 @@ class Database:
                 connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(self._patience * 1000)}")
 
     def integrity(self) -> str:
-        """What SQLite's own quick check says: "ok", or its first complaint."""
+        """What SQLite's own check of tables, indexes and CHECKs says: "ok", or its first complaint."""
         with self.read() as connection:
-            return str(connection.scalar(text("PRAGMA quick_check(1)")))
+            verdict = str(connection.scalar(text("PRAGMA integrity_check(1)")))
+            if verdict == "ok":
+                # The text that declares the tables may be damaged, too: then they are not those of this program.
+                for table in metadata.sorted_tables:
+                    connection.execute(table.select().limit(0))
+            return verdict
 
     def close(self) -> None:
         """Close every handle. The database opens again by itself when it is used again."""
@@ -278,7 +283,7 @@ class Database:
         except self._errors as error:
             cause = getattr(error, "orig", None) or error
             where = self.path or self._url.render_as_string(hide_password=True)
-            if sqlite.is_damage(cause):
+            if self.path and (sqlite.is_damage(cause) or sqlite.is_foreign_schema(cause)):
                 raise OutboxDamaged(f"{where} is damaged: {cause}", hint=sqlite.SET_ASIDE) from error
             if "OperationalError" not in {each.__name__ for each in type(cause).__mro__}:
                 raise  # integrity and programming errors are ours, not the storage's: they stay what they are
@@ -286,6 +291,10 @@ class Database:
             if sqlite.is_full(cause):
                 hint = "free some space; nothing that was enqueued is lost"
             raise OutboxUnavailable(f"the outbox {where} cannot be used: {cause}", hint=hint) from error
+        except (
+            UnicodeDecodeError
+        ) as error:  # the driver fails like this when SQLite's own message has damaged text in it
+            raise OutboxDamaged(f"{self.path} is damaged: {error.reason}", hint=sqlite.SET_ASIDE) from error
 
     # Time.
 

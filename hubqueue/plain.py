@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -29,3 +30,11 @@ def _scalar(value: object) -> object:
         return value.item()  # type: ignore[attr-defined]
     except Exception:  # foreign code: a tensor of many, or no scalar at all
         return str(value)
+
+
+def is_payload(text: str) -> bool:
+    """Whether a text is what entries carry: a JSON object, with nothing in it that could not be read as UTF-8."""
+    try:
+        return "\ufffd" not in text and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -24,6 +24,7 @@ from hubqueue.errors import HubqueueError
 from hubqueue.home import sync_folder
 from hubqueue.lifecycle import RunState, State
 from hubqueue.outbox import Outbox
+from hubqueue.plain import is_payload
 from hubqueue.settings import DESTINATION_TYPES
 from hubqueue.sqlite import asides, report_beside, report_of
 from hubqueue.transports import DESTINATION_KINDS
@@ -300,14 +301,7 @@ def _is_lane(row: Mapping[str, Any]) -> bool:
 def _is_entry(row: Mapping[str, Any]) -> bool:
     numbers = all(isinstance(row[name], int) for name in ("id", "lane_id", "rank", "size", "enqueued_at"))
     named = isinstance(row["key"], str) and row["state"] in set(State) and row["final"] in (0, 1)
-    return numbers and named and _is_json(row["payload"])
-
-
-def _is_json(text: object) -> bool:
-    try:
-        return isinstance(text, str) and isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
+    return numbers and named and isinstance(row["payload"], str) and is_payload(row["payload"])
 
 
 _JUDGES = {"entries": _is_entry, "lanes": _is_lane, "runs": _is_run, "destinations": _is_destination}

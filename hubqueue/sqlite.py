@@ -163,6 +163,8 @@ def report_of(aside: Path) -> str | None:
 
 def configure(connection: Any, *, journal: str, synchronous: str, busy_timeout: float) -> None:
     """Make the settings on a new DB-API connection and read them back."""
+    # A flipped bit in a text must not keep all rows around it from being read.
+    connection.text_factory = _readable
     cursor = connection.cursor()
     try:
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
@@ -179,6 +181,10 @@ def configure(connection: Any, *, journal: str, synchronous: str, busy_timeout: 
         cursor.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone does not reach the disk
     finally:
         cursor.close()
+
+
+def _readable(content: bytes) -> str:
+    return content.decode("utf-8", "replace")
 
 
 def begin_immediate(connection: Any, *, patience: float) -> None:
@@ -207,6 +213,12 @@ def error_name(error: BaseException) -> str:
 def is_damage(error: BaseException) -> bool:
     """Whether the error says that the file is not a readable database."""
     return error_name(error) in _DAMAGED
+
+
+def is_foreign_schema(error: BaseException) -> bool:
+    """Whether the error says that a table is not as the migrations have made it."""
+    said = str(error)
+    return said.startswith(("no such column", "no such table")) or said.endswith("already exists")
 
 
 def is_full(error: BaseException) -> bool:

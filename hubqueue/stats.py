@@ -188,6 +188,11 @@ class Stats:
         found: str | None = self._scalar(select(entries.c.payload).where(entries.c.id == entry_id))
         return found
 
+    def payloads(self, state: State) -> Iterator[tuple[int, str]]:
+        """The entries in a state, each with what it carries."""
+        for row in self._all(select(entries.c.id, entries.c.payload).where(entries.c.state == state)):
+            yield row["id"], row["payload"]
+
     def snapshots(self, state: State) -> Iterator[tuple[int, Snapshot]]:
         """The entries in a state that have a snapshot, each with it."""
         named = ("snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256")

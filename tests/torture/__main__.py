@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from torture import peers, secrecy
+from torture import damage, peers, secrecy
 
-PARTS = (peers, secrecy)
+PARTS = (peers, damage, secrecy)
 
 
 def main() -> int:

@@ -53,16 +53,22 @@ def main(argv: list[str] | None = None) -> int:
     with told.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-damage-", dir=place) as folder:
         known = _make(Path(folder) / "sound")
         seen: Counter[str] = Counter()
+        shares: dict[str, list[float]] = {kind: [] for kind in DAMAGES}
         for number in range(SCALES[told.scale]):
             kind = dice.choice(list(DAMAGES))
-            _judge(
-                told, known, Path(folder) / "home", kind, DAMAGES[kind](dice, known.database), number, seen
+            damaged = DAMAGES[kind](dice, known.database)
+            shares[kind] += _judge(
+                told, known, Path(folder) / "home", f"number {number} ({kind})", damaged, seen
             )
         total = SCALES[told.scale]
         told.say(
             f"{total} damaged databases of {len(known.database)} bytes with {len(known.owed)} owed entries each"
         )
         told.say("; ".join(f"{name} {count}" for name, count in sorted(seen.items())))
+        for kind, saved in shares.items():
+            if saved:
+                share = 100 * sum(saved) / len(saved)
+                told.say(f"{kind}: {len(saved)} set aside, {share:.1f} % of what they owed was saved")
         owed = seen["entries owed by those set aside"]
         if owed:
             told.say(
@@ -103,8 +109,9 @@ def _make(home: Path) -> Known:
 
 
 def _judge(
-    told: Options, known: Known, home: Path, kind: str, damaged: bytes, number: int, seen: Counter[str]
-) -> None:
+    told: Options, known: Known, home: Path, where: str, damaged: bytes, seen: Counter[str]
+) -> list[float]:
+    """What became of one damaged outbox; the share of what it owed that was saved, where it was set aside."""
     shutil.rmtree(home, ignore_errors=True)
     (home / "spool").mkdir(parents=True, mode=0o700)
     home.chmod(0o700)
@@ -112,7 +119,6 @@ def _judge(
         (home / "spool" / name).write_bytes(content)
     path = home / "outbox.db"
     path.write_bytes(damaged)
-    where = f"number {number} ({kind})"
     said = _found(home, set_aside=False)
     if not said:
         owed = _owed(home)
@@ -120,7 +126,7 @@ def _judge(
         told.require(not missing, f"{where}: nothing is said, and {len(missing)} entries are missing")
         seen["not noticed, nothing missing"] += 1
         seen["of these with another payload"] += owed != known.owed
-        return
+        return []
     seen["noticed"] += 1
     looked_at = path.read_bytes()  # opening what can still be opened may note the boot of the machine
     alien = any("another program" in each.detail for each in said)
@@ -129,25 +135,30 @@ def _judge(
     if alien:
         told.require(path.read_bytes() == damaged, f"{where}: an alien file was changed")
         seen["alien, refused and left alone"] += 1
-        return
+        return []
     if not kept:
-        told.require(
-            "accounting" in {each.what for each in said}, f"{where}: {said[0].detail}, and it stays in use"
+        # Its structure is sound: what a person has to look at is named entry by entry.
+        named = all(
+            each.what in ("accounting", "spool") or "payload of entry" in each.detail for each in said
         )
-        seen["miscounted or a snapshot altered, told"] += 1
-        return
+        told.require(named, f"{where}: {said[0].detail}, and it stays in use")
+        seen["sound but for entries that are named, or a miscount"] += 1
+        return []
     told.require(kept[0].read_bytes() == looked_at, f"{where}: the damaged file was changed")
     told.require(report_of(kept[0]) is not None, f"{where}: nothing is said about what was saved")
     told.require(bool(_found(home, set_aside=False)), f"{where}: the new outbox passes for healthy")
     saved = _owed(home)
     foreign = [each for each in saved if each not in known.owed]
     seen["set aside"] += 1
-    seen["entries owed by those set aside"] += len(known.owed)
-    seen["entries saved"] += sum(known.owed.get(each) == text for each, text in saved.items())
+    if "alien" not in where:  # there, nothing of the outbox is left to be saved
+        seen["entries owed by those set aside"] += len(known.owed)
+    whole = sum(known.owed.get(each) == text for each, text in saved.items())
+    seen["entries saved"] += whole
     seen["entries saved with another payload"] += sum(
         each in known.owed and known.owed[each] != text for each, text in saved.items()
     )
     seen["entries that were owed no more"] += len(foreign)
+    return [whole / len(known.owed)]
 
 
 def _found(home: Path, *, set_aside: bool) -> list[Finding]:
@@ -163,6 +174,7 @@ def _owed(home: Path) -> dict[tuple[str, str, str], str]:
         WHERE state IN ('pending', 'dead')
     """
     connection = load_driver("auto").connect(str(home / "outbox.db"))
+    connection.text_factory = lambda content: content.decode("utf-8", "replace")
     try:
         return {(run, kind, key): payload for run, kind, key, payload in connection.execute(query)}
     finally:

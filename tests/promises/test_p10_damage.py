@@ -1,0 +1,76 @@
+"""P10 over damaged databases: the small scale of the torture, and rows that cannot be read any more."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from stage import Bench, environ_of, hubqueue, log, new_run, totals
+from torture import damage
+
+from hubqueue.errors import OutboxDamaged
+from hubqueue.outbox import open_outbox
+from hubqueue.testing import FakeClock
+
+
+@pytest.mark.timeout(240)
+def test_a_damaged_outbox_is_never_a_healthy_one_with_less_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = damage.main(["--seed", "5", "--scale", "quick"])
+
+    assert failed == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "payload", ["'{\"loss\": 1.'", "CAST(x'7b226c6f7373223a2022ff227d' AS TEXT)", "'[]'"]
+)
+def test_a_payload_that_was_damaged_is_dead_and_its_neighbours_are_sent(
+    home: Path, clock: FakeClock, payload: str
+) -> None:
+    with open_outbox(home, environ={}, clock=clock) as outbox, Bench(outbox) as bench:
+        log(outbox, new_run(outbox), 0, 1, 2, 3)
+        _execute(home, f"UPDATE entries SET payload = {payload} WHERE key = '2'")
+        for _ in range(12):
+            bench.step()
+            clock.advance(10)
+
+        assert totals(outbox) == {"enqueued": 4, "delivered": 3, "dead": 1}
+        (dead,) = [each for each in outbox.stats.entries() if each["state"] == "dead"]
+        assert dead["key"] == "2"
+        assert "damaged in the outbox" in dead["reason"]
+
+
+def test_check_names_the_entry_whose_payload_is_damaged(home: Path) -> None:
+    environ = environ_of(home)
+    run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
+    hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "loss=1")
+    _execute(home, "UPDATE entries SET payload = substr(payload, 2) WHERE key = '0'")
+
+    shown = hubqueue(environ, "check", "--offline")
+
+    assert shown.returncode == 1
+    assert "the payload of entry 2 is damaged" in shown.stdout
+    assert "hubqueue cancel 2" in shown.stdout
+
+
+@pytest.mark.parametrize("column", ["snapshot_mtime_ns", "payload"])
+def test_tables_that_are_not_those_of_the_migrations_are_damage(home: Path, column: str) -> None:
+    with open_outbox(home, environ={}) as outbox:
+        log(outbox, new_run(outbox), 0)
+    _execute(home, "PRAGMA writable_schema = ON")
+    connection = sqlite3.connect(home / "outbox.db")
+    connection.execute("PRAGMA writable_schema = ON")
+    other = column[:-1] + "\N{LATIN SMALL LETTER E WITH ACUTE}"
+    connection.execute("UPDATE sqlite_master SET sql = replace(sql, ?, ?)", (column, other))
+    connection.commit()
+    connection.close()
+
+    with pytest.raises(OutboxDamaged), open_outbox(home, environ={}) as outbox:
+        outbox.database.integrity()
+
+
+def _execute(home: Path, statement: str) -> None:
+    connection = sqlite3.connect(home / "outbox.db")
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
