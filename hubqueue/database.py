@@ -24,6 +24,7 @@ from sqlalchemy import (
     Select,
     create_engine,
     event,
+    func,
     insert,
     select,
     text,
@@ -35,7 +36,17 @@ from sqlalchemy.pool import NullPool
 from hubqueue import migration, sqlite
 from hubqueue.clock import Clock, SystemClock
 from hubqueue.errors import ConfigError, OutboxDamaged, OutboxUnavailable
-from hubqueue.schema import REVISION, about, attempts, boots, entries, metadata
+from hubqueue.schema import (
+    REVISION,
+    DamagedMoment,
+    Moment,
+    about,
+    attempts,
+    boots,
+    entries,
+    metadata,
+    no_moment,
+)
 
 _READING = "hubqueue_reading"
 
@@ -210,6 +221,12 @@ class Database:
                 # The text that declares the tables may be damaged, too: then they are not those of this program.
                 for table in metadata.sorted_tables:
                     connection.execute(table.select().limit(0))
+                    moments = [column for column in table.columns if isinstance(column.type, Moment)]
+                    for column in moments:
+                        if connection.scalar(
+                            select(func.count()).select_from(table).where(no_moment(column))
+                        ):
+                            return f"a moment in {table.name}.{column.name} is none"
             return verdict
 
     def close(self) -> None:
@@ -291,10 +308,9 @@ class Database:
             if sqlite.is_full(cause):
                 hint = "free some space; nothing that was enqueued is lost"
             raise OutboxUnavailable(f"the outbox {where} cannot be used: {cause}", hint=hint) from error
-        except (
-            UnicodeDecodeError
-        ) as error:  # the driver fails like this when SQLite's own message has damaged text in it
-            raise OutboxDamaged(f"{self.path} is damaged: {error.reason}", hint=sqlite.SET_ASIDE) from error
+        except (UnicodeDecodeError, DamagedMoment) as error:
+            # The first is what a driver makes of a message of SQLite's with damaged text in it.
+            raise OutboxDamaged(f"{self.path} is damaged: {error}", hint=sqlite.SET_ASIDE) from error
 
     # Time.
 

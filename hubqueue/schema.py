@@ -18,6 +18,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     Dialect,
     ForeignKey,
     Index,
@@ -26,7 +27,11 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    and_,
+    func,
+    or_,
     text,
+    type_coerce,
 )
 
 from hubqueue.lifecycle import RunState, State
@@ -50,7 +55,21 @@ class Moment(TypeDecorator[datetime]):
         return None if value is None else (value - EPOCH) // _MICROSECOND
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else EPOCH + timedelta(microseconds=value)
+        try:
+            return None if value is None else EPOCH + timedelta(microseconds=value)
+        except (OverflowError, TypeError) as error:
+            raise DamagedMoment("a moment in it is none") from error
+
+
+class DamagedMoment(ValueError):
+    """What stands in the place of a moment cannot be one."""
+
+
+def no_moment(column: Column[Any]) -> ColumnElement[bool]:
+    """Where a column of moments has something else (in SQLite, whose columns take anything)."""
+    latest = (datetime.max.replace(tzinfo=UTC) - EPOCH) // _MICROSECOND
+    value = type_coerce(column, BigInteger)
+    return and_(column.is_not(None), or_(func.typeof(column) != "integer", value < 0, value > latest))
 
 
 _Id = BigInteger().with_variant(Integer, "sqlite")
