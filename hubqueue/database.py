@@ -7,11 +7,9 @@ file that is not hubqueue's.
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timedelta
@@ -33,7 +31,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from hubqueue import migration, sqlite
+from hubqueue import forks, migration, sqlite
 from hubqueue.clock import Clock, SystemClock
 from hubqueue.errors import ConfigError, OutboxDamaged, OutboxUnavailable
 from hubqueue.schema import (
@@ -95,7 +93,7 @@ class Database:
         self._engine: Engine
         self._free_at: float
         self._arm()
-        _LIVING.add(self)
+        forks.watch(self)
 
     def open(self, *, create: bool = True, lock: AbstractContextManager[object] | None = None) -> None:
         """Check the file, bring the schema up to date (under `lock`) and set the clock. Idempotent.
@@ -287,7 +285,11 @@ class Database:
                 connection.invalidate()
         self._connections.clear()
 
-    def _after_fork(self) -> None:
+    def locks(self) -> tuple[threading.RLock, ...]:
+        """What is held while a thread of this process is inside the database."""
+        return self._lock, self._reading_lock
+
+    def after_fork(self) -> None:
         # Closing an inherited SQLite handle in the child would touch the parent's files: keep it, unused.
         _INHERITED.append((self._engine, self._connections))
         self._arm()
@@ -345,14 +347,4 @@ def _last_moment(tx: Connection) -> datetime | None:
     return max([*moments, *([newest] if newest else [])], default=None)
 
 
-_LIVING: weakref.WeakSet[Database] = weakref.WeakSet()
 _INHERITED: list[object] = []
-
-
-def _after_fork_in_child() -> None:
-    for database in list(_LIVING):
-        database._after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -7,17 +7,21 @@ unlocked, racing upgrades fail each other.
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-from hubqueue.errors import OutboxTooNew
+from hubqueue.errors import OutboxDamaged, OutboxTooNew
 from hubqueue.schema import REVISION
+from hubqueue.sqlite import SET_ASIDE
 
 if TYPE_CHECKING:
     from alembic.config import Config
+
+_REVISION = re.compile(r"[0-9]{4}")
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -45,6 +49,8 @@ def upgrade(connection: Connection) -> None:
 
     config = _config(connection)
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and not _REVISION.fullmatch(found):
+        raise OutboxDamaged("the revision of the outbox cannot be read", hint=SET_ASIDE)
     if found is not None and found not in known:
         raise OutboxTooNew(
             f"the outbox has revision {found}, this hubqueue knows up to {REVISION}",

@@ -8,6 +8,7 @@ over, and how much did not, is written beside the file. An entry whose last mome
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ from hubqueue.settings import DESTINATION_TYPES
 from hubqueue.sqlite import asides, report_beside, report_of
 from hubqueue.transports import DESTINATION_KINDS
 
+_LOG = logging.getLogger("hubqueue")
 # The columns as the migrations have made them; rows written before a later one have fewer.
 COLUMNS = {
     "destinations": (
@@ -228,8 +230,14 @@ def _bring(
         if outbox.registry.adopt_run(run, kinds=DESTINATION_KINDS[type], drafts=drafts):
             saved.runs += 1
             saved.entries += len(drafts)
-    except HubqueueError as error:
-        saved.lost.append(f"run {run['id']}: {error}")
+    except Exception as error:  # a value that no check has thought of must not cost the other runs
+        _LOG.warning(
+            "run %s cannot be saved from %s",
+            run["id"],
+            saved.path,
+            exc_info=not isinstance(error, HubqueueError),
+        )
+        saved.lost.append(f"run {run['id']} with {len(drafts)} entries: {error.__class__.__name__}")
 
 
 def _draft(entry: Mapping[str, Any], snapshot: Snapshot | None) -> Draft:
@@ -299,7 +307,10 @@ def _is_lane(row: Mapping[str, Any]) -> bool:
 
 
 def _is_entry(row: Mapping[str, Any]) -> bool:
-    numbers = all(isinstance(row[name], int) for name in ("id", "lane_id", "rank", "size", "enqueued_at"))
+    numbers = all(_is_count(row[name]) for name in ("id", "lane_id", "size", "enqueued_at"))
+    numbers = (
+        numbers and isinstance(row["rank"], int) and (not row["snapshot"] or _is_count(row["snapshot_size"]))
+    )
     named = isinstance(row["key"], str) and row["state"] in set(State) and row["final"] in (0, 1)
     return numbers and named and isinstance(row["payload"], str) and is_payload(row["payload"])
 

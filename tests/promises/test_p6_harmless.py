@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -248,12 +249,43 @@ def test_the_child_of_a_fork_starts_no_worker_of_its_own(
             run.log_metrics({"loss": 1.0}, epoch=0)
             os._exit(len([each for each in threading.enumerate() if each.name.startswith("hubqueue")]))
         except BaseException:
+            os.write(2, traceback.format_exc().encode())
             os._exit(99)
     _, ended = os.waitpid(child, 0)
 
     assert os.waitstatus_to_exitcode(ended) == 0
     assert not run.finish(timeout=30)
     assert hub.metrics(hub.models[0]) == {0: {"loss": 1.0}}
+
+
+def test_children_of_forks_amid_other_threads_writes_can_write(at_home: Path) -> None:
+    run = package.start_run("yolov8n.pt", worker="none", strict=True)
+    done = threading.Event()
+
+    def write() -> None:
+        for epoch in range(1000, 100_000):
+            run.log_metrics({"loss": 1.0}, epoch=epoch)
+            if done.is_set():
+                return
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    ends = []
+    for epoch in range(12):
+        child = os.fork()
+        if child == 0:
+            try:
+                assert run.outbox is not None
+                run.outbox.database.be_patient(5.0)
+                run.log_metrics({"loss": 1.0}, epoch=epoch)
+                os._exit(0)
+            except BaseException:
+                os._exit(99)
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    done.set()
+    thread.join()
+
+    assert ends == [0] * 12
 
 
 def test_threads_log_together(at_home: Path) -> None:

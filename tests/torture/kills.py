@@ -1,0 +1,185 @@
+"""Kills: SIGKILL of trainers and workers, at random instants and at every failpoint, again and again on one outbox.
+
+Counted at the hub: what a trainer was told is saved (its receipt is written right after the call returned) must be
+there, whatever was killed. The controls give their receipt too early, or settle before they send.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stage import environ_of
+from torture.frame import Options, options
+from torture.lives import POINTS, Life, live
+
+SENTENCE = (
+    "every entry whose call returned reaches the hub, byte for byte, however often trainers and workers are killed; a hub "
+    "that heeds Idempotency-Key stores nothing twice, another one at most one batch a kill"
+)
+KILLS = {"quick": 24, "normal": 400, "full": 10_000}
+_LIVES = 6  # of trainers and of workers on one outbox
+_SANDBOX = """
+import sys
+from pathlib import Path
+from hubqueue.sandbox import Sandbox
+hub = Sandbox(Path(sys.argv[1]), honour_idempotency=sys.argv[2] == "yes").start()
+print(hub.url, flush=True)
+hub.serve_forever()
+"""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was counted over all outboxes."""
+
+    kills: int = 0
+    acknowledged: int = 0
+    missing: int = 0
+    altered: int = 0
+    stored_twice: int = 0
+    worker_kills: int = 0
+    points: Counter[str] = field(default_factory=Counter)
+
+
+class Hub:
+    """A sandbox in a process of its own, so that this one can fork."""
+
+    def __init__(self, folder: Path, *, honours: bool) -> None:
+        command = [sys.executable, "-c", _SANDBOX, str(folder), "yes" if honours else "no"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().strip()
+
+    def ask(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return json.load(answer)
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.communicate(timeout=60)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Kill and count; 1 when the sentence is false."""
+    told = options("kills", SENTENCE, argv)
+    with told.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-kills-") as folder:
+        for honours in (True, False):
+            tally = _rounds(told, Path(folder), KILLS[told.scale] // 2, honours=honours)
+            name = "a hub that heeds the key" if honours else "a hub that ignores it"
+            told.say(
+                f"{name}: {tally.kills} kills ({tally.worker_kills} of workers), {tally.acknowledged} acknowledged, "
+                f"missing {tally.missing}, altered {tally.altered}, stored twice {tally.stored_twice} batches"
+            )
+            told.say(
+                "killed at: " + ", ".join(f"{name} {count}" for name, count in sorted(tally.points.items()))
+            )
+            told.require(tally.missing == 0, f"{tally.missing} acknowledged entries never arrived")
+            told.require(tally.altered == 0, f"{tally.altered} arrived altered")
+            most = 0 if honours else tally.worker_kills
+            told.require(tally.stored_twice <= most, f"{tally.stored_twice} batches were stored twice")
+            told.require(tally.acknowledged > tally.kills, "hardly anything was acknowledged")
+        for name in ("early receipt", "early settle"):
+            lost = _rounds(told, Path(folder), max(20, KILLS[told.scale] // 20), honours=True, control=name)
+            told.say(f"control, {name}: of {lost.acknowledged} acknowledged {lost.missing} are missing")
+            told.require(lost.missing > 0, f"the control ({name}) lost nothing: these kills prove nothing")
+    return told.exit_code
+
+
+def _rounds(told: Options, folder: Path, kills: int, *, honours: bool, control: str | None = None) -> Tally:
+    dice, tally, number = random.Random(f"{told.seed} {honours} {control}"), Tally(), 0
+    while tally.kills < kills:
+        number += 1
+        place = folder / f"{control or honours}-{number}"
+        place.mkdir()
+        _round(dice, place, tally, honours=honours, control=control)
+    return tally
+
+
+def _round(dice: random.Random, folder: Path, tally: Tally, *, honours: bool, control: str | None) -> None:
+    """One outbox: several trainers and workers, most of them killed, then a worker that lives to the end."""
+    hub = Hub(folder / "hub", honours=honours)
+    environ = environ_of(
+        folder / "home",
+        hub.url,
+        HUBQUEUE_RATE_LIMITS__METRICS="0",
+        HUBQUEUE_RATE_LIMITS__CKPT="0",
+        HUBQUEUE_RETRY__CAP="0.05",
+        HUBQUEUE_RETRY__BASE="0.05",
+    )
+    try:
+        for turn in range(_LIVES):
+            lives = [
+                _begin("trainer", dice, folder, environ, turn, control),
+                _begin("worker", dice, folder, environ, turn, control),
+            ]
+            for life in lives:
+                if life.end(dice):
+                    tally.kills += 1
+                    tally.worker_kills += life.role == "worker"
+                    tally.points[life.point or "a random instant"] += 1
+        last = live("worker", folder, environ, _LIVES, None, None, to_the_end=True)
+        last.wait()
+        _compare(hub, folder, tally)
+    finally:
+        hub.close()
+
+
+def _begin(
+    role: str, dice: random.Random, folder: Path, environ: dict[str, str], turn: int, control: str | None
+) -> Life:
+    point = dice.choice(POINTS[role]) if dice.random() < 0.6 else None
+    passage = dice.randrange(1, 8) if point else None
+    if control == "early receipt":
+        point, passage = ("before commit", dice.randrange(3, 12)) if role == "trainer" else (None, None)
+    elif control == "early settle" and role == "worker":
+        point, passage = "before send", dice.randrange(1, 4)
+    return live(role, folder, environ, turn, point, passage, control=control)
+
+
+def _compare(hub: Hub, folder: Path, tally: Tally) -> None:
+    models = {each["id"]: hub.ask(f"/api/models/{each['id']}") for each in hub.ask("/api/models")}
+    by_writer = {model["dataset"]["name"]: model for model in models.values()}
+    for path in folder.glob("receipts-*.jsonl"):
+        for line in path.read_text().splitlines():
+            receipt = json.loads(line)
+            tally.acknowledged += 1
+            model = by_writer.get(receipt["writer"])
+            if model is None:
+                tally.missing += 1
+            elif receipt["what"] == "epoch":
+                found = model["metrics"].get(str(receipt["epoch"]))
+                tally.missing += found is None
+                tally.altered += found is not None and found.get("loss") != receipt["loss"]
+            elif receipt["what"] == "final":
+                digests = [each["sha256"] for each in model["checkpoints"] if each["type"] == "final"]
+                tally.missing += not digests
+                tally.altered += bool(digests) and digests[-1] != receipt["sha256"]
+    tally.stored_twice += _stored_twice(hub.ask("/api/requests"))
+
+
+def _stored_twice(requests: list[dict[str, Any]]) -> int:
+    """How many requests were carried out with epochs (or a registration) that an earlier one had brought already."""
+    seen: set[tuple[str, int]] = set()
+    twice = 0
+    for each in requests:
+        if each["kind"] != "metrics" or each["status"] != 200 or each.get("replayed"):
+            continue
+        brought = {(each["model_id"], epoch) for epoch in each["epochs"]}
+        twice += bool(brought & seen)
+        seen |= brought
+    return twice
+
+
+if __name__ == "__main__":
+    os.environ.pop("HUBQUEUE_HOME", None)
+    sys.exit(main())
