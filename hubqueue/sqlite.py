@@ -168,7 +168,8 @@ def configure(connection: Any, *, journal: str, synchronous: str, busy_timeout: 
     cursor = connection.cursor()
     try:
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
-        took = str(cursor.execute(f"PRAGMA journal_mode = {journal}").fetchone()[0])
+        # While others make the first connections to a new file, the busy handler is not asked about this.
+        took = str(_patiently(cursor, f"PRAGMA journal_mode = {journal}", busy_timeout).fetchone()[0])
         if took != journal:
             raise OutboxUnavailable(
                 f"the outbox stayed in journal mode {took!r} instead of {journal!r}",
@@ -189,20 +190,24 @@ def _readable(content: bytes) -> str:
 
 def begin_immediate(connection: Any, *, patience: float) -> None:
     """BEGIN IMMEDIATE, waiting in short even pauses for at most `patience` seconds."""
-    deadline = time.monotonic() + patience
-    pause = threading.Event()
     cursor = connection.cursor()
     try:
-        while True:
-            try:
-                cursor.execute("BEGIN IMMEDIATE")
-                return
-            except Exception as error:
-                if error_name(error) not in _BUSY or time.monotonic() >= deadline:
-                    raise
-            pause.wait(_PAUSE)
+        _patiently(cursor, "BEGIN IMMEDIATE", patience)
     finally:
         cursor.close()
+
+
+def _patiently(cursor: Any, statement: str, patience: float) -> Any:
+    """Execute a statement, again while others hold the database, for at most `patience` seconds."""
+    deadline = time.monotonic() + patience
+    pause = threading.Event()
+    while True:
+        try:
+            return cursor.execute(statement)
+        except Exception as error:
+            if error_name(error) not in _BUSY or time.monotonic() >= deadline:
+                raise
+        pause.wait(_PAUSE)
 
 
 def error_name(error: BaseException) -> str:

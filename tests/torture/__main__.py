@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from torture import damage, peers, secrecy
+from torture import damage, kills, many, peers, secrecy
 
-PARTS = (peers, damage, secrecy)
+PARTS = (kills, many, peers, damage, secrecy)
 
 
 def main() -> int:

@@ -147,8 +147,8 @@ def _begin(
 
 
 def _compare(hub: Hub, folder: Path, tally: Tally) -> None:
-    models = {each["id"]: hub.ask(f"/api/models/{each['id']}") for each in hub.ask("/api/models")}
-    by_writer = {model["dataset"]["name"]: model for model in models.values()}
+    known = [hub.ask(f"/api/models/{each['id']}") for each in hub.ask("/api/models")["models"]]
+    by_writer = {model["name"]: model for model in known}
     for path in folder.glob("receipts-*.jsonl"):
         for line in path.read_text().splitlines():
             receipt = json.loads(line)
@@ -161,10 +161,10 @@ def _compare(hub: Hub, folder: Path, tally: Tally) -> None:
                 tally.missing += found is None
                 tally.altered += found is not None and found.get("loss") != receipt["loss"]
             elif receipt["what"] == "final":
-                digests = [each["sha256"] for each in model["checkpoints"] if each["type"] == "final"]
+                digests = [each["sha256"] for each in model["files"] if each["type"] == "final"]
                 tally.missing += not digests
                 tally.altered += bool(digests) and digests[-1] != receipt["sha256"]
-    tally.stored_twice += _stored_twice(hub.ask("/api/requests"))
+    tally.stored_twice += _stored_twice(hub.ask("/api/requests")["requests"])
 
 
 def _stored_twice(requests: list[dict[str, Any]]) -> int:

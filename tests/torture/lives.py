@@ -14,6 +14,7 @@ import random
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,19 +99,21 @@ def live(
         else:
             _work(to_the_end=to_the_end)
         code = 0
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(code)
 
 
 def _train(folder: Path, turn: int, *, early: bool) -> None:
     """Log epochs and a final checkpoint, with a receipt for each call that returned."""
-    writer, receipts = f"writer-{turn}", folder / f"receipts-{turn}.jsonl"
+    writer, receipts = f"writer-{turn}.yaml", folder / f"receipts-{turn}.jsonl"
     descriptor = os.open(receipts, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def receipt(**facts: Any) -> None:
         os.write(descriptor, (json.dumps({"writer": writer, **facts}) + "\n").encode())
 
-    run = start_run("yolov8n.pt", args={"data": writer}, worker="none", strict=True)
+    run = start_run(writer, worker="none", strict=True)
     content = random.Random(turn).randbytes(30_000)
     (folder / f"best-{turn}.pt").write_bytes(content)
     for epoch in range(_EPOCHS):

@@ -1,0 +1,16 @@
+"""P4 under a crowd: the small scale of the torture."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from torture import many
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.timeout(300)
+def test_many_on_one_home_hear_of_no_lock_and_lose_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    failed = many.main(["--seed", "3", "--scale", "quick"])
+
+    assert failed == 0, capfd.readouterr().out
