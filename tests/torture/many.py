@@ -32,15 +32,17 @@ import hubqueue
 number, deadline = int(sys.argv[1]), time.monotonic() + float(sys.argv[2])
 run = hubqueue.start_run("yolov8n.pt", args={"data": f"writer-{number}"}, worker="none", strict=True)
 
-def write(first, step, until=None):
+def write(first, step):
     epoch = first
-    while time.monotonic() < deadline and (until is None or epoch < until):
+    while time.monotonic() < deadline:
         run.log_metrics({"loss": epoch + 0.5}, epoch=epoch)
         epoch += step
         threading.Event().wait(0.002)
     return epoch
 
-done = write(0, 1, 20)
+for done in range(20):  # however slow the machine
+    run.log_metrics({"loss": done + 0.5}, epoch=done)
+done = 20
 written = list(range(done))
 if number % 2 == 0:
     # As a DataLoader does it: children of a process that has an open run, and logs with them.
@@ -147,7 +149,7 @@ def _compare(told: Options, hub: Sandbox, acknowledged: list[dict[str, object]],
         f"{total} epochs acknowledged by {WRITERS} writers and {WRITERS // 2 * 2} forks in {SECONDS[told.scale]} s; "
         f"{batches} batches by {WORKERS} workers; {looks} looks; missing {missing}, sent twice {twice}"
     )
-    told.require(total > 10 * WRITERS, "hardly anything was written")
+    told.require(total >= 20 * WRITERS, "hardly anything was written")
     told.require(missing == 0, f"{missing} epochs are missing")
     told.require(twice == 0, f"{twice} epochs were sent twice")
 

@@ -1,0 +1,319 @@
+"""The state machine: random moves of producers, workers and operators on one outbox, checked after each of them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from stage import totals
+from torture.frame import options
+
+from hubqueue import identifier
+from hubqueue.budget import Budget
+from hubqueue.claims import Terms
+from hubqueue.closing import close_run
+from hubqueue.drafts import FINAL_RANK, metrics_draft
+from hubqueue.entry import Draft, Kind
+from hubqueue.errors import LeaseLost
+from hubqueue.intake import open_run
+from hubqueue.lane import Lease
+from hubqueue.lifecycle import RunState
+from hubqueue.outbox import open_outbox
+from hubqueue.outcome import Remote, Scope
+from hubqueue.testing import FakeClock
+
+SENTENCE = (
+    "after every move the entries add up, a lane has one holder and keeps its order and its spacing, tokens only rise, a "
+    "stale one settles nothing, and a batch that goes again has its key"
+)
+SCALES = {"quick": (20, 30), "normal": (300, 60), "full": (5000, 100)}
+PACES = {Kind.REGISTRATION: 0.0, Kind.METRICS: 3.0, Kind.CKPT: 900.0, Kind.EVENT: 3.0, Kind.COMPLETION: 0.0}
+_PACES = {kind: timedelta(seconds=pace) for kind, pace in PACES.items()}
+COUNTS: Counter[str] = Counter()
+_BUDGET = Budget(requests=30, uploads=10)
+_YEAR = 365 * 86_400.0
+_WORKERS = ("worker-1", "worker-2", "worker-3")
+_SHARED = Path("/dev/shm")
+# Holds seldom: what is held does nothing until somebody resumes it.
+_OFTEN = ("ack", "ack", "retry", "retry", "asked to wait", "split", "bury", "release")
+_SETTLES = st.sampled_from((*_OFTEN, *_OFTEN, "hold run", "hold all"))
+
+
+class OutboxMachine(RuleBasedStateMachine):
+    """One outbox on a clock of its own, with what it must not forget."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="hubqueue-rules-", dir=_SHARED if _SHARED.is_dir() else None)
+        )
+        self.clock = FakeClock()
+        self.outbox = open_outbox(self.folder / "home", environ={}, clock=self.clock)
+        self.runs: list[tuple[str, str]] = []  # destination, run id
+        self.leases: list[Lease] = []
+        self.tokens: dict[int, int] = {}
+        self.starts: dict[int, float] = {}
+        self.keys: dict[tuple[int, ...], str] = {}
+        self.rows: dict[int, Counter[str]] = defaultdict(Counter)
+        self.number = 0
+        for destination in ("hub", "hub", "platform"):
+            self._begin(destination, None)
+            for epoch in range(5):
+                self._enqueue(len(self.runs) - 1, metrics_draft("{}", epoch))
+
+    def teardown(self) -> None:
+        self.outbox.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # The producer.
+
+    @rule(which=st.integers(0, 2), epoch=st.integers(0, 9), value=st.integers(0, 3))
+    def log(self, which: int, epoch: int, value: int) -> None:
+        self._enqueue(which, metrics_draft(f'{{"loss": {value}}}', epoch))
+
+    @rule(which=st.integers(0, 2), key=st.sampled_from(("last", "best", "final")))
+    def save(self, which: int, key: str) -> None:
+        self.number += 1
+        final = key == "final"
+        replaces = ("last", "best") if final else ()
+        rank = FINAL_RANK if final else -self.number
+        payload = f'{{"final": {str(final).lower()}}}'
+        self._enqueue(which, Draft(Kind.CKPT, key, rank, payload, final=final, replaces=replaces))
+
+    @rule(which=st.integers(0, 2), state=st.sampled_from((RunState.FINISHED, RunState.FAILED)))
+    def end(self, which: int, state: RunState) -> None:
+        close_run(self.outbox, self.runs[which][1], state)
+
+    @rule(which=st.integers(0, 2))
+    def go_on(self, which: int) -> None:
+        destination, run_id = self.runs[which]
+        assert self._begin(destination, run_id) == run_id
+
+    # The workers.
+
+    @rule(
+        worker=st.sampled_from(_WORKERS),
+        destination=st.sampled_from(("hub", "platform")),
+        late=st.sampled_from((0.0, 0.0, 4.0, 61.0)),
+    )
+    def claim(self, worker: str, destination: str, late: float) -> None:
+        self.clock.advance(late)
+        if self._claim(worker, destination) is None:
+            self.outbox.registry.resume(destination)
+            self._claim(worker, "platform" if destination == "hub" else "hub")
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), worker=st.sampled_from(_WORKERS), how=_SETTLES)
+    def take_over_and_settle(self, data: st.DataObject, worker: str, how: str) -> None:
+        """The lease runs out, another one takes the lane, and then the first comes back."""
+        self.clock.advance(901.0)
+        lease = data.draw(st.sampled_from(self.leases))
+        for _ in range(4):
+            self._claim(worker, lease.batch.run.destination)
+        self._settle(lease, how)
+
+    def _claim(self, worker: str, destination: str) -> Lease | None:
+        budget = _BUDGET if destination == "platform" else Budget()
+        terms = Terms(worker, timedelta(seconds=60), 3, 1 << 20, budget=budget)
+        now = self.outbox.database.now()
+        waiting = self._waiting()
+        lease = self.outbox.claims.claim(destination, _PACES, terms)
+        if lease is None:
+            return None
+        COUNTS["claims"] += 1
+        batch = lease.batch
+        holders = [
+            each
+            for each in self.leases
+            if each.lane_id == lease.lane_id and each.token == self.tokens[lease.lane_id]
+        ]
+        assert not any(each.until > now for each in holders), "two hold one lane"
+        assert lease.token > self.tokens.get(lease.lane_id, 0), "a token did not rise"
+        ranks = [waiting[entry.id] for entry in batch.entries]
+        assert ranks == sorted(ranks), "a batch is out of order"
+        if all(entry.attempts == 0 for entry in batch.entries):
+            fresh = [rank for rank, attempts in self._lane(lease.lane_id) if attempts == 0]
+            assert not fresh or ranks[0] <= min(fresh), "somebody was passed over"
+        self._check_turn(lease)
+        elapsed = self.clock.elapsed()
+        since = elapsed - self.starts.get(lease.lane_id, -1e18)
+        assert any(entry.final for entry in batch.entries) or since >= PACES[batch.kind], (
+            f"{since} s after the last start"
+        )
+        ids = tuple(entry.id for entry in batch.entries)
+        assert self.keys.setdefault(ids, batch.idempotency_key) == batch.idempotency_key, (
+            "another key for a batch"
+        )
+        self.starts[lease.lane_id], self.tokens[lease.lane_id] = elapsed, lease.token
+        self.leases.append(lease)
+        return lease
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), how=_SETTLES)
+    def settle(self, data: st.DataObject, how: str) -> None:
+        self._settle(data.draw(st.sampled_from(self.leases)), how)
+
+    def _settle(self, lease: Lease, how: str) -> None:
+        self.leases.remove(lease)
+        stale = lease.token != self.tokens[lease.lane_id]
+        COUNTS["stale settles" if stale else "settles"] += 1
+        try:
+            self._settling(lease)[how]()
+        except LeaseLost:
+            assert stale, "the holder of the newest token was turned away"
+        else:
+            assert not stale, "a stale token settled something"
+
+    def _settling(self, lease: Lease) -> dict[str, Callable[[], object]]:
+        settlement, now = self.outbox.settlement, self.outbox.database.now()
+        remote = (
+            Remote(id=f"model-{lease.batch.run.id}") if lease.batch.kind is Kind.REGISTRATION else Remote()
+        )
+        told: dict[str, Any] = {"reason": "refused", "started_at": lease.claimed_at}
+        soon, late = now + timedelta(seconds=5), now + timedelta(seconds=40)
+        several = len(lease.batch.entries) > 1
+        return {
+            "ack": lambda: settlement.ack(lease, started_at=lease.claimed_at, remote=remote),
+            "retry": lambda: settlement.retry(lease, at=soon, **told),
+            "asked to wait": lambda: settlement.retry(lease, at=late, resumes_at=late, **told),
+            "split": lambda: settlement.split(lease, **told) if several else settlement.bury(lease, **told),
+            "bury": lambda: settlement.bury(lease, **told),
+            "release": lambda: settlement.release(lease, **told),
+            "hold run": lambda: settlement.release(lease, hold=Scope.RUN, **told),
+            "hold all": lambda: settlement.release(lease, hold=Scope.DESTINATION, **told),
+        }
+
+    @rule(worker=st.sampled_from(_WORKERS))
+    def reclaim(self, worker: str) -> None:
+        self.outbox.claims.reclaim([worker])
+        self.leases = [each for each in self.leases if not self._is_of(each, worker)]
+
+    def _is_of(self, lease: Lease, worker: str) -> bool:
+        found = [each for each in self.outbox.stats.attempts(limit=10_000) if each["id"] == lease.attempt_id]
+        return bool(found) and found[0]["worker"] == worker
+
+    # The operator, and time.
+
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        known = [each["id"] for each in self.outbox.stats.entries(limit=1000)]
+        if known:
+            self.outbox.entries.cancel(ids=[data.draw(st.sampled_from(known))])
+
+    @rule(which=st.integers(0, 2))
+    def cancel_run(self, which: int) -> None:
+        self.outbox.entries.cancel(run_id=self.runs[which][1])
+
+    @rule()
+    def redrive(self) -> None:
+        self.outbox.entries.redrive()
+
+    @rule(destination=st.sampled_from(("hub", "platform")))
+    def resume(self, destination: str) -> None:
+        self.outbox.registry.resume(destination)
+
+    @rule()
+    def prune(self) -> None:
+        now = self.outbox.database.now()
+        self.outbox.entries.prune(
+            settled_before=now - timedelta(seconds=30), ended_before=now - timedelta(days=400)
+        )
+
+    @rule(seconds=st.sampled_from((0.5, 1.0, 3.0, 10.0, 61.0, 901.0)))
+    def wait(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @rule(years=st.sampled_from((-1, 1)))
+    def jump(self, years: int) -> None:
+        self.clock.jump(years * _YEAR)
+
+    @invariant()
+    def adds_up(self) -> None:
+        totals(self.outbox)  # asserts the identity, and that the rows say the same
+        self.rows = defaultdict(Counter)
+        for entry in self.outbox.stats.entries(limit=10_000):
+            self.rows[entry["lane_id"]][entry["state"]] += 1
+        for run in self.outbox.stats.runs(finished=None):
+            for lane in run["lanes"]:
+                rows = self.rows[lane["id"]]
+                for state in ("pending", "dead"):
+                    assert lane[state] == rows[state], f"{lane['kind']}: {state} is miscounted"
+                for state in ("delivered", "superseded", "cancelled"):  # of these some were pruned
+                    assert lane[state] >= rows[state], f"{lane['kind']}: {state} is miscounted"
+                states = ("pending", "delivered", "dead", "superseded", "cancelled")
+                assert lane["enqueued"] == sum(lane[name] for name in states)
+
+    def _begin(self, destination: str, resume: str | None) -> str:
+        target = self.outbox.config.destination(destination)
+        model = f"{len(self.runs):020d}" if destination == "hub" and resume is None else "yolo26n.pt"
+        named = identifier.of_type(target.type, model, web_url=target.web_url)
+        run_id, _ = open_run(self.outbox, named, {}, target, resume=resume)
+        if resume is None:
+            self.runs.append((destination, run_id))
+        return run_id
+
+    def _enqueue(self, which: int, draft: Draft) -> None:
+        self.outbox.entries.enqueue(self.runs[which][1], draft)
+
+    def _waiting(self) -> dict[int, tuple[int, int]]:
+        found = self.outbox.stats.entries(limit=10_000)
+        return {each["id"]: (each["rank"], each["id"]) for each in found if each["state"] == "pending"}
+
+    def _lane(self, lane_id: int) -> list[tuple[tuple[int, int], int]]:
+        """Rank and attempts of what waits in a lane and is in no batch."""
+        found = self.outbox.stats.entries(limit=10_000)
+        mine = [each for each in found if each["lane_id"] == lane_id and each["state"] == "pending"]
+        return [((each["rank"], each["id"]), each["attempts"]) for each in mine if each["batch"] is None]
+
+    def _check_turn(self, lease: Lease) -> None:
+        """Registration before everything else, the end of a run after it."""
+        (run,) = self.outbox.stats.runs(run_id=lease.batch.run.id)
+        others = {lane["kind"]: lane["pending"] for lane in run["lanes"]}
+        if lease.batch.kind is not Kind.REGISTRATION:
+            assert lease.batch.run.remote_id is not None, "sent before it was registered"
+            assert not others.get(Kind.REGISTRATION), "sent while it is registered anew"
+        if lease.batch.kind is Kind.COMPLETION:
+            waiting = {kind: count for kind, count in others.items() if count and kind != Kind.COMPLETION}
+            assert not waiting, f"the end before {waiting}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the machine; 1 when the sentence is false."""
+    told = options("rules", SENTENCE, argv)
+    examples, steps = SCALES[told.scale]
+    with told.verdict():
+        limits = settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        try:
+            run_state_machine_as_test(seed(told.seed)(OutboxMachine), settings=limits)
+        except AssertionError as error:
+            told.require(False, f"{error}")
+            raise
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(COUNTS.items()))
+        told.say(f"{examples} examples of at most {steps} moves: {counts}")
+        told.require(COUNTS["stale settles"] > 0, "no stale token was ever tried: the moves are too tame")
+    return told.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
