@@ -209,7 +209,9 @@ class Database:
         self._patience = min(self._patience, seconds)
         for reading, connection in self._connections.items():
             if reading or self._journal != "wal":
-                connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(self._patience * 1000)}")
+                # Past SQLAlchemy, which would begin a transaction for it.
+                driven: Any = connection.connection.driver_connection
+                driven.execute(f"PRAGMA busy_timeout = {int(self._patience * 1000)}")
 
     def integrity(self) -> str:
         """What SQLite's own check of tables, indexes and CHECKs says: "ok", or its first complaint."""

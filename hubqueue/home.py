@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,8 +89,10 @@ class Home:
         if self.path.is_symlink():
             hint = f"use the folder it points to: HUBQUEUE_HOME={os.path.realpath(self.path)}"
             raise OutboxUnavailable(f"the home {self.path} is a symbolic link", hint=hint)
+        made = [] if self.outbox.exists() else unsynced(self.path)
         for folder in (self.path, self.spool, self.locks):
             make_private_folder(folder)
+        sync_names(made)
 
     def load_config(self, config: Path | None, environ: Mapping[str, str]) -> Config:
         """The settings: of the file given, else of HUBQUEUE_CONFIG, else of config.toml here, else defaults.
@@ -176,6 +179,22 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def unsynced(path: Path) -> list[Path]:
+    """The folders on the way to this one whose names may not be on the disk yet.
+
+    Those that are missing, and the deepest one that is there: whoever made it may have died before its name was synced.
+    """
+    there = next(each for each in (path, *path.parents) if each.is_dir())
+    return [each for each in (path, *path.parents) if each.is_relative_to(there)]
+
+
+def sync_names(folders: Iterable[Path]) -> None:
+    """Bring the names of folders to the disk, as far as their parents may be opened."""
+    for folder in folders:
+        with suppress(PermissionError):
+            sync_folder(folder.parent)
 
 
 def _unescape(point: str) -> str:

@@ -23,7 +23,7 @@ from typing import BinaryIO
 from hubqueue.config import SpoolSettings
 from hubqueue.entry import Snapshot
 from hubqueue.errors import CheckpointUnreadable, SnapshotAltered, SnapshotMissing, SpoolError, SpoolFull
-from hubqueue.home import make_private_folder, open_private, sync_folder
+from hubqueue.home import make_private_folder, open_private, sync_folder, sync_names, unsynced
 
 _BLOCK = 4 * 1024 * 1024
 _TRIES = 5
@@ -40,6 +40,7 @@ class Spool:
     def __init__(self, path: Path, settings: SpoolSettings) -> None:
         self.path = path
         self._settings = settings
+        self._named = False  # whether its own name is on the disk for certain
 
     def take(self, source: str | os.PathLike[str], *, label: str) -> Snapshot:
         """Copy a checkpoint, durably. `label` starts the copy's name.
@@ -125,7 +126,7 @@ class Spool:
         name = f"{_safe(label)}-{secrets.token_hex(6)}.ckpt"
         part, final = self.path / (name + _PART), self.path / name
         try:
-            make_private_folder(self.path)
+            self._make_folder()
             target = open_private(part, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 # A clone is made without reading a byte, so there is no hash of it.
@@ -152,6 +153,12 @@ class Spool:
                 ) from error
             raise
         return Snapshot(name, copied.st_size, copied.st_mtime_ns, sha256)
+
+    def _make_folder(self) -> None:
+        made = [] if self._named else unsynced(self.path)
+        make_private_folder(self.path)
+        sync_names(made)
+        self._named = True
 
     def _check_room(self, size: int) -> None:
         used, cap = self.bytes_used(), self._settings.max_bytes

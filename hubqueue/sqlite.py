@@ -95,6 +95,8 @@ def prepare_file(path: Path, driver: ModuleType, *, create: bool) -> None:
             f"cannot open the outbox {path}: {error.strerror or error}", hint=_hint_for(path)
         ) from error
     if head and not head.startswith(_MAGIC):
+        if path.with_name(path.name + "-journal").exists():
+            return  # the very first transaction, torn by a power cut: SQLite rolls it back, or refuses the file
         raise OutboxDamaged(f"{path} is not a SQLite database", hint=SET_ASIDE)
     if head and head[_MARK_AT] != APPLICATION_ID.to_bytes(4, "big"):
         _refuse_alien(path, driver)
@@ -106,12 +108,13 @@ def _refuse_alien(path: Path, driver: ModuleType) -> None:
     The mark of a young outbox may still be in its write-ahead log, so the header alone does not decide.
     """
     try:
-        connection = driver.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:
-            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            mark = connection.execute("PRAGMA application_id").fetchone()[0]
-        finally:
-            connection.close()
+            tables, mark = _look_inside(path, driver, "mode=ro")
+        except driver.Error as error:
+            if not error_name(error).startswith("SQLITE_READONLY"):
+                raise
+            # A transaction that a power cut ended waits to be rolled back. The first page tells enough without that.
+            tables, mark = _look_inside(path, driver, "immutable=1")
     except driver.Error as error:
         if is_damage(error):
             raise OutboxDamaged(f"{path} is damaged: {error}", hint=SET_ASIDE) from error
@@ -119,6 +122,17 @@ def _refuse_alien(path: Path, driver: ModuleType) -> None:
     if tables and mark != APPLICATION_ID:
         hint = "point outbox.url or the home somewhere else; it was left as it is"
         raise OutboxAlien(f"{path} is the database of another program", hint=hint)
+
+
+def _look_inside(path: Path, driver: ModuleType, how: str) -> tuple[int, int]:
+    """How many tables, and whose mark."""
+    connection = driver.connect(f"{path.resolve().as_uri()}?{how}", uri=True)
+    try:
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        mark = connection.execute("PRAGMA application_id").fetchone()[0]
+    finally:
+        connection.close()
+    return tables, mark
 
 
 def set_aside(path: Path) -> Path:

@@ -250,3 +250,28 @@ _NEW_IN_0002 = (
     ("runs", "remote_file"),
     ("entries", "progress"),
 )
+
+
+@pytest.mark.parametrize("torn", [False, True], ids=["whole header", "torn header"])
+def test_a_power_cut_in_the_very_first_transaction_is_rolled_back(
+    tmp_path: Path, home: Path, torn: bool
+) -> None:
+    elsewhere = tmp_path / "elsewhere.db"
+    connection = sqlite3.connect(elsewhere, isolation_level=None)
+    connection.execute("PRAGMA user_version = 1")
+    connection.execute("PRAGMA cache_size = 1")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("CREATE TABLE young (content)")
+    connection.executemany("INSERT INTO young VALUES (?)", [("x" * 4000,)] * 100)
+    home.mkdir(mode=0o700)
+    for suffix in ("", "-journal"):
+        content = elsewhere.with_name(elsewhere.name + suffix).read_bytes()
+        if torn and not suffix:
+            content = bytes(512) + content[512:]
+        (home / f"outbox.db{suffix}").write_bytes(content)
+    connection.rollback()
+    connection.close()
+
+    with open_outbox(home, environ={}) as outbox:
+        assert outbox.database.integrity() == "ok"
+        assert not (home / "outbox.db-journal").exists()

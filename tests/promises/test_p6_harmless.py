@@ -451,3 +451,14 @@ def test_a_damage_that_shows_later_costs_no_metric_either(
     (kept,) = at_home.glob("spool.damaged-*")
     assert len(list(kept.iterdir())) == 1
     assert run.finish(timeout=0).unsaved == 0
+
+
+def test_a_run_ends_on_a_rollback_journal(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection has SQLite's own patience, which the end of a run shortens."""
+    monkeypatch.setattr("hubqueue.home.Home.is_network_file_system", lambda _home: True)
+    run = package.start_run("yolov8n.pt", home=home, worker="none", strict=True)
+    run.log_metrics({"loss": 1}, epoch=0)
+
+    left = run.finish(timeout=0)
+
+    assert left.entries == 2  # with the registration

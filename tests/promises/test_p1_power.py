@@ -1,0 +1,15 @@
+"""P1 under power cuts: the small scale of the torture."""
+
+from __future__ import annotations
+
+import pytest
+from torture import power
+from torture.disk import can_build
+
+
+@pytest.mark.skipif(not can_build(), reason="needs Linux and a C compiler")
+@pytest.mark.timeout(300)
+def test_what_was_acknowledged_survives_power_cuts(capfd: pytest.CaptureFixture[str]) -> None:
+    failed = power.main(["--seed", "1", "--scale", "quick"])
+
+    assert failed == 0, capfd.readouterr().out
