@@ -151,7 +151,7 @@ class Database:
                     with self._held(reading=False).begin() as transaction:
                         yield transaction.connection
                 except self._errors:
-                    self._drop()
+                    self._drop(reading=False)
                     raise
                 finally:
                     self._free_at = time.monotonic() + self._courtesy
@@ -167,7 +167,7 @@ class Database:
             try:
                 yield self._held(reading=True)
             except self._errors:
-                self._drop()
+                self._drop(reading=True)
                 raise
 
     def describe(self) -> dict[str, Any]:
@@ -207,7 +207,7 @@ class Database:
     def be_patient(self, seconds: float) -> None:
         """Wait for other writers no longer than this from now on, or than the configuration says."""
         self._patience = min(self._patience, seconds)
-        for reading, connection in self._connections.items():
+        for reading, connection in list(self._connections.items()):
             if reading or self._journal != "wal":
                 # Past SQLAlchemy, which would begin a transaction for it.
                 driven: Any = connection.connection.driver_connection
@@ -232,7 +232,8 @@ class Database:
     def close(self) -> None:
         """Close every handle. The database opens again by itself when it is used again."""
         with self._lock, self._reading_lock:
-            self._drop()
+            self._drop(reading=False)
+            self._drop(reading=True)
             self._engine.dispose()
 
     # Connections.
@@ -278,14 +279,17 @@ class Database:
             held.commit()  # SQLAlchemy's own bookkeeping; SQLite itself is in autocommit here
         return held
 
-    def _drop(self) -> None:
-        """Forget held connections after an error, so that the next use starts with sound ones."""
-        for connection in self._connections.values():
+    def _drop(self, *, reading: bool) -> None:
+        """Forget a held connection after an error, so that the next use starts with a sound one.
+
+        Only the caller's own: another thread may be in the middle of the other one.
+        """
+        connection = self._connections.pop(reading, None)
+        if connection is not None:
             try:
                 connection.close()
             except SQLAlchemyError:
                 connection.invalidate()
-        self._connections.clear()
 
     def locks(self) -> tuple[threading.RLock, ...]:
         """What is held while a thread of this process is inside the database."""

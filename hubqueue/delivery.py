@@ -17,7 +17,7 @@ from hubqueue import events
 from hubqueue.backoff import next_attempt_at
 from hubqueue.batching import SUSPECT_AFTER
 from hubqueue.entry import Kind
-from hubqueue.errors import CredentialsError, LeaseLost, OutboxUnavailable, SpoolError
+from hubqueue.errors import CredentialsError, LeaseLost, OutboxDamaged, OutboxUnavailable, SpoolError
 from hubqueue.events import Emit
 from hubqueue.lane import Batch, Lease
 from hubqueue.outbox import Outbox
@@ -114,7 +114,7 @@ class Delivery:
             except LeaseLost as lost:
                 self._emit(events.SettleLost(lease.batch.run.id, lease.batch.kind, str(lost)))
                 return
-            except OutboxUnavailable as error:
+            except (OutboxUnavailable, OutboxDamaged) as error:  # an unreadable page may be readable again
                 self._emit(events.StorageTroubled(str(error)))
                 if self._ballast.release():
                     continue

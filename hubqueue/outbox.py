@@ -19,12 +19,12 @@ from hubqueue.config import Config
 from hubqueue.credentials import Credentials
 from hubqueue.database import Database
 from hubqueue.entries import Entries, Moved
-from hubqueue.errors import OutboxDamaged
+from hubqueue.errors import OutboxDamaged, OutboxUnavailable
 from hubqueue.home import Home
 from hubqueue.locks import Lock
 from hubqueue.registry import Registry
 from hubqueue.settlement import Settlement
-from hubqueue.spool import Spool
+from hubqueue.spool import Ballast, Spool
 from hubqueue.stats import Stats
 
 # A worker leaves the others this much room after each of its write transactions: SQLite's lock is unfair, and
@@ -98,7 +98,8 @@ def open_outbox(
     """Open the outbox of a home, making it where there is none, and bring its schema up to date.
 
     `home` and `config` are looked up as everywhere: the argument, HUBQUEUE_HOME and HUBQUEUE_CONFIG, the
-    default. `set_aside_damaged` renames a database that cannot be read and starts a new one beside it.
+    default. `courtesy` is a worker's (see `Database`), which may use up the ballast to open on a full disk.
+    `set_aside_damaged` renames a database that cannot be read and starts a new one beside it.
     Raises `ConfigError` and the `OutboxError`s.
     """
     environ = os.environ if environ is None else environ
@@ -107,7 +108,13 @@ def open_outbox(
     place.create()
     aside: Path | None = None
     try:
-        database = _open(place, settings, clock, courtesy)
+        try:
+            database = _open(place, settings, clock, courtesy)
+        except OutboxUnavailable:
+            # On a disk without a free byte SQLite cannot even make its side files; a worker has something to give.
+            if not (courtesy and Ballast(place.ballast).release()):
+                raise
+            database = _open(place, settings, clock, courtesy)
     except OutboxDamaged:
         if not set_aside_damaged:
             raise

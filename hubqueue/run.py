@@ -192,11 +192,11 @@ class Run:
         end. What is left goes on after this process has ended: a detached worker sends it, or the next one does.
         Calling it again waits again.
         """
-        deadline = time.monotonic() + max(0.0, timeout)
-        state = RunState(status)
+        deadline, state = time.monotonic() + max(0.0, timeout), RunState(status)
         if self._outbox is not None:
             self._outbox.database.be_patient(max(_LEAST_PATIENCE, timeout / 4))
         with self._guard:
+            self._reopen_at = 0.0  # the last chance
             self._attempt("metrics", lambda: self._backlog.save(self._enqueue))
             if self._ended is None:
                 self._attempt("end of the run", lambda: self._end(state, results, error))

@@ -275,3 +275,23 @@ def test_a_power_cut_in_the_very_first_transaction_is_rolled_back(
     with open_outbox(home, environ={}) as outbox:
         assert outbox.database.integrity() == "ok"
         assert not (home / "outbox.db-journal").exists()
+
+
+def test_an_error_of_one_thread_leaves_the_other_its_connection(outbox: Outbox) -> None:
+    """A failed commit and a read at the same time: each forgets its own connection only."""
+    database = outbox.database
+    with database.read() as reading:
+        failed = threading.Thread(target=_fail_a_write, args=(outbox,))
+        failed.start()
+        failed.join()
+
+        assert not reading.closed
+        assert reading.exec_driver_sql("SELECT 1").scalar_one() == 1
+    assert log(outbox, new_run(outbox), 1)
+
+
+def _fail_a_write(outbox: Outbox) -> None:
+    with outbox.database.write() as tx:
+        tx.exec_driver_sql("PRAGMA query_only = ON")
+    with pytest.raises(OutboxUnavailable):
+        log(outbox, "anybody", 1)

@@ -210,6 +210,17 @@ ssize_t write(int file, const void *data, size_t length) { return written(file, 
 ssize_t pwrite(int file, const void *data, size_t length, off_t offset) { return written(file, data, length, offset, 1); }
 ssize_t pwrite64(int file, const void *data, size_t length, off64_t offset) { return written(file, data, length, offset, 1); }
 
+/* Reading, which can only fail. */
+
+#define READ(type, act)                                                                                                 \
+    if (path_of(file) && fails())                                                                                       \
+        return -1;                                                                                                      \
+    return (type)(act)
+
+ssize_t read(int file, void *data, size_t length) { READ(ssize_t, syscall(SYS_read, file, data, length)); }
+ssize_t pread(int file, void *data, size_t length, off_t offset) { READ(ssize_t, syscall(SYS_pread64, file, data, length, offset)); }
+ssize_t pread64(int file, void *data, size_t length, off64_t offset) { READ(ssize_t, syscall(SYS_pread64, file, data, length, offset)); }
+
 /* Everything else that changes the disk: decide, do, note. */
 
 #define CALL(there, act, what, path, offset, data, length)                                                              \

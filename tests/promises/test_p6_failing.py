@@ -1,0 +1,15 @@
+"""P6 (and P1) when system calls fail: the small scale of the torture."""
+
+from __future__ import annotations
+
+import pytest
+from torture import failing
+from torture.disk import can_build
+
+
+@pytest.mark.skipif(not can_build(), reason="needs Linux and a C compiler")
+@pytest.mark.timeout(300)
+def test_whichever_call_fails_nothing_acknowledged_is_missing(capfd: pytest.CaptureFixture[str]) -> None:
+    failed = failing.main(["--seed", "1", "--scale", "quick"])
+
+    assert failed == 0, capfd.readouterr().out
