@@ -30,6 +30,8 @@ from hubqueue.stats import Stats
 # A worker leaves the others this much room after each of its write transactions: SQLite's lock is unfair, and
 # without a gap an enqueue waited for seconds beside a busy worker.
 COURTESY = timedelta(milliseconds=5)
+# Nobody waits for a worker, so it waits for the others: in a storm of trainings it must not give up its start.
+_WORKER_PATIENCE = timedelta(seconds=30)
 
 
 class Outbox:
@@ -164,7 +166,9 @@ def _open(
     database = Database(
         config.outbox.url or f"sqlite:///{home.outbox}",
         driver=config.outbox.driver,
-        patience=config.outbox.busy_timeout,
+        patience=max(config.outbox.busy_timeout, _WORKER_PATIENCE)
+        if courtesy
+        else config.outbox.busy_timeout,
         courtesy=courtesy,
         network=home.is_network_file_system(),
         clock=clock,

@@ -22,11 +22,19 @@ from typing import BinaryIO
 
 from hubqueue.config import SpoolSettings
 from hubqueue.entry import Snapshot
-from hubqueue.errors import CheckpointUnreadable, SnapshotAltered, SnapshotMissing, SpoolError, SpoolFull
+from hubqueue.errors import (
+    CheckpointUnreadable,
+    OutboxUnavailable,
+    SnapshotAltered,
+    SnapshotMissing,
+    SpoolError,
+    SpoolFull,
+)
 from hubqueue.home import make_private_folder, open_private, sync_folder, sync_names, unsynced
 
 _BLOCK = 4 * 1024 * 1024
 _TRIES = 5
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 # ioctl FICLONE of Linux (btrfs, XFS, bcachefs): a copy that shares its blocks, made without reading them.
 _FICLONE = 0x40049409
@@ -58,11 +66,17 @@ class Spool:
         raise CheckpointUnreadable(f"{source} is still being written", hint=hint)
 
     def open(self, snapshot: Snapshot) -> BinaryIO:
-        """The body of a snapshot, for reading. Raises `SnapshotMissing`."""
+        """The body of a snapshot, for reading. Raises `SnapshotMissing`, or `OutboxUnavailable` when the disk fails."""
         path = self._path_of(snapshot.name)
         try:
             return os.fdopen(os.open(path, os.O_RDONLY | _guards()), "rb", buffering=0)
         except OSError as error:
+            if error.errno not in _GONE:
+                # It may be there still: no reason to give the checkpoint up.
+                hint = f"check the disk of {self.path}"
+                raise OutboxUnavailable(
+                    f"cannot open {snapshot.name}: {error.strerror}", hint=hint
+                ) from error
             hint = f"put the file back into {self.path}, or give its entry up: hubqueue cancel"
             raise SnapshotMissing(
                 f"{snapshot.name} is not in the spool: {error.strerror}", hint=hint

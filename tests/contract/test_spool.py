@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import subprocess
@@ -16,7 +17,13 @@ from stage import environ_of, python
 
 from hubqueue.config import SpoolSettings
 from hubqueue.entry import Snapshot
-from hubqueue.errors import CheckpointUnreadable, SnapshotAltered, SnapshotMissing, SpoolFull
+from hubqueue.errors import (
+    CheckpointUnreadable,
+    OutboxUnavailable,
+    SnapshotAltered,
+    SnapshotMissing,
+    SpoolFull,
+)
 from hubqueue.spool import Ballast, Spool
 
 ROOMY = SpoolSettings(min_free_bytes=0)
@@ -240,3 +247,16 @@ print(len(count), len(list(run._outbox.spool.path.iterdir())), run._outbox.stats
     out, _ = python(code, environ_of(home), str(source)).communicate(timeout=60)
 
     assert out.split() == ["2", "1", "2"], out
+
+
+def test_a_disk_that_fails_for_a_moment_buries_no_checkpoint(
+    spool: Spool, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = spool.take(source, label="run-1")
+
+    def fail(*_given: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("hubqueue.spool.os.open", fail)
+    with pytest.raises(OutboxUnavailable):
+        spool.verify(snapshot)

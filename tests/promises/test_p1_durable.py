@@ -1,7 +1,7 @@
 """P1: when an enqueue returns, the entry (and the whole checkpoint) survives kill -9 and a power cut.
 
-Kills are real. A power cut cannot be made here; what it takes is asserted instead: the journal mode and the
-synchronous level that lose nothing, read back from the connection, and the order copy, fsync, row.
+Kills are real. Of a power cut, what it takes is asserted here: the journal mode and the synchronous level that lose
+nothing, read back from the connection, and the order copy, fsync, row. What one leaves is in test_p1_power.py.
 """
 
 from __future__ import annotations

@@ -79,7 +79,10 @@ def main(argv: list[str] | None = None) -> int:
         told.require(not any(each.returncode for each in started), "a share of the calls was not looked at")
         cases = [json.loads(line) for out in said for line in out.splitlines()]
         _count(told, cases)
-        _full_disk(told, folder)
+        try:
+            _full_disk(told, folder)
+        finally:
+            logging.disable(logging.NOTSET)
     return told.exit_code
 
 
@@ -262,6 +265,7 @@ def _small_disk(folder: Path, megabytes: int) -> Iterator[Path | None]:
 def _full_disk(told: Options, folder: Path) -> None:
     """A file system without a free byte: the drain goes through with the ballast, the training goes on without."""
     os.environ.update(_ENVIRON)
+    logging.disable(logging.CRITICAL)
     with _small_disk(folder, 96) as place:
         if place is None:
             told.say("full disk: not run, a file system cannot be mounted here")
