@@ -21,18 +21,20 @@ from hubqueue.sqlite import SET_ASIDE
 if TYPE_CHECKING:
     from alembic.config import Config
 
+_CURRENT = text("SELECT version_num FROM alembic_version")
 _REVISION = re.compile(r"[0-9]{4}")
 
 
 def current_revision(connection: Connection) -> str | None:
     """The revision in the database, None where there is no schema yet."""
     try:
-        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        return connection.execute(_CURRENT).scalar()
     except DBAPIError:
         connection.rollback()
-        if inspect(connection).has_table("alembic_version"):
-            raise
-        return None
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        # Another process may have made it between the two looks. If it is damaged, it still is.
+        return connection.execute(_CURRENT).scalar()
 
 
 def upgrade(connection: Connection) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, event, inspect
 from stage import environ_of, keys, log, must_claim, new_run, python, totals
 
 from hubqueue import schema
 from hubqueue.config import parse
 from hubqueue.errors import ConfigError, OutboxAlien, OutboxDamaged, OutboxUnavailable
+from hubqueue.migration import current_revision
 from hubqueue.outbox import Outbox, open_outbox
 from hubqueue.schema import EPOCH, Moment
 from hubqueue.testing import FakeClock
@@ -62,6 +64,20 @@ def test_many_processes_make_one_outbox(home: Path) -> None:
 
     assert len(set(said)) == 1, said
     assert len(said[0]) == 36
+
+
+def test_a_schema_that_appears_between_two_looks_is_no_damage(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'young.db'}")
+
+    @event.listens_for(engine, "handle_error")
+    def another_process_makes_it(_context: object) -> None:
+        with contextlib.closing(sqlite3.connect(tmp_path / "young.db")) as other:
+            other.execute("CREATE TABLE alembic_version (version_num TEXT)")
+            other.execute("INSERT INTO alembic_version VALUES ('0001')")
+            other.commit()
+
+    with engine.connect() as connection:
+        assert current_revision(connection) == "0001"
 
 
 def test_opening_again_needs_no_write(home: Path) -> None:
