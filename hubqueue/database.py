@@ -209,9 +209,7 @@ class Database:
         self._patience = min(self._patience, seconds)
         for reading, connection in list(self._connections.items()):
             if reading or self._journal != "wal":
-                # Past SQLAlchemy, which would begin a transaction for it.
-                driven: Any = connection.connection.driver_connection
-                driven.execute(f"PRAGMA busy_timeout = {int(self._patience * 1000)}")
+                _driven(connection).execute(f"PRAGMA busy_timeout = {int(self._patience * 1000)}")
 
     def integrity(self) -> str:
         """What SQLite's own check of tables, indexes and CHECKs says: "ok", or its first complaint."""
@@ -264,15 +262,14 @@ class Database:
 
     def _on_begin(self, connection: Connection) -> None:
         if not connection.get_execution_options().get(_READING):
-            sqlite.begin_immediate(connection.connection.driver_connection, patience=self._patience)
+            sqlite.begin_immediate(_driven(connection), patience=self._patience)
 
     def _held(self, *, reading: bool) -> Connection:
         if reading not in self._connections:
             connection = self._engine.connect().execution_options(**{_READING: reading})
             if not reading and self._journal == "wal":
                 # Ours is the only waiting (see `sqlite.begin_immediate`): SQLite's own is not fair.
-                connection.exec_driver_sql("PRAGMA busy_timeout = 0")
-                connection.commit()
+                _driven(connection).execute("PRAGMA busy_timeout = 0")
             self._connections[reading] = connection
         held = self._connections[reading]
         if reading and held.in_transaction():
@@ -335,6 +332,11 @@ class Database:
         starts_at = wall - timedelta(seconds=clock.elapsed())
         tx.execute(insert(boots).values(boot_id=clock.boot_id, starts_at=starts_at))
         return starts_at
+
+
+def _driven(connection: Connection) -> Any:
+    """The driver's own connection, for what must not begin a transaction, as SQLAlchemy would."""
+    return connection.connection.driver_connection
 
 
 def _identify(tx: Connection) -> str:
