@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import (
     Connection,
@@ -46,7 +46,8 @@ from hubqueue.schema import (
     no_moment,
 )
 
-_READING = "hubqueue_reading"
+# A connection that is held here begins and ends its transactions itself, past SQLAlchemy.
+_HELD = "hubqueue_held"
 
 
 class Database:
@@ -85,6 +86,7 @@ class Database:
         self._driver = sqlite.load_driver(driver) if self.path else None
         # The driver's own too: what fails inside an event of SQLAlchemy (our BEGIN) is not wrapped by it.
         self._errors = (DBAPIError, self._driver.Error) if self._driver else (DBAPIError,)
+        self._foreign = (*self._errors, UnicodeDecodeError, DamagedMoment)
         version = getattr(self._driver, "sqlite_version_info", ())
         self._journal, self._synchronous = sqlite.journal_for(tuple(version), network=network)
         self._file: tuple[int, int] | None = None
@@ -146,15 +148,22 @@ class Database:
         with self._lock:
             if self._courtesy:
                 self._pause.wait(max(0.0, self._free_at - time.monotonic()))
-            with self._translated():
+            try:
+                connection = self._held(reading=False)
+                driven = _driven(connection)
+                sqlite.begin_immediate(driven, patience=self._patience)
                 try:
-                    with self._held(reading=False).begin() as transaction:
-                        yield transaction.connection
-                except self._errors:
-                    self._drop(reading=False)
+                    yield connection
+                    driven.commit()
+                except BaseException:
+                    driven.rollback()
                     raise
-                finally:
-                    self._free_at = time.monotonic() + self._courtesy
+            except self._foreign as error:
+                if isinstance(error, self._errors):
+                    self._drop(reading=False)
+                self._translate(error)
+            finally:
+                self._free_at = time.monotonic() + self._courtesy
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -261,18 +270,18 @@ class Database:
         )
 
     def _on_begin(self, connection: Connection) -> None:
-        if not connection.get_execution_options().get(_READING):
+        if not connection.get_execution_options().get(_HELD):
             sqlite.begin_immediate(_driven(connection), patience=self._patience)
 
     def _held(self, *, reading: bool) -> Connection:
         if reading not in self._connections:
-            connection = self._engine.connect().execution_options(**{_READING: reading})
+            connection = self._engine.connect().execution_options(**{_HELD: True})
             if not reading and self._journal == "wal":
                 # Ours is the only waiting (see `sqlite.begin_immediate`): SQLite's own is not fair.
                 _driven(connection).execute("PRAGMA busy_timeout = 0")
             self._connections[reading] = connection
         held = self._connections[reading]
-        if reading and held.in_transaction():
+        if held.in_transaction():
             held.commit()  # SQLAlchemy's own bookkeeping; SQLite itself is in autocommit here
         return held
 
@@ -302,20 +311,23 @@ class Database:
         """Database errors leave this file as hubqueue's own."""
         try:
             yield
-        except self._errors as error:
-            cause = getattr(error, "orig", None) or error
-            where = self.path or self._url.render_as_string(hide_password=True)
-            if self.path and (sqlite.is_damage(cause) or sqlite.is_foreign_schema(cause)):
-                raise OutboxDamaged(f"{where} is damaged: {cause}", hint=sqlite.SET_ASIDE) from error
-            if "OperationalError" not in {each.__name__ for each in type(cause).__mro__}:
-                raise  # integrity and programming errors are ours, not the storage's: they stay what they are
-            hint = "hubqueue check finds out why"
-            if sqlite.is_full(cause):
-                hint = "free some space; nothing that was enqueued is lost"
-            raise OutboxUnavailable(f"the outbox {where} cannot be used: {cause}", hint=hint) from error
-        except (UnicodeDecodeError, DamagedMoment) as error:
-            # The first is what a driver makes of a message of SQLite's with damaged text in it.
-            raise OutboxDamaged(f"{self.path} is damaged: {error}", hint=sqlite.SET_ASIDE) from error
+        except self._foreign as error:
+            self._translate(error)
+
+    def _translate(self, error: BaseException) -> NoReturn:
+        cause = getattr(error, "orig", None) or error
+        where = self.path or self._url.render_as_string(hide_password=True)
+        # The second is what a driver makes of a message of SQLite's with damaged text in it.
+        if isinstance(error, (DamagedMoment, UnicodeDecodeError)) or (
+            self.path and (sqlite.is_damage(cause) or sqlite.is_foreign_schema(cause))
+        ):
+            raise OutboxDamaged(f"{where} is damaged: {cause}", hint=sqlite.SET_ASIDE) from error
+        if "OperationalError" not in {each.__name__ for each in type(cause).__mro__}:
+            raise error  # integrity and programming errors are ours, not the storage's: they stay what they are
+        hint = "hubqueue check finds out why"
+        if sqlite.is_full(cause):
+            hint = "free some space; nothing that was enqueued is lost"
+        raise OutboxUnavailable(f"the outbox {where} cannot be used: {cause}", hint=hint) from error
 
     # Time.
 

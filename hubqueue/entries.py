@@ -65,8 +65,10 @@ class Entries:
         """`enqueue` inside a transaction of somebody else's."""
         snapshot = draft.snapshot
         now = microseconds(self.database.now())
-        ((lane_id,),) = _LANE_OF.run(tx, {"run": run_id, "of_kind": str(draft.kind)})
-        superseded = self._supersede(tx, lane_id, draft, now)
+        lane = {"run": run_id, "of_kind": str(draft.kind), "more": draft.size, "place": draft.key}
+        ((lane_id, taken),) = _ADD_TO_LANE.run(tx, lane)
+        places = [*([draft.key] if taken else []), *draft.replaces]
+        superseded = self._supersede(tx, lane_id, places, now) if places else Moved(0)
         row = {
             "lane_id": lane_id,
             "key": draft.key,
@@ -82,7 +84,6 @@ class Entries:
             "snapshot_sha256": snapshot and snapshot.sha256,
         }
         ((entry_id,),) = _INSERT.run(tx, row)
-        tally(tx, lane_id, enqueued=1, pending=1, bytes=draft.size)
         return entry_id, superseded
 
     def outdate(self, tx: Connection, run_id: str, kind: Kind, reason: str) -> Moved:
@@ -165,9 +166,9 @@ class Entries:
         with self.database.read() as connection:
             return frozenset(name for (name,) in connection.execute(query) if name)
 
-    def _supersede(self, tx: Connection, lane_id: int, draft: Draft, now: int) -> Moved:
+    def _supersede(self, tx: Connection, lane_id: int, places: Collection[str], now: int) -> Moved:
         gone: list[tuple[Any, ...]] = []
-        for key in (draft.key, *draft.replaces):
+        for key in places:
             gone += _SUPERSEDE.run(tx, {"lane": lane_id, "place": key, "now": now, "at": now})
         if gone:
             tally(tx, lane_id, pending=-len(gone), superseded=len(gone), bytes=-sum(size for size, _ in gone))
@@ -240,11 +241,22 @@ _NO_CHANGE = {f"n_{name}": 0 for name in _COUNTERS}
 
 # Statements of the training thread.
 
-# The lane is locked first, as a claim does it: on PostgreSQL the two would otherwise wait for each other.
-_LANE_OF = Prepared(
-    select(lanes.c.id)
+# The lane comes first, as in a claim: on PostgreSQL the two would otherwise wait for each other's locks.
+_ADD_TO_LANE = Prepared(
+    update(lanes)
     .where(lanes.c.run_id == bindparam("run"), lanes.c.kind == bindparam("of_kind"))
-    .with_for_update()
+    .values(
+        enqueued=lanes.c.enqueued + literal_column("1"),
+        pending=lanes.c.pending + literal_column("1"),
+        bytes=lanes.c.bytes + bindparam("more"),
+    )
+    .returning(
+        lanes.c.id,
+        # A literal, because SQLAlchemy leaves the table away here, and `id` would be that of the entry.
+        exists().where(
+            entries.c.lane_id == literal_column("lanes.id"), entries.c.key == bindparam("place"), WAITING
+        ),
+    )
 )
 _INSERTED = (
     *("lane_id", "key", "rank", "state", "payload", "size", "final", "enqueued_at"),

@@ -214,14 +214,13 @@ def begin_immediate(connection: Any, *, patience: float) -> None:
 def _patiently(cursor: Any, statement: str, patience: float) -> Any:
     """Execute a statement, again while others hold the database, for at most `patience` seconds."""
     deadline = time.monotonic() + patience
-    pause = threading.Event()
     while True:
         try:
             return cursor.execute(statement)
         except Exception as error:
             if error_name(error) not in _BUSY or time.monotonic() >= deadline:
                 raise
-        pause.wait(_PAUSE)
+        threading.Event().wait(_PAUSE)
 
 
 def error_name(error: BaseException) -> str:
