@@ -6,9 +6,8 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from hubqueue.entry import Kind
+from hubqueue.entry import Entry, Kind
 
 # Only metrics are merged: the hub takes many epochs in one request.
 COALESCED = frozenset({Kind.METRICS})
@@ -19,16 +18,7 @@ STUCK_AFTER = 3
 SUSPECT_AFTER = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """What the rules need of a waiting entry, in the order of the lane. `size` is in bytes."""
-
-    id: int
-    key: str
-    size: int
-
-
-def coalesce(waiting: Sequence[Candidate], *, kind: Kind, max_entries: int, max_bytes: int) -> int:
+def coalesce(waiting: Sequence[Entry], *, kind: Kind, max_entries: int, max_bytes: int) -> int:
     """How many of `waiting`, from the front, share one request: at least one of a non-empty line.
 
     A key that comes twice ends the batch: two values of one epoch cannot stand in the same request, and the

@@ -29,14 +29,15 @@ from sqlalchemy import (
     update,
 )
 
-from hubqueue.batching import STUCK_AFTER, Candidate, coalesce, idempotency_key
+from hubqueue.batching import STUCK_AFTER, coalesce, idempotency_key
 from hubqueue.budget import Budget
 from hubqueue.database import Database
 from hubqueue.drafts import FINAL_RANK
-from hubqueue.entries import entry_from, tally
-from hubqueue.entry import Kind
+from hubqueue.entries import tally
+from hubqueue.entry import Entry, Kind, Snapshot
 from hubqueue.lane import Batch, Lease, RunRef
 from hubqueue.lifecycle import State
+from hubqueue.prepared import Prepared
 from hubqueue.readiness import (
     BEAT_DUE_AT,
     BEATING,
@@ -46,7 +47,7 @@ from hubqueue.readiness import (
     WAITING,
     latest,
 )
-from hubqueue.schema import EPOCH, Moment, attempts, destinations, entries, lanes, runs
+from hubqueue.schema import EPOCH, Moment, attempts, destinations, entries, lanes, moment_of, runs
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -89,8 +90,8 @@ class Claims:
             lane = self._take(tx, _first(due, DUE_AT), paces, terms, now)
             if lane is None:
                 return None
-            rows = self._choose(tx, lane, terms)
-            return self._lease(tx, lane, rows, paces[Kind(lane.kind)], terms, now)
+            batch = self._choose(tx, lane, terms)
+            return self._lease(tx, lane, batch, paces[Kind(lane.kind)], terms, now)
 
     def claim_beat(self, run_id: str, pace: timedelta, terms: Terms) -> Lease | None:
         """Lease the heartbeat of a run; None when it is not due."""
@@ -162,29 +163,27 @@ class Claims:
         if gone:
             tally(tx, lane_id, pending=-len(gone), superseded=len(gone), bytes=-sum(row.size for row in gone))
 
-    def _choose(self, tx: Connection, lane: Row[Any], terms: Terms) -> Sequence[Row[Any]]:
+    def _choose(self, tx: Connection, lane: Row[Any], terms: Terms) -> list[Entry]:
         """The entries of the next request: the batch that was tried before, else the front of the line."""
-        fresh = tx.execute(_FRESH, {"lane": lane.id, "limit": terms.max_entries + 1}).all()
         tried = tx.execute(_TRIED, {"lane": lane.id}).first()
-        if tried is not None and not (fresh and lane.failures >= STUCK_AFTER):
-            return tx.execute(_BATCH, {"lane": lane.id, "batch": tried.batch}).all()
-        candidates = [Candidate(row.id, row.key, row.size) for row in fresh]
+        untried = 1 if lane.failures >= STUCK_AFTER else 0
+        if tried is not None and not (untried and _FRESH.run(tx, {"lane": lane.id, "limit": untried})):
+            return [_entry(*row) for row in _BATCH.run(tx, {"lane": lane.id, "batch": tried.batch})]
+        fresh = [_entry(*row) for row in _FRESH.run(tx, {"lane": lane.id, "limit": terms.max_entries + 1})]
         kind = Kind(lane.kind)
-        return fresh[
-            : coalesce(candidates, kind=kind, max_entries=terms.max_entries, max_bytes=terms.max_bytes)
-        ]
+        return fresh[: coalesce(fresh, kind=kind, max_entries=terms.max_entries, max_bytes=terms.max_bytes)]
 
     def _lease(
         self,
         tx: Connection,
         lane: Row[Any],
-        rows: Sequence[Row[Any]],
+        batch: list[Entry],
         pace: timedelta,
         terms: Terms,
         now: datetime,
     ) -> Lease | None:
         token, kind = lane.lease_token + 1, Kind(lane.kind)
-        if not rows and kind is not Kind.HEARTBEAT:
+        if not batch and kind is not Kind.HEARTBEAT:
             # Everything in the lane was outdated: nothing to send after all.
             tx.execute(
                 update(lanes)
@@ -192,7 +191,7 @@ class Claims:
                 .values(lease_until=EPOCH, paced_until=lane.paced_until)
             )
             return None
-        ids = [row.id for row in rows]
+        ids = [entry.id for entry in batch]
         claimed = {
             "claim_token": token,
             "attempts": entries.c.attempts + 1,
@@ -203,14 +202,13 @@ class Claims:
             "lane_id": lane.id,
             "token": token,
             "worker": terms.worker,
-            "entries": len(rows),
-            "first_key": rows[0].key if rows else None,
-            "last_key": rows[-1].key if rows else None,
-            "size": sum(row.size for row in rows),
+            "entries": len(batch),
+            "first_key": batch[0].key if batch else None,
+            "last_key": batch[-1].key if batch else None,
+            "size": sum(entry.size for entry in batch),
             "claimed_at": now,
         }
         attempt_id = tx.execute(insert(attempts).returning(attempts.c.id), history).scalar_one()
-        outbox_id = self.database.outbox_id
         told = {name: getattr(lane, name) for name in _TOLD}
         run = RunRef(lane.run_id, lane.destination, lane.model, **told)
         return Lease(
@@ -220,11 +218,11 @@ class Claims:
             batch=Batch(
                 run=run,
                 kind=kind,
-                entries=tuple(entry_from(row, outbox_id=outbox_id, run_id=run.id, kind=kind) for row in rows),
-                idempotency_key=idempotency_key(outbox_id, [_content(row) for row in rows]),
+                entries=tuple(batch),
+                idempotency_key=idempotency_key(self.database.outbox_id, map(_content, batch)),
             ),
             failures=lane.failures,
-            attempts=max((row.attempts for row in rows), default=0) + 1,
+            attempts=max((entry.attempts for entry in batch), default=0) + 1,
             attempt_id=attempt_id,
             claimed_at=now,
             pace=pace,
@@ -236,8 +234,26 @@ class Claims:
 _TOLD = ("remote_id", "agent_id", "remote_run", "remote_file")
 
 
-def _content(row: Row[Any]) -> tuple[object, ...]:
-    return row.id, row.enqueued_at.isoformat(), row.payload, row.snapshot
+def _content(entry: Entry) -> tuple[object, ...]:
+    return entry.id, entry.enqueued_at.isoformat(), entry.payload, entry.snapshot and entry.snapshot.name
+
+
+def _entry(
+    id: int,
+    key: str,
+    payload: str,
+    size: int,
+    enqueued_at: int,
+    snapshot: str | None,
+    snapshot_size: int,
+    snapshot_mtime_ns: int,
+    snapshot_sha256: str | None,
+    final: bool,
+    *rest: Any,
+) -> Entry:
+    """An entry out of `_CARRIED`."""
+    copy = Snapshot(snapshot, snapshot_size, snapshot_mtime_ns, snapshot_sha256) if snapshot else None
+    return Entry(id, key, payload, size, moment_of(enqueued_at), copy, bool(final), *rest)
 
 
 def _first(due: ColumnElement[bool], order: ColumnElement[Any]) -> Any:
@@ -246,8 +262,16 @@ def _first(due: ColumnElement[bool], order: ColumnElement[Any]) -> Any:
     return query.with_for_update(skip_locked=True, of=lanes)
 
 
-_FRESH = (
-    select(entries)
+_CARRIED = [
+    entries.c[name]
+    for name in (
+        *("id", "key", "payload", "size", "enqueued_at"),
+        *("snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256"),
+        *("final", "attempts", "progress", "checksum"),
+    )
+]
+_FRESH = Prepared(
+    select(*_CARRIED)
     .where(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch.is_(None))
     .order_by(entries.c.rank, entries.c.id)
     .limit(bindparam("limit"))
@@ -260,8 +284,8 @@ _TRIED = (
     .order_by(entries.c.attempts, entries.c.rank, entries.c.id)
     .limit(1)
 )
-_BATCH = (
-    select(entries)
+_BATCH = Prepared(
+    select(*_CARRIED)
     .where(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch == bindparam("batch"))
     .order_by(entries.c.rank, entries.c.id)
 )

@@ -22,7 +22,7 @@ from hubqueue.events import Emit
 from hubqueue.lane import Batch, Lease
 from hubqueue.outbox import Outbox
 from hubqueue.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater, Scope
-from hubqueue.plain import is_payload
+from hubqueue.plain import is_intact
 from hubqueue.spool import Ballast
 from hubqueue.transports.base import Attempt, Transport
 
@@ -80,7 +80,9 @@ class Delivery:
 
     def _missing(self, batch: Batch) -> Outcome | None:
         """A snapshot that is gone or altered, or a payload that is none, is found before a byte is sent."""
-        damaged = [entry.id for entry in batch.entries if not is_payload(entry.payload)]
+        damaged = [
+            entry.id for entry in batch.entries if not is_intact(entry.key, entry.payload, entry.checksum)
+        ]
         if damaged:
             return Rejected(f"the payload of entry {damaged[0]} was damaged in the outbox")
         try:

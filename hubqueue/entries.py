@@ -29,8 +29,9 @@ from sqlalchemy import (
 )
 
 from hubqueue.database import Database
-from hubqueue.entry import Draft, Entry, Kind, Snapshot
+from hubqueue.entry import Draft, Kind
 from hubqueue.lifecycle import State
+from hubqueue.plain import checksum
 from hubqueue.prepared import Prepared, microseconds
 from hubqueue.readiness import WAITING
 from hubqueue.schema import attempts, entries, lanes
@@ -78,6 +79,7 @@ class Entries:
             "size": draft.size,
             "final": draft.final,
             "enqueued_at": now,
+            "checksum": checksum(draft.key, draft.payload),
             "snapshot": snapshot and snapshot.name,
             "snapshot_size": snapshot and snapshot.size,
             "snapshot_mtime_ns": snapshot and snapshot.mtime_ns,
@@ -202,30 +204,6 @@ def tally(tx: Connection, lane_id: int, **changes: int) -> None:
     _TALLY.run(tx, counted, returns=False)
 
 
-def entry_from(row: Row[tuple[object, ...]], *, outbox_id: str, run_id: str, kind: Kind) -> Entry:
-    """An `Entry` out of a row of the table."""
-    snapshot = None
-    if row.snapshot:
-        snapshot = Snapshot(row.snapshot, row.snapshot_size, row.snapshot_mtime_ns, row.snapshot_sha256)
-    return Entry(
-        id=row.id,
-        uid=f"{outbox_id}:{row.id}",
-        run_id=run_id,
-        kind=kind,
-        key=row.key,
-        state=State(row.state),
-        payload=row.payload,
-        size=row.size,
-        snapshot=snapshot,
-        final=row.final,
-        attempts=row.attempts,
-        reason=row.reason,
-        enqueued_at=row.enqueued_at,
-        settled_at=row.settled_at,
-        progress=row.progress,
-    )
-
-
 def _by_lane(rows: Iterable[Row[tuple[int, int]]]) -> dict[int, tuple[int, int]]:
     counts: Counter[int] = Counter()
     sizes: Counter[int] = Counter()
@@ -259,7 +237,7 @@ _ADD_TO_LANE = Prepared(
     )
 )
 _INSERTED = (
-    *("lane_id", "key", "rank", "state", "payload", "size", "final", "enqueued_at"),
+    *("lane_id", "key", "rank", "state", "payload", "size", "final", "enqueued_at", "checksum"),
     *("snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256"),
 )
 _INSERT = Prepared(insert(entries).returning(entries.c.id), _INSERTED)

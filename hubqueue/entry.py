@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-
-from hubqueue.lifecycle import State
+from typing import NamedTuple
 
 
 class Kind(StrEnum):
@@ -57,25 +56,20 @@ class Draft:
         return len(self.payload.encode()) + (self.snapshot.size if self.snapshot else 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One owed upload, as the outbox keeps it. `uid` is unique over all outboxes; `size` is in bytes.
+class Entry(NamedTuple):
+    """One owed upload, as the outbox keeps it, in the batch of a claim. `size` is in bytes.
 
-    `progress` is how far an earlier attempt came, in the words of its transport.
+    `attempts` are those before this claim, `progress` is how far an earlier one came, in the words of its transport,
+    `checksum` is that of key and payload (None: an older hubqueue wrote it).
     """
 
     id: int
-    uid: str
-    run_id: str
-    kind: Kind
     key: str
-    state: State
     payload: str
     size: int
-    snapshot: Snapshot | None
-    final: bool
-    attempts: int
-    reason: str | None
     enqueued_at: datetime
-    settled_at: datetime | None
+    snapshot: Snapshot | None = None
+    final: bool = False
+    attempts: int = 0
     progress: str | None = None
+    checksum: int | None = None

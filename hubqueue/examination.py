@@ -15,7 +15,7 @@ from hubqueue.home import Home
 from hubqueue.lifecycle import State
 from hubqueue.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.outcome import Delivered, RetryLater
-from hubqueue.plain import is_payload
+from hubqueue.plain import is_intact
 from hubqueue.salvage import salvage
 from hubqueue.transports import connect
 
@@ -102,8 +102,8 @@ def _outbox(outbox: Outbox) -> Iterator[Finding]:
         )
         yield Finding("accounting", True, f"{totals['enqueued']} enqueued = {parts}")
     for state in (State.PENDING, State.DEAD):
-        for entry_id, payload in outbox.stats.payloads(state):
-            if not is_payload(payload):
+        for entry_id, key, payload, kept in outbox.stats.payloads(state):
+            if not is_intact(key, payload, kept):
                 hint = f"it would be refused; give it up: hubqueue cancel {entry_id}"
                 yield Finding("outbox", False, f"the payload of entry {entry_id} is damaged", hint)
 

@@ -31,7 +31,11 @@ def metrics_text(metrics: Mapping[str, object]) -> str:
     None and what is not finite become null, true and false 1 and 0. Raises `InvalidMetrics` for a key that is
     no string and for a value that is no single number.
     """
-    if type(metrics) is dict and set(map(type, metrics)) == {str} and set(map(type, metrics.values())) == {float}:
+    if (
+        type(metrics) is dict
+        and set(map(type, metrics)) == {str}
+        and set(map(type, metrics.values())) == {float}
+    ):
         # Nearly every call. The encoder asks all there is left to ask: whether they are finite.
         with suppress(ValueError):
             return _ENCODER.encode(metrics)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,21 @@ def _scalar(value: object) -> object:
         return value.item()  # type: ignore[attr-defined]
     except Exception:  # foreign code: a tensor of many, or no scalar at all
         return str(value)
+
+
+def checksum(key: str, payload: str) -> int:
+    """What tells that an entry's key and payload are still what was enqueued: CRC-32 (ISO 3309) over both."""
+    return zlib.crc32(payload.encode(), zlib.crc32(key.encode()))
+
+
+def is_intact(key: str, payload: str, kept: int | None) -> bool:
+    """Whether an entry carries what was enqueued; of one without a checksum, whether that can be a payload at all."""
+    if kept is None:
+        return is_payload(payload)
+    try:
+        return checksum(key, payload) == kept
+    except UnicodeEncodeError:
+        return False
 
 
 def is_payload(text: str) -> bool:

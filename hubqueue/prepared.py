@@ -25,7 +25,7 @@ class Prepared:
     def __init__(self, statement: Executable, columns: Collection[str] = ()) -> None:
         self._statement = statement
         self._columns = list(columns) or None
-        self._compiled: dict[str, tuple[str, tuple[str, ...] | None]] = {}
+        self._compiled: dict[str, tuple[str, tuple[str, ...] | None, dict[str, Any]]] = {}
 
     def run(
         self, tx: Connection, parameters: dict[str, Any], *, returns: bool = True
@@ -35,8 +35,17 @@ class Prepared:
         if name not in self._compiled:
             compiled = self._statement.compile(dialect=tx.dialect, column_keys=self._columns)  # type: ignore[attr-defined]
             positions = compiled.positiontup
-            self._compiled[name] = (str(compiled), None if positions is None else tuple(positions))
-        text, positions = self._compiled[name]
+            # Values of SQLAlchemy's own, such as the OFFSET that it gives every LIMIT of SQLite's.
+            given = self._columns or ()
+            own = {
+                each: value
+                for each, value in compiled.params.items()
+                if each not in given and value is not None
+            }
+            self._compiled[name] = (str(compiled), None if positions is None else tuple(positions), own)
+        text, positions, own = self._compiled[name]
+        if own:
+            parameters = {**own, **parameters}
         cursor = tx.connection.cursor()
         try:
             cursor.execute(

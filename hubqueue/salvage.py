@@ -25,7 +25,7 @@ from hubqueue.errors import HubqueueError
 from hubqueue.home import sync_folder
 from hubqueue.lifecycle import RunState, State
 from hubqueue.outbox import Outbox
-from hubqueue.plain import is_payload
+from hubqueue.plain import is_intact
 from hubqueue.settings import DESTINATION_TYPES
 from hubqueue.sqlite import asides, report_beside, report_of
 from hubqueue.transports import DESTINATION_KINDS
@@ -74,10 +74,10 @@ COLUMNS = {
     "entries": (
         *("id", "lane_id", "key", "rank", "state", "payload", "size", "final", "snapshot", "snapshot_size"),
         *("snapshot_mtime_ns", "snapshot_sha256", "batch", "claim_token", "attempts", "reason"),
-        *("enqueued_at", "settled_at", "progress"),
+        *("enqueued_at", "settled_at", "progress", "checksum"),
     ),
 }
-_ADDED = {"destinations": 2, "runs": 2, "lanes": 0, "entries": 1}
+_ADDED = {"destinations": 2, "runs": 2, "lanes": 0, "entries": 2}
 
 
 @dataclass(slots=True)
@@ -312,7 +312,8 @@ def _is_entry(row: Mapping[str, Any]) -> bool:
         numbers and isinstance(row["rank"], int) and (not row["snapshot"] or _is_count(row["snapshot_size"]))
     )
     named = isinstance(row["key"], str) and row["state"] in set(State) and row["final"] in (0, 1)
-    return numbers and named and isinstance(row["payload"], str) and is_payload(row["payload"])
+    texts = isinstance(row["payload"], str) and isinstance(row["checksum"], int | None)
+    return numbers and named and texts and is_intact(row["key"], row["payload"], row["checksum"])
 
 
 _JUDGES = {"entries": _is_entry, "lanes": _is_lane, "runs": _is_run, "destinations": _is_destination}

@@ -37,7 +37,7 @@ from sqlalchemy import (
 from hubqueue.lifecycle import RunState, State
 
 # The newest revision in migrations/versions; a test keeps the two together.
-REVISION = "0002"
+REVISION = "0003"
 # Says whose database this is ("hubq" in ASCII), so that another program's file is never touched.
 APPLICATION_ID = 0x68756271
 
@@ -55,10 +55,15 @@ class Moment(TypeDecorator[datetime]):
         return None if value is None else (value - EPOCH) // _MICROSECOND
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
-        try:
-            return None if value is None else EPOCH + timedelta(microseconds=value)
-        except (OverflowError, TypeError) as error:
-            raise DamagedMoment("a moment in it is none") from error
+        return None if value is None else moment_of(value)
+
+
+def moment_of(microseconds: int) -> datetime:
+    """The moment that a table keeps as so many microseconds. Raises `DamagedMoment`."""
+    try:
+        return EPOCH + timedelta(microseconds=microseconds)
+    except (OverflowError, TypeError) as error:
+        raise DamagedMoment("a moment in it is none") from error
 
 
 class DamagedMoment(ValueError):
@@ -213,6 +218,8 @@ entries = Table(
     Column("batch", BigInteger),
     # How far the upload came, in its transport's words: where the next attempt goes on.
     Column("progress", Text),
+    # CRC-32 of key and payload (see plain.py); none where an older hubqueue has written the entry.
+    Column("checksum", BigInteger),
     Column("claim_token", BigInteger, nullable=False, server_default=_ZERO),
     Column("attempts", Integer, nullable=False, server_default=_ZERO),
     Column("reason", Text),

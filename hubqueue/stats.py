@@ -188,10 +188,11 @@ class Stats:
         found: str | None = self._scalar(select(entries.c.payload).where(entries.c.id == entry_id))
         return found
 
-    def payloads(self, state: State) -> Iterator[tuple[int, str]]:
+    def payloads(self, state: State) -> Iterator[tuple[int, str, str, int | None]]:
         """The entries in a state, each with what it carries."""
-        for row in self._all(select(entries.c.id, entries.c.payload).where(entries.c.state == state)):
-            yield row["id"], row["payload"]
+        columns = (entries.c.id, entries.c.key, entries.c.payload, entries.c.checksum)
+        for row in self._all(select(*columns).where(entries.c.state == state)):
+            yield row["id"], row["key"], row["payload"], row["checksum"]
 
     def snapshots(self, state: State) -> Iterator[tuple[int, Snapshot]]:
         """The entries in a state that have a snapshot, each with it."""

@@ -262,7 +262,7 @@ def test_an_outbox_of_the_first_revision_goes_on_as_it_was(home: Path) -> None:
         run = new_run(outbox)
         log(outbox, run, 0, 1)
         with outbox.database._engine.connect() as connection:
-            for table, column in _NEW_IN_0002:
+            for table, column in _NEW_SINCE_0001:
                 connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
             command.stamp(_config(connection), "0001")
             connection.commit()
@@ -273,12 +273,13 @@ def test_an_outbox_of_the_first_revision_goes_on_as_it_was(home: Path) -> None:
         assert keys(must_claim(again)) == ["0", "1"]
 
 
-_NEW_IN_0002 = (
+_NEW_SINCE_0001 = (
     ("destinations", "requests_free_at"),
     ("destinations", "uploads_free_at"),
     ("runs", "remote_run"),
     ("runs", "remote_file"),
     ("entries", "progress"),
+    ("entries", "checksum"),
 )
 
 

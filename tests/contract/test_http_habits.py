@@ -20,7 +20,6 @@ from peer import Peer, answer
 from hubqueue.config import DestinationSettings
 from hubqueue.entry import Entry, Kind, Snapshot
 from hubqueue.lane import Batch, RunRef
-from hubqueue.lifecycle import State
 from hubqueue.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater
 from hubqueue.transports.base import Attempt
 from hubqueue.transports.hub import HubTransport
@@ -64,7 +63,7 @@ def ckpt(size: int) -> Batch:
 
 
 def _batch(kind: Kind, payload: str, snapshot: Snapshot | None) -> Batch:
-    entry = Entry(1, "u", "run", kind, "0", State.PENDING, payload, 1, snapshot, False, 1, None, _NOW, None)
+    entry = Entry(1, "0", payload, 1, _NOW, snapshot, False, 1)
     return Batch(
         RunRef("run", "hub", "m.pt", "abcdefghij0123456789", None), kind, (entry,), "key-of-the-batch"
     )

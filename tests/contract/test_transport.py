@@ -26,7 +26,6 @@ from peer import GOOD, Peer, answer
 from hubqueue.config import DestinationSettings
 from hubqueue.entry import Entry, Kind, Snapshot
 from hubqueue.lane import Batch, RunRef
-from hubqueue.lifecycle import State
 from hubqueue.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, Remote, RetryLater, Scope
 from hubqueue.transports.base import Attempt
 from hubqueue.transports.http import outcome_of_error
@@ -55,9 +54,7 @@ def batch(
     snapshot: Snapshot | None = None,
     final: bool = False,
 ) -> Batch:
-    entry = Entry(
-        1, "u:1", "run", kind, "0", State.PENDING, payload, len(payload), snapshot, final, 1, None, _NOW, None
-    )
+    entry = Entry(1, "0", payload, len(payload), _NOW, snapshot, final, 1)
     entries = () if kind is Kind.HEARTBEAT else (entry,)
     return Batch(
         RunRef("run", "hub", "m.pt", MODEL, None), kind, entries, "11111111-2222-3333-4444-555555555555"

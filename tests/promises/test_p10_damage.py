@@ -22,21 +22,28 @@ def test_a_damaged_outbox_is_never_a_healthy_one_with_less_in_it(capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    "payload", ["'{\"loss\": 1.'", "CAST(x'7b226c6f7373223a2022ff227d' AS TEXT)", "'[]'"]
+    "damage",
+    [
+        "payload = replace(payload, '1', '7')",  # JSON still, and the wrong number
+        "key = '17'",
+        "checksum = NULL, payload = '{\"loss\": 1.'",  # an older hubqueue wrote no checksum
+        "checksum = NULL, payload = CAST(x'7b226c6f7373223a2022ff227d' AS TEXT)",
+        "checksum = NULL, payload = '[]'",
+    ],
 )
 def test_a_payload_that_was_damaged_is_dead_and_its_neighbours_are_sent(
-    home: Path, clock: FakeClock, payload: str
+    home: Path, clock: FakeClock, damage: str
 ) -> None:
     with open_outbox(home, environ={}, clock=clock) as outbox, Bench(outbox) as bench:
         log(outbox, new_run(outbox), 0, 1, 2, 3)
-        _execute(home, f"UPDATE entries SET payload = {payload} WHERE key = '2'")
+        _execute(home, f"UPDATE entries SET {damage} WHERE key = '2'")
         for _ in range(12):
             bench.step()
             clock.advance(10)
 
         assert totals(outbox) == {"enqueued": 4, "delivered": 3, "dead": 1}
         (dead,) = [each for each in outbox.stats.entries() if each["state"] == "dead"]
-        assert dead["key"] == "2"
+        assert dead["id"] == 3
         assert "damaged in the outbox" in dead["reason"]
 
 

@@ -11,7 +11,6 @@ from typing import BinaryIO
 from hubqueue.config import DestinationSettings
 from hubqueue.entry import Entry, Kind, Snapshot
 from hubqueue.lane import Batch, RunRef
-from hubqueue.lifecycle import State
 from hubqueue.transports.base import Attempt
 from hubqueue.transports.hub import HubTransport
 
@@ -38,7 +37,7 @@ def batch(kind: str, *, size: int = 0) -> Batch:
         Kind.CKPT: '{"epoch": 7, "is_best": true, "map": 0.5, "final": false}',
         Kind.REGISTRATION: '{"meta": {"name": "m.pt"}}',
     }.get(what, '{"loss": 1.0}')
-    entry = Entry(1, "u", "run", what, "0", State.PENDING, payload, 1, snapshot, False, 1, None, _NOW, None)
+    entry = Entry(1, "0", payload, 1, _NOW, snapshot, False, 1)
     entries = () if what is Kind.HEARTBEAT else (entry,)
     return Batch(RunRef("run", "hub", "m.pt", MODEL, None), what, entries, "key-of-the-batch")
 

@@ -1,0 +1,16 @@
+"""A checksum of what each entry carries, so that a damaged epoch or number is not sent as it stands.
+
+Revision 0003. Entries of before have none.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    op.add_column("entries", sa.Column("checksum", sa.BigInteger(), nullable=True))
