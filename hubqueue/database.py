@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timedelta
@@ -19,11 +18,9 @@ from typing import Any, NoReturn
 from sqlalchemy import (
     Connection,
     Engine,
-    Select,
     create_engine,
     event,
     func,
-    insert,
     select,
     text,
 )
@@ -31,7 +28,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from hubqueue import forks, migration, sqlite
+from hubqueue import forks, migration, origin, sqlite
 from hubqueue.clock import Clock, SystemClock
 from hubqueue.errors import ConfigError, OutboxDamaged, OutboxUnavailable
 from hubqueue.schema import (
@@ -39,12 +36,10 @@ from hubqueue.schema import (
     DamagedMoment,
     Moment,
     about,
-    attempts,
-    boots,
-    entries,
     metadata,
     no_moment,
 )
+from hubqueue.turns import Turns
 
 # A connection that is held here begins and ends its transactions itself, past SQLAlchemy.
 _HELD = "hubqueue_held"
@@ -90,6 +85,8 @@ class Database:
         version = getattr(self._driver, "sqlite_version_info", ())
         self._journal, self._synchronous = sqlite.journal_for(tuple(version), network=network)
         self._file: tuple[int, int] | None = None
+        self._network = network
+        self._turns: Turns | None = None
         self._outbox_id: str | None = None
         self._boot_starts_at: datetime | None = None
         self._engine: Engine
@@ -113,11 +110,11 @@ class Database:
                 migration.upgrade(connection)
         with self.read() as connection:
             self._outbox_id = connection.scalar(select(about.c.outbox_id))
-            self._boot_starts_at = connection.scalar(self._known_anchor())
+            self._boot_starts_at = connection.scalar(origin.known_anchor(self.clock))
         if self._outbox_id is None or self._boot_starts_at is None:
             with self.write() as tx:
-                self._outbox_id = _identify(tx)
-                self._boot_starts_at = self._anchor(tx)
+                self._outbox_id = origin.identify(tx)
+                self._boot_starts_at = origin.anchor(tx, self.clock)
 
     @property
     def outbox_id(self) -> str:
@@ -151,7 +148,7 @@ class Database:
             try:
                 connection = self._held(reading=False)
                 driven = _driven(connection)
-                sqlite.begin_immediate(driven, patience=self._patience)
+                sqlite.begin_immediate(driven, patience=self._patience, turns=self._turns)
                 try:
                     yield connection
                     driven.commit()
@@ -271,11 +268,15 @@ class Database:
 
     def _on_begin(self, connection: Connection) -> None:
         if not connection.get_execution_options().get(_HELD):
-            sqlite.begin_immediate(_driven(connection), patience=self._patience)
+            sqlite.begin_immediate(_driven(connection), patience=self._patience, turns=self._turns)
 
     def _held(self, *, reading: bool) -> Connection:
+        assert self.path is not None
         if reading not in self._connections:
             connection = self._engine.connect().execution_options(**{_HELD: True})
+            if not reading and not self._network:
+                # Over a network the clocks of several machines would meet in it.
+                self._turns = Turns(self.path.with_name(self.path.name + "-turn"))
             if not reading and self._journal == "wal":
                 # Ours is the only waiting (see `sqlite.begin_immediate`): SQLite's own is not fair.
                 _driven(connection).execute("PRAGMA busy_timeout = 0")
@@ -290,6 +291,9 @@ class Database:
 
         Only the caller's own: another thread may be in the middle of the other one.
         """
+        if self._turns is not None and not reading:
+            self._turns.close()
+            self._turns = None
         connection = self._connections.pop(reading, None)
         if connection is not None:
             try:
@@ -329,42 +333,10 @@ class Database:
             hint = "free some space; nothing that was enqueued is lost"
         raise OutboxUnavailable(f"the outbox {where} cannot be used: {cause}", hint=hint) from error
 
-    # Time.
-
-    def _known_anchor(self) -> Select[datetime]:
-        return select(boots.c.starts_at).where(boots.c.boot_id == self.clock.boot_id)
-
-    def _anchor(self, tx: Connection) -> datetime:
-        clock = self.clock
-        known = tx.scalar(self._known_anchor())
-        if known is not None:
-            return known
-        # A boot not seen before. Its clock may be wrong; time must not go back behind what is recorded.
-        wall = max(clock.wall(), _last_moment(tx) or clock.wall())
-        starts_at = wall - timedelta(seconds=clock.elapsed())
-        tx.execute(insert(boots).values(boot_id=clock.boot_id, starts_at=starts_at))
-        return starts_at
-
 
 def _driven(connection: Connection) -> Any:
     """The driver's own connection, for what must not begin a transaction, as SQLAlchemy would."""
     return connection.connection.driver_connection
-
-
-def _identify(tx: Connection) -> str:
-    found = tx.scalar(select(about.c.outbox_id))
-    if found is None:
-        found = str(uuid.uuid4())
-        tx.execute(insert(about).values(id=1, outbox_id=found))
-    return found
-
-
-def _last_moment(tx: Connection) -> datetime | None:
-    """The newest moment on record, from the last rows only (the cost must not grow with history)."""
-    recent = select(attempts.c.ended_at, attempts.c.claimed_at).order_by(attempts.c.id.desc()).limit(100)
-    moments = [moment for row in tx.execute(recent) for moment in row if moment is not None]
-    newest = tx.scalar(select(entries.c.enqueued_at).order_by(entries.c.id.desc()).limit(1))
-    return max([*moments, *([newest] if newest else [])], default=None)
 
 
 _INHERITED: list[object] = []

@@ -21,6 +21,7 @@ from typing import Any
 
 from hubqueue.errors import OutboxAlien, OutboxDamaged, OutboxUnavailable
 from hubqueue.schema import APPLICATION_ID
+from hubqueue.turns import Turns
 
 _MAGIC = b"SQLite format 3\x00"
 _WAL_IS_SAFE_FROM = (3, 51, 3)
@@ -202,24 +203,32 @@ def _readable(content: bytes) -> str:
     return content.decode("utf-8", "replace")
 
 
-def begin_immediate(connection: Any, *, patience: float) -> None:
-    """BEGIN IMMEDIATE, waiting in short even pauses for at most `patience` seconds."""
+def begin_immediate(connection: Any, *, patience: float, turns: Turns | None = None) -> None:
+    """BEGIN IMMEDIATE, waiting in short even pauses for at most `patience` seconds, each in its turn."""
     cursor = connection.cursor()
     try:
-        _patiently(cursor, "BEGIN IMMEDIATE", patience)
+        _patiently(cursor, "BEGIN IMMEDIATE", patience, turns)
     finally:
         cursor.close()
 
 
-def _patiently(cursor: Any, statement: str, patience: float) -> Any:
+def _patiently(cursor: Any, statement: str, patience: float, turns: Turns | None = None) -> Any:
     """Execute a statement, again while others hold the database, for at most `patience` seconds."""
-    deadline = time.monotonic() + patience
+    since, deadline = time.monotonic_ns(), time.monotonic() + patience
     while True:
-        try:
-            return cursor.execute(statement)
-        except Exception as error:
-            if error_name(error) not in _BUSY or time.monotonic() >= deadline:
-                raise
+        late = time.monotonic() >= deadline
+        if turns is None or late or turns.is_mine(since):
+            try:
+                done = cursor.execute(statement)
+            except Exception as error:
+                if late or error_name(error) not in _BUSY:
+                    raise
+            else:
+                if turns is not None:
+                    turns.take(since)
+                return done
+        if turns is not None:
+            turns.ask(since)
         threading.Event().wait(_PAUSE)
 
 
