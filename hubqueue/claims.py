@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    Row,
     and_,
     bindparam,
     exists,
@@ -25,6 +25,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    true,
     type_coerce,
     update,
 )
@@ -37,7 +38,7 @@ from hubqueue.entries import tally
 from hubqueue.entry import Entry, Kind, Snapshot
 from hubqueue.lane import Batch, Lease, RunRef
 from hubqueue.lifecycle import State
-from hubqueue.prepared import Prepared
+from hubqueue.prepared import Prepared, microseconds
 from hubqueue.readiness import (
     BEAT_DUE_AT,
     BEATING,
@@ -84,10 +85,8 @@ class Claims:
         """
         with self.database.write() as tx:
             now = self.database.now()
-            due = and_(
-                READY, destinations.c.name == destination, lanes.c.kind.in_(list(paces)), now >= DUE_AT
-            )
-            lane = self._take(tx, _first(due, DUE_AT), paces, terms, now)
+            asked = {"destination": destination, "now": microseconds(now)}
+            lane = self._take(tx, _first_due(tuple(paces)).run(tx, asked), paces, terms, now)
             if lane is None:
                 return None
             batch = self._choose(tx, lane, terms)
@@ -97,8 +96,8 @@ class Claims:
         """Lease the heartbeat of a run; None when it is not due."""
         with self.database.write() as tx:
             now = self.database.now()
-            due = and_(BEATING, runs.c.id == run_id, now >= BEAT_DUE_AT)
-            lane = self._take(tx, _first(due, BEAT_DUE_AT), {Kind.HEARTBEAT: pace}, terms, now)
+            asked = {"run": run_id, "now": microseconds(now)}
+            lane = self._take(tx, _BEAT.run(tx, asked), {Kind.HEARTBEAT: pace}, terms, now)
             return None if lane is None else self._lease(tx, lane, [], pace, terms, now)
 
     def reclaim(self, dead_workers: Sequence[str]) -> int:
@@ -110,40 +109,32 @@ class Claims:
     # Claiming.
 
     def _take(
-        self, tx: Connection, candidate: Any, paces: Mapping[Kind, timedelta], terms: Terms, now: datetime
-    ) -> Row[Any] | None:
-        before = tx.execute(candidate).one_or_none()
+        self,
+        tx: Connection,
+        candidates: list[tuple[Any, ...]],
+        paces: Mapping[Kind, timedelta],
+        terms: Terms,
+        now: datetime,
+    ) -> _Lane | None:
+        before = _Lane(*candidates[0]) if candidates else None
         if before is None or not self._spend(tx, before, terms.budget, now):
             return None
-        taken = (
-            update(lanes)
-            .where(lanes.c.id == before.id, lanes.c.lease_token == before.lease_token)
-            .values(
-                lease_token=lanes.c.lease_token + 1,
-                lease_until=now + terms.lease,
-                lease_worker=terms.worker,
-                attempts=lanes.c.attempts + 1,
-                paced_until=now + terms.start_grace + paces[Kind(before.kind)],
-            )
-        )
-        if tx.execute(taken).rowcount == 0:
+        taken = {
+            "lane": before.id,
+            "token": before.lease_token,
+            "until": microseconds(now + terms.lease),
+            "holder": terms.worker,
+            "paced": microseconds(now + terms.start_grace + paces[Kind(before.kind)]),
+        }
+        if not _TAKE.run(tx, taken):
             return None
         # What an earlier holder left without an answer: the history says so, and whatever a newer entry has
         # replaced meanwhile does not go out again.
-        unanswered = and_(
-            attempts.c.lane_id == before.id,
-            attempts.c.token == before.lease_token,
-            attempts.c.outcome.is_(None),
-        )
-        tx.execute(
-            update(attempts)
-            .where(unanswered)
-            .values(outcome="lost", ended_at=now, reason="the worker was gone")
-        )
+        _LOST.run(tx, {**taken, "now": microseconds(now)}, returns=False)
         self._drop_outdated(tx, before.id, now)
         return before
 
-    def _spend(self, tx: Connection, lane: Row[Any], budget: Budget, now: datetime) -> bool:
+    def _spend(self, tx: Connection, lane: _Lane, budget: Budget, now: datetime) -> bool:
         """Take from the hub's budget; False when another claim has just emptied it."""
         for name, (allowance, count) in budget.costs(Kind(lane.kind)).items():
             free_at = destinations.c[f"{name}_free_at"]
@@ -159,16 +150,16 @@ class Claims:
         return True
 
     def _drop_outdated(self, tx: Connection, lane_id: int, now: datetime) -> None:
-        gone = tx.execute(_DROP_OUTDATED, {"lane": lane_id, "at": now}).all()
+        gone = _DROP_OUTDATED.run(tx, {"lane": lane_id, "at": microseconds(now)})
         if gone:
-            tally(tx, lane_id, pending=-len(gone), superseded=len(gone), bytes=-sum(row.size for row in gone))
+            tally(tx, lane_id, pending=-len(gone), superseded=len(gone), bytes=-sum(size for (size,) in gone))
 
-    def _choose(self, tx: Connection, lane: Row[Any], terms: Terms) -> list[Entry]:
+    def _choose(self, tx: Connection, lane: _Lane, terms: Terms) -> list[Entry]:
         """The entries of the next request: the batch that was tried before, else the front of the line."""
-        tried = tx.execute(_TRIED, {"lane": lane.id}).first()
+        tried = _TRIED.run(tx, {"lane": lane.id})
         untried = 1 if lane.failures >= STUCK_AFTER else 0
-        if tried is not None and not (untried and _FRESH.run(tx, {"lane": lane.id, "limit": untried})):
-            return [_entry(*row) for row in _BATCH.run(tx, {"lane": lane.id, "batch": tried.batch})]
+        if tried and not (untried and _FRESH.run(tx, {"lane": lane.id, "limit": untried})):
+            return [_entry(*row) for row in _BATCH.run(tx, {"lane": lane.id, "batch": tried[0][0]})]
         fresh = [_entry(*row) for row in _FRESH.run(tx, {"lane": lane.id, "limit": terms.max_entries + 1})]
         kind = Kind(lane.kind)
         return fresh[: coalesce(fresh, kind=kind, max_entries=terms.max_entries, max_bytes=terms.max_bytes)]
@@ -176,7 +167,7 @@ class Claims:
     def _lease(
         self,
         tx: Connection,
-        lane: Row[Any],
+        lane: _Lane,
         batch: list[Entry],
         pace: timedelta,
         terms: Terms,
@@ -188,16 +179,12 @@ class Claims:
             tx.execute(
                 update(lanes)
                 .where(lanes.c.id == lane.id)
-                .values(lease_until=EPOCH, paced_until=lane.paced_until)
+                .values(lease_until=EPOCH, paced_until=moment_of(lane.paced_until))
             )
             return None
         ids = [entry.id for entry in batch]
-        claimed = {
-            "claim_token": token,
-            "attempts": entries.c.attempts + 1,
-            "batch": func.coalesce(entries.c.batch, token),
-        }
-        tx.execute(update(entries).where(entries.c.id.in_(ids)).values(claimed))
+        if ids:
+            tx.execute(_CLAIMED, {"ids": ids, "token": token})
         history = {
             "lane_id": lane.id,
             "token": token,
@@ -206,9 +193,9 @@ class Claims:
             "first_key": batch[0].key if batch else None,
             "last_key": batch[-1].key if batch else None,
             "size": sum(entry.size for entry in batch),
-            "claimed_at": now,
+            "claimed_at": microseconds(now),
         }
-        attempt_id = tx.execute(insert(attempts).returning(attempts.c.id), history).scalar_one()
+        ((attempt_id,),) = _ATTEMPT.run(tx, history)
         told = {name: getattr(lane, name) for name in _TOLD}
         run = RunRef(lane.run_id, lane.destination, lane.model, **told)
         return Lease(
@@ -226,7 +213,7 @@ class Claims:
             attempt_id=attempt_id,
             claimed_at=now,
             pace=pace,
-            paced_until=lane.paced_until,
+            paced_until=moment_of(lane.paced_until),
         )
 
 
@@ -256,12 +243,79 @@ def _entry(
     return Entry(id, key, payload, size, moment_of(enqueued_at), copy, bool(final), *rest)
 
 
-def _first(due: ColumnElement[bool], order: ColumnElement[Any]) -> Any:
-    columns = (*lanes.c, runs.c.destination, runs.c.model, *(runs.c[name] for name in _TOLD))
+class _Lane(NamedTuple):
+    """A lane before it is taken, with its run."""
+
+    id: int
+    run_id: str
+    kind: str
+    lease_token: int
+    failures: int
+    paced_until: int
+    destination: str
+    model: str
+    remote_id: str | None
+    agent_id: str | None
+    remote_run: str | None
+    remote_file: str | None
+
+
+_NOW = bindparam("now", type_=Moment())
+
+
+def _first(due: ColumnElement[bool], order: ColumnElement[Any]) -> Prepared:
+    columns = [
+        *(lanes.c[name] for name in ("id", "run_id", "kind", "lease_token", "failures", "paced_until")),
+        *(runs.c[name] for name in ("destination", "model", *_TOLD)),
+    ]
     query = select(*columns).select_from(LANES_OF_RUNS).where(due).order_by(order, lanes.c.id).limit(1)
-    return query.with_for_update(skip_locked=True, of=lanes)
+    return Prepared(query.with_for_update(skip_locked=True, of=lanes))
 
 
+@cache
+def _first_due(kinds: tuple[Kind, ...]) -> Prepared:
+    of_kinds = lanes.c.kind.in_([literal_column(f"'{kind}'") for kind in kinds])
+    mine = destinations.c.name == bindparam("destination")
+    return _first(and_(READY, mine, of_kinds, _NOW >= DUE_AT), DUE_AT)
+
+
+_BEAT = _first(and_(BEATING, runs.c.id == bindparam("run"), _NOW >= BEAT_DUE_AT), BEAT_DUE_AT)
+_TAKE = Prepared(
+    update(lanes)
+    .where(lanes.c.id == bindparam("lane"), lanes.c.lease_token == bindparam("token"))
+    .values(
+        lease_token=lanes.c.lease_token + literal_column("1"),
+        lease_until=bindparam("until", type_=Moment()),
+        lease_worker=bindparam("holder"),
+        attempts=lanes.c.attempts + literal_column("1"),
+        paced_until=bindparam("paced", type_=Moment()),
+    )
+    .returning(lanes.c.id)
+)
+_LOST = Prepared(
+    update(attempts)
+    .where(
+        attempts.c.lane_id == bindparam("lane"),
+        attempts.c.token == bindparam("token"),
+        attempts.c.outcome.is_(None),
+    )
+    .values(
+        outcome=literal_column("'lost'"),
+        ended_at=bindparam("now", type_=Moment()),
+        reason=literal_column("'the worker was gone'"),
+    )
+)
+_CLAIMED = (
+    update(entries)
+    .where(entries.c.id.in_(bindparam("ids", expanding=True)))
+    .values(
+        claim_token=bindparam("token"),
+        attempts=entries.c.attempts + literal_column("1"),
+        batch=func.coalesce(entries.c.batch, bindparam("token")),
+    )
+)
+_HISTORY = (*("lane_id", "token", "worker", "entries", "first_key", "last_key", "size", "claimed_at"),)
+_ATTEMPT = Prepared(insert(attempts).returning(attempts.c.id), _HISTORY)
 _CARRIED = [
     entries.c[name]
     for name in (
@@ -278,7 +332,7 @@ _FRESH = Prepared(
 )
 _IS_TRIED = and_(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch.is_not(None))
 # The least tried batch first, so that one which fails again and again lets the others pass.
-_TRIED = (
+_TRIED = Prepared(
     select(entries.c.batch)
     .where(_IS_TRIED)
     .order_by(entries.c.attempts, entries.c.rank, entries.c.id)
@@ -293,20 +347,22 @@ _newer = entries.alias("newer")
 _NEWER_WAITS = and_(
     _newer.c.lane_id == entries.c.lane_id, _newer.c.state == WAITING.right, _newer.c.id > entries.c.id
 )
-_DROP_OUTDATED = (
+_DROP_OUTDATED = Prepared(
     update(entries)
     .where(
         _IS_TRIED,
         # Two questions and not one with OR: each finds its answer in an index.
         or_(
             exists().where(_NEWER_WAITS, _newer.c.key == entries.c.key),
-            exists().where(_NEWER_WAITS, _newer.c.rank == FINAL_RANK, _newer.c.final.is_(True)),
+            exists().where(
+                _NEWER_WAITS, _newer.c.rank == literal_column(str(FINAL_RANK)), _newer.c.final.is_(true())
+            ),
         ),
     )
     .values(
-        state=State.SUPERSEDED,
+        state=literal_column(f"'{State.SUPERSEDED}'"),
         settled_at=bindparam("at", type_=entries.c.settled_at.type),
-        reason="a newer one was enqueued",
+        reason=literal_column("'a newer one was enqueued'"),
     )
     .returning(entries.c.size)
 )

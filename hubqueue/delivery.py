@@ -142,8 +142,11 @@ class Delivery:
                     told.append(events.RunCancelled(run_id))
                 return told
             case RetryLater(reason, after, scope):
-                at = next_attempt_at(lease.failures, now=now, retry=self._outbox.config.retry, asked=after)
-                everywhere = at if scope is Scope.DESTINATION else None
+                retry = self._outbox.config.retry
+                at = next_attempt_at(lease.failures, now=now, retry=retry, asked=after)
+                # The others wait as the hub has asked, not for what this lane has failed before.
+                others = next_attempt_at(0, now=now, retry=retry, asked=after)
+                everywhere = others if scope is Scope.DESTINATION else None
                 if outcome.suspect and lease.attempts >= SUSPECT_AFTER and len(batch.entries) > 1:
                     settlement.split(lease, reason=reason, started_at=started_at)
                     return [events.BatchSplit(run_id, kind, len(batch.entries), reason)]
@@ -152,7 +155,10 @@ class Delivery:
                 failed = events.AttemptFailed(
                     run_id, kind, len(batch.entries), reason, lease.failures + 1, shown
                 )
-                paused = [events.DestinationPaused(batch.run.destination, shown)] if everywhere else []
+                paused = []
+                if everywhere:
+                    until = self._outbox.database.to_wall(everywhere)
+                    paused = [events.DestinationPaused(batch.run.destination, until)]
                 return [failed, *paused]
             case Rejected(reason) if len(batch.entries) > 1:
                 settlement.split(lease, reason=reason, started_at=started_at)

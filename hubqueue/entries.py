@@ -21,6 +21,7 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
+    func,
     insert,
     literal,
     literal_column,
@@ -155,7 +156,13 @@ class Entries:
             .where(_IS_SETTLED, entries.c.settled_at < settled_before, ~shadow)
             .limit(limit)
         )
-        ended = select(attempts.c.id).where(attempts.c.ended_at < ended_before).limit(limit)
+        # The newest attempt stays: the time of the outbox never goes back behind it (see origin.py).
+        newest = select(func.max(attempts.c.id)).scalar_subquery()
+        ended = (
+            select(attempts.c.id)
+            .where(attempts.c.ended_at < ended_before, attempts.c.id < newest)
+            .limit(limit)
+        )
         with self.database.write() as tx:
             gone = tx.execute(delete(entries).where(entries.c.id.in_(settled))).rowcount
             return gone + tx.execute(delete(attempts).where(attempts.c.id.in_(ended))).rowcount

@@ -29,7 +29,7 @@ from hubqueue.stats import Stats
 
 # A worker leaves the others this much room after each of its write transactions: SQLite's lock is unfair, and
 # without a gap an enqueue waited for seconds beside a busy worker.
-COURTESY = timedelta(milliseconds=5)
+COURTESY = timedelta(milliseconds=0.5)
 # Nobody waits for a worker, so it waits for the others: in a storm of trainings it must not give up its start.
 _WORKER_PATIENCE = timedelta(seconds=30)
 

@@ -38,7 +38,9 @@ class Prepared:
             # Values of SQLAlchemy's own, such as the OFFSET that it gives every LIMIT of SQLite's.
             given = self._columns or ()
             own = {
-                each: value
+                each: str(value)
+                if isinstance(value, str)
+                else value  # no enumeration: drivers differ over those
                 for each, value in compiled.params.items()
                 if each not in given and value is not None
             }
@@ -59,3 +61,8 @@ class Prepared:
 def microseconds(moment: datetime) -> int:
     """A moment as the tables keep it."""
     return (moment - EPOCH) // _MICROSECOND
+
+
+def plain_of(value: object) -> object:
+    """A value as a driver takes it: a moment as the tables keep it, anything else as it is."""
+    return microseconds(value) if isinstance(value, datetime) else value

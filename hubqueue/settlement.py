@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, case, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, update
 
 from hubqueue.batching import halves
 from hubqueue.database import Database
@@ -20,6 +21,7 @@ from hubqueue.errors import LeaseLost
 from hubqueue.lane import Lease
 from hubqueue.lifecycle import State
 from hubqueue.outcome import Remote, Scope
+from hubqueue.prepared import Prepared, microseconds, plain_of
 from hubqueue.readiness import WAITING
 from hubqueue.schema import EPOCH, attempts, destinations, entries, lanes, runs
 
@@ -49,7 +51,7 @@ class Settlement:
     def note_progress(self, lease: Lease, progress: str | None) -> None:
         """Write down how far the upload of a batch came; durable when this returns. Raises `LeaseLost`."""
         with self.database.write() as tx:
-            self._fence(tx, lease, lease_worker=lanes.c.lease_worker)
+            self._fence(tx, lease, lease_token=lease.token)
             tx.execute(update(entries).where(_of(lease)).values(progress=progress))
 
     def ack(self, lease: Lease, *, started_at: datetime | None, remote: Remote) -> Moved:
@@ -123,7 +125,8 @@ class Settlement:
         with self.database.write() as tx:
             now = self.database.now()
             error = {"last_error": reason} if hold else {}
-            self._settle_lane(tx, lease, started_at, attempts=lanes.c.attempts - 1, **error)
+            self._settle_lane(tx, lease, started_at, **error)
+            tx.execute(update(lanes).where(lanes.c.id == lease.lane_id).values(attempts=lanes.c.attempts - 1))
             tx.execute(update(entries).where(_of(lease)).values(attempts=entries.c.attempts - 1))
             if hold is Scope.RUN:
                 tx.execute(update(runs).where(runs.c.id == lease.batch.run.id).values(held=reason))
@@ -136,8 +139,8 @@ class Settlement:
 
     def _fence(self, tx: Connection, lease: Lease, **values: Any) -> None:
         """Write on the lane, but only as the holder of its newest lease. Every settle passes here."""
-        mine = and_(lanes.c.id == lease.lane_id, lanes.c.lease_token == lease.token)
-        if tx.execute(update(lanes).where(mine).values(values)).rowcount == 0:
+        told = {f"to_{name}": plain_of(value) for name, value in values.items()}
+        if not _fenced(tuple(values)).run(tx, {"lane": lease.lane_id, "token": lease.token, **told}):
             raise LeaseLost(
                 f"lane {lease.lane_id} was claimed again after token {lease.token}",
                 hint="the new holder decides",
@@ -149,12 +152,12 @@ class Settlement:
         self._fence(tx, lease, lease_until=EPOCH, lease_worker=None, paced_until=paced_until, **values)
 
     def _leave(self, tx: Connection, lease: Lease, target: State, reason: str | None, now: datetime) -> Moved:
-        move = update(entries).where(_of(lease)).values(state=target, settled_at=now, reason=reason)
-        rows = tx.execute(move.returning(entries.c.size, entries.c.snapshot)).all()
+        move = {"state": str(target), "at": microseconds(now), "why": reason}
+        rows = _LEAVE.run(tx, {"lane": lease.lane_id, "token": lease.token, **move})
         if rows:
-            size = sum(row.size for row in rows)
+            size = sum(size for size, _ in rows)
             tally(tx, lease.lane_id, pending=-len(rows), bytes=-size, **{str(target): len(rows)})
-        return Moved(len(rows), tuple(row.snapshot for row in rows if row.snapshot))
+        return Moved(len(rows), tuple(snapshot for _, snapshot in rows if snapshot))
 
     def _note(self, tx: Connection, lease: Lease, reason: str) -> None:
         tx.execute(update(entries).where(_of(lease)).values(reason=reason))
@@ -168,8 +171,44 @@ class Settlement:
         reason: str | None,
         now: datetime,
     ) -> None:
-        ended = {"started_at": started_at, "ended_at": now, "outcome": outcome, "reason": reason}
-        tx.execute(update(attempts).where(attempts.c.id == lease.attempt_id).values(ended))
+        ended = {"attempt": lease.attempt_id, "outcome": outcome, "why": reason}
+        moments = {"started": plain_of(started_at), "ended": microseconds(now)}
+        _END.run(tx, {**ended, **moments}, returns=False)
+
+
+@cache
+def _fenced(names: tuple[str, ...]) -> Prepared:
+    """Writes these columns of a lane as the holder of a token."""
+    mine = and_(lanes.c.id == bindparam("lane"), lanes.c.lease_token == bindparam("token"))
+    values = {lanes.c[name]: bindparam(f"to_{name}", type_=lanes.c[name].type) for name in names}
+    return Prepared(update(lanes).where(mine).values(values).returning(lanes.c.id))
+
+
+_LEAVE = Prepared(
+    update(entries)
+    .where(
+        entries.c.lane_id == bindparam("lane"),
+        WAITING,
+        entries.c.batch.is_not(None),
+        entries.c.claim_token == bindparam("token"),
+    )
+    .values(
+        state=bindparam("state"),
+        settled_at=bindparam("at", type_=entries.c.settled_at.type),
+        reason=bindparam("why"),
+    )
+    .returning(entries.c.size, entries.c.snapshot)
+)
+_END = Prepared(
+    update(attempts)
+    .where(attempts.c.id == bindparam("attempt"))
+    .values(
+        started_at=bindparam("started", type_=attempts.c.started_at.type),
+        ended_at=bindparam("ended", type_=attempts.c.ended_at.type),
+        outcome=bindparam("outcome"),
+        reason=bindparam("why"),
+    )
+)
 
 
 def _of(lease: Lease) -> ColumnElement[bool]:

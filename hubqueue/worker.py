@@ -179,14 +179,31 @@ class Worker:
             crew.at_work[lease] = thread
         thread.start()
 
-    def _attempt(self, crew: _Crew, lease: Lease) -> None:
+    def _attempt(self, crew: _Crew, first: Lease) -> None:
+        lease = first
         try:
-            self._delivery.attempt(lease, self._abort)
+            while True:
+                self._delivery.attempt(lease, self._abort)
+                following = self._follow(crew)
+                if following is None:
+                    break
+                with self._state:
+                    crew.at_work[following] = crew.at_work.pop(lease)
+                lease = following
         finally:
             with self._state:
                 del crew.at_work[lease]
                 self._state.notify_all()
             self._on_free()
+
+    def _follow(self, crew: _Crew) -> Lease | None:
+        """What is due by now, for a thread that has just become free: a way around the scheduler for a long line."""
+        now = self._outbox.database.now()
+        try:
+            due = None if self._stopping else self._crew_due(crew)
+            return None if due is None or due > now else self._claim(crew, now)
+        except HubqueueError:
+            return None  # the next step meets it too, and tells
 
 
 def _dial(outbox: Outbox, settings: DestinationSettings) -> Transport:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.backoff import full_jitter, next_attempt_at
+from hubqueue.backoff import equal_jitter, next_attempt_at
 from hubqueue.settings import RetrySettings
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -59,11 +61,23 @@ def test_a_cap_below_the_base_holds_for_the_first_failure_too() -> None:
     assert at == NOW + retry.cap
 
 
-def test_full_jitter_uses_the_whole_range_and_is_never_zero() -> None:
-    drawn = [full_jitter(8.0) for _ in range(500)]
+def test_equal_jitter_uses_the_upper_half_of_the_range() -> None:
+    drawn = [equal_jitter(8.0) for _ in range(500)]
 
-    assert all(0 < each <= 8.0 for each in drawn)
-    assert min(drawn) < 2 and max(drawn) > 6
+    assert all(4.0 < each <= 8.0 for each in drawn)
+    assert min(drawn) < 5 and max(drawn) > 7
+
+
+def test_an_outage_of_an_hour_costs_each_lane_at_most_30_requests() -> None:
+    def requests(seed: int) -> int:
+        dice = random.Random(seed)
+        at, count = NOW, 0
+        while at < NOW + timedelta(hours=1):
+            jitter = partial(equal_jitter, dice=dice)
+            at, count = next_attempt_at(count, now=at, retry=RETRY, jitter=jitter), count + 1
+        return count
+
+    assert max(map(requests, range(2000))) <= 30
 
 
 @given(
