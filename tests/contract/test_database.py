@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, event, inspect
-from stage import environ_of, keys, log, must_claim, new_run, python, totals
+from stage import ack, environ_of, keys, log, must_claim, new_run, python, totals
 
 from hubqueue import schema
 from hubqueue.config import parse
 from hubqueue.errors import ConfigError, OutboxAlien, OutboxDamaged, OutboxUnavailable
+from hubqueue.janitor import Janitor
 from hubqueue.migration import current_revision
 from hubqueue.outbox import Outbox, open_outbox
 from hubqueue.schema import EPOCH, Moment
@@ -206,6 +207,24 @@ def test_time_never_goes_back(home: Path, clock: FakeClock) -> None:
     clock.reboot(5 * YEAR)
     with open_outbox(home, environ={}, clock=clock) as later:
         assert later.database.now() == clock.wall()
+
+
+def test_time_does_not_go_back_when_the_history_was_pruned(home: Path, clock: FakeClock) -> None:
+    with open_outbox(home, environ={}, clock=clock) as first:
+        log(first, new_run(first), 0)
+        ack(first, must_claim(first))
+        clock.advance(40 * 86_400)
+        ended = first.database.now()
+        log(first, new_run(first), 0)
+        ack(first, must_claim(first))
+        clock.advance(40 * 86_400)
+        Janitor(first, lambda _fact: None).prune()
+        assert first.stats.entries() == []
+
+    clock.reboot(-YEAR)
+
+    with open_outbox(home, environ={}, clock=clock) as next_boot:
+        assert next_boot.database.now() >= ended
 
 
 def test_a_moment_keeps_its_microseconds() -> None:

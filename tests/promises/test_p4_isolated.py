@@ -4,6 +4,7 @@ trouble never slows another's."""
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hubqueue.entry import Kind
 from hubqueue.events import Fact
 from hubqueue.lane import Batch
 from hubqueue.outbox import Outbox, open_outbox
-from hubqueue.outcome import Delivered, Outcome, Rejected, RetryLater
+from hubqueue.outcome import Delivered, Outcome, Rejected, RetryLater, Scope
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock, MemoryTransport
 from hubqueue.transports.base import Attempt
@@ -34,6 +35,26 @@ def test_a_poisoned_epoch_is_buried_alone(outbox: Outbox, clock: FakeClock) -> N
             clock.advance(3)
 
     assert totals(outbox) == {"enqueued": 41 - 1, "delivered": 39, "dead": 1}
+
+
+def test_what_one_lane_has_failed_before_is_no_wait_for_the_others(outbox: Outbox, clock: FakeClock) -> None:
+    troubled, other = new_run(outbox), new_run(outbox, remote_id="other")
+    answers: list[Outcome] = [
+        *[RetryLater("503") for _ in range(30)],
+        RetryLater("429", timedelta(seconds=5), Scope.DESTINATION),
+    ]
+    log(outbox, troubled, 0)
+
+    with Bench(outbox, lambda batch: answers.pop(0) if answers else Delivered()) as bench:
+        while answers:
+            clock.advance(300)
+            bench.worker._crews[:] = [crew for crew in bench.worker._crews if Kind.METRICS in crew.paces]
+            bench.step()
+        log(outbox, other, 0)
+        clock.advance(7)  # what the hub has asked for, and the spread of a first failure
+
+        assert bench.step() == 1
+        assert bench.transport.batches[-1].run.id == other
 
 
 def test_an_epoch_that_crashes_the_hub_does_not_dam_up_its_lane(outbox: Outbox, clock: FakeClock) -> None:

@@ -95,6 +95,25 @@ def test_a_dead_checkpoint_keeps_its_snapshot_until_it_is_cancelled(outbox: Outb
     assert outbox.spool.bytes_used() == 0
 
 
+def test_an_epoch_costs_few_statements_on_its_way(home: Path, clock: FakeClock) -> None:
+    """A guard of the speed, which no clock of a noisy machine could be: each statement costs what it costs."""
+    with open_outbox(home, environ={}, clock=clock) as outbox:
+        run, said = new_run(outbox), list[str]()
+        log(outbox, run, 0)
+        ack(outbox, must_claim(outbox))
+        clock.advance(10)
+        outbox.database._held(reading=False).connection.driver_connection.set_trace_callback(said.append)
+
+        log(outbox, run, 1)
+        assert [each.split()[0] for each in said] == ["BEGIN", "UPDATE", "INSERT", "COMMIT"], said
+        said.clear()
+        lease = must_claim(outbox)
+        assert len(said) <= 10, said
+        said.clear()
+        ack(outbox, lease)
+        assert len(said) <= 6, said
+
+
 def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: FakeClock) -> None:
     with open_outbox(home, environ={}, clock=clock) as outbox:
         run = new_run(outbox)
@@ -136,6 +155,10 @@ def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: Fake
         and "INDEX" not in step
     }
     assert len(plans) > 20
+    # Owing lanes lead to their runs: the other way leads past every run that a home has ever had.
+    assert not [
+        plan for plan in plans.values() if any("runs_remote (destination=?)" in step for step in plan)
+    ]
     assert any("INSERT INTO entries" in each for each in plans)
     assert scans == {}
     # The two that the training and the worker do most find their rows directly, however long the line is.
