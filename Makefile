@@ -7,10 +7,11 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 ULTRALYTICS := .venv-ultralytics
+BENCH := .venv-bench
 # A build of torch for the processor; torchvision is only read, whatever it was built for.
 TORCH ?= torch==2.13.0+cpu torchvision==0.28.0
 
-.PHONY: help demo test test-ultralytics torture lint format wheel clean
+.PHONY: help demo test test-ultralytics torture bench lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -49,6 +50,17 @@ test-ultralytics: $(STAMP) $(ULTRALYTICS)/.installed ## Train with three version
 torture: $(STAMP) ## Kills, power cuts, bad peers and bad disks (TORTURE=full: the published figures).
 	@PYTHONPATH=tests $(BIN)/python -m torture
 
+$(BENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
+	@echo "installing into $(BENCH) (about 700 MB)"
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	@for each in "-c constraints.txt -e ." "-r benchmarks/requirements.txt"; do \
+		$(BENCH)/bin/python -m pip --quiet --disable-pip-version-check --no-input install $$each \
+			2>$(BENCH)/install.log || { cat $(BENCH)/install.log >&2; exit 1; }; done
+	@touch $@
+
+bench: $(BENCH)/.installed ## Measure beside the floor and the peers (ROWS="enqueue drain", BENCH_OPTIONS=--quick; --write for the docs).
+	@$(BENCH)/bin/python -m benchmarks $(ROWS) $(BENCH_OPTIONS)
+
 lint: $(STAMP) ## Check style, types and floors.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -63,4 +75,4 @@ wheel: $(STAMP) ## Build the wheel into dist/.
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean: ## Remove the environment and everything that was built.
-	@rm -rf $(VENV) $(ULTRALYTICS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(ULTRALYTICS) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

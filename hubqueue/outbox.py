@@ -27,8 +27,8 @@ from hubqueue.settlement import Settlement
 from hubqueue.spool import Ballast, Spool
 from hubqueue.stats import Stats
 
-# A worker leaves the others this much room after each of its write transactions: SQLite's lock is unfair, and
-# without a gap an enqueue waited for seconds beside a busy worker.
+# A worker leaves the others this much room after each of its write transactions, enough for one that looks again in the
+# next instant (see `sqlite.begin_immediate`); one that waits longer asks for its turn.
 COURTESY = timedelta(milliseconds=0.5)
 # Nobody waits for a worker, so it waits for the others: in a storm of trainings it must not give up its start.
 _WORKER_PATIENCE = timedelta(seconds=30)

@@ -1,8 +1,8 @@
-"""Statements of the training thread: written in Core, compiled once, run on the driver's own cursor.
+"""Statements that run often: written in Core, compiled once, run on the driver's own cursor.
 
-Core's way from a cached statement to the driver costs several times what SQLite needs for it. Only the enqueue,
-which the training waits for, takes this shorter way; parameters go to the driver as they are, so moments are
-given as `microseconds`.
+Core's way from a cached statement to the driver costs several times what SQLite needs for it, and building one anew more
+still. The enqueue, the claim, the settle and the looks of an idle worker take this shorter way; parameters go to the
+driver as they are, so moments are given as `microseconds`.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class Spool:
                 if _clone(file, target):
                     os.fsync(target)
                 else:
-                    sha256 = _copy_blocks(file, target, source, before.st_size)
+                    sha256 = _copy_blocks(file, target, part, source, before.st_size)
                 copied, after = os.fstat(target), os.fstat(file.fileno())
             finally:
                 os.close(target)
@@ -280,35 +280,27 @@ def _clone(file: BinaryIO, target: int) -> bool:
     return True
 
 
-def _copy_blocks(file: BinaryIO, target: int, source: object, size: int) -> str:
+def _copy_blocks(file: BinaryIO, target: int, part: Path, source: object, size: int) -> str:
     """Copy `size` bytes, no more however fast the source grows, and sync them; the SHA-256 (hex) of the copy."""
-    behind = HashBehind()
-    try:
-        _write_blocks(file, target, source, size, behind)
-        # The disk is slow and the hash is too: each is at work while the other one is.
-        os.fsync(target)
-    finally:
-        digest = behind.end()
-    return digest
-
-
-def _write_blocks(file: BinaryIO, target: int, source: object, size: int, behind: HashBehind) -> None:
-    left = size
+    buffer, left = memoryview(bytearray(_BLOCK)), size
     file.seek(0)
-    while left:
-        buffer = behind.buffer()
-        try:
-            count = file.readinto(buffer[: min(left, _BLOCK)])  # type: ignore[attr-defined]
-        except OSError as error:
-            hint = "pass the path of a readable checkpoint file"
-            raise CheckpointUnreadable(f"cannot read {source}: {error.strerror}", hint=hint) from error
-        if not count:
-            break  # it shrank: the caller sees that the copy is short
-        behind.take(buffer[:count])
-        left -= count
-        written = 0
-        while written < count:
-            written += os.write(target, buffer[written : min(count, written + _WRITE)])
+    with HashBehind(part) as behind:
+        while left:
+            try:
+                count = file.readinto(buffer[: min(left, _BLOCK)])  # type: ignore[attr-defined]
+            except OSError as error:
+                hint = "pass the path of a readable checkpoint file"
+                raise CheckpointUnreadable(f"cannot read {source}: {error.strerror}", hint=hint) from error
+            if not count:
+                break  # it shrank: the caller sees that the copy is short
+            left -= count
+            written = 0
+            while written < count:
+                written += os.write(target, buffer[written : min(count, written + _WRITE)])
+            behind.written(count)
+        # The disk is slow, and so is the hash: each is at work while the other one is.
+        os.fsync(target)
+    return behind.digest()
 
 
 def _sha256(body: BinaryIO) -> str:

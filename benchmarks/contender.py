@@ -1,0 +1,178 @@
+"""A contender in a process of its own, so that its threads and caches stand in nobody else's way.
+
+The process waits for a command a line on its standard input and answers each with one line of JSON: the seconds of
+every call, the errors, and from when to when (on the monotonic clock). It ends when its input ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.peers import Known
+from benchmarks.place import ROOT, python, version
+from benchmarks.processes import tree
+from benchmarks.timing import SCALARS
+
+PATIENCE = 180.0
+
+
+class ContenderFailedError(Exception):
+    """It does not run here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a block of calls cost. `began` and `ended` are wall-clock seconds, for comparing with a trace."""
+
+    seconds: list[float]
+    errors: list[str]
+    began: float
+    ended: float
+
+
+class Contender:
+    """The parent's end. Started by `with`; raises `ContenderFailedError` when the process does not answer."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        environ: Mapping[str, str] | None = None,
+        *,
+        under: tuple[str, ...] = (),
+    ) -> None:
+        self.name, self._folder, self._under = name, folder, under
+        self._environ = {**(environ or os.environ), "PYTHONPATH": str(ROOT)}
+        self._log = folder / f"{name.replace(' ', '-')}-{id(self):x}.log"
+        self._process: subprocess.Popen[str] | None = None
+        self._next = 0
+
+    def call(self, calls: int) -> Told:
+        """So many calls, one after the other."""
+        return self.answer(self.ask(calls=calls))
+
+    def ask(self, **what: float) -> Self:
+        """Let it begin; `calls` or `seconds` say how long, `at` (monotonic) when."""
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({**what, "first": self._next}) + "\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise ContenderFailedError(f"{self.name}: {self._last_words()}") from error
+        return self
+
+    def answer(self, _asked: object = None) -> Told:
+        """What came of it."""
+        assert self._process is not None and self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+        line = self._process.stdout.readline() if ready else ""
+        if not line:
+            raise ContenderFailedError(f"{self.name}: {self._last_words()}")
+        told = Told(**json.loads(line))
+        self._next += len(told.seconds) + len(told.errors)
+        return told
+
+    def settle(self) -> None:
+        """Sync its files, so that what it leaves unwritten is not charged to the next one's syncs."""
+        for path in self._folder.rglob("*"):
+            if path.is_file():
+                with suppress(OSError), path.open("rb") as file:
+                    os.fsync(file.fileno())
+
+    def kill(self) -> None:
+        """kill -9 of the process and of all that it has started, as near as can be at one moment."""
+        assert self._process is not None
+        for pid in tree(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def __enter__(self) -> Self:
+        command = [*self._under, *python("-m", "benchmarks.contender", self.name, str(self._folder))]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=self._environ,
+                cwd=self._folder,
+            )
+        try:
+            self.answer()  # it is open
+        except ContenderFailedError:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        with suppress(OSError):  # it has gone before
+            self._process.stdin.close()
+        try:
+            self._process.wait(PATIENCE if kind is None else 5.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return lines[-1][:200] if lines else "it said nothing"
+
+
+def main(name: str, folder: str) -> None:
+    # What a peer prints goes to the log; the pipe is for answers only.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    kind = Known.ALL[name]
+    if kind.package and not version(kind.package):
+        raise SystemExit("is not installed")
+    peer = kind(Path(folder))
+    _tell(answers, [], [], time.time())
+    for line in sys.stdin:
+        command: dict[str, Any] = json.loads(line)
+        threading.Event().wait(max(0.0, command.get("at", 0.0) - time.monotonic()))
+        _block(peer, command, answers)
+    peer.close()
+
+
+def _block(peer: Any, command: Mapping[str, Any], answers: Any) -> None:
+    seconds: list[float] = []
+    errors: list[str] = []
+    began, step = time.time(), int(command["first"])
+    last = step + command.get("calls", float("inf"))
+    until = time.monotonic() + command.get("seconds", PATIENCE / 2)
+    while step < last and time.monotonic() < until:
+        start = time.perf_counter()
+        try:
+            peer.log(step, SCALARS)
+            seconds.append(time.perf_counter() - start)
+        except Exception as error:
+            errors.append(f"{type(error).__name__}: {error}")
+        step += 1
+    _tell(answers, seconds, errors, began)
+
+
+def _tell(answers: Any, seconds: list[float], errors: list[str], began: float) -> None:
+    told = {"seconds": seconds, "errors": errors, "began": began, "ended": time.time()}
+    answers.write(json.dumps(told) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,128 @@
+"""Homes that would take hours to fill call by call: filled by plain SQL into hubqueue's own tables.
+
+hubqueue opens the home and starts the runs; the rows are then inserted as its statements would have left them. What
+was made is held against hubqueue itself: the CHECK of the accounting, its own recount, and `hubqueue status`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from benchmarks.place import ROOT, python
+from benchmarks.timing import SCALARS
+from hubqueue.entry import Kind
+from hubqueue.metrics import metrics_text
+from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.plain import checksum
+from hubqueue.transports import DESTINATION_KINDS
+
+_CHUNK = 50_000
+# As an enqueue leaves an entry (without `settled`), and as a claim and an ack of a hundred leave it.
+_ENTRIES = """
+WITH RECURSIVE n(i) AS (SELECT :first UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :last)
+INSERT INTO entries (lane_id, "key", rank, state, payload, size, final, batch, claim_token, attempts, enqueued_at, settled_at, checksum)
+SELECT :lane, printf('%d', i), i, :state, :payload, :size, 0, iif(:settled IS NULL, NULL, 1 + i / 100),
+    iif(:settled IS NULL, 0, 1 + i / 100), :settled IS NOT NULL, :now, :settled, checksum(printf('%d', i), :payload) FROM n"""
+_ATTEMPTS = """
+WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :count)
+INSERT INTO attempts (lane_id, token, worker, entries, size, claimed_at, started_at, ended_at, outcome)
+SELECT :lane, 1 + i, 'worker', 100, 100 * :size, :now, :now, :now, 'delivered' FROM n"""
+_COUNT = """
+UPDATE lanes SET enqueued = enqueued + :count, pending = pending + :pending, delivered = delivered + :count - :pending,
+    bytes = bytes + :pending * :size WHERE id = :lane"""
+_RUN = """
+INSERT INTO runs (id, remote_id, destination, model, state, created_at, finished_at)
+SELECT ?, ?, destination, model, 'finished', created_at, created_at FROM runs WHERE id = ?"""
+_LANES = "INSERT INTO lanes (run_id, kind) SELECT ?, kind FROM lanes WHERE run_id = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """An outbox with a long history: entries that wait, entries that were delivered, runs with nothing to do."""
+
+    home: Path
+    waiting: int
+    delivered: int
+    idle: int
+
+    @property
+    def words(self) -> str:
+        """What is in it."""
+        return f"{self.waiting:,} waiting, {self.delivered:,} delivered, {self.idle:,} idle runs"
+
+    @classmethod
+    def make(cls, folder: Path, *, quick: bool) -> Self:
+        share = 10 if quick else 1
+        made = cls(folder / "home", 100_000 // share, 1_000_000 // share, 10_000 // share)
+        with open_outbox(made.home, environ={}) as outbox:
+            made._fill(outbox)
+        made._prove()
+        return made
+
+    def _fill(self, outbox: Outbox) -> None:
+        owing, idle = new_runs(outbox, 100), new_runs(outbox, self.idle)
+        for run_id in owing:
+            fill(outbox, run_id, self.waiting // len(owing))
+        with_history = idle[:1000]
+        for run_id in with_history:
+            fill(outbox, run_id, self.delivered // len(with_history), delivered=True)
+        with outbox.database.read() as connection:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def _prove(self) -> None:
+        """hubqueue finds no fault with it. Raises `AssertionError`."""
+        with open_outbox(self.home, environ={}) as outbox:
+            assert outbox.stats.miscounted() == []
+        command = python("-m", "hubqueue", "--home", str(self.home), "status", "--json")
+        told = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=True, timeout=120
+        )
+        totals = json.loads(told.stdout)["totals"]
+        assert (totals["pending"], totals["delivered"]) == (self.waiting, self.delivered), totals
+
+
+def new_runs(outbox: Outbox, count: int) -> list[str]:
+    """So many registered runs with their lanes. The first was started by hubqueue, the others are its copies."""
+    outbox.note_destinations()
+    kinds, remote_id = DESTINATION_KINDS["hub"], secrets.token_hex(10)
+    first, _ = outbox.registry.start_run(
+        destination="hub", model="yolov8n.pt", kinds=kinds, remote_id=remote_id
+    )
+    copies = [secrets.token_hex(6) for _ in range(count - 1)]
+    if copies:
+        with outbox.database.write() as tx:
+            tx.exec_driver_sql(_RUN, [(run_id, secrets.token_hex(10), first) for run_id in copies])
+            tx.exec_driver_sql(_LANES, [(run_id, first) for run_id in copies])
+            # The training has ended: one that lives holds a lock.
+            ended = "UPDATE runs SET state = 'finished', finished_at = created_at WHERE id = ?"
+            tx.exec_driver_sql(ended, (first,))
+    return [first, *copies]
+
+
+def fill(outbox: Outbox, run_id: str, count: int, *, delivered: bool = False) -> None:
+    """Metrics of so many epochs in the lane of a run: they wait, or were delivered in batches of a hundred."""
+    text = metrics_text(SCALARS)
+    with outbox.database.read() as connection:
+        lane, now = connection.exec_driver_sql(
+            "SELECT l.id, r.created_at FROM lanes l JOIN runs r ON r.id = l.run_id WHERE r.id = ? AND kind = ?",
+            (run_id, str(Kind.METRICS)),
+        ).one()
+    told = {"lane": lane, "now": now, "settled": now if delivered else None, "size": len(text)}
+    state = "delivered" if delivered else "pending"
+    for start in range(0, count, _CHUNK):
+        stop = min(count, start + _CHUNK)
+        with outbox.database.write() as tx:
+            tx.connection.driver_connection.create_function("checksum", 2, checksum)
+            chunk = {"first": start, "last": stop, "state": state, "payload": text}
+            tx.exec_driver_sql(_ENTRIES, {**told, **chunk})
+            pending = 0 if delivered else stop - start
+            tx.exec_driver_sql(_COUNT, {**told, "count": stop - start, "pending": pending})
+    if delivered:
+        with outbox.database.write() as tx:
+            tx.exec_driver_sql(_ATTEMPTS, {**told, "count": max(1, count // 100)})

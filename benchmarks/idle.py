@@ -1,0 +1,45 @@
+"""A worker process with nothing to do: processor time over a while, and resident memory (Linux: /proc)."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+
+from benchmarks.place import Place, python
+from benchmarks.processes import ended, processor_seconds, resident, wait_until
+from benchmarks.report import Found, Line
+from hubqueue.daemon import worker_lives
+from hubqueue.home import Home
+
+_MIB = 1 << 20
+
+
+def measure(place: Place) -> Found:
+    seconds = 10.0 if place.quick else 30.0
+    home = place.new("idle") / "home"
+    environ, pause = place.environ(home), threading.Event()
+    subprocess.run(
+        python("-m", "hubqueue", "--home", str(home), "enqueue", "run", "yolov8n.pt"),
+        env=environ,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    place.hub.seen(clear=True)
+    command = python("-m", "hubqueue", "--home", str(home), "worker")
+    with ended(subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)) as worker:
+        wait_until(lambda: worker_lives(Home(home)))
+        place.hub.seen("model", 1)  # it has done something before
+        pause.wait(3.0)
+        before, start = processor_seconds(worker.pid), time.monotonic()
+        pause.wait(seconds)
+        share = (processor_seconds(worker.pid) - before) / (time.monotonic() - start)
+        memory = resident(worker.pid) / _MIB
+    return Found(
+        [
+            Line(
+                "idle worker, processor", "", f"{share * 100:.2f} % of a core", "", "< 0.5 %", share < 0.005
+            ),
+            Line("idle worker, memory", "", f"{memory:.0f} MiB resident", "", "< 80 MiB", memory < 80),
+        ]
+    )

@@ -1,0 +1,93 @@
+"""From the call of `log_metrics` to the first byte of its request, with an idle worker and nothing in its way.
+
+The hub notes when a request comes; both clocks are the machine's monotonic one. The trainer is a process of its own;
+between two epochs it waits until the hub has answered, and then for a random while, so that the worker is idle.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import hubqueue
+from benchmarks.place import Place, python
+from benchmarks.processes import wait_until
+from benchmarks.report import Found, Line
+from benchmarks.timing import SCALARS, quantile, shown
+from hubqueue.daemon import worker_lives
+from hubqueue.home import Home
+
+_WAYS = {
+    "thread": ("in-process (worker='thread')", 0.1, "p95 < 100 ms"),
+    "auto": ("across processes (worker process)", 1.0, "p95 < 1 s"),
+}
+
+
+def measure(place: Place) -> Found:
+    epochs = 15 if place.quick else 50
+    lines = []
+    for worker, (words, limit, target) in _WAYS.items():
+        found = _trainer(place, worker, epochs)
+        p95 = quantile(found, 0.95)
+        told = f"p50 {shown(quantile(found, 0.5))}, p95 {shown(p95)}, worst {shown(max(found))}"
+        lines.append(
+            Line(f"from enqueue to request, worker idle, {words}", "", told, "", target, p95 < limit)
+        )
+    return Found(lines)
+
+
+def _trainer(place: Place, worker: str, epochs: int) -> list[float]:
+    home = place.new("latency") / "home"
+    environ = place.environ(home, WORKER__IDLE_EXIT=1)
+    place.hub.seen(clear=True)
+    command = python("-m", "benchmarks.latency", worker, str(home), place.hub.url, str(epochs))
+    told = subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE, timeout=170)
+    found: list[float] = json.loads(told.stdout.splitlines()[-1])
+    return found
+
+
+def main(worker: str, home: str, url: str, epochs: str) -> None:
+    run = hubqueue.start_run("yolov8n.pt", home=home, worker=worker, strict=True)  # type: ignore[arg-type]
+    pause, dice, found = threading.Event(), random.Random(1), []
+    for epoch in range(int(epochs) + 1):
+        start = time.monotonic()
+        run.log_metrics(SCALARS, epoch=epoch)
+        found.append(_came(url, epoch + 1) - start)
+        pause.wait(dice.uniform(0.15, 0.65))
+    run.finish(timeout=10)
+    _see_off(run, Path(home))
+    # The first one waited for the start of the worker and the registration.
+    print(json.dumps(found[1:]))
+
+
+def _came(url: str, count: int) -> float:
+    """When the request came that is the `count`-th with metrics."""
+    asking = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    asking.request("GET", f"/bench/seen?what=metrics&count={count}")
+    seen = [each for each in json.loads(asking.getresponse().read()) if each[0] == "metrics"]
+    asking.close()
+    return float(seen[count - 1][1])
+
+
+def _see_off(run: hubqueue.Run, home: Path) -> None:
+    """Wait for the detached worker, which leaves a second after its work; tell it to, should it not."""
+    assert run.outbox is not None
+    told = run.outbox.status()["worker"]
+    try:
+        wait_until(lambda: not worker_lives(Home(home)), timeout=20.0, every=0.1)
+    except TimeoutError:
+        if told["alive"]:
+            os.kill(told["pid"], signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

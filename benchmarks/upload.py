@@ -1,0 +1,130 @@
+"""Uploading a checkpoint of 2 GiB over loopback: beside a bare PUT of the file object, and beside hub-sdk.
+
+hubqueue's time is that of the whole attempt, from the claim to the settle; the memory is that of a worker process
+from at rest to its peak.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+from pathlib import Path
+
+from benchmarks.checkpoint import large_file
+from benchmarks.place import Place, python, version
+from benchmarks.processes import ended, forget_peak, peak, resident, wait_until
+from benchmarks.report import Found, Line
+from benchmarks.timing import shown
+from hubqueue.daemon import worker_lives
+from hubqueue.home import Home
+from hubqueue.outbox import open_outbox
+
+# Seconds, and bytes of memory more than before.
+Cost = tuple[float, int]
+_MIB = 1 << 20
+
+
+def measure(place: Place) -> Found:
+    rounds, blocks = (1, 512) if place.quick else (3, 2048)
+    source = large_file(place.new("upload") / "best.pt", blocks)
+    floor: list[Cost] = []
+    ours: list[Cost] = []
+    sdk: list[Cost] = []
+    for _ in range(rounds):
+        floor.append(_bare(place, "put", source))
+        ours.append(_worker(place, source))
+        if version("hub-sdk"):
+            sdk.append(_bare(place, "hub-sdk-upload", source))
+    size = f"upload of a checkpoint of {blocks / 1024:.3g} GiB, loopback"
+    speed = statistics.median(its / mine for (mine, _), (its, _) in zip(ours, floor, strict=True))
+    lines = [
+        Line(
+            size,
+            f"bare PUT: {_words(floor)}",
+            _words(ours),
+            f"{speed:.2f}x the speed",
+            "≥ 0.8x the speed",
+            speed >= 0.8,
+        )
+    ]
+    if sdk:
+        faster = statistics.median(its / mine for (mine, _), (its, _) in zip(ours, sdk, strict=True))
+        lines.append(
+            Line(
+                size,
+                f"hub-sdk: {_words(sdk)}",
+                _words(ours),
+                f"{faster:.2f}x the speed",
+                "faster than hub-sdk",
+                faster > 1,
+            )
+        )
+    grown = max(more for _, more in ours)
+    beside = (
+        f"hub-sdk: {max(more for _, more in sdk) / _MIB:,.0f} MiB; bare PUT: {max(more for _, more in floor) / _MIB:.0f} MiB"
+        if sdk
+        else ""
+    )
+    lines.append(
+        Line(
+            f"{size}: memory above that at rest",
+            beside,
+            f"{grown / _MIB:.1f} MiB",
+            "",
+            "< 32 MiB",
+            grown < 32 * _MIB,
+        )
+    )
+    return Found(lines)
+
+
+def _bare(place: Place, how: str, source: Path) -> Cost:
+    command = python("-m", "benchmarks.bare", how, place.hub.url, str(source))
+    told = subprocess.run(
+        command, env=place.environ(place.folder), check=True, capture_output=True, timeout=170
+    )
+    found = json.loads(told.stdout.splitlines()[-1])
+    return found["seconds"], found["grown"]
+
+
+def _worker(place: Place, source: Path) -> Cost:
+    home = place.new("uploaded") / "home"
+    environ = place.environ(home)
+
+    def hubqueue(*arguments: str) -> str:
+        command = python("-m", "hubqueue", "--home", str(home), *arguments)
+        return subprocess.run(
+            command, env=environ, check=True, capture_output=True, text=True, timeout=120
+        ).stdout.strip()
+
+    run_id = hubqueue("enqueue", "run", "yolov8n.pt")
+    command = python("-m", "hubqueue", "--home", str(home), "worker")
+    place.hub.seen(clear=True)
+    with (
+        ended(subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)) as worker,
+        open_outbox(home, environ=environ) as outbox,
+    ):
+        wait_until(lambda: worker_lives(Home(home)))
+        place.hub.seen("model", 1)
+        before = resident(worker.pid)
+        forget_peak(worker.pid)
+        hubqueue("enqueue", "checkpoint", "--run", run_id, "--epoch", "0", "--final", str(source))
+        took: list[int] = []
+
+        def settled() -> bool:
+            with outbox.database.read() as connection:
+                took[:] = [row[0] for row in connection.exec_driver_sql(_TOOK)]
+            return bool(took)
+
+        wait_until(settled)
+        return took[0] / 1e6, peak(worker.pid) - before
+
+
+_TOOK = """
+SELECT ended_at - claimed_at FROM attempts JOIN lanes ON lanes.id = lane_id
+WHERE kind = 'ckpt' AND outcome = 'delivered'"""
+
+
+def _words(costs: list[Cost]) -> str:
+    return shown(statistics.median(seconds for seconds, _ in costs))

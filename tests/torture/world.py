@@ -1,0 +1,326 @@
+"""The world of a month: one home, one virtual clock, and everything that happens to them.
+
+Outbox, worker and janitor are the real ones, on files of their own; clock and hub are not (`torture.month`). Checkpoints
+have no bodies. Looks of the janitor that would find nothing new are left out; it tidies once an hour.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torture.month import DAY, HOUR, Hub, Mortal, Outage, Plan, Station, Training, What, bad_days, trainings
+
+from hubqueue import identifier
+from hubqueue.closing import close_run
+from hubqueue.drafts import FINAL_RANK, metrics_draft
+from hubqueue.entry import Draft, Kind
+from hubqueue.events import Fact
+from hubqueue.intake import open_run
+from hubqueue.lifecycle import RunState
+from hubqueue.locks import Lock
+from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.testing import FakeClock
+
+BATCH = 2
+"""Epochs in one request: few, so that backlogs exist."""
+_YEAR = 365 * DAY
+# One destination only: a worker asks the database for each that is configured.
+_CONFIG = f'[destinations.hub]\ntype = "hub"\n[worker]\nbatch_entries = {BATCH}\n'
+_PATIENCE = 60.0
+_LOOK, _TIDY = 5.0, HOUR
+# A lane that is due and that nobody claims, however often: that is no race, it is stuck.
+_STUCK = 100
+
+
+class World:
+    """A home in which a month passes."""
+
+    def __init__(self, folder: Path, plan: Plan, dice: random.Random, worker: type[Mortal] = Mortal) -> None:
+        self.plan, self._dice, self._worker = plan, dice, worker
+        self.clock, self.now = FakeClock(), 0.0
+        self.hub = Hub(lambda: self.now)
+        self.counts: Counter[str] = Counter()
+        self.outages = list(bad_days(plan, dice))
+        self.trainings = list(trainings(plan, self.outages, dice))
+        self._home = folder / "home"
+        self._home.mkdir(mode=0o700)
+        (self._home / "config.toml").write_text(_CONFIG, encoding="utf-8")
+        self._stations: list[Station] = []
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._boot = 0
+        self.outbox = self._open()
+        self._jumped = 0.0
+        self._plan_outages()
+        self._plan_runs()
+        self._plan_disturbances()
+
+    def run(self) -> None:
+        """Let the month pass, and the time after it until nothing is owed."""
+        self._start_worker()
+        while True:
+            at = min(self._work(), self._agenda[0][0] if self._agenda else math.inf)
+            if at == math.inf:
+                break
+            self._advance(at)
+            while self._agenda and self._agenda[0][0] <= self.now:
+                heapq.heappop(self._agenda)[2]()
+
+    def close(self) -> None:
+        for station in self._stations:
+            station.close()
+        self.outbox.close()
+
+    # Time.
+
+    def _advance(self, at: float) -> None:
+        self.clock.advance(max(0.0, at - self.now))
+        self.now = max(self.now, at)
+
+    def _at(self, at: float, act: Callable[..., None], *told: Any) -> None:
+        heapq.heappush(self._agenda, (at, next(self._order), lambda: act(*told)))
+
+    # The worker's side.
+
+    def _work(self) -> float:
+        """Step the workers until nothing is due any more; the moment at which something will be."""
+        for _ in range(_STUCK):
+            waits = self._stations[0].waits() if self._stations else math.inf
+            if waits > 0.0:
+                return self.now + waits
+            self._dice.shuffle(self._stations)
+            for station in list(self._stations):
+                station.worker.step()
+                assert station.worker.wait_free(_PATIENCE), "an attempt did not end"
+                if station.line.dead:
+                    self._bury(station)
+        raise AssertionError("something is due, and no worker takes it")
+
+    def _start_worker(self, boot: int | None = None) -> None:
+        if boot not in (None, self._boot):
+            return
+        self._stations.append(Station(self._open(), self.hub, self._worker, self._count))
+        self._say_workers()
+
+    def _stop_worker(self, away: float) -> None:
+        if self._stations:
+            station = self._stations.pop()
+            station.close()
+            self._say_workers()
+            if not self._stations:
+                self._at(self.now + away, self._start_worker, self._boot)
+
+    def _bury(self, station: Station) -> None:
+        """Its process is gone; every third one hangs, and keeps its lock for a while."""
+        self._stations.remove(station)
+        self.counts[f"crashes {station.line.dying} a request"] += 1
+        station.outbox.close()
+        if self._dice.random() < 0.3:
+            self._at(self.now + 300.0, station.worker.die)
+            self._at(self.now + 300.0, self._look_soon)
+        else:
+            station.worker.die()
+            self._look_soon()
+        self._say_workers()
+        if not self._stations:
+            self._at(self.now + self._dice.uniform(1.0, 120.0), self._start_worker, self._boot)
+
+    def _look_soon(self) -> None:
+        """The janitor looks around every five seconds: somebody has gone since the last time."""
+        self._at(self.now + self._dice.uniform(0.0, _LOOK), self._look)
+
+    def _look(self) -> None:
+        for station in self._stations:
+            station.janitor.look_around()
+
+    def _tidy(self) -> None:
+        for station in self._stations[:1]:
+            station.janitor.tidy()
+
+    def _say_workers(self) -> None:
+        self.hub.note(What.WORKERS, number=len(self._stations))
+
+    def _open(self) -> Outbox:
+        return open_outbox(self._home, environ={}, clock=self.clock)
+
+    def _count(self, fact: Fact) -> None:
+        self.counts[type(fact).__name__] += 1
+
+    # The trainings' side.
+
+    def _begin(self, training: Training) -> None:
+        target = self.outbox.config.destination("hub")
+        model = identifier.of_type("hub", "yolo26n.pt", web_url=target.web_url)
+        training.id, goes_on = open_run(self.outbox, model, {}, target, resume=training.id or None)
+        training.lock = Lock(self.outbox.run_lock(training.id))
+        assert training.lock.try_acquire(), "a run's lock is taken"
+        training.life += 1
+        self.counts["went on"] += goes_on
+        self.hub.note(What.BEGAN, training.id)
+        hasty = self.now < training.hasty_until
+        self._later(training, 0.0 if hasty else training.every, self._log)
+        self._later(training, training.save_every, self._save)
+        self._later(training, max(0.0, training.until - self.now), self._end)
+
+    def _later(self, training: Training, delay: float, act: Callable[[Training], None]) -> None:
+        """What a training's process plans to do, should it live until then."""
+        life = training.life
+        self._at(
+            self.now + delay, lambda: act(training) if (training.alive and training.life == life) else None
+        )
+
+    def _log(self, training: Training) -> None:
+        # Epochs of half a second are written down ten at a time: their lane is busy all along.
+        hasty = self.now < training.hasty_until
+        count, delay = (10, 5.0) if hasty else (1, training.every)
+        for _ in range(count):
+            self.outbox.entries.enqueue(training.id, metrics_draft('{"loss": 0.5}', training.epochs))
+            training.epochs += 1
+        self.hub.note(What.LOGGED, training.id, number=count)
+        self._later(training, delay, self._log)
+
+    def _save(self, training: Training, *, final: bool = False) -> None:
+        training.saves += 1
+        key = "final" if final else "best" if training.saves % 3 == 0 else "last"
+        rank = FINAL_RANK if final else -training.saves
+        draft = Draft(Kind.CKPT, key, rank, "{}", final=final, replaces=("last", "best") if final else ())
+        self.outbox.entries.enqueue(training.id, draft)
+        if not final:
+            self._later(training, training.save_every, self._save)
+
+    def _end(self, training: Training) -> None:
+        if training.finishes:
+            self._save(training, final=True)
+            training.ended = True
+            close_run(self.outbox, training.id, RunState.FINISHED)
+        self._lose(training)
+        self._look_soon()
+
+    def _lose(self, training: Training) -> None:
+        """Its process is gone."""
+        assert training.lock is not None
+        training.lock.release()
+        training.lock = None
+        self.hub.note(What.ENDED, training.id)
+
+    # What happens to all of them.
+
+    def _plan_outages(self) -> None:
+        for outage in self.outages:
+            self._at(outage.begin, self._set_outage, outage)
+            self._at(outage.end, self._set_outage, None)
+            if outage.alone:
+                # Without a worker for so long every lane is overdue: they all start, and fail, in one instant.
+                self._at(outage.begin + 0.3 * outage.lasts, self._restart, outage.alone)
+
+    def _set_outage(self, outage: Outage | None) -> None:
+        self.hub.outage, self.hub.busy = outage, 0.0
+        if outage is None:
+            self.hub.note(What.WELL)
+        else:
+            self.hub.note(What.ILL, number=outage.lasts)
+
+    def _plan_runs(self) -> None:
+        for training in self.trainings:
+            self._at(training.begins, self._begin, training)
+        for each in range(int(self.plan.days * DAY // _TIDY)):
+            self._at(each * _TIDY, self._tidy)
+
+    def _plan_disturbances(self) -> None:
+        plan, dice = self.plan, self._dice
+        for many, act in (
+            (plan.restarts, lambda: self._restart(dice.choice((0.0, 1.0, 10.0, dice.uniform(10.0, 600.0))))),
+            (plan.crashes, self._crash),
+            (plan.seconds, self._second),
+            (plan.reboots, self._reboot),
+            (plan.jumps, self._jump),
+            (plan.busy, self._busy),
+            (plan.troubles, self._trouble),
+        ):
+            for _ in range(many):
+                at = dice.uniform(0.0, plan.days * DAY)
+                if not any(each.is_quiet(at) for each in self.outages):
+                    self._at(at, act)
+
+    def _restart(self, away: float) -> None:
+        self.counts["restarts"] += 1
+        while len(self._stations) > 1 and away:
+            self._stop_worker(away)
+        self._stop_worker(away)
+
+    def _crash(self) -> None:
+        if self._stations:
+            self._stations[0].line.dying = self._dice.choice(("before", "during", "after"))
+
+    def _second(self) -> None:
+        if self._stations:
+            self.counts["second workers"] += 1
+            self._start_worker()
+            self._at(self.now + self._dice.uniform(0.1, 3.0) * HOUR, self._leave, self._boot)
+
+    def _leave(self, boot: int) -> None:
+        if boot == self._boot and len(self._stations) > 1:
+            self._stop_worker(0.0)
+
+    def _jump(self) -> None:
+        """A person or a time server sets the clock a year wrong; some hours later it is right again."""
+        years = 0.0 if self._jumped else self._dice.choice((-_YEAR, _YEAR))
+        self.counts["jumps"] += 1
+        self.clock.jump(years - self._jumped)
+        self._jumped = years
+        if years:
+            self._at(self.now + self._dice.uniform(0.1, 12.0) * HOUR, self._jump_back)
+
+    def _jump_back(self) -> None:
+        if self._jumped:
+            self._jump()
+
+    def _reboot(self) -> None:
+        """Every process is gone at once; half of the trainings go on when the machine is up again."""
+        # The outbox believes the clock that a boot comes up with: by one that is ahead, all waits are over.
+        if self._jumped:
+            self._jump()
+        off = self._dice.choice((20.0, 30.0, self._dice.uniform(30.0, 1800.0)))
+        self.counts["reboots"] += 1
+        self._boot += 1
+        interrupted = [each for each in self.trainings if each.alive]
+        for training in interrupted:
+            self._lose(training)
+        for station in self._stations:
+            station.worker.die()
+            station.outbox.close()
+        self._stations.clear()
+        self._say_workers()
+        before = self.outbox.database.now()
+        self.outbox.close()
+        self.clock.reboot(off)
+        self.now += off
+        self.outbox = self._open()
+        unseen = off - (self.outbox.database.now() - before).total_seconds()
+        self.hub.note(What.REBOOTED, number=unseen)
+        for training in interrupted:
+            if self._dice.random() < 0.5:
+                self._at(self.now + self._dice.uniform(1.0, 1200.0), self._begin, training)
+        self._at(self.now + self._dice.uniform(1.0, 120.0), self._start_worker, self._boot)
+
+    def _busy(self) -> None:
+        if self.hub.outage is None:
+            self.hub.busy = self._dice.uniform(2.0, 60.0)
+
+    def _trouble(self) -> None:
+        """One run's requests fail for a while."""
+        alive = [each.id for each in self.trainings if each.alive]
+        if alive:
+            run = self._dice.choice(alive)
+            self.hub.troubled.setdefault(run, 0)
+            self.counts["runs in trouble"] += 1
+            self._at(self.now + self._dice.uniform(0.2, 3.0) * HOUR, self.hub.troubled.pop, run, None)
+        elif self.now < self.plan.days * DAY:
+            self._at(self.now + HOUR, self._trouble)
