@@ -386,3 +386,19 @@ def test_a_kind_of_a_newer_version_is_left_waiting_and_said_so(any_outbox: Outbo
     assert (lane["pending"], shown["healthy"]) == (1, False)
     assert "hologram" in lane["held"]
     assert any_outbox.stats.owed().held == 1
+
+
+def test_a_batch_that_was_given_back_keeps_its_place_and_its_key(
+    any_outbox: Outbox, clock: FakeClock
+) -> None:
+    run = new_run(any_outbox)
+    log(any_outbox, run, 3, 4)
+    first = must_claim(any_outbox)
+    any_outbox.settlement.release(first, reason="the worker stops", started_at=any_outbox.database.now())
+    log(any_outbox, run, 1)
+    clock.advance(10)
+
+    again = must_claim(any_outbox)
+
+    assert keys(again) == ["3", "4"]
+    assert again.batch.idempotency_key == first.batch.idempotency_key

@@ -146,7 +146,9 @@ class OutboxMachine(RuleBasedStateMachine):
         assert lease.token > self.tokens.get(lease.lane_id, 0), "a token did not rise"
         ranks = [waiting[entry.id] for entry in batch.entries]
         assert ranks == sorted(ranks), "a batch is out of order"
-        if all(entry.attempts == 0 for entry in batch.entries):
+        ids = tuple(entry.id for entry in batch.entries)
+        # One that was claimed and given back keeps its place and its key, whatever was logged meanwhile.
+        if ids not in self.keys and all(entry.attempts == 0 for entry in batch.entries):
             fresh = [rank for rank, attempts in self._lane(lease.lane_id) if attempts == 0]
             assert not fresh or ranks[0] <= min(fresh), "somebody was passed over"
         self._check_turn(lease)
@@ -155,7 +157,6 @@ class OutboxMachine(RuleBasedStateMachine):
         assert any(entry.final for entry in batch.entries) or since >= PACES[batch.kind], (
             f"{since} s after the last start"
         )
-        ids = tuple(entry.id for entry in batch.entries)
         assert self.keys.setdefault(ids, batch.idempotency_key) == batch.idempotency_key, (
             "another key for a batch"
         )
