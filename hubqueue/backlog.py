@@ -42,8 +42,13 @@ class Backlog:
                 raise
             except Exception:
                 # A defect met this very draft: it must not stand in the way of all that follow.
-                del self._waiting[key]
+                self._done(key, draft)
                 self.lost += 1
                 raise
-            del self._waiting[key]
+            self._done(key, draft)
         return entry_id
+
+    def _done(self, key: str, draft: Draft) -> None:
+        # The handler of a signal may have put a newer one in its place meanwhile.
+        if self._waiting.get(key) is draft:
+            del self._waiting[key]

@@ -91,7 +91,12 @@ class Database:
         self._boot_starts_at: datetime | None = None
         self._engine: Engine
         self._free_at: float
+        self._writing: bool
         self._arm()
+        if not self.path:
+            # Prepared statements run past SQLAlchemy: their errors are the driver's own.
+            self._errors = (DBAPIError, self._engine.dialect.loaded_dbapi.Error)
+            self._foreign = (*self._errors, UnicodeDecodeError, DamagedMoment)
         forks.watch(self)
 
     def open(self, *, create: bool = True, lock: AbstractContextManager[object] | None = None) -> None:
@@ -145,21 +150,28 @@ class Database:
         with self._lock:
             if self._courtesy:
                 self._pause.wait(max(0.0, self._free_at - time.monotonic()))
+            if self._writing:
+                # A handler of a signal interrupts this very thread: what it saves has to wait for the next call.
+                raise OutboxUnavailable(
+                    "a write of this thread is under way", hint="save it again a moment later"
+                )
+            self._writing = True
             try:
                 connection = self._held(reading=False)
                 driven = _driven(connection)
-                sqlite.begin_immediate(driven, patience=self._patience, turns=self._turns)
                 try:
+                    sqlite.begin_immediate(driven, patience=self._patience, turns=self._turns)
                     yield connection
                     driven.commit()
                 except BaseException:
-                    driven.rollback()
+                    self._roll_back(driven)
                     raise
             except self._foreign as error:
                 if isinstance(error, self._errors):
                     self._drop(reading=False)
                 self._translate(error)
             finally:
+                self._writing = False
                 self._free_at = time.monotonic() + self._courtesy
 
     @contextmanager
@@ -247,6 +259,7 @@ class Database:
         self._lock, self._reading_lock = threading.RLock(), threading.RLock()
         self._pause = threading.Event()
         self._free_at = 0.0
+        self._writing = False
         self._connections: dict[bool, Connection] = {}
         self._engine = self._make_engine()
 
@@ -301,6 +314,12 @@ class Database:
             except SQLAlchemyError:
                 connection.invalidate()
 
+    def _roll_back(self, driven: Any) -> None:
+        try:
+            driven.rollback()
+        except self._errors:
+            self._drop(reading=False)  # what went wrong first is told
+
     def locks(self) -> tuple[threading.RLock, ...]:
         """What is held while a thread of this process is inside the database."""
         return self._lock, self._reading_lock
@@ -308,6 +327,9 @@ class Database:
     def after_fork(self) -> None:
         # Closing an inherited SQLite handle in the child would touch the parent's files: keep it, unused.
         _INHERITED.append((self._engine, self._connections))
+        if self._turns is not None:
+            self._turns.close()
+            self._turns = None
         self._arm()
 
     @contextmanager

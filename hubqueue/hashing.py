@@ -7,6 +7,7 @@ met is raised by `digest`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import threading
 from pathlib import Path
@@ -22,11 +23,16 @@ class HashBehind:
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
         self._hash = hashlib.sha256()
-        self._written, self._whole = 0, False
+        self._written, self._read, self._whole = 0, 0, False
         self._trouble: BaseException | None = None
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="hubqueue-hash", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = threading.Thread(
+            target=self._work, name="hubqueue-hash", daemon=True
+        )
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._thread = None  # no more threads, or the interpreter ends: hashed at the end, by the caller
 
     def written(self, count: int) -> None:
         """So many bytes more stand in the file."""
@@ -38,6 +44,8 @@ class HashBehind:
         """The digest of the whole file, in hex, after its end. Raises the `OSError` that reading met."""
         if self._trouble is not None:
             raise self._trouble
+        if self._read != self._written:
+            raise OSError(errno.EIO, "the copy cannot be read back")
         return self._hash.hexdigest()
 
     def __enter__(self) -> Self:
@@ -49,19 +57,22 @@ class HashBehind:
         with self._changed:
             self._whole = True
             self._changed.notify()
-        self._thread.join()
+        if self._thread is None:
+            self._work()
+        else:
+            self._thread.join()
         self._file.close()
 
     def _work(self) -> None:
-        at, buffer = 0, memoryview(bytearray(BLOCK))
         try:
-            while (limit := self._more(at)) > at:
-                while at < limit:
-                    count = self._file.readinto(buffer[: min(BLOCK, limit - at)])
+            buffer = memoryview(bytearray(BLOCK))
+            while (limit := self._more(self._read)) > self._read:
+                while self._read < limit:
+                    count = self._file.readinto(buffer[: min(BLOCK, limit - self._read)])
                     if not count:
-                        return  # cut by somebody else; its writer looks at the size
+                        return  # `digest` tells
                     self._hash.update(buffer[:count])
-                    at += count
+                    self._read += count
         except BaseException as trouble:
             self._trouble = trouble
 

@@ -221,7 +221,7 @@ def _patiently(cursor: Any, statement: str, patience: float, turns: Turns | None
             try:
                 done = cursor.execute(statement)
             except Exception as error:
-                if late or error_name(error) not in _BUSY:
+                if time.monotonic() >= deadline or error_name(error) not in _BUSY:
                     raise
             else:
                 if turns is not None:

@@ -60,6 +60,9 @@ class Turns:
             os.close(self._file)
             self._file = None
 
+    def __del__(self) -> None:
+        self.close()
+
     def _read(self) -> tuple[int, int]:
         if self._file is None:
             return 0, 0

@@ -14,6 +14,7 @@ from stage import ack, environ_of, keys, log, must_claim, new_run, python, total
 
 from hubqueue import schema
 from hubqueue.config import parse
+from hubqueue.drafts import metrics_draft
 from hubqueue.errors import ConfigError, OutboxAlien, OutboxDamaged, OutboxUnavailable
 from hubqueue.janitor import Janitor
 from hubqueue.migration import current_revision
@@ -150,6 +151,53 @@ def test_a_new_connection_begins_one_transaction_for_one_write(outbox: Outbox) -
         pass
 
     # Another one before it would wait in SQLite's own way, which is not fair: trainings starved at their start.
+    assert said.count("BEGIN IMMEDIATE") == 1, said
+
+
+def test_a_write_inside_a_write_of_its_thread_is_refused_and_the_outer_one_is_whole(outbox: Outbox) -> None:
+    run = new_run(outbox)
+
+    with outbox.database.write() as tx:
+        outbox.entries.put(tx, run, metrics_draft('{"loss": 1}', 0))
+        with pytest.raises(OutboxUnavailable, match="under way"):  # as the handler of a signal would
+            log(outbox, run, 1)
+        outbox.entries.put(tx, run, metrics_draft('{"loss": 1}', 2))
+    log(outbox, run, 3)
+
+    assert keys(must_claim(outbox)) == ["0", "2", "3"]
+
+
+def test_an_interrupt_between_begin_and_work_leaves_no_transaction_open(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_given: object) -> None:
+        raise KeyboardInterrupt
+
+    run = new_run(outbox)
+    monkeypatch.setattr("hubqueue.turns.Turns.take", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        log(outbox, run, 0)
+
+    driven = outbox.database._held(reading=False).connection.driver_connection
+    assert driven is not None and not driven.in_transaction
+
+
+def test_a_write_on_a_rollback_journal_waits_once(home: Path) -> None:
+    environ = {"HUBQUEUE_OUTBOX__DRIVER": "sqlite3", "HUBQUEUE_OUTBOX__BUSY_TIMEOUT": "0.2"}
+    with open_outbox(home, environ=environ) as outbox:
+        if outbox.database.describe()["journal_mode"] != "delete":
+            pytest.skip("Python's own SQLite is safe with a write-ahead log here")
+        other = sqlite3.connect(home / "outbox.db", isolation_level=None)
+        said: list[str] = []
+        driven = outbox.database._held(reading=False).connection.driver_connection
+        assert driven is not None
+        driven.set_trace_callback(said.append)
+        other.execute("BEGIN IMMEDIATE")
+
+        with pytest.raises(OutboxUnavailable, match="locked"), outbox.database.write():
+            pass
+        other.close()
+
     assert said.count("BEGIN IMMEDIATE") == 1, said
 
 

@@ -24,6 +24,7 @@ from hubqueue.errors import (
     SnapshotMissing,
     SpoolFull,
 )
+from hubqueue.hashing import HashBehind
 from hubqueue.spool import Ballast, Spool
 
 ROOMY = SpoolSettings(min_free_bytes=0)
@@ -247,6 +248,28 @@ print(len(count), len(list(run._outbox.spool.path.iterdir())), run._outbox.stats
     out, _ = python(code, environ_of(home), str(source)).communicate(timeout=60)
 
     assert out.split() == ["2", "1", "2"], out
+
+
+def test_a_checkpoint_is_saved_where_no_thread_can_be_started(
+    spool: Spool, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    snapshot = spool.take(source, label="run-1")
+
+    assert snapshot.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+def test_a_copy_that_cannot_be_read_back_has_no_hash(tmp_path: Path) -> None:
+    (tmp_path / "copy").write_bytes(b"x" * 10)
+
+    with HashBehind(tmp_path / "copy") as behind:
+        behind.written(11)
+
+    with pytest.raises(OSError, match="read back"):
+        behind.digest()
 
 
 def test_a_disk_that_fails_for_a_moment_buries_no_checkpoint(
