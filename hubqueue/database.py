@@ -304,15 +304,19 @@ class Database:
 
         Only the caller's own: another thread may be in the middle of the other one.
         """
-        if self._turns is not None and not reading:
-            self._turns.close()
-            self._turns = None
+        if not reading:
+            self._leave_turns()
         connection = self._connections.pop(reading, None)
         if connection is not None:
             try:
                 connection.close()
             except SQLAlchemyError:
                 connection.invalidate()
+
+    def _leave_turns(self) -> None:
+        if self._turns is not None:
+            self._turns.close()
+            self._turns = None
 
     def _roll_back(self, driven: Any) -> None:
         try:
@@ -327,9 +331,7 @@ class Database:
     def after_fork(self) -> None:
         # Closing an inherited SQLite handle in the child would touch the parent's files: keep it, unused.
         _INHERITED.append((self._engine, self._connections))
-        if self._turns is not None:
-            self._turns.close()
-            self._turns = None
+        self._leave_turns()
         self._arm()
 
     @contextmanager

@@ -70,8 +70,8 @@ class Entries:
         lane = {"run": run_id, "of_kind": str(draft.kind), "more": draft.size, "place": draft.key}
         ((lane_id, taken),) = _ADD_TO_LANE.run(tx, lane)
         # On PostgreSQL the lane was waited for after the question was asked: what came meanwhile is not in its answer.
-        asked_in_vain = tx.dialect.name == "sqlite" and not taken
-        places = [*([] if asked_in_vain else [draft.key]), *draft.replaces]
+        place_is_free = tx.dialect.name == "sqlite" and not taken
+        places = [*([] if place_is_free else [draft.key]), *draft.replaces]
         superseded = self._supersede(tx, lane_id, places, now) if places else Moved(0)
         row = {
             "lane_id": lane_id,
