@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
+
+# Nothing that a hub says needs more, and a parser that recurses has ample room for it.
+DEEPEST = 100
+_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def plain(value: object) -> Any:
@@ -54,3 +59,19 @@ def is_payload(text: str) -> bool:
         return "\ufffd" not in text and isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def is_deep(text: bytes) -> bool:
+    """Whether JSON nests deeper than `DEEPEST`.
+
+    A parser that recurses to the end of the stack does more than fail: whatever Python cleans up down there (a socket
+    that was left behind) fails with it.
+    """
+    if text.count(b"[") + text.count(b"{") <= DEEPEST:
+        return False
+    depth = 0
+    for found in _BRACKET.finditer(text):
+        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(found.group(), 0)
+        if depth > DEEPEST:
+            return True
+    return False

@@ -24,6 +24,7 @@ from hubqueue.__about__ import __version__
 from hubqueue.config import DestinationSettings
 from hubqueue.headers import asked_wait
 from hubqueue.outcome import Aborted, Blocked, Outcome, Rejected, RetryLater, Scope
+from hubqueue.plain import is_deep
 from hubqueue.redact import clean
 from hubqueue.transports.base import Attempt
 from hubqueue.transports.body import Body, BodyChanged
@@ -54,7 +55,9 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON; None when it is not JSON (or is null), or contradicts itself."""
+        """The body as JSON; None when it is not JSON (or is null), is nested absurdly deep, or contradicts itself."""
+        if is_deep(self.body):
+            return None
         try:
             return json.loads(self.body, object_pairs_hook=_object)
         except (ValueError, RecursionError):

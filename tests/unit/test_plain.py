@@ -1,0 +1,78 @@
+"""JSON that nests too deep to be parsed without harm."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from hubqueue.plain import DEEPEST, is_deep
+from hubqueue.transports.http import Answer
+
+
+@pytest.mark.parametrize(
+    ("text", "deep"),
+    [
+        (b"", False),
+        (b'{"success": true}', False),
+        (b"[" * DEEPEST + b"]" * DEEPEST, False),
+        (b"[" * (DEEPEST + 1) + b"]" * (DEEPEST + 1), True),
+        (b'{"a":' * (DEEPEST + 1), True),
+        (b"[" + b"[], {}," * 5000 + b"1]", False),
+        (json.dumps({"x": "[" * 500}).encode(), False),
+        (json.dumps({"x": '\\"' + "[" * 500}).encode(), False),
+        (b'["\\\\", ' + b"[" * DEEPEST, True),
+        (b'["never closed ' + b"[" * 500, False),
+    ],
+)
+def test_depth_is_what_is_open_at_once_outside_of_texts(text: bytes, deep: bool) -> None:
+    assert is_deep(text) is deep
+
+
+class Knot:
+    """What only the collector takes; its end needs a part of the stack."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+    def __del__(self) -> None:
+        _descend(100)
+
+
+def _descend(levels: int) -> None:
+    if levels:
+        _descend(levels - 1)
+
+
+@pytest.fixture
+def unraisable(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    found: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: found.append(told.exc_type))
+    thresholds = gc.get_threshold()
+    yield found
+    gc.set_threshold(*thresholds)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the parser's recursion has a stack of its own there")
+def test_a_deep_answer_leaves_what_is_collected_meanwhile_alone(unraisable: list[object]) -> None:
+    def collect_while(parse: object) -> None:
+        for lists in range(500, 1000, 20):
+            gc.collect()
+            Knot()
+            gc.set_threshold(lists)
+            assert callable(parse) and parse() is None
+
+    def alone() -> None:
+        with pytest.raises(RecursionError):
+            json.loads(b"[" * 65_000)
+
+    collect_while(alone)
+    assert unraisable, "the control: a plain parser harms it"
+    unraisable.clear()
+
+    collect_while(Answer(200, {}, b"[" * 65_000).json)
+
+    assert not unraisable
