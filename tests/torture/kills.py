@@ -7,14 +7,18 @@ there, whatever was killed. The controls give their receipt too early, or settle
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
-import subprocess
+import shutil
+import signal
 import sys
 import tempfile
 import urllib.request
 from collections import Counter
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +26,15 @@ from stage import environ_of
 from torture.frame import Options, options
 from torture.lives import POINTS, Life, live
 
+from hubqueue.sandbox import Sandbox
+
 SENTENCE = (
     "every entry whose call returned reaches the hub, byte for byte, however often trainers and workers are killed; a hub "
     "that heeds Idempotency-Key stores nothing twice, another one at most one batch a kill"
 )
 KILLS = {"quick": 24, "normal": 400, "full": 10_000}
 _LIVES = 6  # of trainers and of workers on one outbox
-_SANDBOX = """
-import sys
-from pathlib import Path
-from hubqueue.sandbox import Sandbox
-hub = Sandbox(Path(sys.argv[1]), honour_idempotency=sys.argv[2] == "yes").start()
-print(hub.url, flush=True)
-hub.serve_forever()
-"""
+_AT_ONCE = 12  # outboxes: most of a life is waiting
 
 
 @dataclass(slots=True)
@@ -50,23 +49,35 @@ class Tally:
     worker_kills: int = 0
     points: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: Tally) -> None:
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
 
 class Hub:
     """A sandbox in a process of its own, so that this one can fork."""
 
     def __init__(self, folder: Path, *, honours: bool) -> None:
-        command = [sys.executable, "-c", _SANDBOX, str(folder), "yes" if honours else "no"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.url = self._process.stdout.readline().strip()
+        hears, says = os.pipe()
+        self._pid = os.fork()
+        if not self._pid:
+            try:
+                hub = Sandbox(folder, honour_idempotency=honours).start()
+                os.write(says, f"{hub.url}\n".encode())
+                hub.serve_forever()
+            finally:
+                os._exit(1)
+        os.close(says)
+        with os.fdopen(hears) as told:
+            self.url = told.readline().strip()
 
     def ask(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=60) as answer:
             return json.load(answer)
 
     def close(self) -> None:
-        self._process.terminate()
-        self._process.communicate(timeout=60)
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,20 +107,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _rounds(told: Options, folder: Path, kills: int, *, honours: bool, control: str | None = None) -> Tally:
-    dice, tally, number = random.Random(f"{told.seed} {honours} {control}"), Tally(), 0
-    while tally.kills < kills:
-        number += 1
-        place = folder / f"{control or honours}-{number}"
-        place.mkdir()
-        _round(dice, place, tally, honours=honours, control=control)
+    """Outboxes until there were so many kills, several at a time; each with dice of its own, whatever the others do."""
+    tally, number = Tally(), 0
+    with ProcessPoolExecutor(_AT_ONCE, multiprocessing.get_context("fork")) as pool:
+        while tally.kills < kills:
+            wave = max(1, min(4 * _AT_ONCE, (kills - tally.kills) // (2 * _LIVES)))
+            round_ = partial(_round, told.seed, folder, honours=honours, control=control)
+            for counted in pool.map(round_, range(number, number + wave)):
+                tally.add(counted)
+            number += wave
     return tally
 
 
-def _round(dice: random.Random, folder: Path, tally: Tally, *, honours: bool, control: str | None) -> None:
+def _round(seed: int, folder: Path, number: int, *, honours: bool, control: str | None) -> Tally:
     """One outbox: several trainers and workers, most of them killed, then a worker that lives to the end."""
-    hub = Hub(folder / "hub", honours=honours)
+    dice, tally = random.Random(f"{seed} {honours} {control} {number}"), Tally()
+    place = folder / f"{control or honours}-{number}"
+    place.mkdir()
+    hub = Hub(place / "hub", honours=honours)
     environ = environ_of(
-        folder / "home",
+        place / "home",
         hub.url,
         HUBQUEUE_RATE_LIMITS__METRICS="0",
         HUBQUEUE_RATE_LIMITS__CKPT="0",
@@ -119,19 +136,21 @@ def _round(dice: random.Random, folder: Path, tally: Tally, *, honours: bool, co
     try:
         for turn in range(_LIVES):
             lives = [
-                _begin("trainer", dice, folder, environ, turn, control),
-                _begin("worker", dice, folder, environ, turn, control),
+                _begin("trainer", dice, place, environ, turn, control),
+                _begin("worker", dice, place, environ, turn, control),
             ]
             for life in lives:
                 if life.end(dice):
                     tally.kills += 1
                     tally.worker_kills += life.role == "worker"
                     tally.points[life.point or "a random instant"] += 1
-        last = live("worker", folder, environ, _LIVES, None, None, to_the_end=True)
+        last = live("worker", place, environ, _LIVES, None, None, to_the_end=True)
         last.wait()
-        _compare(hub, folder, tally)
+        _compare(hub, place, tally)
     finally:
         hub.close()
+    shutil.rmtree(place)
+    return tally
 
 
 def _begin(
