@@ -313,6 +313,8 @@ def _is_entry(row: Mapping[str, Any]) -> bool:
     )
     named = isinstance(row["key"], str) and row["state"] in set(State) and row["final"] in (0, 1)
     texts = isinstance(row["payload"], str) and isinstance(row["checksum"], int | None)
+    # A header that lost a column moves the checksum into the one before it, and nothing would vouch for the payload.
+    texts = texts and isinstance(row["progress"], str | None)
     return numbers and named and texts and is_intact(row["key"], row["payload"], row["checksum"])
 
 

@@ -157,6 +157,25 @@ def test_the_damaged_file_stays_as_it_is(home: Path) -> None:
     assert aside.read_bytes() == before
 
 
+def test_a_row_whose_columns_have_moved_is_not_believed(home: Path) -> None:
+    with open_outbox(home, environ={}) as outbox:
+        run = new_run(outbox)
+        log(outbox, run, 0, 1)
+    connection = sqlite3.connect(home / "outbox.db")
+    # As a flipped bit of a record's header leaves it: the checksum (no text) stands where the progress belongs.
+    moved = "UPDATE entries SET progress = CAST(checksum AS BLOB), checksum = NULL, payload = '{\"x\": 2}' WHERE key = '1'"
+    assert connection.execute(moved).rowcount == 1
+    connection.commit()
+    connection.close()
+    checkpointed(home)
+    spoil(home)
+    set_aside(home)
+    with open_outbox(home, environ={}) as outbox:
+        salvage.salvage(outbox)
+
+        assert texts(outbox, run) == ["0"]
+
+
 def test_what_was_delivered_or_overtaken_is_not_owed_again(home: Path, clock: FakeClock) -> None:
     with open_outbox(home, environ={}, clock=clock) as outbox:
         run = new_run(outbox)
