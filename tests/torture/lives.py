@@ -126,7 +126,7 @@ def _train(folder: Path, turn: int, *, early: bool) -> None:
         if epoch == _EPOCHS // 2:
             run.save_checkpoint(folder / f"best-{turn}.pt", epoch=epoch, final=True, map=0.5)
             receipt(what="final", sha256=hashlib.sha256(content).hexdigest())
-    # A second is little on a crowded machine. Nothing was acknowledged then, and a worker finds that the process is gone.
+    # A tenth of a second is little on a crowded machine. Nothing was acknowledged then, and a worker finds that the process is gone.
     with suppress(OutboxUnavailable):
         run.finish(timeout=0)
 
