@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
 import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,7 @@ SENTENCE = (
     "after every move the entries add up, a lane has one holder and keeps its order and its spacing, tokens only rise, a "
     "stale one settles nothing, and a batch that goes again has its key"
 )
+_SHARE = 250  # examples of one seed; the next ones are from the next seed
 SCALES = {"quick": (20, 30), "normal": (300, 60), "full": (5000, 100)}
 PACES = {Kind.REGISTRATION: 0.0, Kind.METRICS: 3.0, Kind.CKPT: 900.0, Kind.EVENT: 3.0, Kind.COMPLETION: 0.0}
 _PACES = {kind: timedelta(seconds=pace) for kind, pace in PACES.items()}
@@ -297,23 +302,32 @@ def main(argv: list[str] | None = None) -> int:
     """Run the machine; 1 when the sentence is false."""
     told = options("rules", SENTENCE, argv)
     examples, steps = SCALES[told.scale]
-    with told.verdict():
-        limits = settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        )
+    shares = -(-examples // _SHARE)
+    with told.verdict(), ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
         try:
-            run_state_machine_as_test(seed(told.seed)(OutboxMachine), settings=limits)
+            of_share = partial(_run, examples=examples // shares, steps=steps)
+            counted = sum(pool.map(of_share, range(told.seed, told.seed + shares)), Counter())
         except AssertionError as error:
             told.require(False, f"{error}")
             raise
-        counts = ", ".join(f"{count} {name}" for name, count in sorted(COUNTS.items()))
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
         told.say(f"{examples} examples of at most {steps} moves: {counts}")
-        told.require(COUNTS["stale settles"] > 0, "no stale token was ever tried: the moves are too tame")
+        told.require(counted["stale settles"] > 0, "no stale token was ever tried: the moves are too tame")
     return told.exit_code
+
+
+def _run(seed_: int, *, examples: int, steps: int) -> Counter[str]:
+    """So many examples from one seed, in a process that runs several of them after each other; what they counted."""
+    COUNTS.clear()
+    limits = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(seed(seed_)(OutboxMachine), settings=limits)
+    return COUNTS
 
 
 if __name__ == "__main__":
