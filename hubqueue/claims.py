@@ -131,7 +131,7 @@ class Claims:
         # What an earlier holder left without an answer: the history says so, and whatever a newer entry has
         # replaced meanwhile does not go out again.
         _LOST.run(tx, {**taken, "now": microseconds(now)}, returns=False)
-        self._drop_outdated(tx, before.id, now)
+        self._drop_outdated(tx, before, now)
         return before
 
     def _spend(self, tx: Connection, lane: _Lane, budget: Budget, now: datetime) -> bool:
@@ -149,10 +149,11 @@ class Claims:
                 return False
         return True
 
-    def _drop_outdated(self, tx: Connection, lane_id: int, now: datetime) -> None:
-        gone = _DROP_OUTDATED.run(tx, {"lane": lane_id, "at": microseconds(now)})
+    def _drop_outdated(self, tx: Connection, lane: _Lane, now: datetime) -> None:
+        drop = _DROP_OUTDATED if lane.kind == Kind.CKPT else _DROP_REPEATED
+        gone = drop.run(tx, {"lane": lane.id, "at": microseconds(now)})
         if gone:
-            tally(tx, lane_id, pending=-len(gone), superseded=len(gone), bytes=-sum(size for (size,) in gone))
+            tally(tx, lane.id, pending=-len(gone), superseded=len(gone), bytes=-sum(size for (size,) in gone))
 
     def _choose(self, tx: Connection, lane: _Lane, terms: Terms) -> list[Entry]:
         """The entries of the next request: the batch that was tried before, else the front of the line."""
@@ -347,22 +348,22 @@ _newer = entries.alias("newer")
 _NEWER_WAITS = and_(
     _newer.c.lane_id == entries.c.lane_id, _newer.c.state == WAITING.right, _newer.c.id > entries.c.id
 )
-_DROP_OUTDATED = Prepared(
-    update(entries)
-    .where(
-        _IS_TRIED,
-        # Two questions and not one with OR: each finds its answer in an index.
-        or_(
-            exists().where(_NEWER_WAITS, _newer.c.key == entries.c.key),
-            exists().where(
-                _NEWER_WAITS, _newer.c.rank == literal_column(str(FINAL_RANK)), _newer.c.final.is_(true())
-            ),
-        ),
-    )
-    .values(
-        state=literal_column(f"'{State.SUPERSEDED}'"),
-        settled_at=bindparam("at", type_=entries.c.settled_at.type),
-        reason=literal_column("'a newer one was enqueued'"),
-    )
-    .returning(entries.c.size)
+_REPEATED = exists().where(_NEWER_WAITS, _newer.c.key == entries.c.key)
+_A_FINAL_ONE_WAITS = exists().where(
+    _NEWER_WAITS, _newer.c.rank == literal_column(str(FINAL_RANK)), _newer.c.final.is_(true())
 )
+
+
+def _drop(outdated: ColumnElement[bool]) -> Prepared:
+    gone = update(entries).where(_IS_TRIED, outdated)
+    told = {
+        "state": literal_column(f"'{State.SUPERSEDED}'"),
+        "settled_at": bindparam("at", type_=entries.c.settled_at.type),
+        "reason": literal_column("'a newer one was enqueued'"),
+    }
+    return Prepared(gone.values(told).returning(entries.c.size))
+
+
+# Checkpoints: few of them wait. Of all else any number may, and a newer one has the rank of its place (see `Draft.ranks`).
+_DROP_OUTDATED = _drop(or_(_REPEATED, _A_FINAL_ONE_WAITS))
+_DROP_REPEATED = _drop(_REPEATED.where(_newer.c.rank == entries.c.rank))

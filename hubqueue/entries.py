@@ -67,19 +67,21 @@ class Entries:
         """`enqueue` inside a transaction of somebody else's."""
         snapshot = draft.snapshot
         now = microseconds(self.database.now())
-        lane = {"run": run_id, "of_kind": str(draft.kind), "more": draft.size, "place": draft.key}
+        size, (lowest, highest) = draft.size, draft.ranks
+        place = {"place": draft.key, "lowest": lowest, "highest": highest}
+        lane = {"run": run_id, "of_kind": str(draft.kind), "more": size, **place}
         ((lane_id, taken),) = _ADD_TO_LANE.run(tx, lane)
         # On PostgreSQL the lane was waited for after the question was asked: what came meanwhile is not in its answer.
         place_is_free = tx.dialect.name == "sqlite" and not taken
         places = [*([] if place_is_free else [draft.key]), *draft.replaces]
-        superseded = self._supersede(tx, lane_id, places, now) if places else Moved(0)
+        superseded = self._supersede(tx, lane_id, places, draft.ranks, now) if places else Moved(0)
         row = {
             "lane_id": lane_id,
             "key": draft.key,
             "rank": draft.rank,
             "state": str(State.PENDING),
             "payload": draft.payload,
-            "size": draft.size,
+            "size": size,
             "final": draft.final,
             "enqueued_at": now,
             "checksum": checksum(draft.key, draft.payload),
@@ -177,10 +179,14 @@ class Entries:
         with self.database.read() as connection:
             return frozenset(name for (name,) in connection.execute(query) if name)
 
-    def _supersede(self, tx: Connection, lane_id: int, places: Collection[str], now: int) -> Moved:
+    def _supersede(
+        self, tx: Connection, lane_id: int, places: Collection[str], ranks: tuple[int, int], now: int
+    ) -> Moved:
         gone: list[tuple[Any, ...]] = []
+        lowest, highest = ranks
         for key in places:
-            gone += _SUPERSEDE.run(tx, {"lane": lane_id, "place": key, "now": now, "at": now})
+            place = {"place": key, "lowest": lowest, "highest": highest}
+            gone += _SUPERSEDE.run(tx, {"lane": lane_id, **place, "now": now, "at": now})
         if gone:
             tally(tx, lane_id, pending=-len(gone), superseded=len(gone), bytes=-sum(size for size, _ in gone))
         return Moved(len(gone), tuple(name for _, name in gone if name))
@@ -228,6 +234,12 @@ _NO_CHANGE = {f"n_{name}": 0 for name in _COUNTERS}
 
 # Statements of the training thread.
 
+# The key names the place; the rank is what an index finds it by.
+_IN_PLACE = and_(
+    entries.c.key == bindparam("place"),
+    entries.c.rank.between(bindparam("lowest"), bindparam("highest")),
+    WAITING,
+)
 # The lane comes first, as in a claim: on PostgreSQL the two would otherwise wait for each other's locks.
 _ADD_TO_LANE = Prepared(
     update(lanes)
@@ -240,9 +252,7 @@ _ADD_TO_LANE = Prepared(
     .returning(
         lanes.c.id,
         # A literal, because SQLAlchemy leaves the table away here, and `id` would be that of the entry.
-        exists().where(
-            entries.c.lane_id == literal_column("lanes.id"), entries.c.key == bindparam("place"), WAITING
-        ),
+        exists().where(entries.c.lane_id == literal_column("lanes.id"), _IN_PLACE),
     )
 )
 _INSERTED = (
@@ -262,7 +272,7 @@ _IN_FLIGHT = exists().where(
 )
 _SUPERSEDE = Prepared(
     update(entries)
-    .where(entries.c.lane_id == bindparam("lane"), entries.c.key == bindparam("place"), WAITING, ~_IN_FLIGHT)
+    .where(entries.c.lane_id == bindparam("lane"), _IN_PLACE, ~_IN_FLIGHT)
     .values(
         state=literal_column(f"'{State.SUPERSEDED}'"),
         settled_at=bindparam("at", type_=entries.c.settled_at.type),

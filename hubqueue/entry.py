@@ -33,8 +33,10 @@ class Snapshot:
     sha256: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+_ANYWHERE = (-(2**63), 2**63 - 1)
+
+
+class Draft(NamedTuple):
     """An upload before it is in the outbox.
 
     `key` names its place in the lane (metrics: the epoch): a later draft with the same key supersedes an
@@ -49,6 +51,11 @@ class Draft:
     snapshot: Snapshot | None = None
     final: bool = False
     replaces: tuple[str, ...] = ()
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """The lowest and the highest rank at which its place is found: its own, but a checkpoint moves its place on."""
+        return _ANYWHERE if self.kind is Kind.CKPT else (self.rank, self.rank)
 
     @property
     def size(self) -> int:

@@ -8,24 +8,27 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from hubqueue import sqlite
-from hubqueue.claims import Claims
 from hubqueue.clock import Clock
 from hubqueue.config import Config
 from hubqueue.credentials import Credentials
 from hubqueue.database import Database
-from hubqueue.entries import Entries, Moved
 from hubqueue.errors import OutboxDamaged, OutboxUnavailable
 from hubqueue.home import Home
 from hubqueue.locks import Lock
-from hubqueue.registry import Registry
-from hubqueue.settlement import Settlement
 from hubqueue.spool import Ballast, Spool
-from hubqueue.stats import Stats
+
+if TYPE_CHECKING:
+    from hubqueue.claims import Claims
+    from hubqueue.entries import Entries, Moved
+    from hubqueue.registry import Registry
+    from hubqueue.settlement import Settlement
+    from hubqueue.stats import Stats
 
 # A worker leaves the others this much room after each of its write transactions, enough for one that looks again in the
 # next instant (see `sqlite.begin_immediate`); one that waits longer asks for its turn.
@@ -43,12 +46,44 @@ class Outbox:
         self.database = database
         self.credentials = Credentials(home.credentials, environ)
         self.spool = Spool(config.spool.path or home.spool, config.spool)
-        self.entries = Entries(database)
-        self.registry = Registry(database)
-        self.claims = Claims(database)
-        self.settlement = Settlement(database)
-        self.stats = Stats(database)
         self.set_aside: Path | None = None  # where a damaged predecessor was put when this one was opened
+
+    # Each room is loaded when it is first entered: a look at the status enters one of them.
+
+    @cached_property
+    def entries(self) -> Entries:
+        """The producer's and the operator's moves."""
+        from hubqueue.entries import Entries
+
+        return Entries(self.database)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """Destinations, runs and workers."""
+        from hubqueue.registry import Registry
+
+        return Registry(self.database)
+
+    @cached_property
+    def claims(self) -> Claims:
+        """The moves that open a lease."""
+        from hubqueue.claims import Claims
+
+        return Claims(self.database)
+
+    @cached_property
+    def settlement(self) -> Settlement:
+        """The moves of a lease holder."""
+        from hubqueue.settlement import Settlement
+
+        return Settlement(self.database)
+
+    @cached_property
+    def stats(self) -> Stats:
+        """Every read."""
+        from hubqueue.stats import Stats
+
+        return Stats(self.database)
 
     def status(self) -> dict[str, Any]:
         """What is owed, since when, why, and when next: what `hubqueue status --json` prints."""

@@ -32,7 +32,7 @@ def _max(element: latest, compiler: SQLCompiler, **options: Any) -> str:
 
 
 # Literals, not parameters: SQLite uses a partial index only where it sees its condition in the statement.
-OWING = lanes.c.pending > literal_column("0")
+OWING = lanes.c.owing == literal_column("true")
 WAITING = entries.c.state == literal_column("'pending'")
 
 _others = lanes.alias("others")

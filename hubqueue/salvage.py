@@ -69,6 +69,7 @@ COLUMNS = {
             "lease_token",
             "lease_until",
             "lease_worker",
+            "owing",
         ),
     ),
     "entries": (
@@ -77,7 +78,7 @@ COLUMNS = {
         *("enqueued_at", "settled_at", "progress", "checksum"),
     ),
 }
-_ADDED = {"destinations": 2, "runs": 2, "lanes": 0, "entries": 2}
+_ADDED = {"destinations": 2, "runs": 2, "lanes": 1, "entries": 2}
 
 
 @dataclass(slots=True)

@@ -37,7 +37,7 @@ from sqlalchemy import (
 from hubqueue.lifecycle import RunState, State
 
 # The newest revision in migrations/versions; a test keeps the two together.
-REVISION = "0003"
+REVISION = "0004"
 # Says whose database this is ("hubq" in ASCII), so that another program's file is never touched.
 APPLICATION_ID = 0x68756271
 
@@ -185,8 +185,11 @@ lanes = Table(
     _counter("lease_token"),
     _deadline("lease_until"),
     Column("lease_worker", Text),
+    # Whether `pending` is more than 0, written by the database itself, and only when that changes: an index of it is
+    # not written anew by each enqueue.
+    Column("owing", Boolean, nullable=False, server_default=text("false")),
     Index("lanes_run_kind", "run_id", "kind", unique=True),
-    Index("lanes_owing", "id", sqlite_where=text("pending > 0")),
+    Index("lanes_owing", "id", sqlite_where=text("owing = true")),
     CheckConstraint(
         "enqueued = pending + delivered + dead + superseded + cancelled "
         "AND pending >= 0 AND delivered >= 0 AND dead >= 0 AND superseded >= 0 AND cancelled >= 0 AND bytes >= 0",
@@ -235,7 +238,6 @@ entries = Table(
         "enqueued_at",
         sqlite_where=_WAITING,
     ),
-    Index("entries_waiting_key", "lane_id", "key", sqlite_where=_WAITING),
     Index("entries_tried", "lane_id", "batch", sqlite_where=_TRIED),
     Index("entries_settled", "settled_at", sqlite_where=_SETTLED),
     Index("entries_dead", "lane_id", "key", sqlite_where=_DEAD),

@@ -12,7 +12,19 @@ from datetime import datetime
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Select, and_, bindparam, case, func, literal_column, or_, select, union_all
+from sqlalchemy import (
+    Select,
+    and_,
+    bindparam,
+    case,
+    false,
+    func,
+    literal_column,
+    or_,
+    select,
+    true,
+    union_all,
+)
 
 from hubqueue.database import Database
 from hubqueue.entry import Kind, Snapshot
@@ -209,7 +221,7 @@ class Stats:
         return [dict(row) for row in self._all(query.order_by(attempts.c.id.desc()).limit(limit))]
 
     def miscounted(self) -> list[str]:
-        """Lanes whose counters disagree with their rows (pending, dead, bytes): none, unless the file was tampered with."""
+        """Lanes whose counters disagree with their rows (pending, dead), or which owe and are not found: none, unless the file was tampered with."""
         real = (
             select(
                 entries.c.lane_id,
@@ -221,7 +233,10 @@ class Stats:
         )
         counted = func.coalesce(real.c.pending, 0), func.coalesce(real.c.dead, 0)
         query = select(lanes.c.run_id, lanes.c.kind).outerjoin(real, real.c.lane_id == lanes.c.id)
-        query = query.where(or_(lanes.c.pending != counted[0], lanes.c.dead != counted[1]))
+        owes = case((lanes.c.pending > 0, true()), else_=false())
+        query = query.where(
+            or_(lanes.c.pending != counted[0], lanes.c.dead != counted[1], lanes.c.owing != owes)
+        )
         return [f"run {row['run_id']}, {row['kind']}" for row in self._all(query)]
 
     def _lanes(self, run_ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:

@@ -10,7 +10,6 @@ import os
 import click
 
 from hubqueue.__about__ import __version__
-from hubqueue.cli import look, make, mend, tryout, work
 from hubqueue.cli.frame import Door, Place
 
 
@@ -41,8 +40,3 @@ def main(ctx: click.Context, home: str | None, config: str | None) -> None:
     if os.environ.get("NO_COLOR"):
         ctx.color = False
     ctx.obj = Place(home, config)
-
-
-for family in (look, work, mend, make, tryout):
-    for command in family.COMMANDS:
-        main.add_command(command)

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,8 +23,28 @@ if TYPE_CHECKING:
 DONE, ATTENTION, USAGE, LEFT = 0, 1, 2, 3
 
 
+# Which file has which commands. Only the one that is asked for is loaded: most of what a quick command costs is loading.
+_FAMILIES = {
+    "look": ("status", "runs", "entries", "show", "log"),
+    "work": ("worker", "drain"),
+    "mend": ("redrive", "cancel", "resume", "login", "prune", "migrate", "check"),
+    "make": ("enqueue",),
+    "tryout": ("sandbox", "demo"),
+}
+_HOMES = {command: family for family, commands in _FAMILIES.items() for command in commands}
+
+
 class Door(click.Group):
     """A group of commands that words every error of hubqueue as one line and a hint, without a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _HOMES:
+            return None
+        found: click.Command = getattr(import_module(f"hubqueue.cli.{_HOMES[cmd_name]}"), cmd_name)
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

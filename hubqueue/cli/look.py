@@ -196,9 +196,6 @@ def _no_such_entry(entry: int) -> NoReturn:
     leave(USAGE)
 
 
-COMMANDS = (status, runs, entries, show, log)
-
-
 def _status(place: Place, run_id: str | None) -> dict[str, Any]:
     from hubqueue.status import nothing_yet
     from hubqueue.status import status as describe

@@ -137,9 +137,6 @@ def end(place: Place, run_id: str, failed: bool) -> None:
     click.echo(f"run {run_id} is {state}" if ended else f"run {run_id} had ended before")
 
 
-COMMANDS = (enqueue,)
-
-
 def _known(outbox: Any, run_id: str) -> None:
     if outbox.stats.run(run_id) is None:
         raise click.BadParameter(

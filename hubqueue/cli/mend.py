@@ -177,6 +177,3 @@ def check(place: Place, offline: bool, set_aside: bool, as_json: bool) -> None:
     if any(each.what == "configuration" for each in wrong):
         leave(USAGE)
     leave(ATTENTION if wrong else DONE)
-
-
-COMMANDS = (redrive, cancel, resume, login, prune, migrate, check)

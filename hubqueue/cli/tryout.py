@@ -127,6 +127,3 @@ def demo(keep: Path | None) -> None:
     from hubqueue.demo import tell
 
     leave(DONE if tell(keep, say=click.echo, style=click.style) else ATTENTION)
-
-
-COMMANDS = (sandbox, demo)

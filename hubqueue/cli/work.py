@@ -134,9 +134,6 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
     leave(LEFT)
 
 
-COMMANDS = (worker, drain)
-
-
 def _telling(progress: Progress) -> Emit:
     from hubqueue import journal
     from hubqueue.events import Fact

@@ -9,17 +9,19 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, event, inspect
+from sqlalchemy import create_engine, event, inspect, select
 from stage import ack, environ_of, keys, log, must_claim, new_run, python, totals
 
 from hubqueue import schema
 from hubqueue.config import parse
 from hubqueue.drafts import metrics_draft
 from hubqueue.errors import ConfigError, OutboxAlien, OutboxDamaged, OutboxUnavailable
+from hubqueue.home import Home
 from hubqueue.janitor import Janitor
 from hubqueue.migration import current_revision
 from hubqueue.outbox import Outbox, open_outbox
 from hubqueue.schema import EPOCH, Moment
+from hubqueue.sqlite import load_driver
 from hubqueue.testing import FakeClock
 
 YEAR = 31_536_000
@@ -320,34 +322,67 @@ def _compare(_context: object, _inspected: object, _meta: object, _have: object,
     return False if isinstance(want, Moment) else None
 
 
-def test_an_outbox_of_the_first_revision_goes_on_as_it_was(home: Path) -> None:
+@pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
+def test_an_outbox_of_an_earlier_revision_goes_on_as_it_was(home: Path, revision: str) -> None:
     from alembic import command
 
     from hubqueue.migration import _config
 
-    with open_outbox(home, environ={}) as outbox:
-        run = new_run(outbox)
-        log(outbox, run, 0, 1)
-        with outbox.database._engine.connect() as connection:
-            for table, column in _NEW_SINCE_0001:
-                connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
-            command.stamp(_config(connection), "0001")
-            connection.commit()
+    Home.locate(home, {}).create()
+    engine = create_engine(f"sqlite:///{home / 'outbox.db'}", module=load_driver("auto"))
+    with engine.begin() as connection:
+        command.upgrade(_config(connection), revision)
+        for statement in _OLD_ROWS:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
 
     with open_outbox(home, environ={}) as again:
         assert again.database.describe()["revision"] == schema.REVISION
-        assert totals(again) == {"enqueued": 2, "pending": 2}
+        assert _owing(again) == ["metrics"]
+        assert totals(again) == {"enqueued": 3, "pending": 2, "delivered": 1}
         assert keys(must_claim(again)) == ["0", "1"]
+        assert again.stats.miscounted() == []
 
 
-_NEW_SINCE_0001 = (
-    ("destinations", "requests_free_at"),
-    ("destinations", "uploads_free_at"),
-    ("runs", "remote_run"),
-    ("runs", "remote_file"),
-    ("entries", "progress"),
-    ("entries", "checksum"),
+_OLD_ROWS = (
+    "INSERT INTO destinations (name, type, url) VALUES ('hub', 'hub', 'https://hub.test')",
+    "INSERT INTO runs (id, destination, model, remote_id, state, created_at) VALUES ('0bf51cd3352d', 'hub', 'm', 'm', 'running', 1)",
+    "INSERT INTO lanes (id, run_id, kind, enqueued, pending, delivered, bytes) VALUES (1, '0bf51cd3352d', 'metrics', 2, 2, 0, 4), (2, '0bf51cd3352d', 'ckpt', 1, 0, 1, 0)",
+    "INSERT INTO entries (lane_id, \"key\", rank, state, payload, size, final, enqueued_at) VALUES (1, '0', 0, 'pending', '{}', 2, 0, 1), (1, '1', 1, 'pending', '{}', 2, 0, 2)",
 )
+
+
+def test_a_lane_says_itself_whether_it_owes(any_outbox: Outbox) -> None:
+    run = new_run(any_outbox)
+    assert _owing(any_outbox) == []
+
+    log(any_outbox, run, 0, 1)
+    assert _owing(any_outbox) == ["metrics"]
+    ack(any_outbox, must_claim(any_outbox))
+    assert _owing(any_outbox) == []
+
+    log(any_outbox, run, 2)
+    entry = log(any_outbox, run, 3)[0]
+    any_outbox.entries.cancel(ids=[entry])
+    assert _owing(any_outbox) == ["metrics"]
+    any_outbox.entries.cancel(run_id=run)
+    assert _owing(any_outbox) == []
+
+
+def test_a_lane_that_does_not_say_so_is_found(outbox: Outbox) -> None:
+    run = new_run(outbox)
+    log(outbox, run, 0)
+    with outbox.database.write() as tx:
+        tx.exec_driver_sql("UPDATE lanes SET owing = false")
+
+    assert outbox.stats.miscounted() == [f"run {run}, metrics"]
+
+
+def _owing(outbox: Outbox) -> list[str]:
+    with outbox.database.read() as connection:
+        return list(
+            connection.scalars(select(schema.lanes.c.kind).where(schema.lanes.c.owing).order_by("id"))
+        )
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["whole header", "torn header"])

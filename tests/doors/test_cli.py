@@ -89,6 +89,50 @@ def test_the_status_answers_at_a_glance(environ: dict[str, str], hub: Sandbox) -
     end(worker)
 
 
+def test_the_status_loads_what_it_shows_and_no_more(environ: dict[str, str]) -> None:
+    """A guard of its speed: most of what it costs is loading."""
+    run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
+    hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "loss=1")
+    code = (
+        "import atexit, sys; from hubqueue.__main__ import main; "
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); sys.argv[1:] = ['status']; main()"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+
+    assert "2 uploads owed" in done.stdout
+    loaded = set(done.stderr.split())
+    for foreign in (
+        "requests",
+        "urllib3",
+        "apscheduler",
+        "tqdm",
+        "alembic",
+        "sqlalchemy.orm",
+        "sqlalchemy.ext.asyncio",
+    ):
+        assert foreign not in loaded
+    assert not [name for name in loaded if name.startswith("sqlalchemy.dialects.postgresql")]
+    own = {name.removeprefix("hubqueue.") for name in loaded if name.startswith("hubqueue.")}
+    assert {"status", "stats", "cli.look"} <= own
+    assert own.isdisjoint(
+        {
+            "claims",
+            "entries",
+            "settlement",
+            "registry",
+            "worker",
+            "run",
+            "transports",
+            "sandbox",
+            "identifier",
+        }
+    )
+    assert own.isdisjoint({"cli.make", "cli.mend", "cli.tryout", "cli.work"})
+
+
 def test_the_status_as_json_has_the_shape_of_the_manual(environ: dict[str, str]) -> None:
     hubqueue(environ, "enqueue", "run", "yolov8n.pt")
 
