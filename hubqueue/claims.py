@@ -14,41 +14,33 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
-    ColumnElement,
     Connection,
     and_,
     bindparam,
-    exists,
-    func,
     insert,
     literal,
     literal_column,
-    or_,
     select,
-    true,
     type_coerce,
     update,
 )
 
-from hubqueue.batching import STUCK_AFTER, coalesce, idempotency_key
+from hubqueue.batching import idempotency_key
 from hubqueue.budget import Budget
 from hubqueue.database import Database
-from hubqueue.drafts import FINAL_RANK
-from hubqueue.entries import tally
-from hubqueue.entry import Entry, Kind, Snapshot
+from hubqueue.entry import Entry, Kind
 from hubqueue.lane import Batch, Lease, RunRef
-from hubqueue.lifecycle import State
-from hubqueue.prepared import Prepared, microseconds
+from hubqueue.picking import drop_outdated, mark, pick
+from hubqueue.prepared import Prepared, first, microseconds
 from hubqueue.readiness import (
     BEAT_DUE_AT,
     BEATING,
     DUE_AT,
     LANES_OF_RUNS,
     READY,
-    WAITING,
     latest,
 )
-from hubqueue.schema import EPOCH, Moment, attempts, destinations, entries, lanes, moment_of, runs
+from hubqueue.schema import EPOCH, Moment, attempts, destinations, lanes, moment_of, runs
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -78,27 +70,27 @@ class Claims:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def claim(self, destination: str, paces: Mapping[Kind, timedelta], terms: Terms) -> Lease | None:
+    def claim(
+        self,
+        destination: str,
+        paces: Mapping[Kind, timedelta],
+        terms: Terms,
+        *,
+        within: Connection | None = None,
+    ) -> Lease | None:
         """Lease the lane that has been due longest among the kinds of `paces`; None when none is due.
 
-        The spacing of the lane is stamped for the case that this process dies right after the request starts.
+        Heartbeats are claimed apart from what is owed. The spacing of the lane is stamped for the case that this
+        process dies right after the request starts. `within` is the transaction that settles the attempt before.
         """
-        with self.database.write() as tx:
+        with self.database.write(within) as tx:
             now = self.database.now()
             asked = {"destination": destination, "now": microseconds(now)}
             lane = self._take(tx, _first_due(tuple(paces)).run(tx, asked), paces, terms, now)
             if lane is None:
                 return None
-            batch = self._choose(tx, lane, terms)
+            batch = pick(tx, lane.id, Kind(lane.kind), lane.failures, terms.max_entries, terms.max_bytes)
             return self._lease(tx, lane, batch, paces[Kind(lane.kind)], terms, now)
-
-    def claim_beat(self, run_id: str, pace: timedelta, terms: Terms) -> Lease | None:
-        """Lease the heartbeat of a run; None when it is not due."""
-        with self.database.write() as tx:
-            now = self.database.now()
-            asked = {"run": run_id, "now": microseconds(now)}
-            lane = self._take(tx, _BEAT.run(tx, asked), {Kind.HEARTBEAT: pace}, terms, now)
-            return None if lane is None else self._lease(tx, lane, [], pace, terms, now)
 
     def reclaim(self, dead_workers: Sequence[str]) -> int:
         """End the leases of workers that are gone, at once instead of when they run out; how many."""
@@ -131,7 +123,7 @@ class Claims:
         # What an earlier holder left without an answer: the history says so, and whatever a newer entry has
         # replaced meanwhile does not go out again.
         _LOST.run(tx, {**taken, "now": microseconds(now)}, returns=False)
-        self._drop_outdated(tx, before, now)
+        drop_outdated(tx, before.id, Kind(before.kind), now)
         return before
 
     def _spend(self, tx: Connection, lane: _Lane, budget: Budget, now: datetime) -> bool:
@@ -149,33 +141,17 @@ class Claims:
                 return False
         return True
 
-    def _drop_outdated(self, tx: Connection, lane: _Lane, now: datetime) -> None:
-        drop = _DROP_OUTDATED if lane.kind == Kind.CKPT else _DROP_REPEATED
-        gone = drop.run(tx, {"lane": lane.id, "at": microseconds(now)})
-        if gone:
-            tally(tx, lane.id, pending=-len(gone), superseded=len(gone), bytes=-sum(size for (size,) in gone))
-
-    def _choose(self, tx: Connection, lane: _Lane, terms: Terms) -> list[Entry]:
-        """The entries of the next request: the batch that was tried before, else the front of the line."""
-        tried = _TRIED.run(tx, {"lane": lane.id})
-        untried = 1 if lane.failures >= STUCK_AFTER else 0
-        if tried and not (untried and _FRESH.run(tx, {"lane": lane.id, "limit": untried})):
-            return [_entry(*row) for row in _BATCH.run(tx, {"lane": lane.id, "batch": tried[0][0]})]
-        fresh = [_entry(*row) for row in _FRESH.run(tx, {"lane": lane.id, "limit": terms.max_entries + 1})]
-        kind = Kind(lane.kind)
-        return fresh[: coalesce(fresh, kind=kind, max_entries=terms.max_entries, max_bytes=terms.max_bytes)]
-
     def _lease(
         self,
         tx: Connection,
         lane: _Lane,
-        batch: list[Entry],
+        found: list[Entry],
         pace: timedelta,
         terms: Terms,
         now: datetime,
     ) -> Lease | None:
         token, kind = lane.lease_token + 1, Kind(lane.kind)
-        if not batch and kind is not Kind.HEARTBEAT:
+        if not found and kind is not Kind.HEARTBEAT:
             # Everything in the lane was outdated: nothing to send after all.
             tx.execute(
                 update(lanes)
@@ -183,34 +159,32 @@ class Claims:
                 .values(lease_until=EPOCH, paced_until=moment_of(lane.paced_until))
             )
             return None
-        ids = [entry.id for entry in batch]
-        if ids:
-            tx.execute(_CLAIMED, {"ids": ids, "token": token})
+        mark(tx, lane.id, token, found)
+        told = {name: getattr(lane, name) for name in _TOLD}
+        batch = Batch(
+            run=RunRef(lane.run_id, lane.destination, lane.model, **told),
+            kind=kind,
+            entries=tuple(found),
+            idempotency_key=idempotency_key(self.database.outbox_id, map(_content, found)),
+        )
         history = {
             "lane_id": lane.id,
             "token": token,
             "worker": terms.worker,
-            "entries": len(batch),
-            "first_key": batch[0].key if batch else None,
-            "last_key": batch[-1].key if batch else None,
-            "size": sum(entry.size for entry in batch),
+            "entries": len(found),
+            "first_key": found[0].key if found else None,
+            "last_key": found[-1].key if found else None,
+            "size": batch.size,
             "claimed_at": microseconds(now),
         }
         ((attempt_id,),) = _ATTEMPT.run(tx, history)
-        told = {name: getattr(lane, name) for name in _TOLD}
-        run = RunRef(lane.run_id, lane.destination, lane.model, **told)
         return Lease(
             lane_id=lane.id,
             token=token,
             until=now + terms.lease,
-            batch=Batch(
-                run=run,
-                kind=kind,
-                entries=tuple(batch),
-                idempotency_key=idempotency_key(self.database.outbox_id, map(_content, batch)),
-            ),
+            batch=batch,
             failures=lane.failures,
-            attempts=max((entry.attempts for entry in batch), default=0) + 1,
+            attempts=max((entry.attempts for entry in found), default=0) + 1,
             attempt_id=attempt_id,
             claimed_at=now,
             pace=pace,
@@ -224,24 +198,6 @@ _TOLD = ("remote_id", "agent_id", "remote_run", "remote_file")
 
 def _content(entry: Entry) -> tuple[object, ...]:
     return entry.id, entry.enqueued_at.isoformat(), entry.payload, entry.snapshot and entry.snapshot.name
-
-
-def _entry(
-    id: int,
-    key: str,
-    payload: str,
-    size: int,
-    enqueued_at: int,
-    snapshot: str | None,
-    snapshot_size: int,
-    snapshot_mtime_ns: int,
-    snapshot_sha256: str | None,
-    final: bool,
-    *rest: Any,
-) -> Entry:
-    """An entry out of `_CARRIED`."""
-    copy = Snapshot(snapshot, snapshot_size, snapshot_mtime_ns, snapshot_sha256) if snapshot else None
-    return Entry(id, key, payload, size, moment_of(enqueued_at), copy, bool(final), *rest)
 
 
 class _Lane(NamedTuple):
@@ -261,26 +217,20 @@ class _Lane(NamedTuple):
     remote_file: str | None
 
 
-_NOW = bindparam("now", type_=Moment())
-
-
-def _first(due: ColumnElement[bool], order: ColumnElement[Any]) -> Prepared:
-    columns = [
-        *(lanes.c[name] for name in ("id", "run_id", "kind", "lease_token", "failures", "paced_until")),
-        *(runs.c[name] for name in ("destination", "model", *_TOLD)),
-    ]
-    query = select(*columns).select_from(LANES_OF_RUNS).where(due).order_by(order, lanes.c.id).limit(1)
-    return Prepared(query.with_for_update(skip_locked=True, of=lanes))
-
-
 @cache
 def _first_due(kinds: tuple[Kind, ...]) -> Prepared:
     of_kinds = lanes.c.kind.in_([literal_column(f"'{kind}'") for kind in kinds])
     mine = destinations.c.name == bindparam("destination")
-    return _first(and_(READY, mine, of_kinds, _NOW >= DUE_AT), DUE_AT)
+    ready, due_at = (BEATING, BEAT_DUE_AT) if kinds == (Kind.HEARTBEAT,) else (READY, DUE_AT)
+    columns = [
+        *(lanes.c[name] for name in ("id", "run_id", "kind", "lease_token", "failures", "paced_until")),
+        *(runs.c[name] for name in ("destination", "model", *_TOLD)),
+    ]
+    due = and_(ready, mine, of_kinds, bindparam("now", type_=Moment()) >= due_at)
+    query = select(*columns).select_from(LANES_OF_RUNS).where(due).order_by(due_at, lanes.c.id)
+    return Prepared(first(1, query).with_for_update(skip_locked=True, of=lanes))
 
 
-_BEAT = _first(and_(BEATING, runs.c.id == bindparam("run"), _NOW >= BEAT_DUE_AT), BEAT_DUE_AT)
 _TAKE = Prepared(
     update(lanes)
     .where(lanes.c.id == bindparam("lane"), lanes.c.lease_token == bindparam("token"))
@@ -306,64 +256,5 @@ _LOST = Prepared(
         reason=literal_column("'the worker was gone'"),
     )
 )
-_CLAIMED = (
-    update(entries)
-    .where(entries.c.id.in_(bindparam("ids", expanding=True)))
-    .values(
-        claim_token=bindparam("token"),
-        attempts=entries.c.attempts + literal_column("1"),
-        batch=func.coalesce(entries.c.batch, bindparam("token")),
-    )
-)
 _HISTORY = (*("lane_id", "token", "worker", "entries", "first_key", "last_key", "size", "claimed_at"),)
 _ATTEMPT = Prepared(insert(attempts).returning(attempts.c.id), _HISTORY)
-_CARRIED = [
-    entries.c[name]
-    for name in (
-        *("id", "key", "payload", "size", "enqueued_at"),
-        *("snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256"),
-        *("final", "attempts", "progress", "checksum"),
-    )
-]
-_FRESH = Prepared(
-    select(*_CARRIED)
-    .where(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch.is_(None))
-    .order_by(entries.c.rank, entries.c.id)
-    .limit(bindparam("limit"))
-)
-_IS_TRIED = and_(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch.is_not(None))
-# The least tried batch first, so that one which fails again and again lets the others pass.
-_TRIED = Prepared(
-    select(entries.c.batch)
-    .where(_IS_TRIED)
-    .order_by(entries.c.attempts, entries.c.rank, entries.c.id)
-    .limit(1)
-)
-_BATCH = Prepared(
-    select(*_CARRIED)
-    .where(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch == bindparam("batch"))
-    .order_by(entries.c.rank, entries.c.id)
-)
-_newer = entries.alias("newer")
-_NEWER_WAITS = and_(
-    _newer.c.lane_id == entries.c.lane_id, _newer.c.state == WAITING.right, _newer.c.id > entries.c.id
-)
-_REPEATED = exists().where(_NEWER_WAITS, _newer.c.key == entries.c.key)
-_A_FINAL_ONE_WAITS = exists().where(
-    _NEWER_WAITS, _newer.c.rank == literal_column(str(FINAL_RANK)), _newer.c.final.is_(true())
-)
-
-
-def _drop(outdated: ColumnElement[bool]) -> Prepared:
-    gone = update(entries).where(_IS_TRIED, outdated)
-    told = {
-        "state": literal_column(f"'{State.SUPERSEDED}'"),
-        "settled_at": bindparam("at", type_=entries.c.settled_at.type),
-        "reason": literal_column("'a newer one was enqueued'"),
-    }
-    return Prepared(gone.values(told).returning(entries.c.size))
-
-
-# Checkpoints: few of them wait. Of all else any number may, and a newer one has the rank of its place (see `Draft.ranks`).
-_DROP_OUTDATED = _drop(or_(_REPEATED, _A_FINAL_ONE_WAITS))
-_DROP_REPEATED = _drop(_REPEATED.where(_newer.c.rank == entries.c.rank))

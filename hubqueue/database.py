@@ -141,8 +141,11 @@ class Database:
         return moment + (self.clock.wall() - self.now())
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """A writing transaction: committed and durable at the end, rolled back by an exception."""
+    def write(self, within: Connection | None = None) -> Iterator[Connection]:
+        """A writing transaction: durable at the end, rolled back by an exception; or a part of the one `within`."""
+        if within is not None:
+            yield within
+            return
         if not self.path:
             with self._translated(), self._engine.begin() as connection:
                 yield connection

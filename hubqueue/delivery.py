@@ -1,21 +1,23 @@
 """One attempt, from the lease to the settle.
 
 Promises: no transaction is open while bytes travel; whatever happens the lease ends in exactly one settle, or
-runs out and is taken over; a surprise (a bug) costs a retry, never an entry.
+runs out and is taken over; a surprise (a bug) costs a retry, never an entry. What the thread sends next is claimed
+in the transaction of the settle, which stands without it where the claim fails.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from hubqueue import events
 from hubqueue.backoff import next_attempt_at
 from hubqueue.batching import SUSPECT_AFTER
+from hubqueue.entries import Moved
 from hubqueue.entry import Kind
 from hubqueue.errors import CredentialsError, LeaseLost, OutboxDamaged, OutboxUnavailable, SpoolError
 from hubqueue.events import Emit
@@ -26,9 +28,15 @@ from hubqueue.plain import is_intact
 from hubqueue.spool import Ballast
 from hubqueue.transports.base import Attempt, Transport
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
 _LOG = logging.getLogger("hubqueue.worker")
 # A settle that the disk refuses is tried again as long as the lease may hold; the pause between two tries.
 _SETTLE_PAUSE = 1.0
+
+# Claims what a thread sends next, within the transaction that settles what it has sent.
+Follow = Callable[["Connection"], Lease | None]
 
 
 class Delivery:
@@ -43,8 +51,8 @@ class Delivery:
         self._start_grace = start_grace
         self._ballast = Ballast(outbox.home.ballast)
 
-    def attempt(self, lease: Lease, stop: threading.Event) -> None:
-        """Send the batch of a lease and settle what came of it."""
+    def attempt(self, lease: Lease, stop: threading.Event, follow: Follow = lambda _tx: None) -> Lease | None:
+        """Send the batch of a lease and settle what came of it; the lease that follows."""
         started: list[datetime] = []
 
         def on_start() -> None:
@@ -68,7 +76,7 @@ class Delivery:
             outcome = self._missing(lease.batch) or self._send(lease.batch, attempt)
         except LeaseLost as lost:
             self._emit(events.SettleLost(lease.batch.run.id, lease.batch.kind, str(lost)))
-            return
+            return None
         except OutboxUnavailable as error:
             outcome = RetryLater(f"storage trouble: {error}")
         except Exception as surprise:
@@ -76,7 +84,15 @@ class Delivery:
                 "run %s: an attempt at %s failed unexpectedly", lease.batch.run.id, lease.batch.kind
             )
             outcome = RetryLater(f"internal error: {type(surprise).__name__}")
-        self._settle(lease, outcome, started[0] if started else None, stop)
+        started_at = started[0] if started else None
+        try:
+            facts, following = self._settle(lease, outcome, started_at, follow)
+        except Exception:
+            # The claim may have failed, and the answer must not be lost for that. What else is wrong is wrong again.
+            facts, following = self._insist(lease, outcome, started_at, stop), None
+        for fact in facts:
+            self._emit(fact)
+        return following
 
     def _missing(self, batch: Batch) -> Outcome | None:
         """A snapshot that is gone or altered, or a payload that is none, is found before a byte is sent."""
@@ -103,33 +119,43 @@ class Delivery:
         except CredentialsError as error:
             return Blocked(str(error), Scope.DESTINATION)
 
-    def _settle(
+    def _insist(
         self, lease: Lease, outcome: Outcome, started_at: datetime | None, stop: threading.Event
-    ) -> None:
-        """Write the outcome down; a full disk is met with the ballast, then with patience."""
+    ) -> list[events.Fact]:
+        """Settle and claim nothing; a full disk is met with the ballast, then with patience."""
         pause = threading.Event()
         while True:
             try:
-                for fact in self._write(lease, outcome, started_at):
-                    self._emit(fact)
-                return
+                return self._settle(lease, outcome, started_at, lambda _tx: None)[0]
             except LeaseLost as lost:
-                self._emit(events.SettleLost(lease.batch.run.id, lease.batch.kind, str(lost)))
-                return
+                return [events.SettleLost(lease.batch.run.id, lease.batch.kind, str(lost))]
             except (OutboxUnavailable, OutboxDamaged) as error:  # an unreadable page may be readable again
                 self._emit(events.StorageTroubled(str(error)))
                 if self._ballast.release():
                     continue
                 if stop.is_set():
-                    return  # the lease runs out, and the same batch goes again with the same key
+                    return []  # the lease runs out, and the same batch goes again with the same key
                 pause.wait(_SETTLE_PAUSE)
 
-    def _write(self, lease: Lease, outcome: Outcome, started_at: datetime | None) -> list[events.Fact]:
+    def _settle(
+        self, lease: Lease, outcome: Outcome, started_at: datetime | None, follow: Follow
+    ) -> tuple[list[events.Fact], Lease | None]:
+        """Write the outcome down and claim what follows: what is to be told, now that it is so for good, and the lease."""
+        with self._outbox.database.write() as tx:
+            moved, facts = self._write(tx, lease, outcome, started_at)
+            following = follow(tx)
+        self._outbox.discard(moved)
+        return facts, following
+
+    def _write(
+        self, tx: Connection, lease: Lease, outcome: Outcome, started_at: datetime | None
+    ) -> tuple[Moved, list[events.Fact]]:
+        """The settle of an outcome within a transaction: what has moved, and what is to be told."""
         batch, run_id, kind = lease.batch, lease.batch.run.id, lease.batch.kind
-        settlement, now = self._outbox.settlement, self._outbox.database.now()
+        settlement, now, nothing = self._outbox.settlement, self._outbox.database.now(), Moved(0)
         match outcome:
             case Delivered(remote):
-                self._outbox.discard(settlement.ack(lease, started_at=started_at, remote=remote))
+                moved = settlement.ack(lease, started_at=started_at, remote=remote, within=tx)
                 took = now - (started_at or lease.claimed_at)
                 told: list[events.Fact] = []
                 if kind is Kind.HEARTBEAT:
@@ -140,7 +166,7 @@ class Delivery:
                     told.append(events.RunRegistered(run_id, remote.id, remote.url))
                 if remote.cancelled:
                     told.append(events.RunCancelled(run_id))
-                return told
+                return moved, told
             case RetryLater(reason, after, scope):
                 retry = self._outbox.config.retry
                 at = next_attempt_at(lease.failures, now=now, retry=retry, asked=after)
@@ -148,9 +174,11 @@ class Delivery:
                 others = next_attempt_at(0, now=now, retry=retry, asked=after)
                 everywhere = others if scope is Scope.DESTINATION else None
                 if outcome.suspect and lease.attempts >= SUSPECT_AFTER and len(batch.entries) > 1:
-                    settlement.split(lease, reason=reason, started_at=started_at)
-                    return [events.BatchSplit(run_id, kind, len(batch.entries), reason)]
-                settlement.retry(lease, at=at, reason=reason, started_at=started_at, resumes_at=everywhere)
+                    settlement.split(lease, reason=reason, started_at=started_at, within=tx)
+                    return nothing, [events.BatchSplit(run_id, kind, len(batch.entries), reason)]
+                settlement.retry(
+                    lease, at=at, reason=reason, started_at=started_at, resumes_at=everywhere, within=tx
+                )
                 shown = self._outbox.database.to_wall(at)
                 failed = events.AttemptFailed(
                     run_id, kind, len(batch.entries), reason, lease.failures + 1, shown
@@ -159,21 +187,21 @@ class Delivery:
                 if everywhere:
                     until = self._outbox.database.to_wall(everywhere)
                     paused = [events.DestinationPaused(batch.run.destination, until)]
-                return [failed, *paused]
+                return nothing, [failed, *paused]
             case Rejected(reason) if len(batch.entries) > 1:
-                settlement.split(lease, reason=reason, started_at=started_at)
-                return [events.BatchSplit(run_id, kind, len(batch.entries), reason)]
+                settlement.split(lease, reason=reason, started_at=started_at, within=tx)
+                return nothing, [events.BatchSplit(run_id, kind, len(batch.entries), reason)]
             case Rejected(reason):
-                settlement.bury(lease, reason=reason, started_at=started_at)
-                return [
+                settlement.bury(lease, reason=reason, started_at=started_at, within=tx)
+                return nothing, [
                     events.EntryBuried(run_id, kind, entry.id, entry.key, reason) for entry in batch.entries
                 ]
             case Blocked(reason, scope):
-                settlement.release(lease, reason=reason, started_at=started_at, hold=scope)
+                settlement.release(lease, reason=reason, started_at=started_at, hold=scope, within=tx)
                 what = f"run {run_id}" if scope is Scope.RUN else f"destination {batch.run.destination}"
-                return [events.Held(what, batch.run.destination, reason)]
+                return nothing, [events.Held(what, batch.run.destination, reason)]
             case Aborted(reason):
-                settlement.release(lease, reason=reason, started_at=started_at)
-                return [events.AttemptReleased(run_id, kind, reason)]
+                settlement.release(lease, reason=reason, started_at=started_at, within=tx)
+                return nothing, [events.AttemptReleased(run_id, kind, reason)]
             case unknown:
                 assert_never(unknown)

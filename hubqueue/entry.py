@@ -67,7 +67,8 @@ class Entry(NamedTuple):
     """One owed upload, as the outbox keeps it, in the batch of a claim. `size` is in bytes.
 
     `attempts` are those before this claim, `progress` is how far an earlier one came, in the words of its transport,
-    `checksum` is that of key and payload (None: an older hubqueue wrote it).
+    `checksum` is that of key and payload (None: an older hubqueue wrote it). `rank` is its place in the lane's line,
+    `batch` the one that it was first sent in (None: not sent yet).
     """
 
     id: int
@@ -80,3 +81,5 @@ class Entry(NamedTuple):
     attempts: int = 0
     progress: str | None = None
     checksum: int | None = None
+    rank: int = 0
+    batch: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from hubqueue.entry import Entry, Kind
@@ -28,18 +28,18 @@ class RunRef:
 class Batch:
     """What one request carries: entries of one lane, in order (none for a heartbeat).
 
-    `idempotency_key` depends only on the entries, so that every attempt at the same batch carries the same.
+    `idempotency_key` depends only on the entries, so that every attempt at the same batch carries the same. `size` is
+    the bytes of all bodies in it.
     """
 
     run: RunRef
     kind: Kind
     entries: tuple[Entry, ...]
     idempotency_key: str
+    size: int = field(init=False)
 
-    @property
-    def size(self) -> int:
-        """Bytes of all bodies in the batch."""
-        return sum(entry.size for entry in self.entries)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", sum(entry.size for entry in self.entries))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Select, literal_column
 from sqlalchemy.sql.expression import Executable
 
 from hubqueue.schema import EPOCH
@@ -56,6 +56,11 @@ class Prepared:
             return list(cursor.fetchall()) if returns else []
         finally:
             cursor.close()
+
+
+def first(count: int, query: Select[Any]) -> Select[Any]:
+    """The first rows of a query. A limit that is a parameter would make SQLite plan the statement anew at each use."""
+    return query.limit(literal_column(str(count))).offset(literal_column("0"))
 
 
 def microseconds(moment: datetime) -> int:

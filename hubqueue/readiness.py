@@ -31,7 +31,8 @@ def _max(element: latest, compiler: SQLCompiler, **options: Any) -> str:
     return f"max({compiler.process(element.clauses, **options)})"
 
 
-# Literals, not parameters: SQLite uses a partial index only where it sees its condition in the statement.
+# Literals, not parameters, all of them: SQLite uses a partial index only where it sees its condition in the statement, and
+# where a parameter stands in the place of one it plans the statement anew at each use.
 OWING = lanes.c.owing == literal_column("true")
 WAITING = entries.c.state == literal_column("'pending'")
 
@@ -72,17 +73,19 @@ _REGISTERED = and_(
     ),
 )
 IN_TURN = and_(
-    or_(lanes.c.kind == Kind.REGISTRATION, _REGISTERED),
+    or_(lanes.c.kind == literal_column(f"'{Kind.REGISTRATION}'"), _REGISTERED),
     or_(
-        lanes.c.kind != Kind.COMPLETION,
+        lanes.c.kind != literal_column(f"'{Kind.COMPLETION}'"),
         ~exists().where(
-            _others.c.run_id == lanes.c.run_id, _others.c.kind != Kind.COMPLETION, _others.c.pending > 0
+            _others.c.run_id == lanes.c.run_id,
+            _others.c.kind != literal_column(f"'{Kind.COMPLETION}'"),
+            _others.c.pending > literal_column("0"),
         ),
     ),
 )
 READY = and_(OWING, NOT_HELD, IN_TURN)
 BEATING = and_(
-    lanes.c.kind == Kind.HEARTBEAT,
+    lanes.c.kind == literal_column(f"'{Kind.HEARTBEAT}'"),
     runs.c.state == literal_column(f"'{RunState.RUNNING}'"),
     _REGISTERED,
     NOT_HELD,

@@ -1,7 +1,8 @@
 """Settling: what the holder of a lease writes down about its attempt.
 
 Promises: only the holder of the newest token may write (every method passes `_fence`, which raises `LeaseLost`
-for a stale one); a batch is settled in one transaction with its counting, its lane and its history.
+for a stale one); a batch is settled in one transaction with its counting, its lane and its history. That is a
+transaction of its own, or the one given as `within`, where the holder claims again in the same one.
 """
 
 from __future__ import annotations
@@ -54,9 +55,11 @@ class Settlement:
             self._fence(tx, lease, lease_token=lease.token)
             tx.execute(update(entries).where(_of(lease)).values(progress=progress))
 
-    def ack(self, lease: Lease, *, started_at: datetime | None, remote: Remote) -> Moved:
+    def ack(
+        self, lease: Lease, *, started_at: datetime | None, remote: Remote, within: Connection | None = None
+    ) -> Moved:
         """The hub has the batch: pending → delivered. What the answer told is written on the run."""
-        with self.database.write() as tx:
+        with self.database.write(within) as tx:
             now = self.database.now()
             self._settle_lane(tx, lease, started_at, failures=0, last_error=None, retry_at=EPOCH)
             moved = self._leave(tx, lease, State.DELIVERED, None, now)
@@ -83,9 +86,10 @@ class Settlement:
         reason: str,
         started_at: datetime | None,
         resumes_at: datetime | None = None,
+        within: Connection | None = None,
     ) -> None:
         """The batch stays in its lane until `at`; `resumes_at` makes every lane of the destination wait."""
-        with self.database.write() as tx:
+        with self.database.write(within) as tx:
             self._settle_lane(
                 tx, lease, started_at, failures=lease.failures + 1, last_error=reason, retry_at=at
             )
@@ -97,21 +101,25 @@ class Settlement:
                 tx.execute(update(destinations).where(later).values(resumes_at=resumes_at))
             self._end_attempt(tx, lease, started_at, "retry", reason, self.database.now())
 
-    def split(self, lease: Lease, *, reason: str, started_at: datetime | None) -> None:
+    def split(
+        self, lease: Lease, *, reason: str, started_at: datetime | None, within: Connection | None = None
+    ) -> None:
         """The batch was refused: take it apart into two, each a batch of its own from now on."""
         entries_in = lease.batch.entries
         first, _ = halves(len(entries_in))
         second = [entry.id for entry in entries_in[first:]]
-        with self.database.write() as tx:
+        with self.database.write(within) as tx:
             self._settle_lane(tx, lease, started_at, failures=0, last_error=reason, retry_at=EPOCH)
             # A token belongs to one claim only, so it and its negative name two batches nobody else can have.
             half = case((entries.c.id.in_(second), -lease.token), else_=lease.token)
             tx.execute(update(entries).where(_of(lease)).values(batch=half, reason=reason))
             self._end_attempt(tx, lease, started_at, "split", reason, self.database.now())
 
-    def bury(self, lease: Lease, *, reason: str, started_at: datetime | None) -> Moved:
+    def bury(
+        self, lease: Lease, *, reason: str, started_at: datetime | None, within: Connection | None = None
+    ) -> Moved:
         """The hub refused this very entry: pending → dead, body kept until a redrive or a cancel."""
-        with self.database.write() as tx:
+        with self.database.write(within) as tx:
             now = self.database.now()
             self._settle_lane(tx, lease, started_at, failures=0, last_error=reason, retry_at=EPOCH)
             moved = self._leave(tx, lease, State.DEAD, reason, now)
@@ -119,10 +127,16 @@ class Settlement:
             return Moved(moved.count)
 
     def release(
-        self, lease: Lease, *, reason: str, started_at: datetime | None, hold: Scope | None = None
+        self,
+        lease: Lease,
+        *,
+        reason: str,
+        started_at: datetime | None,
+        hold: Scope | None = None,
+        within: Connection | None = None,
     ) -> None:
         """Give the lane back with the attempt refunded; `hold` stops the run or the destination with the reason."""
-        with self.database.write() as tx:
+        with self.database.write(within) as tx:
             now = self.database.now()
             error = {"last_error": reason} if hold else {}
             self._settle_lane(tx, lease, started_at, **error)

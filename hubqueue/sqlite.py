@@ -15,6 +15,7 @@ import re
 import threading
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -179,7 +180,7 @@ def report_of(aside: Path) -> str | None:
 def configure(connection: Any, *, journal: str, synchronous: str, busy_timeout: float) -> None:
     """Make the settings on a new DB-API connection and read them back."""
     # A flipped bit in a text must not keep all rows around it from being read.
-    connection.text_factory = _readable
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
     cursor = connection.cursor()
     try:
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
@@ -197,10 +198,6 @@ def configure(connection: Any, *, journal: str, synchronous: str, busy_timeout: 
         cursor.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone does not reach the disk
     finally:
         cursor.close()
-
-
-def _readable(content: bytes) -> str:
-    return content.decode("utf-8", "replace")
 
 
 def begin_immediate(connection: Any, *, patience: float, turns: Turns | None = None) -> None:

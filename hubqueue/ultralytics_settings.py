@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 _LARGEST = 1 << 20
@@ -24,8 +25,9 @@ def borrowed_key(environ: Mapping[str, str], type: str) -> str:
     """The key for a destination of this type (`hub` or `platform`); empty where there is none."""
     if type not in ("hub", "platform"):
         return ""
+    folder = _folder(*(environ.get(name) for name in ("HOME", "YOLO_CONFIG_DIR", "XDG_CONFIG_HOME")))
     for name, read in (("settings.json", _from_json), ("settings.yaml", _from_yaml)):
-        path = _folder(environ) / name
+        path = folder / name
         try:
             if path.stat().st_size > _LARGEST:
                 continue
@@ -37,16 +39,17 @@ def borrowed_key(environ: Mapping[str, str], type: str) -> str:
     return ""
 
 
-def _folder(environ: Mapping[str, str]) -> Path:
-    """Where ultralytics 8.2 to 8.4 keep their settings."""
-    home = Path(environ.get("HOME") or os.path.expanduser("~"))
-    if named := environ.get("YOLO_CONFIG_DIR"):
+@cache  # asked for each request
+def _folder(own: str | None, named: str | None, config: str | None) -> Path:
+    """Where ultralytics 8.2 to 8.4 keep their settings, by the variables that say so."""
+    home = Path(own or os.path.expanduser("~"))
+    if named:
         return Path(named).expanduser() / "Ultralytics"
     if sys.platform == "win32":
         return home / "AppData" / "Roaming" / "Ultralytics"
     if sys.platform == "darwin":
         return home / "Library" / "Application Support" / "Ultralytics"
-    return Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "Ultralytics"
+    return Path(config or home / ".config") / "Ultralytics"
 
 
 def _from_json(text: str) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from hubqueue import events
 from hubqueue.__about__ import __version__
@@ -31,6 +32,9 @@ from hubqueue.outbox import Outbox
 from hubqueue.transports import MOST_EPOCHS, connect
 from hubqueue.transports.base import Transport
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
 Connect = Callable[[Outbox, DestinationSettings], Transport]
 _UNPACED = 200
 _LIGHT = (Kind.REGISTRATION, Kind.METRICS, Kind.EVENT, Kind.COMPLETION)
@@ -44,7 +48,7 @@ class _Crew:
     paces: Mapping[Kind, timedelta]
     size: int
     terms: Terms
-    at_work: dict[Lease, threading.Thread] = field(default_factory=dict)
+    at_work: dict[int, Lease] = field(default_factory=dict)  # by the attempt's row in the history
 
     @property
     def free(self) -> int:
@@ -115,7 +119,7 @@ class Worker:
     def renew(self) -> None:
         """Prolong the leases of the attempts under way, and say that this worker is at work."""
         with self._state:
-            held = [lease for crew in self._crews for lease in crew.at_work]
+            held = [lease for crew in self._crews for lease in crew.at_work.values()]
         if held:
             self._outbox.settlement.renew(held, self._outbox.database.now() + self._lease)
         self._outbox.registry.worker_seen(self.id)
@@ -150,7 +154,7 @@ class Worker:
             due = self._crew_due(crew)
             if due is None or due > now:
                 break
-            lease = self._claim(crew, now)
+            lease = self._outbox.claims.claim(crew.destination, crew.paces, crew.terms)
             if lease is None:
                 break
             self._begin(crew, lease)
@@ -162,49 +166,36 @@ class Worker:
             return min((due_at for _, due_at in self._outbox.stats.beats(crew.destination)), default=None)
         return self._outbox.stats.next_due(crew.destination, list(crew.paces))
 
-    def _claim(self, crew: _Crew, now: datetime) -> Lease | None:
-        if Kind.HEARTBEAT not in crew.paces:
-            return self._outbox.claims.claim(crew.destination, crew.paces, crew.terms)
-        for run_id, due_at in self._outbox.stats.beats(crew.destination):
-            if due_at <= now:
-                lease = self._outbox.claims.claim_beat(run_id, crew.paces[Kind.HEARTBEAT], crew.terms)
-                if lease is not None:
-                    return lease
-        return None
-
     def _begin(self, crew: _Crew, lease: Lease) -> None:
         name = f"hubqueue-{lease.batch.kind}-{lease.batch.run.id}"
         # Daemons, because a training process that holds a worker thread must be free to exit at any moment.
         thread = threading.Thread(target=self._attempt, args=(crew, lease), name=name, daemon=True)
         with self._state:
-            crew.at_work[lease] = thread
+            crew.at_work[lease.attempt_id] = lease
         thread.start()
 
     def _attempt(self, crew: _Crew, first: Lease) -> None:
         lease = first
         try:
             while True:
-                self._delivery.attempt(lease, self._abort)
-                following = self._follow(crew)
+                following = self._delivery.attempt(lease, self._abort, partial(self._follow, crew))
                 if following is None:
                     break
                 with self._state:
-                    crew.at_work[following] = crew.at_work.pop(lease)
+                    del crew.at_work[lease.attempt_id]
+                    crew.at_work[following.attempt_id] = following
                 lease = following
         finally:
             with self._state:
-                del crew.at_work[lease]
+                del crew.at_work[lease.attempt_id]
                 self._state.notify_all()
             self._on_free()
 
-    def _follow(self, crew: _Crew) -> Lease | None:
-        """What is due by now, for a thread that has just become free: a way around the scheduler for a long line."""
-        now = self._outbox.database.now()
-        try:
-            due = None if self._stopping else self._crew_due(crew)
-            return None if due is None or due > now else self._claim(crew, now)
-        except HubqueueError:
-            return None  # the next step meets it too, and tells
+    def _follow(self, crew: _Crew, tx: Connection) -> Lease | None:
+        """What a thread sends next, claimed with the settle: a long line costs one transaction a request."""
+        if self._stopping:
+            return None
+        return self._outbox.claims.claim(crew.destination, crew.paces, crew.terms, within=tx)
 
 
 def _dial(outbox: Outbox, settings: DestinationSettings) -> Transport:

@@ -140,7 +140,8 @@ class Watchdog:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._guard, name="hubqueue-watchdog", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+            if self._asleep:
+                self._changed.notify()
 
     def remove(self, watch: Watch) -> None:
         """The exchange is over."""
@@ -151,12 +152,15 @@ class Watchdog:
     def _arm(self) -> None:
         self._changed = threading.Condition()
         self._watches: set[Watch] = set()
+        self._asleep = False
         self._thread = None
 
     def _guard(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait(_LOOK if self._watches else None)
+                # Exchanges that follow one another do not wake it each time: it is up, and looks when it is time.
+                self._asleep = not self._watches
+                self._changed.wait(None if self._asleep else _LOOK)
                 watches = list(self._watches)
             now = time.monotonic()
             for watch in watches:

@@ -6,10 +6,12 @@ import json
 import os
 import threading
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 from stage import (
+    TERMS,
     ZERO,
     Bench,
     end,
@@ -129,6 +131,57 @@ def test_a_defect_in_a_transport_costs_a_retry_and_no_entry(outbox: Outbox, cloc
         bench.step()
         assert totals(outbox) == {"enqueued": 1, "pending": 1, "retrying": 1}
         assert "ZeroDivisionError" in outbox.status()["runs"][0]["lanes"][1]["last_error"]
+
+
+def test_an_answer_is_kept_where_the_next_claim_fails(home: Path, clock: FakeClock) -> None:
+    environ = {"HUBQUEUE_RATE_LIMITS__METRICS": "0", "HUBQUEUE_WORKER__BATCH_ENTRIES": "1"}
+    with open_outbox(home, environ=environ, clock=clock) as outbox:
+        run = new_run(outbox)
+        log(outbox, run, 0, 1)
+        outbox.registry.end_run(run, RunState.FINISHED)
+
+        def damage_the_next(_batch: Batch) -> Outcome:
+            with outbox.database.write() as tx:
+                tx.exec_driver_sql("UPDATE entries SET enqueued_at = 'damaged' WHERE key = '1'")
+            return Delivered()
+
+        bench = Bench(outbox, damage_the_next)
+        crew = next(crew for crew in bench.worker._crews if Kind.METRICS in crew.paces)
+        lease = outbox.claims.claim("hub", crew.paces, crew.terms)
+        assert lease is not None
+
+        following = bench.worker._delivery.attempt(
+            lease, threading.Event(), partial(bench.worker._follow, crew)
+        )
+
+        assert following is None
+        assert bench.sent == [(Kind.METRICS, ["0"])]
+        assert totals(outbox) == {"enqueued": 2, "pending": 1, "delivered": 1}
+        assert [row["outcome"] for row in outbox.stats.attempts()] == ["delivered"]
+        assert sum(isinstance(fact, events.BatchDelivered) for fact in bench.facts) == 1
+
+
+def test_nothing_is_told_or_removed_before_it_is_committed(
+    home: Path, clock: FakeClock, tmp_path: Path
+) -> None:
+    """What a settle says and deletes has to be true for good: with its transaction open, neither has happened."""
+    (tmp_path / "last.pt").write_bytes(b"weights")
+    with open_outbox(home, environ={}, clock=clock) as outbox:
+        run = new_run(outbox)
+        save_snapshot(outbox, run, tmp_path / "last.pt", 0, is_best=False, map=0, final=False)
+        bench, seen = Bench(outbox), list[tuple[int, int]]()
+        lease = outbox.claims.claim("hub", {Kind.CKPT: ZERO}, TERMS)
+        assert lease is not None
+
+        def look(_tx: object) -> None:
+            told = sum(isinstance(fact, events.BatchDelivered) for fact in bench.facts)
+            seen.append((told, outbox.spool.bytes_used()))
+
+        bench.worker._delivery.attempt(lease, threading.Event(), look)
+
+        assert seen == [(0, 7)]
+        assert outbox.spool.bytes_used() == 0
+        assert sum(isinstance(fact, events.BatchDelivered) for fact in bench.facts) == 1
 
 
 def test_stopping_aborts_and_gives_back_what_is_in_flight(outbox: Outbox) -> None:

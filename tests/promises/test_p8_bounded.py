@@ -7,12 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
-from stage import TERMS, Bench, ack, claim, environ_of, hubqueue, log, must_claim, new_run, python
+from stage import PACES, TERMS, Bench, ack, claim, environ_of, hubqueue, log, must_claim, new_run, python
 
 from hubqueue.drafts import registration_draft
 from hubqueue.entry import Kind
 from hubqueue.errors import SpoolFull
 from hubqueue.intake import save_snapshot
+from hubqueue.lifecycle import RunState
 from hubqueue.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
@@ -137,6 +138,54 @@ def test_an_epoch_costs_few_pages_on_its_way_to_the_disk(home: Path) -> None:
         assert 3 <= frames / 100 < 4.5
 
 
+def test_no_statement_of_the_hot_paths_is_planned_again(home: Path, clock: FakeClock) -> None:
+    """SQLite plans a statement anew at each use where a parameter stands in the place of a limit, or beside the
+    condition of an index: ten times what the statement itself costs."""
+    with open_outbox(home, environ={}, clock=clock) as outbox:
+        run, planned = new_run(outbox), list[tuple[object, ...]]()
+
+        def go_round(epoch: int) -> None:
+            clock.advance(10)
+            log(outbox, run, epoch)
+            assert outbox.stats.next_due("hub", [Kind.METRICS])
+            outbox.stats.beats("hub")
+            with outbox.database.write() as tx:
+                lease = outbox.claims.claim("hub", PACES, TERMS, within=tx)
+            assert lease is not None
+            ack(outbox, lease)
+
+        for reading in (False, True):
+            handle = outbox.database._held(reading=reading).connection.driver_connection
+            assert handle is not None
+            handle.set_authorizer(lambda *what: planned.append(what) or 0)
+        go_round(0)
+        assert planned, "nobody was asked"
+        planned.clear()
+
+        go_round(1)
+
+        # BEGIN and COMMIT have nothing to plan; the drivers compile them each time.
+        assert [what for what in planned if what[1] not in ("BEGIN", "COMMIT")] == []
+
+
+def test_a_request_of_a_long_line_costs_one_transaction(home: Path, clock: FakeClock) -> None:
+    environ = {"HUBQUEUE_RATE_LIMITS__METRICS": "0", "HUBQUEUE_WORKER__BATCH_ENTRIES": "1"}
+    with open_outbox(home, environ=environ, clock=clock) as outbox:
+        run, said = new_run(outbox), list[str]()
+        log(outbox, run, *range(5))
+        outbox.registry.end_run(run, RunState.FINISHED)
+        with Bench(outbox) as bench:
+            handle = outbox.database._held(reading=False).connection.driver_connection
+            assert handle is not None
+            handle.set_trace_callback(said.append)
+            bench.step()
+            handle.set_trace_callback(None)
+
+    assert [keys for _, keys in bench.sent] == [["0"], ["1"], ["2"], ["3"], ["4"]]
+    # The first claim, and five settles: each but the last has the next claim in it.
+    assert said.count("COMMIT") == 1 + 5, said
+
+
 def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: FakeClock) -> None:
     with open_outbox(home, environ={}, clock=clock) as outbox:
         run = new_run(outbox)
@@ -150,7 +199,7 @@ def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: Fake
 
         log(outbox, run, 0, 0, 1)
         ack(outbox, must_claim(outbox))
-        outbox.claims.claim_beat(run, TERMS.lease, TERMS)
+        outbox.claims.claim("hub", {Kind.HEARTBEAT: TERMS.lease}, TERMS)
         log(outbox, run, 2)
         clock.advance(10)
         claim(outbox)

@@ -168,11 +168,13 @@ def _arm(point: str, passage: int) -> None:
     write = Database.write
 
     @contextmanager
-    def writing(self: Database) -> Iterator[Any]:
-        with write(self) as tx:
+    def writing(self: Database, within: Any = None) -> Iterator[Any]:
+        with write(self, within) as tx:
             yield tx
-            pass_("before commit")
-        pass_("after commit")
+            if within is None:
+                pass_("before commit")
+        if within is None:
+            pass_("after commit")
 
     Database.write = writing  # type: ignore[method-assign, assignment]
     for name in ("ack", "retry", "release"):
@@ -212,9 +214,9 @@ def _settle_early() -> None:
 
     attempt_of = Delivery.attempt
 
-    def attempting(self: Delivery, lease: Any, stop: threading.Event) -> None:
+    def attempting(self: Delivery, lease: Any, *given: Any) -> Any:
         _LEASES[threading.get_ident()] = lease
-        attempt_of(self, lease, stop)
+        return attempt_of(self, lease, *given)
 
     Delivery._send = send  # type: ignore[method-assign]
     Delivery.attempt = attempting  # type: ignore[method-assign]

@@ -1,0 +1,154 @@
+"""Which entries of a lane the next request carries.
+
+Promises: a retry carries the batch it carried before, less what is outdated; a batch that fails again and again lets
+the others pass. The caller has taken the lane, in the same transaction, so nobody else changes its line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    true,
+    tuple_,
+    update,
+)
+
+from hubqueue.batching import STUCK_AFTER, coalesce
+from hubqueue.drafts import FINAL_RANK
+from hubqueue.entries import tally
+from hubqueue.entry import Entry, Kind, Snapshot
+from hubqueue.lifecycle import State
+from hubqueue.prepared import Prepared, first, microseconds
+from hubqueue.readiness import WAITING
+from hubqueue.schema import entries, moment_of
+
+
+def drop_outdated(tx: Connection, lane_id: int, kind: Kind, now: datetime) -> None:
+    """Whatever a newer entry has replaced since it was tried does not go out again."""
+    drop = _DROP_OUTDATED if kind is Kind.CKPT else _DROP_REPEATED
+    gone = drop.run(tx, {"lane": lane_id, "at": microseconds(now)})
+    if gone:
+        tally(tx, lane_id, pending=-len(gone), superseded=len(gone), bytes=-sum(size for (size,) in gone))
+
+
+def pick(
+    tx: Connection, lane_id: int, kind: Kind, failures: int, max_entries: int, max_bytes: int
+) -> list[Entry]:
+    """The entries of the next request: the batch that was tried before, else the front of the line."""
+    tried = _TRIED.run(tx, {"lane": lane_id})
+    untried = 1 if failures >= STUCK_AFTER else 0
+    if tried and not (untried and _fresh(untried).run(tx, {"lane": lane_id})):
+        return [_entry(*row) for row in _BATCH.run(tx, {"lane": lane_id, "batch": tried[0][0]})]
+    fresh = [_entry(*row) for row in _fresh(max_entries + 1).run(tx, {"lane": lane_id})]
+    return fresh[: coalesce(fresh, kind=kind, max_entries=max_entries, max_bytes=max_bytes)]
+
+
+def mark(tx: Connection, lane_id: int, token: int, batch: Sequence[Entry]) -> None:
+    """Count the attempt on its entries. They are a batch from now on, if they were none before."""
+    if batch:
+        first, last = batch[0], batch[-1]
+        line = {"first_rank": first.rank, "first": first.id, "last_rank": last.rank, "last": last.id}
+        _MARK.run(tx, {"lane": lane_id, "token": token, "batch": first.batch or token, **line}, returns=False)
+
+
+def _entry(
+    id: int,
+    key: str,
+    payload: str,
+    size: int,
+    enqueued_at: int,
+    snapshot: str | None,
+    snapshot_size: int,
+    snapshot_mtime_ns: int,
+    snapshot_sha256: str | None,
+    final: bool,
+    *rest: Any,
+) -> Entry:
+    """An entry out of `_CARRIED`."""
+    copy = Snapshot(snapshot, snapshot_size, snapshot_mtime_ns, snapshot_sha256) if snapshot else None
+    return Entry(id, key, payload, size, moment_of(enqueued_at), copy, bool(final), *rest)
+
+
+_CARRIED = [
+    entries.c[name]
+    for name in (
+        *("id", "key", "payload", "size", "enqueued_at"),
+        *("snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256"),
+        *("final", "attempts", "progress", "checksum", "rank", "batch"),
+    )
+]
+
+
+@cache
+def _fresh(limit: int) -> Prepared:
+    untried = (entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch.is_(None))
+    return Prepared(first(limit, select(*_CARRIED).where(*untried).order_by(entries.c.rank, entries.c.id)))
+
+
+_IS_TRIED = and_(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch.is_not(None))
+# The least tried batch first, so that one which fails again and again lets the others pass.
+_TRIED = Prepared(
+    first(
+        1,
+        select(entries.c.batch).where(_IS_TRIED).order_by(entries.c.attempts, entries.c.rank, entries.c.id),
+    )
+)
+_BATCH = Prepared(
+    select(*_CARRIED)
+    .where(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch == bindparam("batch"))
+    .order_by(entries.c.rank, entries.c.id)
+)
+# The part of the line between its two ends that is of this batch: one that was tried before, or whatever is in none yet.
+_MARK = Prepared(
+    update(entries)
+    .where(
+        entries.c.lane_id == bindparam("lane"),
+        WAITING,
+        tuple_(entries.c.rank, entries.c.id).between(
+            tuple_(bindparam("first_rank"), bindparam("first")),
+            tuple_(bindparam("last_rank"), bindparam("last")),
+        ),
+        func.coalesce(entries.c.batch, bindparam("token")) == bindparam("batch"),
+    )
+    .values(
+        claim_token=bindparam("token"),
+        attempts=entries.c.attempts + literal_column("1"),
+        batch=bindparam("batch"),
+    )
+)
+_newer = entries.alias("newer")
+_NEWER_WAITS = and_(
+    _newer.c.lane_id == entries.c.lane_id, _newer.c.state == WAITING.right, _newer.c.id > entries.c.id
+)
+_REPEATED = exists().where(_NEWER_WAITS, _newer.c.key == entries.c.key)
+_A_FINAL_ONE_WAITS = exists().where(
+    _NEWER_WAITS, _newer.c.rank == literal_column(str(FINAL_RANK)), _newer.c.final.is_(true())
+)
+
+
+def _drop(outdated: ColumnElement[bool]) -> Prepared:
+    gone = update(entries).where(_IS_TRIED, outdated)
+    told = {
+        "state": literal_column(f"'{State.SUPERSEDED}'"),
+        "settled_at": bindparam("at", type_=entries.c.settled_at.type),
+        "reason": literal_column("'a newer one was enqueued'"),
+    }
+    return Prepared(gone.values(told).returning(entries.c.size))
+
+
+# Checkpoints: few of them wait. Of all else any number may, and a newer one has the rank of its place (see `Draft.ranks`).
+_DROP_OUTDATED = _drop(or_(_REPEATED, _A_FINAL_ONE_WAITS))
+_DROP_REPEATED = _drop(_REPEATED.where(_newer.c.rank == entries.c.rank))
