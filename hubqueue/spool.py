@@ -1,14 +1,13 @@
 """The spool: private copies of checkpoints, taken at enqueue.
 
 Promises: what is sent is what was enqueued, never the file's later content; a snapshot is on the disk, with its
-folder, before `take` returns; a missing or altered one is found before a byte is sent; a crash at any line
-leaves at most an orphan, which is swept. Refuses links, folders, devices, and files still being written.
+folder, before `take` returns; a missing one is found before a byte is sent, an altered one before the last block is; a
+crash at any line leaves at most an orphan, which is swept. Refuses links, folders, devices, and files still being written.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -16,6 +15,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Collection
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -25,14 +25,14 @@ from hubqueue.entry import Snapshot
 from hubqueue.errors import (
     CheckpointUnreadable,
     OutboxUnavailable,
-    SnapshotAltered,
     SnapshotMissing,
     SpoolError,
     SpoolFull,
 )
 from hubqueue.hashing import BLOCK as _BLOCK
-from hubqueue.hashing import HashBehind
+from hubqueue.hashing import HashBehind, from_file
 from hubqueue.home import make_private_folder, open_private, sync_folder, sync_names, unsynced
+from hubqueue.snapshot_body import SnapshotBody
 
 _TRIES = 5
 # In larger pieces the page cache of Linux 6.18 looked for large pages first: up to four seconds for a GiB, not half a one.
@@ -68,11 +68,25 @@ class Spool:
         hint = "save it to another file first, and pass that one when it is complete"
         raise CheckpointUnreadable(f"{source} is still being written", hint=hint)
 
-    def open(self, snapshot: Snapshot) -> BinaryIO:
-        """The body of a snapshot, for reading. Raises `SnapshotMissing`, or `OutboxUnavailable` when the disk fails."""
+    def look_at(self, snapshot: Snapshot) -> None:
+        """Find what can be found before a byte is sent: of a body of one block everything, of a larger one that it is there.
+
+        Raises as `open` and `verify` do.
+        """
+        if snapshot.size <= _BLOCK:
+            self.verify(snapshot)
+        else:
+            self.open(snapshot).close()
+
+    def open(self, snapshot: Snapshot) -> SnapshotBody:
+        """The body of a snapshot, for reading; to be closed.
+
+        Raises `SnapshotMissing`, `SnapshotAltered` when it has another size, `OutboxUnavailable` when the disk fails.
+        """
         path = self._path_of(snapshot.name)
         try:
-            return os.fdopen(os.open(path, os.O_RDONLY | _guards()), "rb", buffering=0)
+            file = os.fdopen(os.open(path, os.O_RDONLY | _guards()), "rb", buffering=0)
+            return SnapshotBody(file, snapshot)
         except OSError as error:
             if error.errno not in _GONE:
                 # It may be there still: no reason to give the checkpoint up.
@@ -86,17 +100,10 @@ class Spool:
             ) from error
 
     def verify(self, snapshot: Snapshot) -> None:
-        """Make sure that the body is there and is what was enqueued. Raises `SnapshotMissing`, `SnapshotAltered`."""
-        with self.open(snapshot) as body:
-            found = os.fstat(body.fileno())
-            altered = found.st_size != snapshot.size
-            if not altered and snapshot.sha256 is not None:
-                altered = _sha256(body) != snapshot.sha256
-            elif not altered:
-                altered = found.st_mtime_ns != snapshot.mtime_ns
-        if altered:
-            hint = "put the right file back, or give its entry up: hubqueue cancel"
-            raise SnapshotAltered(f"{snapshot.name} in the spool is not what was enqueued", hint=hint)
+        """Read a body, to make sure that it is there and is what was enqueued. Raises as reading it does."""
+        with closing(self.open(snapshot)) as body:
+            for _ in body:
+                pass
 
     def exists(self, snapshot: Snapshot) -> bool:
         """Whether the body is there."""
@@ -284,7 +291,7 @@ def _copy_blocks(file: BinaryIO, target: int, part: Path, source: object, size: 
     """Copy `size` bytes, no more however fast the source grows, and sync them; the SHA-256 (hex) of the copy."""
     buffer, left = memoryview(bytearray(_BLOCK)), size
     file.seek(0)
-    with HashBehind(part) as behind:
+    with part.open("rb", buffering=0) as copy, HashBehind(from_file(copy)) as behind:
         while left:
             try:
                 count = file.readinto(buffer[: min(left, _BLOCK)])  # type: ignore[attr-defined]
@@ -301,13 +308,6 @@ def _copy_blocks(file: BinaryIO, target: int, part: Path, source: object, size: 
         # The disk is slow, and so is the hash: each is at work while the other one is.
         os.fsync(target)
     return behind.digest()
-
-
-def _sha256(body: BinaryIO) -> str:
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK))
-    while count := body.readinto(buffer):  # type: ignore[attr-defined]
-        digest.update(buffer[:count])
-    return digest.hexdigest()
 
 
 def _safe(label: str) -> str:

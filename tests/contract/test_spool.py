@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
+import io
 import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,7 +27,8 @@ from hubqueue.errors import (
     SnapshotMissing,
     SpoolFull,
 )
-from hubqueue.hashing import HashBehind
+from hubqueue.hashing import BLOCK, HashBehind, from_file
+from hubqueue.snapshot_body import SnapshotBody
 from hubqueue.spool import Ballast, Spool
 
 ROOMY = SpoolSettings(min_free_bytes=0)
@@ -59,8 +63,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_snapshot_is_the_file_with_its_hash(spool: Spool, source: Path) -> None:
     snapshot = spool.take(source, label="run-1")
 
-    with spool.open(snapshot) as body:
-        content = body.read()
+    content = _read(spool, snapshot)
     assert content == source.read_bytes()
     assert snapshot.size == len(content)
     assert snapshot.sha256 in (None, hashlib.sha256(content).hexdigest())
@@ -77,8 +80,7 @@ def test_a_change_in_place_does_not_reach_the_snapshot(spool: Spool, source: Pat
         file.truncate(2000)
 
     spool.verify(snapshot)
-    with spool.open(snapshot) as body:
-        assert body.read() == before
+    assert _read(spool, snapshot) == before
 
 
 def test_a_file_that_grows_under_the_copy_is_refused(spool: Spool, source: Path) -> None:
@@ -207,6 +209,78 @@ def test_a_missing_or_altered_snapshot_is_found(spool: Spool, source: Path, dama
     assert found.value.hint
 
 
+@pytest.mark.parametrize("place", [0, 2_500_000, -1], ids=["first", "middle", "last"])
+def test_the_last_block_of_an_altered_body_is_not_given_away(spool: Spool, source: Path, place: int) -> None:
+    snapshot = spool.take(source, label="x")
+    _flip(spool.path / snapshot.name, place)
+
+    given: list[int] = []
+    with closing(spool.open(snapshot)) as body, pytest.raises(SnapshotAltered, match="not what was enqueued"):
+        given.extend(len(block) for block in body)
+
+    assert given == [BLOCK] * (snapshot.size // BLOCK)
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK])
+def test_an_altered_body_of_one_block_is_found_by_a_look(spool: Spool, source: Path, size: int) -> None:
+    source.write_bytes(os.urandom(size))
+    snapshot = spool.take(source, label="x")
+    spool.look_at(snapshot)
+    _flip(spool.path / snapshot.name, -1)
+
+    with pytest.raises(SnapshotAltered):
+        spool.look_at(snapshot)
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter", "longer"])
+def test_a_large_body_that_is_gone_or_of_another_size_is_found_by_a_look(
+    spool: Spool, source: Path, damage: str
+) -> None:
+    snapshot = spool.take(source, label="x")
+    path = spool.path / snapshot.name
+    if damage == "gone":
+        path.unlink()
+    else:
+        os.truncate(path, snapshot.size + (1 if damage == "longer" else -1))
+
+    with pytest.raises((SnapshotMissing, SnapshotAltered)):
+        spool.look_at(snapshot)
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 4 * BLOCK, 4 * BLOCK + 1, 9 * BLOCK + 7])
+def test_a_body_is_read_whole_whatever_its_size(spool: Spool, source: Path, size: int) -> None:
+    source.write_bytes(os.urandom(size))
+    snapshot = spool.take(source, label="x")
+
+    assert snapshot.sha256 is not None
+    for each in (snapshot, dataclasses.replace(snapshot, sha256=None)):
+        assert _read(spool, each) == source.read_bytes()
+
+
+def test_a_body_without_a_hash_is_known_by_its_time(spool: Spool, source: Path) -> None:
+    """A reflink is made without reading a byte."""
+    snapshot = dataclasses.replace(spool.take(source, label="x"), sha256=None)
+    spool.look_at(snapshot)
+    body = spool.open(snapshot)
+    _flip(spool.path / snapshot.name, -1)
+
+    for look in (spool.look_at, spool.verify, lambda _snapshot: list(body)):
+        with pytest.raises(SnapshotAltered):
+            look(snapshot)
+    body.close()
+
+
+def test_a_body_that_is_left_in_its_middle_keeps_no_thread_and_no_file(spool: Spool, source: Path) -> None:
+    snapshot = spool.take(source, label="x")
+    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    with closing(spool.open(snapshot)) as body:
+        next(body)
+    spool.open(snapshot).close()
+
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
+
+
 @pytest.mark.parametrize("name", ["../outbox.db", "/etc/passwd", ".hidden.ckpt", "a/b.ckpt", "x.part", ""])
 def test_a_name_out_of_the_database_leads_nowhere_else(spool: Spool, name: str) -> None:
     with pytest.raises(SnapshotMissing):
@@ -250,7 +324,7 @@ print(len(count), len(list(run._outbox.spool.path.iterdir())), run._outbox.stats
     assert out.split() == ["2", "1", "2"], out
 
 
-def test_a_checkpoint_is_saved_where_no_thread_can_be_started(
+def test_a_checkpoint_is_saved_and_read_where_no_thread_can_be_started(
     spool: Spool, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_thread: threading.Thread) -> None:
@@ -260,12 +334,16 @@ def test_a_checkpoint_is_saved_where_no_thread_can_be_started(
     snapshot = spool.take(source, label="run-1")
 
     assert snapshot.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert _read(spool, snapshot) == source.read_bytes()
+    _flip(spool.path / snapshot.name, 0)
+    with pytest.raises(SnapshotAltered):
+        spool.verify(snapshot)
 
 
 def test_a_copy_that_cannot_be_read_back_has_no_hash(tmp_path: Path) -> None:
     (tmp_path / "copy").write_bytes(b"x" * 10)
 
-    with HashBehind(tmp_path / "copy") as behind:
+    with (tmp_path / "copy").open("rb", buffering=0) as copy, HashBehind(from_file(copy)) as behind:
         behind.written(11)
 
     with pytest.raises(OSError, match="read back"):
@@ -283,3 +361,29 @@ def test_a_disk_that_fails_for_a_moment_buries_no_checkpoint(
     monkeypatch.setattr("hubqueue.spool.os.open", fail)
     with pytest.raises(OutboxUnavailable):
         spool.verify(snapshot)
+
+
+def test_a_disk_that_fails_while_it_is_read_is_not_taken_for_the_network(source: Path) -> None:
+    class Broken(io.FileIO):
+        def readinto(self, _buffer: object) -> int:
+            raise BrokenPipeError(32, "a bad disk")  # the one that the HTTP client would pass over
+
+    size = source.stat().st_size
+    body = SnapshotBody(Broken(source), Snapshot("x.ckpt", size, 0, "0" * 64))  # type: ignore[arg-type]
+
+    with closing(body), pytest.raises(OutboxUnavailable, match=r"cannot read x\.ckpt: a bad disk"):
+        next(body)
+
+
+def _read(spool: Spool, snapshot: Snapshot) -> bytes:
+    with closing(spool.open(snapshot)) as body:
+        return b"".join(bytes(block) for block in body)
+
+
+def _flip(path: Path, place: int) -> None:
+    """One bit, and nothing else about the file."""
+    with path.open("r+b") as file:
+        file.seek(place, os.SEEK_SET if place >= 0 else os.SEEK_END)
+        (found,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([found ^ 1]))
