@@ -15,7 +15,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Collection
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -52,6 +52,7 @@ class Spool:
         self.path = path
         self._settings = settings
         self._named = False  # whether its own name is on the disk for certain
+        self._removals: list[threading.Thread] = []
 
     def take(self, source: str | os.PathLike[str], *, label: str) -> Snapshot:
         """Copy a checkpoint, durably. `label` starts the copy's name.
@@ -111,10 +112,25 @@ class Spool:
 
     def remove(self, name: str) -> None:
         """Delete a snapshot. One that is gone already, or cannot be deleted now, is left to the sweep."""
-        try:
-            self._path_of(name).unlink(missing_ok=True)
-        except OSError:
+        _unlink(self._path_of(name))
+
+    def remove_behind(self, names: Collection[str]) -> None:
+        """Delete snapshots by a thread: a disk may take a third of a second for a GiB, which is not the caller's.
+
+        A copy that finds too little room waits for it, and so does the end of the process. What a crash leaves is swept.
+        """
+        paths = [self._path_of(name) for name in names]
+        if not paths:
             return
+        removal = threading.Thread(target=_unlink, args=paths, name="hubqueue-removal", daemon=False)
+        try:
+            if not threading.main_thread().is_alive():
+                raise RuntimeError("the interpreter ends, and waits for no new thread")
+            removal.start()
+        except RuntimeError:
+            _unlink(*paths)
+        else:
+            self._removals = [*(each for each in self._removals if each.is_alive()), removal]
 
     def sweep(
         self, kept: Callable[[Collection[str]], Collection[str]], *, older_than: timedelta, now: float
@@ -187,17 +203,28 @@ class Spool:
         self._named = True
 
     def _check_room(self, size: int) -> None:
+        removals = self._removals  # before the first look: one that ends beside it has made room all the same
+        shortage = self._shortage(size)
+        if shortage and removals:
+            for each in removals:
+                each.join()
+            shortage = self._shortage(size)
+        if shortage:
+            raise shortage
+
+    def _shortage(self, size: int) -> SpoolFull | None:
         used, cap = self.bytes_used(), self._settings.max_bytes
         if used + size > cap:
             hint = "wait for uploads, give some up (hubqueue cancel), or raise spool.max_bytes"
-            raise SpoolFull(
+            return SpoolFull(
                 f"a snapshot of {size} bytes does not fit: {used} of {cap} bytes are used", hint=hint
             )
         free, reserve = self.free_bytes(), self._settings.min_free_bytes
         if free - size < reserve:
             hint = "free some space, or lower spool.min_free_bytes"
             message = f"a snapshot of {size} bytes would leave less than {reserve} of {free} free bytes"
-            raise SpoolFull(message, hint=hint)
+            return SpoolFull(message, hint=hint)
+        return None
 
     def _files(self) -> list[tuple[os.DirEntry[str], os.stat_result]]:
         found = []
@@ -256,6 +283,12 @@ class Ballast:
 
 def _guards() -> int:
     return getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+def _unlink(*paths: Path) -> None:
+    for path in paths:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _open_source(source: str | os.PathLike[str]) -> BinaryIO:

@@ -8,12 +8,15 @@ import errno
 import hashlib
 import io
 import os
+import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stage import environ_of, python
@@ -28,6 +31,8 @@ from hubqueue.errors import (
     SpoolFull,
 )
 from hubqueue.hashing import BLOCK, HashBehind, from_file
+from hubqueue.lifecycle import State
+from hubqueue.outbox import open_outbox
 from hubqueue.snapshot_body import SnapshotBody
 from hubqueue.spool import Ballast, Spool
 
@@ -58,6 +63,28 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a file system cannot be mounted here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+class SlowDisk:
+    """A disk that deletes nothing before `go`; `asked` when it is to."""
+
+    def __init__(self) -> None:
+        self.asked, self.go = threading.Event(), threading.Event()
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
+    disk, unlink = SlowDisk(), os.unlink
+
+    def wait(*given: Any, **named: Any) -> None:
+        if threading.current_thread().name == "hubqueue-removal":
+            disk.asked.set()
+            disk.go.wait(60)
+        unlink(*given, **named)
+
+    monkeypatch.setattr(os, "unlink", wait)
+    yield disk
+    disk.go.set()
 
 
 def test_a_snapshot_is_the_file_with_its_hash(spool: Spool, source: Path) -> None:
@@ -207,6 +234,134 @@ def test_a_missing_or_altered_snapshot_is_found(spool: Spool, source: Path, dama
         spool.verify(snapshot)
 
     assert found.value.hint
+
+
+def test_a_copy_waits_for_a_deletion_that_makes_room_for_it(
+    tmp_path: Path, source: Path, slow_disk: SlowDisk
+) -> None:
+    spool = Spool(tmp_path / "spool", SpoolSettings(max_bytes=11_000_000, min_free_bytes=0))
+    old = spool.take(source, label="old")
+    kept = spool.take(source, label="kept")
+    spool.remove_behind([old.name])
+    assert slow_disk.asked.wait(20)
+
+    threading.Timer(0.2, slow_disk.go.set).start()
+    new = spool.take(source, label="new")
+
+    assert {path.name for path in spool.path.iterdir()} == {kept.name, new.name}
+
+
+def test_a_copy_with_enough_room_waits_for_no_deletion(
+    spool: Spool, source: Path, slow_disk: SlowDisk
+) -> None:
+    old = spool.take(source, label="old")
+    spool.remove_behind([old.name])
+    assert slow_disk.asked.wait(20)
+
+    new = spool.take(source, label="new")
+
+    assert {path.name for path in spool.path.iterdir()} == {old.name, new.name}
+    slow_disk.go.set()
+
+
+def test_a_deletion_makes_no_room_that_is_not_there(
+    tmp_path: Path, source: Path, slow_disk: SlowDisk
+) -> None:
+    spool = Spool(tmp_path / "spool", SpoolSettings(max_bytes=6_000_000, min_free_bytes=0))
+    spool.take(source, label="kept")
+    spool.remove_behind(["never-there.ckpt"])
+    slow_disk.go.set()
+
+    with pytest.raises(SpoolFull):
+        spool.take(source, label="new")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_the_child_of_a_fork_waits_for_no_deletion_of_its_parent(
+    tmp_path: Path, source: Path, slow_disk: SlowDisk
+) -> None:
+    spool = Spool(tmp_path / "spool", SpoolSettings(max_bytes=6_000_000, min_free_bytes=0))
+    old = spool.take(source, label="old")
+    spool.remove_behind([old.name])
+    assert slow_disk.asked.wait(20)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            spool.take(source, label="new")
+        except SpoolFull:
+            os._exit(7)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + 20
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    slow_disk.go.set()
+
+    if not ended[0]:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 7
+    assert ended[0], "the child hangs"
+
+
+def test_where_no_thread_can_be_started_the_caller_deletes(
+    spool: Spool, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    old = spool.take(source, label="old")
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    spool.remove_behind([old.name])
+
+    assert list(spool.path.iterdir()) == []
+
+
+_SAVES = """
+import atexit, os, sys, threading, time, hubqueue
+unlink = os.unlink
+def slow(*given, **named):
+    time.sleep(0.3)
+    unlink(*given, **named)
+os.unlink = slow
+run = hubqueue.start_run("yolov8n.pt", worker="none", strict=True)
+def save(*epochs):
+    for epoch in epochs:
+        run.save_checkpoint(sys.argv[1], epoch=epoch)
+"""
+
+
+@pytest.mark.parametrize("when", ["save(0, 1, 2)", "atexit.register(save, 0, 1, 2)"])
+def test_the_end_of_a_process_leaves_no_superseded_snapshot(home: Path, source: Path, when: str) -> None:
+    process = python(_SAVES + when, environ_of(home), str(source))
+    process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert len(list((home / "spool").iterdir())) == 1
+
+
+def test_what_a_kill_before_the_deletion_leaves_is_swept(home: Path, source: Path) -> None:
+    code = """
+def dies(*given, **named):
+    os.kill(os.getpid(), 9)
+os.unlink = dies
+save(0, 1)
+threading.Event().wait(60)
+"""
+    environ = environ_of(home)
+    process = python(_SAVES + code, environ, str(source))
+    process.communicate(timeout=60)
+    assert process.returncode == -9
+    assert len(list((home / "spool").iterdir())) == 2
+
+    with open_outbox(home, environ=environ) as outbox:
+        later = time.time() + 7200
+        swept = outbox.spool.sweep(outbox.entries.snapshots_kept, older_than=timedelta(hours=1), now=later)
+        (owed,) = [snapshot for _, snapshot in outbox.stats.snapshots(State.PENDING)]
+
+    assert len(swept) == 1
+    assert [path.name for path in (home / "spool").iterdir()] == [owed.name]
 
 
 @pytest.mark.parametrize("place", [0, 2_500_000, -1], ids=["first", "middle", "last"])
