@@ -319,10 +319,10 @@ def test_where_no_thread_can_be_started_the_caller_deletes(
 
 
 _SAVES = """
-import atexit, os, sys, threading, time, hubqueue
+import atexit, os, sys, threading, hubqueue
 unlink = os.unlink
 def slow(*given, **named):
-    time.sleep(0.3)
+    threading.Event().wait(0.3)
     unlink(*given, **named)
 os.unlink = slow
 run = hubqueue.start_run("yolov8n.pt", worker="none", strict=True)
