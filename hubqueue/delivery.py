@@ -73,7 +73,7 @@ class Delivery:
 
         try:
             attempt = Attempt(on_start, on_bytes, stop, partial(self._outbox.settlement.note_progress, lease))
-            outcome = self._missing(lease.batch) or self._send(lease.batch, attempt)
+            outcome = self._damaged(lease.batch) or self._send(lease.batch, attempt)
         except LeaseLost as lost:
             self._emit(events.SettleLost(lease.batch.run.id, lease.batch.kind, str(lost)))
             return None
@@ -94,28 +94,26 @@ class Delivery:
             self._emit(fact)
         return following
 
-    def _missing(self, batch: Batch) -> Outcome | None:
-        """A snapshot that is gone or altered, or a payload that is none, is found before a byte is sent."""
+    def _damaged(self, batch: Batch) -> Outcome | None:
+        """A payload that is none is found before a byte is sent."""
         damaged = [
             entry.id for entry in batch.entries if not is_intact(entry.key, entry.payload, entry.checksum)
         ]
         if damaged:
             return Rejected(f"the payload of entry {damaged[0]} was damaged in the outbox")
-        try:
-            for entry in batch.entries:
-                if entry.snapshot:
-                    self._outbox.spool.verify(entry.snapshot)
-        except SpoolError as error:
-            if self._outbox.config.outbox.url and not self._outbox.run_lock(batch.run.id).exists():
-                return RetryLater(f"the spool of another home has it: {error}")
-            return Rejected(str(error))
         return None
 
     def _send(self, batch: Batch, attempt: Attempt) -> Outcome:
         try:
+            for entry in batch.entries:
+                if entry.snapshot:
+                    self._outbox.spool.look_at(entry.snapshot)
             return self._transports[batch.run.destination].send(batch, attempt)
         except SpoolError as error:
-            return Rejected(str(error))  # it went away after it was verified
+            # Gone or altered: found now, or while it was sent; the request was broken off before its last block.
+            if self._outbox.config.outbox.url and not self._outbox.run_lock(batch.run.id).exists():
+                return RetryLater(f"the spool of another home has it: {error}")
+            return Rejected(str(error))
         except CredentialsError as error:
             return Blocked(str(error), Scope.DESTINATION)
 

@@ -79,7 +79,7 @@ def save_snapshot(
         except BaseException:
             outbox.spool.remove(snapshot.name)
             raise
-        outbox.discard(superseded)
+        outbox.spool.remove_behind(superseded.snapshots)
         # The janitor sweeps old snapshots that no row knows. Should this process have slept for that long between
         # the copy and the row (a suspended machine, SIGSTOP), the copy is gone and has to be made again.
         if outbox.spool.exists(snapshot):

@@ -1,14 +1,13 @@
 """The spool: private copies of checkpoints, taken at enqueue.
 
 Promises: what is sent is what was enqueued, never the file's later content; a snapshot is on the disk, with its
-folder, before `take` returns; a missing or altered one is found before a byte is sent; a crash at any line
-leaves at most an orphan, which is swept. Refuses links, folders, devices, and files still being written.
+folder, before `take` returns; a missing one is found before a byte is sent, an altered one before the last block is; a
+crash at any line leaves at most an orphan, which is swept. Refuses links, folders, devices, and files still being written.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import secrets
@@ -16,6 +15,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Collection
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -25,14 +25,14 @@ from hubqueue.entry import Snapshot
 from hubqueue.errors import (
     CheckpointUnreadable,
     OutboxUnavailable,
-    SnapshotAltered,
     SnapshotMissing,
     SpoolError,
     SpoolFull,
 )
 from hubqueue.hashing import BLOCK as _BLOCK
-from hubqueue.hashing import HashBehind
+from hubqueue.hashing import HashBehind, from_file
 from hubqueue.home import make_private_folder, open_private, sync_folder, sync_names, unsynced
+from hubqueue.snapshot_body import SnapshotBody
 
 _TRIES = 5
 # In larger pieces the page cache of Linux 6.18 looked for large pages first: up to four seconds for a GiB, not half a one.
@@ -52,6 +52,7 @@ class Spool:
         self.path = path
         self._settings = settings
         self._named = False  # whether its own name is on the disk for certain
+        self._removals: list[threading.Thread] = []
 
     def take(self, source: str | os.PathLike[str], *, label: str) -> Snapshot:
         """Copy a checkpoint, durably. `label` starts the copy's name.
@@ -68,11 +69,25 @@ class Spool:
         hint = "save it to another file first, and pass that one when it is complete"
         raise CheckpointUnreadable(f"{source} is still being written", hint=hint)
 
-    def open(self, snapshot: Snapshot) -> BinaryIO:
-        """The body of a snapshot, for reading. Raises `SnapshotMissing`, or `OutboxUnavailable` when the disk fails."""
+    def look_at(self, snapshot: Snapshot) -> None:
+        """Find what can be found before a byte is sent: of a body of one block everything, of a larger one that it is there.
+
+        Raises as `open` and `verify` do.
+        """
+        if snapshot.size <= _BLOCK:
+            self.verify(snapshot)
+        else:
+            self.open(snapshot).close()
+
+    def open(self, snapshot: Snapshot) -> SnapshotBody:
+        """The body of a snapshot, for reading; to be closed.
+
+        Raises `SnapshotMissing`, `SnapshotAltered` when it has another size, `OutboxUnavailable` when the disk fails.
+        """
         path = self._path_of(snapshot.name)
         try:
-            return os.fdopen(os.open(path, os.O_RDONLY | _guards()), "rb", buffering=0)
+            file = os.fdopen(os.open(path, os.O_RDONLY | _guards()), "rb", buffering=0)
+            return SnapshotBody(file, snapshot)
         except OSError as error:
             if error.errno not in _GONE:
                 # It may be there still: no reason to give the checkpoint up.
@@ -86,17 +101,10 @@ class Spool:
             ) from error
 
     def verify(self, snapshot: Snapshot) -> None:
-        """Make sure that the body is there and is what was enqueued. Raises `SnapshotMissing`, `SnapshotAltered`."""
-        with self.open(snapshot) as body:
-            found = os.fstat(body.fileno())
-            altered = found.st_size != snapshot.size
-            if not altered and snapshot.sha256 is not None:
-                altered = _sha256(body) != snapshot.sha256
-            elif not altered:
-                altered = found.st_mtime_ns != snapshot.mtime_ns
-        if altered:
-            hint = "put the right file back, or give its entry up: hubqueue cancel"
-            raise SnapshotAltered(f"{snapshot.name} in the spool is not what was enqueued", hint=hint)
+        """Read a body, to make sure that it is there and is what was enqueued. Raises as reading it does."""
+        with closing(self.open(snapshot)) as body:
+            for _ in body:
+                pass
 
     def exists(self, snapshot: Snapshot) -> bool:
         """Whether the body is there."""
@@ -104,10 +112,25 @@ class Spool:
 
     def remove(self, name: str) -> None:
         """Delete a snapshot. One that is gone already, or cannot be deleted now, is left to the sweep."""
-        try:
-            self._path_of(name).unlink(missing_ok=True)
-        except OSError:
+        _unlink(self._path_of(name))
+
+    def remove_behind(self, names: Collection[str]) -> None:
+        """Delete snapshots by a thread: a disk may take a third of a second for a GiB, which is not the caller's.
+
+        A copy that finds too little room waits for it, and so does the end of the process. What a crash leaves is swept.
+        """
+        paths = [self._path_of(name) for name in names]
+        if not paths:
             return
+        removal = threading.Thread(target=_unlink, args=paths, name="hubqueue-removal", daemon=False)
+        try:
+            if not threading.main_thread().is_alive():
+                raise RuntimeError("the interpreter ends, and waits for no new thread")
+            removal.start()
+        except RuntimeError:
+            _unlink(*paths)
+        else:
+            self._removals = [*(each for each in self._removals if each.is_alive()), removal]
 
     def sweep(
         self, kept: Callable[[Collection[str]], Collection[str]], *, older_than: timedelta, now: float
@@ -180,17 +203,28 @@ class Spool:
         self._named = True
 
     def _check_room(self, size: int) -> None:
+        removals = self._removals  # before the first look: one that ends beside it has made room all the same
+        shortage = self._shortage(size)
+        if shortage and removals:
+            for each in removals:
+                each.join()
+            shortage = self._shortage(size)
+        if shortage:
+            raise shortage
+
+    def _shortage(self, size: int) -> SpoolFull | None:
         used, cap = self.bytes_used(), self._settings.max_bytes
         if used + size > cap:
             hint = "wait for uploads, give some up (hubqueue cancel), or raise spool.max_bytes"
-            raise SpoolFull(
+            return SpoolFull(
                 f"a snapshot of {size} bytes does not fit: {used} of {cap} bytes are used", hint=hint
             )
         free, reserve = self.free_bytes(), self._settings.min_free_bytes
         if free - size < reserve:
             hint = "free some space, or lower spool.min_free_bytes"
             message = f"a snapshot of {size} bytes would leave less than {reserve} of {free} free bytes"
-            raise SpoolFull(message, hint=hint)
+            return SpoolFull(message, hint=hint)
+        return None
 
     def _files(self) -> list[tuple[os.DirEntry[str], os.stat_result]]:
         found = []
@@ -251,6 +285,12 @@ def _guards() -> int:
     return getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
+def _unlink(*paths: Path) -> None:
+    for path in paths:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 def _open_source(source: str | os.PathLike[str]) -> BinaryIO:
     hint = "pass the path of a finished checkpoint file"
     try:
@@ -284,7 +324,7 @@ def _copy_blocks(file: BinaryIO, target: int, part: Path, source: object, size: 
     """Copy `size` bytes, no more however fast the source grows, and sync them; the SHA-256 (hex) of the copy."""
     buffer, left = memoryview(bytearray(_BLOCK)), size
     file.seek(0)
-    with HashBehind(part) as behind:
+    with part.open("rb", buffering=0) as copy, HashBehind(from_file(copy)) as behind:
         while left:
             try:
                 count = file.readinto(buffer[: min(left, _BLOCK)])  # type: ignore[attr-defined]
@@ -301,13 +341,6 @@ def _copy_blocks(file: BinaryIO, target: int, part: Path, source: object, size: 
         # The disk is slow, and so is the hash: each is at work while the other one is.
         os.fsync(target)
     return behind.digest()
-
-
-def _sha256(body: BinaryIO) -> str:
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK))
-    while count := body.readinto(buffer):  # type: ignore[attr-defined]
-        digest.update(buffer[:count])
-    return digest.hexdigest()
 
 
 def _safe(label: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import BinaryIO
 
 from hubqueue.config import DestinationSettings
 from hubqueue.entry import Kind, Snapshot
 from hubqueue.transports.base import Transport
+from hubqueue.transports.body import Blocks
 
 # What a run owes to a destination of each type: its lanes.
 DESTINATION_KINDS: dict[str, tuple[Kind, ...]] = {
@@ -22,11 +22,12 @@ def connect(
     settings: DestinationSettings,
     *,
     keys: Callable[[], tuple[str, ...]],
-    open_body: Callable[[Snapshot], BinaryIO],
+    open_body: Callable[[Snapshot], Blocks],
 ) -> Transport:
     """The transport of a destination. It connects when it sends, not now.
 
-    `keys` gives the keys to try, asked anew for each attempt; `open_body` opens a snapshot for reading.
+    `keys` gives the keys to try, asked anew for each attempt; `open_body` opens a snapshot:
+    what it raises, and what its blocks raise, ends the request and is raised by `send`.
     """
     assert settings.type in DESTINATION_KINDS, f"the configuration let type {settings.type!r} through"
     if settings.type == "platform":

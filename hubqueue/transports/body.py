@@ -1,16 +1,16 @@
-"""Request bodies of a known length, read in large blocks and never held in memory. Pure but for the file."""
+"""Request bodies of a known length, taken in large blocks and never held in memory. Pure but for the file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from typing import BinaryIO, Protocol
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Protocol
 
 BLOCK = 1024 * 1024
 
 
 class BodyChanged(Exception):
-    """The file was not as long as announced, or not to be read: the request is broken off, never padded."""
+    """The file was not as long as announced: the request is broken off, never padded."""
 
 
 class Body(Protocol):
@@ -18,7 +18,18 @@ class Body(Protocol):
 
     def __len__(self) -> int: ...
 
+    def __iter__(self) -> Generator[bytes | memoryview, None, None]: ...  # noqa: PYI058 - it is closed, too
+
+
+class Blocks(Protocol):
+    """An opened file: its blocks, each good until the next one is asked for.
+
+    What they raise ends the request. That is no `OSError`, which would pass for trouble of the network.
+    """
+
     def __iter__(self) -> Iterator[bytes | memoryview]: ...
+
+    def close(self) -> object: ...
 
 
 class Bytes:
@@ -30,37 +41,31 @@ class Bytes:
     def __len__(self) -> int:
         return len(self._content)
 
-    def __iter__(self) -> Iterator[bytes | memoryview]:
+    def __iter__(self) -> Generator[bytes | memoryview, None, None]:
         view = memoryview(self._content)
         for start in range(0, len(view), BLOCK):
             yield view[start : start + BLOCK]
 
 
 class File:
-    """The bytes of a file of a known size, opened anew for each reading."""
+    """The blocks of a file of a known size, opened anew for each reading."""
 
-    def __init__(self, size: int, open_file: Callable[[], BinaryIO]) -> None:
+    def __init__(self, size: int, open_file: Callable[[], Blocks]) -> None:
         self._size, self._open = size, open_file
 
     def __len__(self) -> int:
         return self._size
 
-    def __iter__(self) -> Iterator[bytes | memoryview]:
-        left, buffer = self._size, memoryview(bytearray(BLOCK))
-        with _reading():
-            opened = self._open()
-        with closing(opened) as file:
-            while left:
-                with _reading():
-                    count = file.readinto(buffer[: min(left, BLOCK)])  # type: ignore[attr-defined]
-                if not count:
-                    raise BodyChanged(f"the snapshot ends {left} bytes early")
-                yield buffer[:count]
-                left -= count
-            with _reading():
-                more = file.read(1)
-            if more:
-                raise BodyChanged("the snapshot is longer than it was")
+    def __iter__(self) -> Generator[bytes | memoryview, None, None]:
+        left = self._size
+        with closing(self._open()) as blocks:
+            for block in blocks:
+                left -= len(block)
+                if left < 0:
+                    raise BodyChanged("the snapshot is longer than it was")
+                yield block
+        if left:
+            raise BodyChanged(f"the snapshot ends {left} bytes early")
 
 
 class Multipart:
@@ -83,19 +88,10 @@ class Multipart:
     def __len__(self) -> int:
         return len(self._head) + len(self._file) + len(self._tail)
 
-    def __iter__(self) -> Iterator[bytes | memoryview]:
+    def __iter__(self) -> Generator[bytes | memoryview, None, None]:  # noqa: PYI058 - as of any body
         yield self._head
         yield from self._file
         yield self._tail
-
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    """Trouble of the file is told as such: as an OSError it would pass for trouble of the network."""
-    try:
-        yield
-    except OSError as error:
-        raise BodyChanged(f"the snapshot cannot be read: {error.strerror}") from error
 
 
 def form_boundary(idempotency_key: str) -> str:

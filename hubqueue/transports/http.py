@@ -11,6 +11,7 @@ import http.client
 import json
 import ssl
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -142,22 +143,23 @@ class Wire:
             "Accept-Encoding": "identity",
             **request.headers,
         }
-        data = _Sized(request.body) if len(request.body) else b""
+        body = _Sized(request.body)
         prepared = requests.Request(
-            request.method, self._root + request.path, headers=headers, data=data
+            request.method, self._root + request.path, headers=headers, data=body if len(body) else b""
         ).prepare()
         if not len(request.body) and request.method != "GET":
             prepared.headers["Content-Length"] = "0"
         settings = self._settings
         answer = settings.answer_timeout.total_seconds()
-        return self._adapter.send(
-            prepared,
-            stream=True,
-            verify=self._verify,
-            proxies=self._proxies,
-            # The belt; the watch is the braces, and the one that bounds dripped answers.
-            timeout=(settings.connect_timeout.total_seconds(), answer + 5.0),
-        )
+        with closing(body):
+            return self._adapter.send(
+                prepared,
+                stream=True,
+                verify=self._verify,
+                proxies=self._proxies,
+                # The belt; the watch is the braces, and the one that bounds dripped answers.
+                timeout=(settings.connect_timeout.total_seconds(), answer + 5.0),
+            )
 
     def _read(self, response: requests.Response) -> Answer:
         try:
@@ -178,12 +180,17 @@ class _Sized:
 
     def __init__(self, body: Body) -> None:
         self._body = body
+        self._reading = ExitStack()
 
     def __len__(self) -> int:
         return len(self._body)
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
-        return iter(self._body)
+        return self._reading.enter_context(closing(iter(self._body)))
+
+    def close(self) -> None:
+        """End what was begun to be read: an error of urllib3 would keep its file open until it is collected."""
+        self._reading.close()
 
 
 def outcome_of_status(

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 from hubqueue.config import DestinationSettings
 from hubqueue.entry import Entry, Kind, Snapshot
@@ -20,7 +20,7 @@ from hubqueue.outcome import Blocked, Delivered, Outcome, Remote, Scope
 from hubqueue.redact import tells
 from hubqueue.transports.api import Api, Told
 from hubqueue.transports.base import Attempt, quiet
-from hubqueue.transports.body import Body, Bytes, File, Multipart, form_boundary
+from hubqueue.transports.body import Blocks, Body, Bytes, File, Multipart, form_boundary
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _JSON = {"Content-Type": "application/json"}
@@ -33,7 +33,7 @@ class HubTransport:
         self,
         settings: DestinationSettings,
         keys: Callable[[], tuple[str, ...]],
-        open_body: Callable[[Snapshot], BinaryIO],
+        open_body: Callable[[Snapshot], Blocks],
     ) -> None:
         self._settings, self._keys, self._open_body = settings, keys, open_body
         self._api = Api(settings, keys, lambda key: {"x-api-key": key})

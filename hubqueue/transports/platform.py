@@ -11,7 +11,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 from hubqueue.config import DestinationSettings
 from hubqueue.entry import Kind, Snapshot
@@ -22,7 +22,7 @@ from hubqueue.transports import machine
 from hubqueue.transports import platform_events as events
 from hubqueue.transports.api import Api, Told
 from hubqueue.transports.base import Attempt, quiet
-from hubqueue.transports.body import Bytes, File
+from hubqueue.transports.body import Blocks, Bytes, File
 from hubqueue.transports.storage import Storage
 
 _EVENTS = "/api/webhooks/training/metrics"
@@ -43,7 +43,7 @@ class PlatformTransport:
         self,
         settings: DestinationSettings,
         keys: Callable[[], tuple[str, ...]],
-        open_body: Callable[[Snapshot], BinaryIO],
+        open_body: Callable[[Snapshot], Blocks],
     ) -> None:
         self._open_body = open_body
         self._api = Api(settings, keys, lambda key: {"Authorization": f"Bearer {key}"})

@@ -18,9 +18,6 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from hubqueue.transports.framing import WholeAnswer
 from hubqueue.transports.watch import Watch
 
-# Small enough that a slow peer's progress is seen in time.
-_SLICE = 128 * 1024
-
 
 class _Current(threading.local):
     """The exchange that this thread is carrying out."""
@@ -36,6 +33,7 @@ class _Telling:
     """What both connection classes add."""
 
     sock: Any
+    piece: int
 
     def _new_conn(self) -> socket.socket:
         connection: socket.socket = super()._new_conn()  # type: ignore[misc]
@@ -70,18 +68,20 @@ class _Telling:
             if not watch.size:
                 watch.answering()
             return
-        view = memoryview(data)
-        for begin in range(0, len(view), _SLICE):
-            piece = view[begin : begin + _SLICE]
-            super().send(piece)  # type: ignore[misc]
-            watch.sent(len(piece))
+        left = memoryview(data)
+        while left:
+            count = self.sock.send(left[: self.piece])
+            watch.sent(count)
+            left = left[count:]
 
 
 class _Plain(_Telling, HTTPConnection):
+    piece = 1 << 20  # as much as there is room for is taken
     response_class = WholeAnswer
 
 
 class _Secure(_Telling, HTTPSConnection):
+    piece = 128 * 1024  # taken whole, so small enough that a slow peer's progress is seen in time
     response_class = WholeAnswer
 
 

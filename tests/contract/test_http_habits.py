@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import os
+import re
 import socket
 import ssl
 import subprocess
@@ -12,16 +15,20 @@ import tracemalloc
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 from peer import Peer, answer
 
-from hubqueue.config import DestinationSettings
+from hubqueue.config import DestinationSettings, SpoolSettings
 from hubqueue.entry import Entry, Kind, Snapshot
+from hubqueue.errors import SnapshotAltered
+from hubqueue.hashing import BLOCK
 from hubqueue.lane import Batch, RunRef
 from hubqueue.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater
+from hubqueue.snapshot_body import SnapshotBody
+from hubqueue.spool import Spool
 from hubqueue.transports.base import Attempt
+from hubqueue.transports.body import Blocks
 from hubqueue.transports.hub import HubTransport
 from hubqueue.transports.watch import Watch
 
@@ -46,7 +53,7 @@ def hub(
     *,
     body: bytes = b"",
     key: str = "5ec4e7" * 7,
-    open_body: Callable[[Snapshot], BinaryIO] | None = None,
+    open_body: Callable[[Snapshot], Blocks] | None = None,
     **settings: object,
 ) -> HubTransport:
     chosen = DestinationSettings("hub", url=url, **settings)  # type: ignore[arg-type]
@@ -125,6 +132,105 @@ def test_a_refusal_told_before_the_upload_was_whole_counts() -> None:
 
     assert isinstance(outcome, Rejected)
     assert "too large" in outcome.reason
+
+
+# A snapshot that is altered under the upload: it never arrives whole.
+
+
+@pytest.mark.parametrize("damage", ["flipped", "shorter", "longer"])
+@pytest.mark.parametrize("early", [b"", answer()], ids=["", "success told at once"])
+def test_a_snapshot_that_is_altered_while_it_is_sent_never_arrives_whole(
+    tmp_path: Path, damage: str, early: bytes
+) -> None:
+    snapshot, open_body = _snapshot(tmp_path, _LARGE)
+    path, arrived, ended = tmp_path / "spool" / snapshot.name, [0], threading.Event()
+
+    def act(connection: socket.socket, request: bytes) -> None:
+        connection.sendall(early)
+        _first_block(connection, request)
+        if damage == "flipped":
+            _overwrite(path, len(_LARGE) - 1)
+        else:
+            os.truncate(path, len(_LARGE) + (1 if damage == "longer" else -1))
+        arrived[0] = BLOCK + _rest(connection)
+        ended.set()
+
+    told = Told()
+    with Peer(act, read_body=False) as peer:
+        with pytest.raises(SnapshotAltered):
+            hub(peer.url, open_body=open_body).send(ckpt(snapshot.size), told.attempt)
+        assert ended.wait(20), "the connection is still open"
+
+    # The last block and what follows it in the form are missing.
+    assert arrived[0] < len(_LARGE)
+    assert told.sent[-1] < len(_LARGE)
+
+
+def test_what_has_left_is_hashed_and_not_what_the_file_holds_by_then(tmp_path: Path) -> None:
+    snapshot, open_body = _snapshot(tmp_path, _LARGE)
+    bodies: list[bytes] = []
+
+    def act(connection: socket.socket, request: bytes) -> None:
+        length = int(re.search(rb"Content-Length: (\d+)", request)[1])  # type: ignore[index]
+        body = bytearray(_first_block(connection, request))
+        _overwrite(tmp_path / "spool" / snapshot.name, 0)
+        while len(body) < length:
+            body += connection.recv(1 << 20)
+        bodies.append(bytes(body))
+        connection.sendall(answer())
+
+    with Peer(act, read_body=False) as peer:
+        outcome = hub(peer.url, open_body=open_body).send(ckpt(snapshot.size), Told().attempt)
+
+    assert outcome == Delivered()
+    assert _LARGE in bodies[0]
+
+
+@pytest.mark.parametrize("peer_closes", [True, False])
+def test_a_success_told_at_once_is_no_delivery_of_an_altered_snapshot(
+    tmp_path: Path, peer_closes: bool
+) -> None:
+    snapshot, open_body = _snapshot(tmp_path, _LARGE)
+    _overwrite(tmp_path / "spool" / snapshot.name, 0)
+
+    with Peer(_answers_at_once(answer(), peer_closes), read_body=False) as peer:
+        there = hub(peer.url, open_body=open_body, stall_window=timedelta(seconds=1), stall_rate=10_000_000)
+        outcome = there.send(ckpt(snapshot.size), Told().attempt)
+
+    assert isinstance(outcome, RetryLater)
+
+
+def _snapshot(folder: Path, content: bytes) -> tuple[Snapshot, Callable[[Snapshot], SnapshotBody]]:
+    spool = Spool(folder / "spool", SpoolSettings(min_free_bytes=0))
+    (folder / "best.pt").write_bytes(content)
+    snapshot = spool.take(folder / "best.pt", label="run-1")
+    assert snapshot.sha256 is not None
+    return snapshot, lambda _asked: spool.open(snapshot)
+
+
+def _overwrite(path: Path, place: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        (found,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([found ^ 1]))
+
+
+def _first_block(connection: socket.socket, request: bytes) -> bytes:
+    """What arrives until the sender has read the beginning of the snapshot for certain."""
+    body = request.partition(b"\r\n\r\n")[2]
+    while len(body) < BLOCK:
+        body += connection.recv(BLOCK - len(body))
+    return body
+
+
+def _rest(connection: socket.socket) -> int:
+    """How many bytes more arrive until the sender gives up."""
+    arrived = 0
+    with contextlib.suppress(ConnectionResetError):
+        while more := connection.recv(1 << 20):
+            arrived += len(more)
+    return arrived
 
 
 # Answers nobody should trust.
@@ -260,19 +366,6 @@ def _secure(name: str, folder: Path) -> ssl.SSLContext:
 
 
 # On this side.
-
-
-def test_a_snapshot_that_cannot_be_read_is_not_told_as_trouble_of_the_network() -> None:
-    class Broken(io.BytesIO):
-        def readinto(self, _buffer: object) -> int:
-            raise BrokenPipeError(32, "a bad disk")  # the one that the HTTP client would pass over
-
-    with Peer(lambda connection, _request: connection.sendall(answer()), read_body=False) as peer:
-        there = hub(peer.url, open_body=lambda _snapshot: Broken())
-        outcome = there.send(ckpt(1000), Told().attempt)
-
-    assert isinstance(outcome, RetryLater)
-    assert outcome.reason == "the snapshot cannot be read: a bad disk"
 
 
 def test_a_key_that_is_no_text_is_an_outcome() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,21 @@ def test_a_key_that_is_refused_holds_the_destination(tmp_path: Path, clock: Fake
         assert totals(at.outbox) == {"enqueued": 2, "pending": 2}
         assert len(hub.requests) == 1
         assert "the key was refused" in at.outbox.stats.destinations()[0]["held"]
+
+
+def test_an_altered_checkpoint_is_never_stored(at: Stage) -> None:
+    at.save(os.urandom(3_000_000), 0, final=True)
+    (snapshot,) = at.outbox.spool.path.iterdir()
+    with snapshot.open("r+b") as file:
+        (found,) = file.read(1)
+        file.seek(0)
+        file.write(bytes([found ^ 1]))
+
+    at.drain()
+
+    assert totals(at.outbox)["dead"] == 1
+    assert any("not what was enqueued" in reason for reason in at.reasons())
+    assert [each.size for each in at.run.uploads] == [None]
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
+import io
 import os
+import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stage import environ_of, python
@@ -24,7 +30,10 @@ from hubqueue.errors import (
     SnapshotMissing,
     SpoolFull,
 )
-from hubqueue.hashing import HashBehind
+from hubqueue.hashing import BLOCK, HashBehind, from_file
+from hubqueue.lifecycle import State
+from hubqueue.outbox import open_outbox
+from hubqueue.snapshot_body import SnapshotBody
 from hubqueue.spool import Ballast, Spool
 
 ROOMY = SpoolSettings(min_free_bytes=0)
@@ -56,11 +65,32 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+class SlowDisk:
+    """A disk that deletes nothing before `go`; `asked` when it is to."""
+
+    def __init__(self) -> None:
+        self.asked, self.go = threading.Event(), threading.Event()
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
+    disk, unlink = SlowDisk(), os.unlink
+
+    def wait(*given: Any, **named: Any) -> None:
+        if threading.current_thread().name == "hubqueue-removal":
+            disk.asked.set()
+            disk.go.wait(60)
+        unlink(*given, **named)
+
+    monkeypatch.setattr(os, "unlink", wait)
+    yield disk
+    disk.go.set()
+
+
 def test_a_snapshot_is_the_file_with_its_hash(spool: Spool, source: Path) -> None:
     snapshot = spool.take(source, label="run-1")
 
-    with spool.open(snapshot) as body:
-        content = body.read()
+    content = _read(spool, snapshot)
     assert content == source.read_bytes()
     assert snapshot.size == len(content)
     assert snapshot.sha256 in (None, hashlib.sha256(content).hexdigest())
@@ -77,8 +107,7 @@ def test_a_change_in_place_does_not_reach_the_snapshot(spool: Spool, source: Pat
         file.truncate(2000)
 
     spool.verify(snapshot)
-    with spool.open(snapshot) as body:
-        assert body.read() == before
+    assert _read(spool, snapshot) == before
 
 
 def test_a_file_that_grows_under_the_copy_is_refused(spool: Spool, source: Path) -> None:
@@ -207,6 +236,206 @@ def test_a_missing_or_altered_snapshot_is_found(spool: Spool, source: Path, dama
     assert found.value.hint
 
 
+def test_a_copy_waits_for_a_deletion_that_makes_room_for_it(
+    tmp_path: Path, source: Path, slow_disk: SlowDisk
+) -> None:
+    spool = Spool(tmp_path / "spool", SpoolSettings(max_bytes=11_000_000, min_free_bytes=0))
+    old = spool.take(source, label="old")
+    kept = spool.take(source, label="kept")
+    spool.remove_behind([old.name])
+    assert slow_disk.asked.wait(20)
+
+    threading.Timer(0.2, slow_disk.go.set).start()
+    new = spool.take(source, label="new")
+
+    assert {path.name for path in spool.path.iterdir()} == {kept.name, new.name}
+
+
+def test_a_copy_with_enough_room_waits_for_no_deletion(
+    spool: Spool, source: Path, slow_disk: SlowDisk
+) -> None:
+    old = spool.take(source, label="old")
+    spool.remove_behind([old.name])
+    assert slow_disk.asked.wait(20)
+
+    new = spool.take(source, label="new")
+
+    assert {path.name for path in spool.path.iterdir()} == {old.name, new.name}
+    slow_disk.go.set()
+
+
+def test_a_deletion_makes_no_room_that_is_not_there(
+    tmp_path: Path, source: Path, slow_disk: SlowDisk
+) -> None:
+    spool = Spool(tmp_path / "spool", SpoolSettings(max_bytes=6_000_000, min_free_bytes=0))
+    spool.take(source, label="kept")
+    spool.remove_behind(["never-there.ckpt"])
+    slow_disk.go.set()
+
+    with pytest.raises(SpoolFull):
+        spool.take(source, label="new")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_the_child_of_a_fork_waits_for_no_deletion_of_its_parent(
+    tmp_path: Path, source: Path, slow_disk: SlowDisk
+) -> None:
+    spool = Spool(tmp_path / "spool", SpoolSettings(max_bytes=6_000_000, min_free_bytes=0))
+    old = spool.take(source, label="old")
+    spool.remove_behind([old.name])
+    assert slow_disk.asked.wait(20)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            spool.take(source, label="new")
+        except SpoolFull:
+            os._exit(7)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + 20
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    slow_disk.go.set()
+
+    if not ended[0]:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 7
+    assert ended[0], "the child hangs"
+
+
+def test_where_no_thread_can_be_started_the_caller_deletes(
+    spool: Spool, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    old = spool.take(source, label="old")
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    spool.remove_behind([old.name])
+
+    assert list(spool.path.iterdir()) == []
+
+
+_SAVES = """
+import atexit, os, sys, threading, hubqueue
+unlink = os.unlink
+def slow(*given, **named):
+    threading.Event().wait(0.3)
+    unlink(*given, **named)
+os.unlink = slow
+run = hubqueue.start_run("yolov8n.pt", worker="none", strict=True)
+def save(*epochs):
+    for epoch in epochs:
+        run.save_checkpoint(sys.argv[1], epoch=epoch)
+"""
+
+
+@pytest.mark.parametrize("when", ["save(0, 1, 2)", "atexit.register(save, 0, 1, 2)"])
+def test_the_end_of_a_process_leaves_no_superseded_snapshot(home: Path, source: Path, when: str) -> None:
+    process = python(_SAVES + when, environ_of(home), str(source))
+    process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert len(list((home / "spool").iterdir())) == 1
+
+
+def test_what_a_kill_before_the_deletion_leaves_is_swept(home: Path, source: Path) -> None:
+    code = """
+def dies(*given, **named):
+    os.kill(os.getpid(), 9)
+os.unlink = dies
+save(0, 1)
+threading.Event().wait(60)
+"""
+    environ = environ_of(home)
+    process = python(_SAVES + code, environ, str(source))
+    process.communicate(timeout=60)
+    assert process.returncode == -9
+    assert len(list((home / "spool").iterdir())) == 2
+
+    with open_outbox(home, environ=environ) as outbox:
+        later = time.time() + 7200
+        swept = outbox.spool.sweep(outbox.entries.snapshots_kept, older_than=timedelta(hours=1), now=later)
+        (owed,) = [snapshot for _, snapshot in outbox.stats.snapshots(State.PENDING)]
+
+    assert len(swept) == 1
+    assert [path.name for path in (home / "spool").iterdir()] == [owed.name]
+
+
+@pytest.mark.parametrize("place", [0, 2_500_000, -1], ids=["first", "middle", "last"])
+def test_the_last_block_of_an_altered_body_is_not_given_away(spool: Spool, source: Path, place: int) -> None:
+    snapshot = spool.take(source, label="x")
+    _flip(spool.path / snapshot.name, place)
+
+    given: list[int] = []
+    with closing(spool.open(snapshot)) as body, pytest.raises(SnapshotAltered, match="not what was enqueued"):
+        given.extend(len(block) for block in body)
+
+    assert given == [BLOCK] * (snapshot.size // BLOCK)
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK])
+def test_an_altered_body_of_one_block_is_found_by_a_look(spool: Spool, source: Path, size: int) -> None:
+    source.write_bytes(os.urandom(size))
+    snapshot = spool.take(source, label="x")
+    spool.look_at(snapshot)
+    _flip(spool.path / snapshot.name, -1)
+
+    with pytest.raises(SnapshotAltered):
+        spool.look_at(snapshot)
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter", "longer"])
+def test_a_large_body_that_is_gone_or_of_another_size_is_found_by_a_look(
+    spool: Spool, source: Path, damage: str
+) -> None:
+    snapshot = spool.take(source, label="x")
+    path = spool.path / snapshot.name
+    if damage == "gone":
+        path.unlink()
+    else:
+        os.truncate(path, snapshot.size + (1 if damage == "longer" else -1))
+
+    with pytest.raises((SnapshotMissing, SnapshotAltered)):
+        spool.look_at(snapshot)
+
+
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 4 * BLOCK, 4 * BLOCK + 1, 9 * BLOCK + 7])
+def test_a_body_is_read_whole_whatever_its_size(spool: Spool, source: Path, size: int) -> None:
+    source.write_bytes(os.urandom(size))
+    snapshot = spool.take(source, label="x")
+
+    assert snapshot.sha256 is not None
+    for each in (snapshot, dataclasses.replace(snapshot, sha256=None)):
+        assert _read(spool, each) == source.read_bytes()
+
+
+def test_a_body_without_a_hash_is_known_by_its_time(spool: Spool, source: Path) -> None:
+    """A reflink is made without reading a byte."""
+    snapshot = dataclasses.replace(spool.take(source, label="x"), sha256=None)
+    spool.look_at(snapshot)
+    body = spool.open(snapshot)
+    _flip(spool.path / snapshot.name, -1)
+
+    for look in (spool.look_at, spool.verify, lambda _snapshot: list(body)):
+        with pytest.raises(SnapshotAltered):
+            look(snapshot)
+    body.close()
+
+
+def test_a_body_that_is_left_in_its_middle_keeps_no_thread_and_no_file(spool: Spool, source: Path) -> None:
+    snapshot = spool.take(source, label="x")
+    before = threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    with closing(spool.open(snapshot)) as body:
+        next(body)
+    spool.open(snapshot).close()
+
+    assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
+
+
 @pytest.mark.parametrize("name", ["../outbox.db", "/etc/passwd", ".hidden.ckpt", "a/b.ckpt", "x.part", ""])
 def test_a_name_out_of_the_database_leads_nowhere_else(spool: Spool, name: str) -> None:
     with pytest.raises(SnapshotMissing):
@@ -250,7 +479,7 @@ print(len(count), len(list(run._outbox.spool.path.iterdir())), run._outbox.stats
     assert out.split() == ["2", "1", "2"], out
 
 
-def test_a_checkpoint_is_saved_where_no_thread_can_be_started(
+def test_a_checkpoint_is_saved_and_read_where_no_thread_can_be_started(
     spool: Spool, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_thread: threading.Thread) -> None:
@@ -260,12 +489,16 @@ def test_a_checkpoint_is_saved_where_no_thread_can_be_started(
     snapshot = spool.take(source, label="run-1")
 
     assert snapshot.sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert _read(spool, snapshot) == source.read_bytes()
+    _flip(spool.path / snapshot.name, 0)
+    with pytest.raises(SnapshotAltered):
+        spool.verify(snapshot)
 
 
 def test_a_copy_that_cannot_be_read_back_has_no_hash(tmp_path: Path) -> None:
     (tmp_path / "copy").write_bytes(b"x" * 10)
 
-    with HashBehind(tmp_path / "copy") as behind:
+    with (tmp_path / "copy").open("rb", buffering=0) as copy, HashBehind(from_file(copy)) as behind:
         behind.written(11)
 
     with pytest.raises(OSError, match="read back"):
@@ -283,3 +516,29 @@ def test_a_disk_that_fails_for_a_moment_buries_no_checkpoint(
     monkeypatch.setattr("hubqueue.spool.os.open", fail)
     with pytest.raises(OutboxUnavailable):
         spool.verify(snapshot)
+
+
+def test_a_disk_that_fails_while_it_is_read_is_not_taken_for_the_network(source: Path) -> None:
+    class Broken(io.FileIO):
+        def readinto(self, _buffer: object) -> int:
+            raise BrokenPipeError(32, "a bad disk")  # the one that the HTTP client would pass over
+
+    size = source.stat().st_size
+    body = SnapshotBody(Broken(source), Snapshot("x.ckpt", size, 0, "0" * 64))  # type: ignore[arg-type]
+
+    with closing(body), pytest.raises(OutboxUnavailable, match=r"cannot read x\.ckpt: a bad disk"):
+        next(body)
+
+
+def _read(spool: Spool, snapshot: Snapshot) -> bytes:
+    with closing(spool.open(snapshot)) as body:
+        return b"".join(bytes(block) for block in body)
+
+
+def _flip(path: Path, place: int) -> None:
+    """One bit, and nothing else about the file."""
+    with path.open("r+b") as file:
+        file.seek(place, os.SEEK_SET if place >= 0 else os.SEEK_END)
+        (found,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([found ^ 1]))

@@ -60,24 +60,69 @@ def test_what_is_sent_is_what_was_enqueued(hub: Sandbox, home: Path, tmp_path: P
     assert (record.sha256, record.size) == (hashlib.sha256(body).hexdigest(), len(body))
 
 
-def test_an_altered_snapshot_is_found_before_a_byte_is_sent(hub: Sandbox, home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [100_000, 1 << 20])
+def test_an_altered_snapshot_of_one_block_is_found_before_a_byte_is_sent(
+    hub: Sandbox, home: Path, tmp_path: Path, size: int
+) -> None:
     environ = environ_of(home, hub.url)
-    (tmp_path / "best.pt").write_bytes(os.urandom(100_000))
-    with open_outbox(home, environ=environ) as outbox:
-        run = new_run(outbox, remote_id=None)
-        outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
-        entry = save_snapshot(outbox, run, tmp_path / "best.pt", 5, is_best=True, map=0.0, final=True)
-    (snapshot,) = (home / "spool").iterdir()
-    with snapshot.open("r+b") as file:
-        file.seek(50_000)
-        file.write(b"altered")
+    entry = _enqueue_altered(home, environ, tmp_path, size, 50_000)
 
     hubqueue(environ, "drain", "--timeout", "30")
 
+    _assert_dead(environ, entry)
+    assert not [request for request in hub.requests if request.kind == "ckpt"]
+
+
+@pytest.mark.parametrize("place", [0, 4_000_000, 7_999_999], ids=["first", "middle", "last"])
+def test_an_altered_snapshot_never_arrives(hub: Sandbox, home: Path, tmp_path: Path, place: int) -> None:
+    environ = environ_of(home, hub.url)
+    entry = _enqueue_altered(home, environ, tmp_path, 8_000_000, place)
+
+    hubqueue(environ, "drain", "--timeout", "30")
+
+    _assert_dead(environ, entry)
+    assert hub.checkpoints(hub.models[0]) == []
+    assert not [request for request in hub.requests if request.kind == "ckpt" and request.status == 200]
+
+
+@pytest.mark.parametrize("damage", ["gone", "shorter", "longer"])
+def test_a_snapshot_that_is_gone_or_of_another_size_is_found_before_a_byte_is_sent(
+    hub: Sandbox, home: Path, tmp_path: Path, damage: str
+) -> None:
+    environ = environ_of(home, hub.url)
+    entry = _enqueue_altered(home, environ, tmp_path, 3_000_000, 0)
+    (snapshot,) = (home / "spool").iterdir()
+    if damage == "gone":
+        snapshot.unlink()
+    else:
+        os.truncate(snapshot, 3_000_001 if damage == "longer" else 2_999_999)
+
+    hubqueue(environ, "drain", "--timeout", "30")
+
+    _assert_dead(environ, entry, "not in the spool" if damage == "gone" else "not what was enqueued")
+    assert not [request for request in hub.requests if request.kind == "ckpt"]
+
+
+def _enqueue_altered(home: Path, environ: dict[str, str], folder: Path, size: int, place: int) -> int:
+    """A checkpoint one bit of whose snapshot is another one; the entry."""
+    (folder / "best.pt").write_bytes(os.urandom(size))
+    with open_outbox(home, environ=environ) as outbox:
+        run = new_run(outbox, remote_id=None)
+        outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
+        entry = save_snapshot(outbox, run, folder / "best.pt", 5, is_best=True, map=0.0, final=True)
+    (snapshot,) = (home / "spool").iterdir()
+    with snapshot.open("r+b") as file:
+        file.seek(place)
+        (found,) = file.read(1)
+        file.seek(place)
+        file.write(bytes([found ^ 1]))
+    return entry
+
+
+def _assert_dead(environ: dict[str, str], entry: int, why: str = "not what was enqueued") -> None:
     shown = hubqueue(environ, "show", str(entry)).stdout
     assert "dead" in shown
-    assert "not what was enqueued" in shown
-    assert not [request for request in hub.requests if request.kind == "ckpt"]
+    assert why in shown
 
 
 @pytest.mark.parametrize("seed", range(3))
