@@ -46,6 +46,8 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 START_GRACE = timedelta(seconds=1)
+# What a claim takes while others write and it may be followed by the next one at once (docs/decisions/0014-turns.md).
+_BESIDE_OTHERS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Claims:
 
     def __init__(self, database: Database) -> None:
         self.database = database
+        self._seen: int | None = None
 
     def claim(
         self,
@@ -89,8 +92,10 @@ class Claims:
             lane = self._take(tx, _first_due(tuple(paces)).run(tx, asked), paces, terms, now)
             if lane is None:
                 return None
-            batch = pick(tx, lane.id, Kind(lane.kind), lane.failures, terms.max_entries, terms.max_bytes)
-            return self._lease(tx, lane, batch, paces[Kind(lane.kind)], terms, now)
+            kind = Kind(lane.kind)
+            most = terms.max_entries if paces[kind] else self._modest(tx, terms.max_entries)
+            batch = pick(tx, lane.id, kind, lane.failures, most, terms.max_bytes)
+            return self._lease(tx, lane, batch, paces[kind], terms, now)
 
     def reclaim(self, dead_workers: Sequence[str]) -> int:
         """End the leases of workers that are gone, at once instead of when they run out; how many."""
@@ -125,6 +130,14 @@ class Claims:
         _LOST.run(tx, {**taken, "now": microseconds(now)}, returns=False)
         drop_outdated(tx, before.id, Kind(before.kind), now)
         return before
+
+    def _modest(self, tx: Connection, most: int) -> int:
+        """How many entries to claim where the next request may follow at once.
+
+        A large batch makes the most of a request. Beside others who write it would only keep them waiting, again and again.
+        """
+        seen, self._seen = self._seen, self.database.version(tx)
+        return most if seen == self._seen else min(most, _BESIDE_OTHERS)
 
     def _spend(self, tx: Connection, lane: _Lane, budget: Budget, now: datetime) -> bool:
         """Take from the hub's budget; False when another claim has just emptied it."""

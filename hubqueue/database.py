@@ -213,11 +213,11 @@ class Database:
             shown["revision"] = migration.current_revision(connection)
         return shown
 
-    def version(self) -> int | None:
-        """A number that changes whenever anybody commits a change; None where the database has no such thing."""
+    def version(self, within: Connection | None = None) -> int | None:
+        """A number that changes whenever anybody commits, or anybody else, `within` a write; None where there is none."""
         if not self.path:
             return None
-        with self.read() as connection:
+        with self.read() if within is None else nullcontext(within) as connection:
             found: int = connection.exec_driver_sql("PRAGMA data_version").scalar_one()
             return found
 

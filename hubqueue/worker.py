@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 Connect = Callable[[Outbox, DestinationSettings], Transport]
-_UNPACED = 200
 _LIGHT = (Kind.REGISTRATION, Kind.METRICS, Kind.EVENT, Kind.COMPLETION)
 
 
@@ -206,10 +205,6 @@ def _dial(outbox: Outbox, settings: DestinationSettings) -> Transport:
 def _crews(destination: DestinationSettings, outbox: Outbox, worker: str) -> list[_Crew]:
     settings, limits = outbox.config.worker, destination.rate_limits
     most = MOST_EPOCHS[destination.type] or settings.batch_entries
-    if not limits.pace(Kind.METRICS):
-        # A large batch makes the most of a request that is rarely allowed. One that is allowed at any time would only hold
-        # the database for longer, again and again, while trainings wait to write.
-        most = min(most, _UNPACED)
     terms = Terms(worker, settings.lease, most, settings.batch_bytes, budget=destination.budget)
     sizes = {
         _LIGHT: settings.light_threads,

@@ -4,6 +4,8 @@ not grow with history. Costs are asserted as query plans and counts, never as ti
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -248,14 +250,8 @@ def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: Fake
     assert not any("TEMP B-TREE" in step for step in fresh)
 
 
-@pytest.mark.parametrize(
-    ("pace", "batches"),
-    [("0.05", [1000, 1000, 500]), ("0", [200] * 12 + [100])],
-    ids=["most of a request that is rarely allowed", "no long hold of the database where none is needed"],
-)
-def test_a_drain_of_a_long_backlog_uses_few_requests(
-    hub: Sandbox, home: Path, pace: str, batches: list[int]
-) -> None:
+@pytest.mark.parametrize("pace", ["0.05", "0"])
+def test_a_drain_of_a_long_backlog_uses_few_requests(hub: Sandbox, home: Path, pace: str) -> None:
     environ = environ_of(home, hub.url, HUBQUEUE_RATE_LIMITS__METRICS=pace)
     with open_outbox(home, environ=environ) as outbox:
         run = new_run(outbox, remote_id=None)
@@ -265,7 +261,35 @@ def test_a_drain_of_a_long_backlog_uses_few_requests(
     assert hubqueue(environ, "drain", "--timeout", "60").returncode == 0
 
     sent = [request for request in hub.requests if request.kind == "metrics"]
-    assert [len(request.epochs) for request in sent] == batches
+    assert [len(request.epochs) for request in sent] == [1000, 1000, 500]
+
+
+def test_a_worker_beside_others_that_write_holds_the_database_for_few_entries_only(
+    home: Path, clock: FakeClock
+) -> None:
+    terms = replace(TERMS, max_entries=1000)
+
+    def claimed(outbox: Outbox, pace: float) -> int:
+        lease = outbox.claims.claim("hub", {Kind.METRICS: timedelta(seconds=pace)}, terms)
+        assert lease is not None
+        ack(outbox, lease)
+        clock.advance(10)
+        return len(lease.batch.entries)
+
+    with (
+        open_outbox(home, environ={}, clock=clock) as worker,
+        open_outbox(home, environ={}, clock=clock) as training,
+    ):
+        run = new_run(training)
+        log(training, run, *range(500))
+        assert claimed(worker, pace=0) == 50  # somebody has just written all that
+        log(training, run, 500)
+        assert claimed(worker, pace=0) == 50
+        log(training, run, 501)
+        assert claimed(worker, pace=3) == 402  # a request that is rarely allowed takes whatever it can
+        log(training, run, *range(502, 902))
+        assert claimed(worker, pace=0) == 50
+        assert claimed(worker, pace=0) == 350, "nobody else has written meanwhile"
 
 
 def test_a_batch_has_a_cap_of_bytes(home: Path, clock: FakeClock) -> None:
