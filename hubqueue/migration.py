@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +17,15 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from hubqueue.errors import OutboxDamaged, OutboxTooNew
-from hubqueue.schema import REVISION
+from hubqueue.schema import APPLICATION_ID, REVISION
 from hubqueue.sqlite import SET_ASIDE
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 _CURRENT = text("SELECT version_num FROM alembic_version")
+_LOCK = text(f"SELECT pg_advisory_lock({APPLICATION_ID})")
+_UNLOCK = text(f"SELECT pg_advisory_unlock({APPLICATION_ID})")
 _REVISION = re.compile(r"[0-9]{4}")
 
 
@@ -42,6 +46,26 @@ def upgrade(connection: Connection) -> None:
 
     Raises `OutboxTooNew` for a revision that this program does not know.
     """
+    with _alone(connection):
+        _upgrade(connection)
+
+
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """Keep out the other homes of one PostgreSQL database: the caller's lock is of its own home."""
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    connection.execute(_LOCK)
+    try:
+        yield
+    finally:
+        connection.rollback()  # what failed left a transaction that takes nothing more
+        connection.execute(_UNLOCK)
+        connection.commit()
+
+
+def _upgrade(connection: Connection) -> None:
     found = current_revision(connection)
     if found == REVISION:
         return  # another process did it while this one waited for the lock

@@ -5,14 +5,18 @@ from __future__ import annotations
 import uuid
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, Select, insert, select
+from sqlalchemy import Connection, Select, insert, select, text
 
 from hubqueue.clock import Clock
 from hubqueue.schema import about, attempts, boots, entries
 
+_ALONE = text("LOCK TABLE about IN SHARE ROW EXCLUSIVE MODE")
+
 
 def identify(tx: Connection) -> str:
-    """The id of the outbox; given now when it has none."""
+    """The id of the outbox; given now when it has none. Keeps others who open it waiting until the end of the transaction."""
+    if tx.dialect.name == "postgresql":
+        tx.execute(_ALONE)  # SQLite's writers are alone anyway
     found = tx.scalar(select(about.c.outbox_id))
     if found is None:
         found = str(uuid.uuid4())

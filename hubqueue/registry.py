@@ -10,9 +10,10 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, insert, select, update
 
 from hubqueue.database import Database
-from hubqueue.entries import Entries
+from hubqueue.entries import Entries, hold
 from hubqueue.entry import Draft, Kind
 from hubqueue.lifecycle import RunState
+from hubqueue.readiness import OWING
 from hubqueue.schema import EPOCH, destinations, lanes, runs, workers
 
 
@@ -117,11 +118,12 @@ class Registry:
         Paces, and a wait that the hub asked for, stay.
         """
         with self.database.write() as tx:
+            again = lanes.c.run_id.in_(select(runs.c.id).where(runs.c.destination == destination))
+            hold(tx, and_(again, OWING))
+            tx.execute(update(lanes).where(again, OWING).values(retry_at=EPOCH))
             which = destinations.c.name == destination
             held = tx.scalar(select(destinations.c.held).where(which))
             tx.execute(update(destinations).where(which).values(held=None, held_at=None))
-            again = lanes.c.run_id.in_(select(runs.c.id).where(runs.c.destination == destination))
-            tx.execute(update(lanes).where(again, lanes.c.pending > 0).values(retry_at=EPOCH))
             freed = (
                 update(runs)
                 .where(runs.c.destination == destination, runs.c.held.is_not(None))

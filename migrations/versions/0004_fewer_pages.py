@@ -31,6 +31,9 @@ _ON_POSTGRESQL = (
 
 
 def upgrade() -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        # In the order in which trainings and workers of the revision before take them: they may be at work.
+        op.execute("LOCK TABLE lanes, entries IN ACCESS EXCLUSIVE MODE")
     op.drop_index("entries_waiting_key", "entries")
     op.drop_index("lanes_owing", "lanes")
     for statement in _ON_SQLITE if op.get_bind().dialect.name == "sqlite" else _ON_POSTGRESQL:

@@ -74,6 +74,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.tokens: dict[int, int] = {}
         self.starts: dict[int, float] = {}
         self.keys: dict[tuple[int, ...], str] = {}
+        self.claimed: set[int] = set()
         self.rows: dict[int, Counter[str]] = defaultdict(Counter)
         self.number = 0
         for destination in ("hub", "hub", "platform"):
@@ -152,8 +153,8 @@ class OutboxMachine(RuleBasedStateMachine):
         ranks = [waiting[entry.id] for entry in batch.entries]
         assert ranks == sorted(ranks), "a batch is out of order"
         ids = tuple(entry.id for entry in batch.entries)
-        # One that was claimed and given back keeps its place and its key, whatever was logged meanwhile.
-        if ids not in self.keys and all(entry.attempts == 0 for entry in batch.entries):
+        # What was claimed and given back keeps its place, whatever was logged or cancelled meanwhile.
+        if self.claimed.isdisjoint(ids):
             fresh = [rank for rank, attempts in self._lane(lease.lane_id) if attempts == 0]
             assert not fresh or ranks[0] <= min(fresh), "somebody was passed over"
         self._check_turn(lease)
@@ -165,6 +166,7 @@ class OutboxMachine(RuleBasedStateMachine):
         assert self.keys.setdefault(ids, batch.idempotency_key) == batch.idempotency_key, (
             "another key for a batch"
         )
+        self.claimed.update(ids)
         self.starts[lease.lane_id], self.tokens[lease.lane_id] = elapsed, lease.token
         self.leases.append(lease)
         return lease
