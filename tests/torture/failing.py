@@ -23,6 +23,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
             command = [sys.executable, "-m", "torture.failing", "--inside", str(folder / f"share-{share}")]
             command += [str(told.seed), told.scale, str(share), str(shares)]
             started.append(subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True))
-        said = [each.communicate()[0] for each in started]
+        with ThreadPoolExecutor(shares) as pool:  # all are listened to: a full pipe would make a share wait
+            said = [told_by for told_by, _ in pool.map(subprocess.Popen.communicate, started)]
         told.require(not any(each.returncode for each in started), "a share of the calls was not looked at")
         cases = [json.loads(line) for out in said for line in out.splitlines()]
         _count(told, cases)
