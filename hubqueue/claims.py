@@ -32,19 +32,10 @@ from hubqueue.entry import Entry, Kind
 from hubqueue.lane import Batch, Lease, RunRef
 from hubqueue.picking import drop_outdated, mark, pick
 from hubqueue.prepared import Prepared, first, microseconds
-from hubqueue.readiness import (
-    BEAT_DUE_AT,
-    BEATING,
-    DUE_AT,
-    LANES_OF_RUNS,
-    READY,
-    latest,
-)
+from hubqueue.readiness import LANES_OF_RUNS, due_among, latest
 from hubqueue.schema import EPOCH, Moment, attempts, destinations, lanes, moment_of, runs
 
 _MICROSECOND = timedelta(microseconds=1)
-
-
 START_GRACE = timedelta(seconds=1)
 # What a claim takes while others write and it may be followed by the next one at once (docs/decisions/0014-turns.md).
 _BESIDE_OTHERS = 50
@@ -232,14 +223,12 @@ class _Lane(NamedTuple):
 
 @cache
 def _first_due(kinds: tuple[Kind, ...]) -> Prepared:
-    of_kinds = lanes.c.kind.in_([literal_column(f"'{kind}'") for kind in kinds])
-    mine = destinations.c.name == bindparam("destination")
-    ready, due_at = (BEATING, BEAT_DUE_AT) if kinds == (Kind.HEARTBEAT,) else (READY, DUE_AT)
+    ready, due_at = due_among(kinds)
     columns = [
         *(lanes.c[name] for name in ("id", "run_id", "kind", "lease_token", "failures", "paced_until")),
         *(runs.c[name] for name in ("destination", "model", *_TOLD)),
     ]
-    due = and_(ready, mine, of_kinds, bindparam("now", type_=Moment()) >= due_at)
+    due = and_(ready, bindparam("now", type_=Moment()) >= due_at)
     query = select(*columns).select_from(LANES_OF_RUNS).where(due).order_by(due_at, lanes.c.id)
     return Prepared(first(1, query).with_for_update(skip_locked=True, of=lanes))
 

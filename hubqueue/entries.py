@@ -190,9 +190,7 @@ class Entries:
         for key in places:
             place = {"place": key, "lowest": lowest, "highest": highest}
             gone += _SUPERSEDE.run(tx, {"lane": lane_id, **place, "now": now, "at": now})
-        if gone:
-            tally(tx, lane_id, pending=-len(gone), superseded=len(gone), bytes=-sum(size for size, _ in gone))
-        return Moved(len(gone), tuple(name for _, name in gone if name))
+        return leaving(tx, lane_id, State.SUPERSEDED, gone)
 
     def _retire(
         self, tx: Connection, sources: Sequence[State], target: State, which: ColumnElement[bool], reason: str
@@ -225,6 +223,25 @@ def tally(tx: Connection, lane_id: int, **changes: int) -> None:
     """Count a move on its lane, in the transaction of the move; the lane's CHECK refuses what does not add up."""
     counted = {**_NO_CHANGE, **{f"n_{name}": by for name, by in changes.items()}, "lane": lane_id}
     _TALLY.run(tx, counted, returns=False)
+
+
+def leaving(tx: Connection, lane_id: int, target: State, gone: Collection[tuple[Any, ...]]) -> Moved:
+    """Count what a statement has moved out of a lane's line, by the size and the snapshot of each."""
+    if gone:
+        size = sum(size for size, _ in gone)
+        tally(tx, lane_id, pending=-len(gone), bytes=-size, **{str(target): len(gone)})
+    return Moved(len(gone), tuple(snapshot for _, snapshot in gone if snapshot))
+
+
+def superseding(*which: ColumnElement[bool]) -> Prepared:
+    """Moves what a newer entry has overtaken out of the line; see `leaving`. `at` is a parameter."""
+    told = {
+        "state": literal_column(f"'{State.SUPERSEDED}'"),
+        "settled_at": bindparam("at", type_=entries.c.settled_at.type),
+        "reason": literal_column("'a newer one was enqueued'"),
+    }
+    moved = update(entries).where(*which).values(told)
+    return Prepared(moved.returning(entries.c.size, entries.c.snapshot))
 
 
 def _by_lane(rows: Iterable[Row[tuple[int, int]]]) -> dict[int, tuple[int, int]]:
@@ -278,13 +295,4 @@ _IN_FLIGHT = exists().where(
     lanes.c.lease_until > bindparam("now", type_=lanes.c.lease_until.type),
     lanes.c.lease_token == entries.c.claim_token,
 )
-_SUPERSEDE = Prepared(
-    update(entries)
-    .where(entries.c.lane_id == bindparam("lane"), _IN_PLACE, ~_IN_FLIGHT)
-    .values(
-        state=literal_column(f"'{State.SUPERSEDED}'"),
-        settled_at=bindparam("at", type_=entries.c.settled_at.type),
-        reason=literal_column("'a newer one was enqueued'"),
-    )
-    .returning(entries.c.size, entries.c.snapshot)
-)
+_SUPERSEDE = superseding(entries.c.lane_id == bindparam("lane"), _IN_PLACE, ~_IN_FLIGHT)

@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     and_,
     bindparam,
@@ -28,20 +27,18 @@ from sqlalchemy import (
 
 from hubqueue.batching import STUCK_AFTER, coalesce
 from hubqueue.drafts import FINAL_RANK
-from hubqueue.entries import tally
+from hubqueue.entries import leaving, superseding
 from hubqueue.entry import Entry, Kind, Snapshot
 from hubqueue.lifecycle import State
 from hubqueue.prepared import Prepared, first, microseconds
-from hubqueue.readiness import WAITING
+from hubqueue.readiness import TRIED, WAITING
 from hubqueue.schema import entries, moment_of
 
 
 def drop_outdated(tx: Connection, lane_id: int, kind: Kind, now: datetime) -> None:
     """Whatever a newer entry has replaced since it was tried does not go out again."""
     drop = _DROP_OUTDATED if kind is Kind.CKPT else _DROP_REPEATED
-    gone = drop.run(tx, {"lane": lane_id, "at": microseconds(now)})
-    if gone:
-        tally(tx, lane_id, pending=-len(gone), superseded=len(gone), bytes=-sum(size for (size,) in gone))
+    leaving(tx, lane_id, State.SUPERSEDED, drop.run(tx, {"lane": lane_id, "at": microseconds(now)}))
 
 
 def pick(
@@ -59,9 +56,9 @@ def pick(
 def mark(tx: Connection, lane_id: int, token: int, batch: Sequence[Entry]) -> None:
     """Count the attempt on its entries. They are a batch from now on, if they were none before."""
     if batch:
-        first, last = batch[0], batch[-1]
-        line = {"first_rank": first.rank, "first": first.id, "last_rank": last.rank, "last": last.id}
-        _MARK.run(tx, {"lane": lane_id, "token": token, "batch": first.batch or token, **line}, returns=False)
+        front, back = batch[0], batch[-1]
+        line = {"first_rank": front.rank, "first": front.id, "last_rank": back.rank, "last": back.id}
+        _MARK.run(tx, {"lane": lane_id, "token": token, "batch": front.batch or token, **line}, returns=False)
 
 
 def _entry(
@@ -98,12 +95,11 @@ def _fresh(limit: int) -> Prepared:
     return Prepared(first(limit, select(*_CARRIED).where(*untried).order_by(entries.c.rank, entries.c.id)))
 
 
-_IS_TRIED = and_(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch.is_not(None))
 # The least tried batch first, so that one which fails again and again lets the others pass.
 _TRIED = Prepared(
     first(
         1,
-        select(entries.c.batch).where(_IS_TRIED).order_by(entries.c.attempts, entries.c.rank, entries.c.id),
+        select(entries.c.batch).where(TRIED).order_by(entries.c.attempts, entries.c.rank, entries.c.id),
     )
 )
 _BATCH = Prepared(
@@ -137,18 +133,6 @@ _REPEATED = exists().where(_NEWER_WAITS, _newer.c.key == entries.c.key)
 _A_FINAL_ONE_WAITS = exists().where(
     _NEWER_WAITS, _newer.c.rank == literal_column(str(FINAL_RANK)), _newer.c.final.is_(true())
 )
-
-
-def _drop(outdated: ColumnElement[bool]) -> Prepared:
-    gone = update(entries).where(_IS_TRIED, outdated)
-    told = {
-        "state": literal_column(f"'{State.SUPERSEDED}'"),
-        "settled_at": bindparam("at", type_=entries.c.settled_at.type),
-        "reason": literal_column("'a newer one was enqueued'"),
-    }
-    return Prepared(gone.values(told).returning(entries.c.size))
-
-
 # Checkpoints: few of them wait. Of all else any number may, and a newer one has the rank of its place (see `Draft.ranks`).
-_DROP_OUTDATED = _drop(or_(_REPEATED, _A_FINAL_ONE_WAITS))
-_DROP_REPEATED = _drop(_REPEATED.where(_newer.c.rank == entries.c.rank))
+_DROP_OUTDATED = superseding(TRIED, or_(_REPEATED, _A_FINAL_ONE_WAITS))
+_DROP_REPEATED = superseding(TRIED, _REPEATED.where(_newer.c.rank == entries.c.rank))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, exists, literal_column, or_
+from sqlalchemy import ColumnElement, and_, bindparam, case, exists, literal_column, or_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
@@ -35,6 +35,8 @@ def _max(element: latest, compiler: SQLCompiler, **options: Any) -> str:
 # where a parameter stands in the place of one it plans the statement anew at each use.
 OWING = lanes.c.owing == literal_column("true")
 WAITING = entries.c.state == literal_column("'pending'")
+# What waits in a lane and has been sent before. `lane` is a parameter.
+TRIED = and_(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch.is_not(None))
 
 _others = lanes.alias("others")
 _FINAL_WAITS = and_(
@@ -95,3 +97,13 @@ BEATING = and_(
 # them, where the few lanes that owe something lead to theirs.
 _ITS_DESTINATION = runs.c.destination.concat(literal_column("''")) == destinations.c.name
 LANES_OF_RUNS = lanes.join(runs, lanes.c.run_id == runs.c.id).join(destinations, _ITS_DESTINATION)
+
+
+def due_among(kinds: tuple[Kind, ...]) -> tuple[ColumnElement[bool], ColumnElement[Any]]:
+    """Whether a lane of these kinds may send, once it is time, and when that is. `destination` is a parameter.
+
+    Heartbeats are asked for apart from what is owed.
+    """
+    ready, due_at = (BEATING, BEAT_DUE_AT) if kinds == (Kind.HEARTBEAT,) else (READY, DUE_AT)
+    of_kinds = lanes.c.kind.in_([literal_column(f"'{kind}'") for kind in kinds])
+    return and_(ready, destinations.c.name == bindparam("destination"), of_kinds), due_at

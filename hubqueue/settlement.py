@@ -12,18 +12,18 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, update
+from sqlalchemy import Connection, and_, bindparam, case, update
 
 from hubqueue.batching import halves
 from hubqueue.database import Database
-from hubqueue.entries import Moved, tally
+from hubqueue.entries import Moved, leaving
 from hubqueue.entry import Kind
 from hubqueue.errors import LeaseLost
 from hubqueue.lane import Lease
 from hubqueue.lifecycle import State
 from hubqueue.outcome import Remote, Scope
 from hubqueue.prepared import Prepared, microseconds, plain_of
-from hubqueue.readiness import WAITING
+from hubqueue.readiness import TRIED
 from hubqueue.schema import EPOCH, attempts, destinations, entries, lanes, runs
 
 
@@ -53,7 +53,7 @@ class Settlement:
         """Write down how far the upload of a batch came; durable when this returns. Raises `LeaseLost`."""
         with self.database.write() as tx:
             self._fence(tx, lease, lease_token=lease.token)
-            tx.execute(update(entries).where(_of(lease)).values(progress=progress))
+            self._change(tx, lease, progress=progress)
 
     def ack(
         self, lease: Lease, *, started_at: datetime | None, remote: Remote, within: Connection | None = None
@@ -93,7 +93,7 @@ class Settlement:
             self._settle_lane(
                 tx, lease, started_at, failures=lease.failures + 1, last_error=reason, retry_at=at
             )
-            self._note(tx, lease, reason)
+            self._change(tx, lease, reason=reason)
             if resumes_at is not None:
                 later = and_(
                     destinations.c.name == lease.batch.run.destination, destinations.c.resumes_at < resumes_at
@@ -112,7 +112,7 @@ class Settlement:
             self._settle_lane(tx, lease, started_at, failures=0, last_error=reason, retry_at=EPOCH)
             # A token belongs to one claim only, so it and its negative name two batches nobody else can have.
             half = case((entries.c.id.in_(second), -lease.token), else_=lease.token)
-            tx.execute(update(entries).where(_of(lease)).values(batch=half, reason=reason))
+            self._change(tx, lease, batch=half, reason=reason)
             self._end_attempt(tx, lease, started_at, "split", reason, self.database.now())
 
     def bury(
@@ -141,7 +141,7 @@ class Settlement:
             error = {"last_error": reason} if hold else {}
             self._settle_lane(tx, lease, started_at, **error)
             tx.execute(update(lanes).where(lanes.c.id == lease.lane_id).values(attempts=lanes.c.attempts - 1))
-            tx.execute(update(entries).where(_of(lease)).values(attempts=entries.c.attempts - 1))
+            self._change(tx, lease, attempts=entries.c.attempts - 1)
             if hold is Scope.RUN:
                 tx.execute(update(runs).where(runs.c.id == lease.batch.run.id).values(held=reason))
             elif hold is Scope.DESTINATION:
@@ -154,7 +154,7 @@ class Settlement:
     def _fence(self, tx: Connection, lease: Lease, **values: Any) -> None:
         """Write on the lane, but only as the holder of its newest lease. Every settle passes here."""
         told = {f"to_{name}": plain_of(value) for name, value in values.items()}
-        if not _fenced(tuple(values)).run(tx, {"lane": lease.lane_id, "token": lease.token, **told}):
+        if not _fenced(tuple(values)).run(tx, {**_held_by(lease), **told}):
             raise LeaseLost(
                 f"lane {lease.lane_id} was claimed again after token {lease.token}",
                 hint="the new holder decides",
@@ -167,14 +167,12 @@ class Settlement:
 
     def _leave(self, tx: Connection, lease: Lease, target: State, reason: str | None, now: datetime) -> Moved:
         move = {"state": str(target), "at": microseconds(now), "why": reason}
-        rows = _LEAVE.run(tx, {"lane": lease.lane_id, "token": lease.token, **move})
-        if rows:
-            size = sum(size for size, _ in rows)
-            tally(tx, lease.lane_id, pending=-len(rows), bytes=-size, **{str(target): len(rows)})
-        return Moved(len(rows), tuple(snapshot for _, snapshot in rows if snapshot))
+        rows = _LEAVE.run(tx, {**_held_by(lease), **move})
+        return leaving(tx, lease.lane_id, target, rows)
 
-    def _note(self, tx: Connection, lease: Lease, reason: str) -> None:
-        tx.execute(update(entries).where(_of(lease)).values(reason=reason))
+    def _change(self, tx: Connection, lease: Lease, **values: Any) -> None:
+        """Write on the entries that a lease still answers for: not those a person cancelled meanwhile."""
+        tx.execute(update(entries).where(_MINE).values(values), _held_by(lease))
 
     def _end_attempt(
         self,
@@ -198,14 +196,10 @@ def _fenced(names: tuple[str, ...]) -> Prepared:
     return Prepared(update(lanes).where(mine).values(values).returning(lanes.c.id))
 
 
+_MINE = and_(TRIED, entries.c.claim_token == bindparam("token"))
 _LEAVE = Prepared(
     update(entries)
-    .where(
-        entries.c.lane_id == bindparam("lane"),
-        WAITING,
-        entries.c.batch.is_not(None),
-        entries.c.claim_token == bindparam("token"),
-    )
+    .where(_MINE)
     .values(
         state=bindparam("state"),
         settled_at=bindparam("at", type_=entries.c.settled_at.type),
@@ -225,11 +219,5 @@ _END = Prepared(
 )
 
 
-def _of(lease: Lease) -> ColumnElement[bool]:
-    """The entries that this lease still answers for: not those a person cancelled meanwhile."""
-    return and_(
-        entries.c.lane_id == lease.lane_id,
-        WAITING,
-        entries.c.batch.is_not(None),
-        entries.c.claim_token == lease.token,
-    )
+def _held_by(lease: Lease) -> dict[str, int]:
+    return {"lane": lease.lane_id, "token": lease.token}

@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy import (
     Select,
     and_,
-    bindparam,
     case,
     false,
     func,
@@ -39,6 +38,7 @@ from hubqueue.readiness import (
     OWING,
     READY,
     WAITING,
+    due_among,
 )
 from hubqueue.schema import attempts, destinations, entries, lanes, moment_of, runs, workers
 
@@ -63,16 +63,13 @@ class Stats:
     # For the worker.
 
     def next_due(self, destination: str, kinds: Collection[Kind]) -> datetime | None:
-        """When the next lane of these kinds may send; None when nothing is ready, however long one waits."""
+        """When the next lane of these kinds may send; None when nothing is ready, however long one waits.
+
+        Heartbeats are asked for apart from what is owed.
+        """
         with self.database.read() as connection:
             ((due,),) = _next_due(tuple(kinds)).run(connection, {"destination": destination})
         return None if due is None else moment_of(due)
-
-    def beats(self, destination: str) -> list[tuple[str, datetime]]:
-        """The runs with a heartbeat to send, and when each is due."""
-        with self.database.read() as connection:
-            found = _BEATS.run(connection, {"destination": destination})
-        return [(run_id, moment_of(due_at)) for run_id, due_at in found]
 
     def running(self) -> list[str]:
         """The ids of the runs whose script has not ended, as far as the outbox knows."""
@@ -221,7 +218,10 @@ class Stats:
         return [dict(row) for row in self._all(query.order_by(attempts.c.id.desc()).limit(limit))]
 
     def miscounted(self) -> list[str]:
-        """Lanes whose counters disagree with their rows (pending, dead), or which owe and are not found: none, unless the file was tampered with."""
+        """Lanes whose counters disagree with their rows (pending, dead), or which owe and are not found.
+
+        None, unless the file was tampered with.
+        """
         real = (
             select(
                 entries.c.lane_id,
@@ -305,19 +305,13 @@ _CONCERNED = union_all(
     select(lanes.c.run_id).where(OWING),
     select(lanes.c.run_id).where(lanes.c.id.in_(_DEAD)),
 )
+
+
 # What an idle worker asks twice a second.
-_BEATS = Prepared(
-    select(runs.c.id, BEAT_DUE_AT)
-    .select_from(LANES_OF_RUNS)
-    .where(BEATING, destinations.c.name == bindparam("destination"))
-)
-
-
 @cache
 def _next_due(kinds: tuple[Kind, ...]) -> Prepared:
-    of_kinds = lanes.c.kind.in_([literal_column(f"'{kind}'") for kind in kinds])
-    query = select(func.min(DUE_AT)).select_from(LANES_OF_RUNS)
-    return Prepared(query.where(READY, destinations.c.name == bindparam("destination"), of_kinds))
+    ready, due_at = due_among(kinds)
+    return Prepared(select(func.min(due_at)).select_from(LANES_OF_RUNS).where(ready))
 
 
 def _in_flight(now: datetime) -> Any:

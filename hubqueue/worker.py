@@ -161,8 +161,6 @@ class Worker:
         return started
 
     def _crew_due(self, crew: _Crew) -> datetime | None:
-        if Kind.HEARTBEAT in crew.paces:
-            return min((due_at for _, due_at in self._outbox.stats.beats(crew.destination)), default=None)
         return self._outbox.stats.next_due(crew.destination, list(crew.paces))
 
     def _begin(self, crew: _Crew, lease: Lease) -> None:

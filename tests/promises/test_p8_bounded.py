@@ -150,7 +150,7 @@ def test_no_statement_of_the_hot_paths_is_planned_again(home: Path, clock: FakeC
             clock.advance(10)
             log(outbox, run, epoch)
             assert outbox.stats.next_due("hub", [Kind.METRICS])
-            outbox.stats.beats("hub")
+            outbox.stats.next_due("hub", [Kind.HEARTBEAT])
             with outbox.database.write() as tx:
                 lease = outbox.claims.claim("hub", PACES, TERMS, within=tx)
             assert lease is not None
@@ -206,7 +206,7 @@ def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: Fake
         clock.advance(10)
         claim(outbox)
         outbox.stats.next_due("hub", [Kind.METRICS])
-        outbox.stats.beats("hub")
+        outbox.stats.next_due("hub", [Kind.HEARTBEAT])
         outbox.stats.running()
         outbox.stats.owed(run)
 
