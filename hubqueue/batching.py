@@ -45,7 +45,7 @@ def idempotency_key(outbox_id: str, contents: Iterable[tuple[object, ...]]) -> s
     """The same for every attempt at the same entries of an outbox, different for any others (a UUID).
 
     `contents` is what tells each entry apart. Its id alone does not: an outbox that is restored from a copy gives
-    the same ids again, to other entries, and the hub would take those for replays.
+    the same ids again, to other entries, and the hub would take those for replays. Damage is no reason to fail here.
     """
-    digest = hashlib.sha256(json.dumps(list(contents)).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(list(contents), default=repr).encode()).hexdigest()
     return str(uuid.uuid5(uuid.UUID(outbox_id), digest))

@@ -201,7 +201,9 @@ _TOLD = ("remote_id", "agent_id", "remote_run", "remote_file")
 
 
 def _content(entry: Entry) -> tuple[object, ...]:
-    return entry.id, entry.enqueued_at.isoformat(), entry.payload, entry.snapshot and entry.snapshot.name
+    # The checksum stands for the payload, where there is one.
+    told = entry.payload if entry.checksum is None else entry.checksum
+    return entry.id, entry.enqueued_at, told, entry.snapshot and entry.snapshot.name
 
 
 class _Lane(NamedTuple):

@@ -149,8 +149,10 @@ class Entries:
         """Delete up to `limit` finished entries and attempts older than the given moments; how many went.
 
         The counters of the lanes stay. A finished entry with an older dead twin stays too: it is the proof that
-        the dead one is outdated.
+        the dead one is outdated. So does the newest of each table: no id is ever given twice, and the time of the
+        outbox never goes back behind it (see origin.py).
         """
+        newest = select(func.max(entries.c.id)).scalar_subquery()
         older = entries.alias("older")
         shadow = exists().where(
             older.c.state == literal_column("'dead'"),
@@ -160,15 +162,12 @@ class Entries:
         )
         settled = (
             select(entries.c.id)
-            .where(_IS_SETTLED, entries.c.settled_at < settled_before, ~shadow)
+            .where(_IS_SETTLED, entries.c.settled_at < settled_before, entries.c.id < newest, ~shadow)
             .limit(limit)
         )
-        # The newest attempt stays: the time of the outbox never goes back behind it (see origin.py).
-        newest = select(func.max(attempts.c.id)).scalar_subquery()
+        last = select(func.max(attempts.c.id)).scalar_subquery()
         ended = (
-            select(attempts.c.id)
-            .where(attempts.c.ended_at < ended_before, attempts.c.id < newest)
-            .limit(limit)
+            select(attempts.c.id).where(attempts.c.ended_at < ended_before, attempts.c.id < last).limit(limit)
         )
         with self.database.write() as tx:
             gone = tx.execute(delete(entries).where(entries.c.id.in_(settled))).rowcount

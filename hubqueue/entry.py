@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -64,7 +63,7 @@ class Draft(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One owed upload, as the outbox keeps it, in the batch of a claim. `size` is in bytes.
+    """One owed upload, as the outbox keeps it, in the batch of a claim. `size` is in bytes, `enqueued_at` as the table has it.
 
     `attempts` are those before this claim, `progress` is how far an earlier one came, in the words of its transport,
     `checksum` is that of key and payload (None: an older hubqueue wrote it). `rank` is its place in the lane's line,
@@ -75,7 +74,7 @@ class Entry(NamedTuple):
     key: str
     payload: str
     size: int
-    enqueued_at: datetime
+    enqueued_at: int
     snapshot: Snapshot | None = None
     final: bool = False
     attempts: int = 0

@@ -32,7 +32,7 @@ from hubqueue.entry import Entry, Kind, Snapshot
 from hubqueue.lifecycle import State
 from hubqueue.prepared import Prepared, first, microseconds
 from hubqueue.readiness import TRIED, WAITING
-from hubqueue.schema import entries, moment_of
+from hubqueue.schema import entries
 
 
 def drop_outdated(tx: Connection, lane_id: int, kind: Kind, now: datetime) -> None:
@@ -48,8 +48,8 @@ def pick(
     tried = _TRIED.run(tx, {"lane": lane_id})
     untried = 1 if failures >= STUCK_AFTER else 0
     if tried and not (untried and _fresh(untried).run(tx, {"lane": lane_id})):
-        return [_entry(*row) for row in _BATCH.run(tx, {"lane": lane_id, "batch": tried[0][0]})]
-    fresh = [_entry(*row) for row in _fresh(max_entries + 1).run(tx, {"lane": lane_id})]
+        return [_entry(row) for row in _BATCH.run(tx, {"lane": lane_id, "batch": tried[0][0]})]
+    fresh = [_entry(row) for row in _fresh(max_entries + 1).run(tx, {"lane": lane_id})]
     return fresh[: coalesce(fresh, kind=kind, max_entries=max_entries, max_bytes=max_bytes)]
 
 
@@ -61,22 +61,10 @@ def mark(tx: Connection, lane_id: int, token: int, batch: Sequence[Entry]) -> No
         _MARK.run(tx, {"lane": lane_id, "token": token, "batch": front.batch or token, **line}, returns=False)
 
 
-def _entry(
-    id: int,
-    key: str,
-    payload: str,
-    size: int,
-    enqueued_at: int,
-    snapshot: str | None,
-    snapshot_size: int,
-    snapshot_mtime_ns: int,
-    snapshot_sha256: str | None,
-    final: bool,
-    *rest: Any,
-) -> Entry:
-    """An entry out of `_CARRIED`."""
-    copy = Snapshot(snapshot, snapshot_size, snapshot_mtime_ns, snapshot_sha256) if snapshot else None
-    return Entry(id, key, payload, size, moment_of(enqueued_at), copy, bool(final), *rest)
+def _entry(row: tuple[Any, ...]) -> Entry:
+    """An entry out of `_CARRIED`, where four columns stand for the snapshot."""
+    snapshot = Snapshot(*row[5:9]) if row[5] else None
+    return Entry._make((*row[:5], snapshot, bool(row[9]), *row[10:]))
 
 
 _CARRIED = [

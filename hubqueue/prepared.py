@@ -48,12 +48,12 @@ class Prepared:
         text, positions, own = self._compiled[name]
         if own:
             parameters = {**own, **parameters}
-        cursor = tx.connection.cursor()
+        cursor = tx.connection.driver_connection.cursor()  # type: ignore[union-attr]
         try:
             cursor.execute(
-                text, parameters if positions is None else [parameters[each] for each in positions]
+                text, parameters if positions is None else tuple(map(parameters.__getitem__, positions))
             )
-            return list(cursor.fetchall()) if returns else []
+            return cursor.fetchall() if returns else []
         finally:
             cursor.close()
 

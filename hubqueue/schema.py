@@ -246,7 +246,6 @@ entries = Table(
         "snapshot",
         sqlite_where=text("snapshot IS NOT NULL"),
     ),
-    sqlite_autoincrement=True,
 )
 
 attempts = Table(
@@ -267,7 +266,6 @@ attempts = Table(
     Column("reason", Text),
     Index("attempts_lane_token", "lane_id", "token"),
     Index("attempts_ended", "ended_at"),
-    sqlite_autoincrement=True,
 )
 
 workers = Table(

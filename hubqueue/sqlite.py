@@ -185,7 +185,7 @@ def configure(connection: Any, *, journal: str, synchronous: str, busy_timeout: 
     try:
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
         # While others make the first connections to a new file, the busy handler is not asked about this.
-        took = str(_patiently(cursor, f"PRAGMA journal_mode = {journal}", busy_timeout).fetchone()[0])
+        took = str(_patiently(connection, f"PRAGMA journal_mode = {journal}", busy_timeout).fetchone()[0])
         if took != journal:
             raise OutboxUnavailable(
                 f"the outbox stayed in journal mode {took!r} instead of {journal!r}",
@@ -202,23 +202,19 @@ def configure(connection: Any, *, journal: str, synchronous: str, busy_timeout: 
 
 def begin_immediate(connection: Any, *, patience: float, turns: Turns | None = None) -> None:
     """BEGIN IMMEDIATE, waiting in short even pauses for at most `patience` seconds, each in its turn."""
-    cursor = connection.cursor()
-    try:
-        _patiently(cursor, "BEGIN IMMEDIATE", patience, turns)
-    finally:
-        cursor.close()
+    _patiently(connection, "BEGIN IMMEDIATE", patience, turns)
 
 
-def _patiently(cursor: Any, statement: str, patience: float, turns: Turns | None = None) -> Any:
-    """Execute a statement, again while others hold the database, for at most `patience` seconds."""
-    since, deadline = time.monotonic_ns(), time.monotonic() + patience
+def _patiently(connection: Any, statement: str, patience: float, turns: Turns | None = None) -> Any:
+    """Execute a statement, again while others hold the database, for at most `patience` seconds; its cursor."""
+    since = time.monotonic_ns()
+    deadline = since + int(patience * 1e9)
     while True:
-        late = time.monotonic() >= deadline
-        if turns is None or late or turns.is_mine(since):
+        if turns is None or turns.is_mine(since) or time.monotonic_ns() >= deadline:
             try:
-                done = cursor.execute(statement)
+                done = connection.execute(statement)
             except Exception as error:
-                if time.monotonic() >= deadline or error_name(error) not in _BUSY:
+                if time.monotonic_ns() >= deadline or error_name(error) not in _BUSY:
                     raise
             else:
                 if turns is not None:

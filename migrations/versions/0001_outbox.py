@@ -1,6 +1,7 @@
 """The outbox: runs, lanes, entries, attempts.
 
-Revision 0001. Moments are integers (microseconds of steady UTC); see hubqueue/schema.py for what each means.
+Revision 0001. Moments are integers (microseconds of steady UTC); see hubqueue/schema.py for what each means. Outboxes
+of hubqueue 0.1.0 have AUTOINCREMENT on two tables, and keep it: see docs/decisions/0019-pages-of-an-enqueue.md.
 """
 
 from __future__ import annotations
@@ -134,7 +135,6 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=True),
         sa.ForeignKeyConstraint(["lane_id"], ["lanes.id"], name=op.f("attempts_lane_id_fkey")),
         sa.PrimaryKeyConstraint("id", name=op.f("attempts_pkey")),
-        sqlite_autoincrement=True,
     )
     op.create_index("attempts_ended", "attempts", ["ended_at"], unique=False)
     op.create_index("attempts_lane_token", "attempts", ["lane_id", "token"], unique=False)
@@ -163,7 +163,6 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["lane_id"], ["lanes.id"], name=op.f("entries_lane_id_fkey")),
         sa.PrimaryKeyConstraint("id", name=op.f("entries_pkey")),
-        sqlite_autoincrement=True,
     )
     op.create_index(
         "entries_dead",

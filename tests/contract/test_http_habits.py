@@ -13,7 +13,7 @@ import subprocess
 import threading
 import tracemalloc
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -32,7 +32,7 @@ from hubqueue.transports.body import Blocks
 from hubqueue.transports.hub import HubTransport
 from hubqueue.transports.watch import Watch
 
-_NOW = datetime(2026, 1, 1, tzinfo=UTC)
+_NOW = 1_767_225_600_000_000
 _LARGE = bytes(30_000_000)  # more than the buffers of both ends of a socket hold
 
 

@@ -308,6 +308,7 @@ def test_a_dead_entry_does_not_come_back_over_a_newer_value(any_outbox: Outbox, 
     log(any_outbox, run, 0, value=1.0)
     any_outbox.settlement.bury(must_claim(any_outbox), reason="400", started_at=None)
     log(any_outbox, run, 0, value=2.0)
+    log(any_outbox, run, 1)  # the newest entry of all stays in any case
     clock.advance(10)
     ack(any_outbox, must_claim(any_outbox))
     clock.advance(1_000_000)
@@ -317,7 +318,7 @@ def test_a_dead_entry_does_not_come_back_over_a_newer_value(any_outbox: Outbox, 
     back, outdated = any_outbox.entries.redrive()
 
     assert (back.count, outdated.count) == (0, 1)
-    assert totals(any_outbox) == {"enqueued": 2, "delivered": 1, "superseded": 1}
+    assert totals(any_outbox) == {"enqueued": 3, "delivered": 2, "superseded": 1}
 
 
 def test_a_cancelled_entry_in_flight_ignores_its_answer(any_outbox: Outbox) -> None:
@@ -329,6 +330,19 @@ def test_a_cancelled_entry_in_flight_ignores_its_answer(any_outbox: Outbox) -> N
     ack(any_outbox, lease)
 
     assert totals(any_outbox) == {"enqueued": 1, "cancelled": 1}
+
+
+def test_no_id_is_given_twice_whatever_was_pruned(any_outbox: Outbox, clock: FakeClock) -> None:
+    run = new_run(any_outbox)
+    before = log(any_outbox, run, 0, 1)
+    ack(any_outbox, must_claim(any_outbox))
+    clock.advance(100)
+    now = any_outbox.database.now()
+
+    assert any_outbox.entries.prune(settled_before=now, ended_before=now) == 1
+    (after,) = log(any_outbox, run, 2)
+
+    assert after > max(before)
 
 
 def test_pruning_takes_only_what_is_finished_and_old_and_keeps_the_counts(

@@ -660,4 +660,4 @@ def _form(request: bytes) -> list[tuple[str, bytes]]:
     ]  # type: ignore[attr-defined,misc]
 
 
-_NOW = datetime(2026, 1, 1, tzinfo=UTC)
+_NOW = 1_767_225_600_000_000

@@ -142,7 +142,7 @@ def test_an_answer_is_kept_where_the_next_claim_fails(home: Path, clock: FakeClo
 
         def damage_the_next(_batch: Batch) -> Outcome:
             with outbox.database.write() as tx:
-                tx.exec_driver_sql("UPDATE entries SET enqueued_at = 'damaged' WHERE key = '1'")
+                tx.exec_driver_sql("UPDATE entries SET size = 'damaged' WHERE key = '1'")
             return Delivered()
 
         bench = Bench(outbox, damage_the_next)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import threading
 import time
 from datetime import timedelta
@@ -15,6 +17,7 @@ from trainer import V82, Trainer
 
 from hubqueue import HUBTrainingSession, hub_model
 from hubqueue.cadence import Cadence, Timers
+from hubqueue.daemon import worker_lives
 from hubqueue.entry import Kind
 from hubqueue.errors import UnknownModel
 from hubqueue.events import BatchDelivered, UploadProgressed
@@ -163,8 +166,11 @@ def test_l36_a_detached_worker_tells_how_far_it_is(at_hub: Sandbox, home: Path, 
 
     wait_until(looked, timeout=90)
     assert len(seen) > 1, "the upload was over before anything was told"
-    at_hub.heal()
     session.alive = False
+    # The worker must not outlive its hub.
+    assert session._run.outbox is not None
+    os.kill(session._run.outbox.status()["worker"]["pid"], signal.SIGTERM)
+    wait_until(lambda: not worker_lives(Home(home)), timeout=90)
 
 
 def test_l37_a_clock_that_is_set_back_stops_nothing() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import BinaryIO
 
 from hubqueue.config import DestinationSettings
@@ -16,7 +16,7 @@ from hubqueue.transports.hub import HubTransport
 
 KEY = "5ec4e7c0de15a1ff00d5ba5eba11deadbea7facade"
 MODEL = "abcdefghij0123456789"
-_NOW = datetime(2026, 1, 1, tzinfo=UTC)
+_NOW = 1_767_225_600_000_000
 
 
 def transport(
