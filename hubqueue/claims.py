@@ -30,7 +30,7 @@ from hubqueue.budget import Budget
 from hubqueue.database import Database
 from hubqueue.entry import Entry, Kind
 from hubqueue.lane import Batch, Lease, RunRef
-from hubqueue.picking import drop_outdated, mark, pick
+from hubqueue.picking import mark, pick
 from hubqueue.prepared import Prepared, first, microseconds
 from hubqueue.readiness import LANES_OF_RUNS, due_among, latest
 from hubqueue.schema import EPOCH, Moment, attempts, destinations, lanes, moment_of, runs
@@ -85,7 +85,7 @@ class Claims:
                 return None
             kind = Kind(lane.kind)
             most = terms.max_entries if paces[kind] else self._modest(tx, terms.max_entries)
-            batch = pick(tx, lane.id, kind, lane.failures, most, terms.max_bytes)
+            batch = pick(tx, lane.id, kind, lane.failures, most, terms.max_bytes, now)
             return self._lease(tx, lane, batch, paces[kind], terms, now)
 
     def reclaim(self, dead_workers: Sequence[str]) -> int:
@@ -116,10 +116,9 @@ class Claims:
         }
         if not _TAKE.run(tx, taken):
             return None
-        # What an earlier holder left without an answer: the history says so, and whatever a newer entry has
-        # replaced meanwhile does not go out again.
-        _LOST.run(tx, {**taken, "now": microseconds(now)}, returns=False)
-        drop_outdated(tx, before.id, Kind(before.kind), now)
+        if before.lease_worker is not None:
+            # An earlier holder left it without an answer: the history says so.
+            _LOST.run(tx, {**taken, "now": microseconds(now)}, returns=False)
         return before
 
     def _modest(self, tx: Connection, most: int) -> int:
@@ -213,6 +212,7 @@ class _Lane(NamedTuple):
     run_id: str
     kind: str
     lease_token: int
+    lease_worker: str | None
     failures: int
     paced_until: int
     destination: str
@@ -227,7 +227,8 @@ class _Lane(NamedTuple):
 def _first_due(kinds: tuple[Kind, ...]) -> Prepared:
     ready, due_at = due_among(kinds)
     columns = [
-        *(lanes.c[name] for name in ("id", "run_id", "kind", "lease_token", "failures", "paced_until")),
+        *(lanes.c[name] for name in ("id", "run_id", "kind", "lease_token", "lease_worker", "failures")),
+        lanes.c.paced_until,
         *(runs.c[name] for name in ("destination", "model", *_TOLD)),
     ]
     due = and_(ready, bindparam("now", type_=Moment()) >= due_at)

@@ -218,7 +218,7 @@ class Database:
         if not self.path:
             return None
         with self.read() if within is None else nullcontext(within) as connection:
-            found: int = connection.exec_driver_sql("PRAGMA data_version").scalar_one()
+            found: int = _driven(connection).execute("PRAGMA data_version").fetchone()[0]
             return found
 
     def was_replaced(self) -> bool:

@@ -35,17 +35,16 @@ from hubqueue.readiness import TRIED, WAITING
 from hubqueue.schema import entries
 
 
-def drop_outdated(tx: Connection, lane_id: int, kind: Kind, now: datetime) -> None:
-    """Whatever a newer entry has replaced since it was tried does not go out again."""
-    drop = _DROP_OUTDATED if kind is Kind.CKPT else _DROP_REPEATED
-    leaving(tx, lane_id, State.SUPERSEDED, drop.run(tx, {"lane": lane_id, "at": microseconds(now)}))
-
-
 def pick(
-    tx: Connection, lane_id: int, kind: Kind, failures: int, max_entries: int, max_bytes: int
+    tx: Connection, lane_id: int, kind: Kind, failures: int, max_entries: int, max_bytes: int, now: datetime
 ) -> list[Entry]:
     """The entries of the next request: the batch that was tried before, else the front of the line."""
     tried = _TRIED.run(tx, {"lane": lane_id})
+    if tried:
+        # Whatever a newer entry has replaced meanwhile does not go out again.
+        drop = _DROP_OUTDATED if kind is Kind.CKPT else _DROP_REPEATED
+        leaving(tx, lane_id, State.SUPERSEDED, drop.run(tx, {"lane": lane_id, "at": microseconds(now)}))
+        tried = _TRIED.run(tx, {"lane": lane_id})
     untried = 1 if failures >= STUCK_AFTER else 0
     if tried and not (untried and _fresh(untried).run(tx, {"lane": lane_id})):
         return [_entry(row) for row in _BATCH.run(tx, {"lane": lane_id, "batch": tried[0][0]})]
