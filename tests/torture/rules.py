@@ -7,6 +7,8 @@ import os
 import shutil
 import sys
 import tempfile
+import traceback
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -14,8 +16,9 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from hypothesis import HealthCheck, seed, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -24,6 +27,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import bindparam, literal_column, select, update
 from stage import totals
 from torture.frame import options
 
@@ -39,6 +43,8 @@ from hubqueue.lane import Lease
 from hubqueue.lifecycle import RunState
 from hubqueue.outbox import open_outbox
 from hubqueue.outcome import Remote, Scope
+from hubqueue.prepared import Prepared
+from hubqueue.schema import lanes
 from hubqueue.testing import FakeClock
 
 SENTENCE = (
@@ -315,21 +321,60 @@ def main(argv: list[str] | None = None) -> int:
         counts = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
         told.say(f"{examples} examples of at most {steps} moves: {counts}")
         told.require(counted["stale settles"] > 0, "no stale token was ever tried: the moves are too tame")
+        for name, found in zip(
+            _CONTROLS, pool.map(partial(_control, seed_=told.seed), _CONTROLS), strict=True
+        ):
+            told.say(f"control: {name}: {found or 'not noticed'}")
+            told.require(bool(found), f"{name} was not noticed")
     return told.exit_code
 
 
 def _run(seed_: int, *, examples: int, steps: int) -> Counter[str]:
     """So many examples from one seed, in a process that runs several of them after each other; what they counted."""
     COUNTS.clear()
-    limits = settings(
+    run_state_machine_as_test(seed(seed_)(OutboxMachine), settings=_limits(examples, steps))
+    return COUNTS
+
+
+def _limits(examples: int, steps: int, phases: tuple[Phase, ...] = tuple(Phase)) -> settings:
+    return settings(
         max_examples=examples,
         stateful_step_count=steps,
+        phases=phases,
         deadline=None,
         database=None,
+        report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    run_state_machine_as_test(seed(seed_)(OutboxMachine), settings=limits)
-    return COUNTS
+
+
+def _fences_nothing(names: tuple[str, ...]) -> Prepared:
+    values = {lanes.c[name]: bindparam(f"to_{name}", type_=lanes.c[name].type) for name in names}
+    return Prepared(update(lanes).where(lanes.c.id == bindparam("lane")).values(values).returning(lanes.c.id))
+
+
+# What is broken, where, and what stands in its place.
+_CONTROLS: dict[str, tuple[str, object]] = {
+    "a settle that compares no tokens": ("hubqueue.settlement._fenced", _fences_nothing),
+    "a claim that keeps no spacing": (f"{__name__}._PACES", dict.fromkeys(Kind, timedelta())),
+    "a move that is not counted": ("hubqueue.entries._TALLY", Prepared(select(literal_column("1")))),
+    "a key for each attempt": ("hubqueue.claims.idempotency_key", lambda *_content: str(uuid.uuid4())),
+}
+
+
+def _control(name: str, *, seed_: int) -> str:
+    """What the judge says of an outbox that is broken on purpose; nothing when it has not noticed."""
+    where, instead = _CONTROLS[name]
+    with patch(where, instead):
+        try:
+            run_state_machine_as_test(
+                seed(seed_)(OutboxMachine), settings=_limits(60, 60, phases=(Phase.generate,))
+            )
+        except AssertionError as noticed:
+            return str(noticed).partition("\n")[0] or str(
+                traceback.extract_tb(noticed.__traceback__)[-1].line
+            )
+    return ""
 
 
 if __name__ == "__main__":
