@@ -20,7 +20,6 @@ from sqlalchemy import (
     Engine,
     create_engine,
     event,
-    func,
     select,
     text,
 )
@@ -33,11 +32,10 @@ from hubqueue.clock import Clock, SystemClock
 from hubqueue.errors import ConfigError, OutboxDamaged, OutboxUnavailable
 from hubqueue.schema import (
     REVISION,
-    DamagedMoment,
-    Moment,
+    DamagedNumber,
     about,
     metadata,
-    no_moment,
+    strangers,
 )
 from hubqueue.turns import Turns
 
@@ -81,7 +79,7 @@ class Database:
         self._driver = sqlite.load_driver(driver) if self.path else None
         # The driver's own too: what fails inside an event of SQLAlchemy (our BEGIN) is not wrapped by it.
         self._errors = (DBAPIError, self._driver.Error) if self._driver else (DBAPIError,)
-        self._foreign = (*self._errors, UnicodeDecodeError, DamagedMoment)
+        self._foreign = (*self._errors, UnicodeDecodeError, DamagedNumber)
         version = getattr(self._driver, "sqlite_version_info", ())
         self._journal, self._synchronous = sqlite.journal_for(tuple(version), network=network)
         self._file: tuple[int, int] | None = None
@@ -96,7 +94,7 @@ class Database:
         if not self.path:
             # Prepared statements run past SQLAlchemy: their errors are the driver's own.
             self._errors = (DBAPIError, self._engine.dialect.loaded_dbapi.Error)
-            self._foreign = (*self._errors, UnicodeDecodeError, DamagedMoment)
+            self._foreign = (*self._errors, UnicodeDecodeError, DamagedNumber)
         forks.watch(self)
 
     def open(self, *, create: bool = True, lock: AbstractContextManager[object] | None = None) -> None:
@@ -240,12 +238,9 @@ class Database:
                 # The text that declares the tables may be damaged, too: then they are not those of this program.
                 for table in metadata.sorted_tables:
                     connection.execute(table.select().limit(0))
-                    moments = [column for column in table.columns if isinstance(column.type, Moment)]
-                    for column in moments:
-                        if connection.scalar(
-                            select(func.count()).select_from(table).where(no_moment(column))
-                        ):
-                            return f"a moment in {table.name}.{column.name} is none"
+                    for name, found in connection.execute(strangers(table)).mappings().one().items():
+                        if found:
+                            return f"a number in {table.name}.{name} is none"
             return verdict
 
     def close(self) -> None:
@@ -349,7 +344,7 @@ class Database:
         cause = getattr(error, "orig", None) or error
         where = self.path or self._url.render_as_string(hide_password=True)
         # The second is what a driver makes of a message of SQLite's with damaged text in it.
-        if isinstance(error, (DamagedMoment, UnicodeDecodeError)) or (
+        if isinstance(error, (DamagedNumber, UnicodeDecodeError)) or (
             self.path and (sqlite.is_damage(cause) or sqlite.is_foreign_schema(cause))
         ):
             raise OutboxDamaged(f"{where} is damaged: {cause}", hint=sqlite.SET_ASIDE) from error

@@ -252,7 +252,9 @@ def _by_lane(rows: Iterable[Row[tuple[int, int]]]) -> dict[int, tuple[int, int]]
     return {lane_id: (counts[lane_id], sizes[lane_id]) for lane_id in counts}
 
 
-_IS_SETTLED = entries.c.state.in_([State.DELIVERED.value, State.SUPERSEDED.value, State.CANCELLED.value])
+# Literals, so that the index of the finished ones serves it.
+_FINISHED = (State.DELIVERED, State.SUPERSEDED, State.CANCELLED)
+_IS_SETTLED = entries.c.state.in_([literal_column(f"'{state}'") for state in _FINISHED])
 _COUNTERS = ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled", "bytes")
 _NO_CHANGE = {f"n_{name}": 0 for name in _COUNTERS}
 

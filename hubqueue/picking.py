@@ -32,7 +32,7 @@ from hubqueue.entry import Entry, Kind, Snapshot
 from hubqueue.lifecycle import State
 from hubqueue.prepared import Prepared, first, microseconds
 from hubqueue.readiness import TRIED, WAITING
-from hubqueue.schema import entries
+from hubqueue.schema import DamagedNumber, entries
 
 
 def pick(
@@ -43,8 +43,9 @@ def pick(
     if tried:
         # Whatever a newer entry has replaced meanwhile does not go out again.
         drop = _DROP_OUTDATED if kind is Kind.CKPT else _DROP_REPEATED
-        leaving(tx, lane_id, State.SUPERSEDED, drop.run(tx, {"lane": lane_id, "at": microseconds(now)}))
-        tried = _TRIED.run(tx, {"lane": lane_id})
+        gone = drop.run(tx, {"lane": lane_id, "at": microseconds(now)})
+        if leaving(tx, lane_id, State.SUPERSEDED, gone).count:
+            tried = _TRIED.run(tx, {"lane": lane_id})
     untried = 1 if failures >= STUCK_AFTER else 0
     if tried and not (untried and _fresh(untried).run(tx, {"lane": lane_id})):
         return [_entry(row) for row in _BATCH.run(tx, {"lane": lane_id, "batch": tried[0][0]})]
@@ -61,7 +62,9 @@ def mark(tx: Connection, lane_id: int, token: int, batch: Sequence[Entry]) -> No
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    """An entry out of `_CARRIED`, where four columns stand for the snapshot."""
+    """An entry out of `_CARRIED`, where four columns stand for the snapshot. Raises `DamagedNumber`."""
+    if not isinstance(row[3], int):  # it will be added to others
+        raise DamagedNumber("the size of an entry in it is none")
     snapshot = Snapshot(*row[5:9]) if row[5] else None
     return Entry._make((*row[:5], snapshot, bool(row[9]), *row[10:]))
 

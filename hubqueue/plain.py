@@ -43,8 +43,10 @@ def checksum(key: str, payload: str) -> int:
     return zlib.crc32(payload.encode(), zlib.crc32(key.encode()))
 
 
-def is_intact(key: str, payload: str, kept: int | None) -> bool:
+def is_intact(key: object, payload: object, kept: int | None) -> bool:
     """Whether an entry carries what was enqueued; of one without a checksum, whether that can be a payload at all."""
+    if not (isinstance(key, str) and isinstance(payload, str)):
+        return False  # one flipped bit makes bytes of a text
     if kept is None:
         return is_payload(payload)
     try:

@@ -36,26 +36,20 @@ class Prepared:
             compiled = self._statement.compile(dialect=tx.dialect, column_keys=self._columns)  # type: ignore[attr-defined]
             positions = compiled.positiontup
             # Values of SQLAlchemy's own, such as the OFFSET that it gives every LIMIT of SQLite's.
-            given = self._columns or ()
             own = {
                 each: str(value)
                 if isinstance(value, str)
                 else value  # no enumeration: drivers differ over those
                 for each, value in compiled.params.items()
-                if each not in given and value is not None
+                if each not in (self._columns or ()) and value is not None
             }
             self._compiled[name] = (str(compiled), None if positions is None else tuple(positions), own)
         text, positions, own = self._compiled[name]
         if own:
             parameters = {**own, **parameters}
-        cursor = tx.connection.driver_connection.cursor()  # type: ignore[union-attr]
-        try:
-            cursor.execute(
-                text, parameters if positions is None else tuple(map(parameters.__getitem__, positions))
-            )
-            return cursor.fetchall() if returns else []
-        finally:
-            cursor.close()
+        given = parameters if positions is None else tuple(map(parameters.__getitem__, positions))
+        cursor = tx.connection.driver_connection.execute(text, given)  # type: ignore[union-attr]
+        return cursor.fetchall() if returns else []
 
 
 def first(count: int, query: Select[Any]) -> Select[Any]:

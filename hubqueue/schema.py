@@ -20,6 +20,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Dialect,
+    Executable,
     ForeignKey,
     Index,
     Integer,
@@ -30,6 +31,7 @@ from sqlalchemy import (
     and_,
     func,
     or_,
+    select,
     text,
     type_coerce,
 )
@@ -59,22 +61,30 @@ class Moment(TypeDecorator[datetime]):
 
 
 def moment_of(microseconds: int) -> datetime:
-    """The moment that a table keeps as so many microseconds. Raises `DamagedMoment`."""
+    """The moment that a table keeps as so many microseconds. Raises `DamagedNumber`."""
     try:
         return EPOCH + timedelta(microseconds=microseconds)
     except (OverflowError, TypeError) as error:
-        raise DamagedMoment("a moment in it is none") from error
+        raise DamagedNumber("a moment in it is none") from error
 
 
-class DamagedMoment(ValueError):
-    """What stands in the place of a moment cannot be one."""
+class DamagedNumber(ValueError):
+    """What stands in the place of a number or a moment cannot be one."""
 
 
-def no_moment(column: Column[Any]) -> ColumnElement[bool]:
-    """Where a column of moments has something else (in SQLite, whose columns take anything)."""
-    latest = (datetime.max.replace(tzinfo=UTC) - EPOCH) // _MICROSECOND
-    value = type_coerce(column, BigInteger)
-    return and_(column.is_not(None), or_(func.typeof(column) != "integer", value < 0, value > latest))
+def strangers(table: Table) -> Executable:
+    """Which columns have something else than their numbers or moments (in SQLite, whose columns take anything)."""
+    columns = [column for column in table.columns if isinstance(column.type, Integer | Moment)]
+    return select(*[func.max(_is_none(column)).label(column.name) for column in columns])
+
+
+def _is_none(column: Column[Any]) -> ColumnElement[bool]:
+    wrong = func.typeof(column) != "integer"
+    if isinstance(column.type, Moment):
+        latest = (datetime.max.replace(tzinfo=UTC) - EPOCH) // _MICROSECOND
+        value = type_coerce(column, BigInteger)
+        wrong = or_(wrong, value < 0, value > latest)
+    return and_(column.is_not(None), wrong)
 
 
 _Id = BigInteger().with_variant(Integer, "sqlite")

@@ -1,7 +1,7 @@
 """The outbox: runs, lanes, entries, attempts.
 
 Revision 0001. Moments are integers (microseconds of steady UTC); see hubqueue/schema.py for what each means. Outboxes
-of hubqueue 0.1.0 have AUTOINCREMENT on two tables, and keep it: see docs/decisions/0019-pages-of-an-enqueue.md.
+made before revision 0004 was released may have AUTOINCREMENT on two tables, and keep it: see docs/decisions/0019-pages-of-an-enqueue.md.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, event, inspect, select
+from sqlalchemy import Connection, create_engine, event, inspect, select
 from stage import ack, environ_of, keys, log, must_claim, new_run, python, totals
 
 from hubqueue import schema
@@ -324,7 +325,9 @@ def _compare(_context: object, _inspected: object, _meta: object, _have: object,
 
 
 @pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
-def test_an_outbox_of_an_earlier_revision_goes_on_as_it_was(home: Path, revision: str) -> None:
+def test_an_outbox_of_an_earlier_revision_goes_on_as_it_was(
+    home: Path, revision: str, clock: FakeClock
+) -> None:
     from alembic import command
 
     from hubqueue.migration import _config
@@ -332,17 +335,40 @@ def test_an_outbox_of_an_earlier_revision_goes_on_as_it_was(home: Path, revision
     Home.locate(home, {}).create()
     engine = create_engine(f"sqlite:///{home / 'outbox.db'}", module=load_driver("auto"))
     with engine.begin() as connection:
+        command.upgrade(_config(connection), "0001")
+        _give_autoincrement(connection, "attempts", "entries")
         command.upgrade(_config(connection), revision)
         for statement in _OLD_ROWS:
             connection.exec_driver_sql(statement)
     engine.dispose()
 
-    with open_outbox(home, environ={}) as again:
+    with open_outbox(home, environ={}, clock=clock) as again:
         assert again.database.describe()["revision"] == schema.REVISION
         assert _owing(again) == ["metrics"]
         assert totals(again) == {"enqueued": 3, "pending": 2, "delivered": 1}
-        assert keys(must_claim(again)) == ["0", "1"]
+        lease = must_claim(again)
+        assert keys(lease) == ["0", "1"]
         assert again.stats.miscounted() == []
+        ack(again, lease)
+        clock.advance(100)
+        now = again.database.now()
+        assert again.entries.prune(settled_before=now, ended_before=now) == 1
+        assert log(again, lease.batch.run.id, 2) == [3]
+        assert again.database.integrity() == "ok"
+
+
+def _give_autoincrement(connection: Connection, *tables: str) -> None:
+    """Make these tables anew as hubqueue 0.1.0 has made them."""
+    for table in tables:
+        kept = "SELECT sql FROM sqlite_master WHERE tbl_name = ? AND sql IS NOT NULL ORDER BY type = 'index'"
+        made, *indexes = connection.exec_driver_sql(kept, (table,)).scalars().all()
+        old = re.sub(rf",\s*CONSTRAINT {table}_pkey PRIMARY KEY \(id\)", "", made)
+        old = old.replace(
+            "id INTEGER NOT NULL", f"id INTEGER NOT NULL CONSTRAINT {table}_pkey PRIMARY KEY AUTOINCREMENT", 1
+        )
+        assert old.count("PRIMARY KEY") == 1
+        for statement in (f"DROP TABLE {table}", old, *indexes):
+            connection.exec_driver_sql(statement)
 
 
 _OLD_ROWS = (

@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from stage import Bench, environ_of, hubqueue, log, new_run, totals
+from stage import Bench, claim, environ_of, hubqueue, log, new_run, totals
 from torture import damage
 
 from hubqueue.errors import OutboxDamaged
@@ -29,6 +29,9 @@ def test_a_damaged_outbox_is_never_a_healthy_one_with_less_in_it(capsys: pytest.
         "checksum = NULL, payload = '{\"loss\": 1.'",  # an older hubqueue wrote no checksum
         "checksum = NULL, payload = CAST(x'7b226c6f7373223a2022ff227d' AS TEXT)",
         "checksum = NULL, payload = '[]'",
+        "payload = CAST(payload AS BLOB)",  # what one flipped bit in the header of a row makes of a text
+        "key = CAST(key AS BLOB)",
+        "checksum = NULL, payload = CAST(payload AS BLOB)",
     ],
 )
 def test_a_payload_that_was_damaged_is_dead_and_its_neighbours_are_sent(
@@ -45,6 +48,23 @@ def test_a_payload_that_was_damaged_is_dead_and_its_neighbours_are_sent(
         (dead,) = [each for each in outbox.stats.entries() if each["state"] == "dead"]
         assert dead["id"] == 3
         assert "damaged in the outbox" in dead["reason"]
+
+
+@pytest.mark.parametrize(
+    "damage", ["entries SET size = 'x'", "lanes SET failures = 'x'", "lanes SET retry_at = -1"]
+)
+def test_a_number_that_is_none_is_damage(home: Path, damage: str) -> None:
+    with open_outbox(home, environ={}) as outbox:
+        log(outbox, new_run(outbox), 0)
+        _execute(home, f"UPDATE {damage}")
+
+        assert (
+            outbox.database.integrity()
+            == f"a number in {damage.replace(' SET ', '.').split(' =')[0]} is none"
+        )
+        if "size" in damage:
+            with pytest.raises(OutboxDamaged):
+                claim(outbox)
 
 
 def test_check_names_the_entry_whose_payload_is_damaged(home: Path) -> None:
