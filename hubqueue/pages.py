@@ -142,6 +142,8 @@ def _values(record: bytes) -> tuple[Value, ...]:
             raise _Unreadable
         found.append(_value(kind, content))
         at += width
+    if at != len(record):
+        raise _Unreadable  # a kind in the header was damaged: a checksum that is not seen any more vouches for nothing
     return tuple(found)
 
 

@@ -88,6 +88,24 @@ def test_long_rows_are_read_from_their_overflow_pages(tmp_path: Path) -> None:
     assert [row.values for row in pages.rows(tmp_path / "a.db") if row.values[:1] != ("table",)] == rows
 
 
+def test_a_row_whose_header_has_lost_a_value_is_not_believed(tmp_path: Path) -> None:
+    """Else a payload that was damaged too would have no checksum to show it."""
+    path = tmp_path / "short.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE entries (id INTEGER PRIMARY KEY, key TEXT, checksum INTEGER)")
+    connection.execute("INSERT INTO entries VALUES (1, 'whole', 77), (2, 'lossy', 77)")
+    connection.commit()
+    connection.close()
+    # A header of four bytes: its length, NULL for the id, a text of five bytes, an integer of one (section 2.1).
+    row, data = bytes((4, 0, 23, 1)) + b"lossy", path.read_bytes()
+    assert data.count(row) == 1
+    path.write_bytes(data.replace(row, bytes((4, 0, 23, 0)) + b"lossy"))
+
+    found = [row.values for row in pages.rows(path) if "CREATE" not in str(row.values)]
+
+    assert found == [(None, "whole", 77)]
+
+
 def test_rows_of_the_write_ahead_log_count(home: Path) -> None:
     with open_outbox(home, environ={}) as outbox:
         run = new_run(outbox)
