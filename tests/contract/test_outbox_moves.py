@@ -127,6 +127,24 @@ def test_a_crash_counts_as_an_attempt(any_outbox: Outbox, clock: FakeClock) -> N
     assert [row["outcome"] for row in any_outbox.stats.attempts()] == [None, "lost"]
 
 
+@pytest.mark.parametrize(
+    "other", ["enqueued_at = enqueued_at + 1", "checksum = checksum + 1", "checksum = NULL", "id = id + 1"]
+)
+def test_an_entry_that_differs_in_anything_has_another_key(
+    any_outbox: Outbox, clock: FakeClock, other: str
+) -> None:
+    """An outbox that is restored from a copy gives the same ids again, to other entries."""
+    log(any_outbox, new_run(any_outbox), 0)
+    first = must_claim(any_outbox)
+    any_outbox.settlement.release(first, reason="given back", started_at=None)
+    with any_outbox.database.write() as tx:
+        tx.execute(text(f"UPDATE entries SET {other}"))
+
+    clock.advance(3)
+
+    assert must_claim(any_outbox).batch.idempotency_key != first.batch.idempotency_key
+
+
 def test_a_retry_carries_the_same_batch_and_the_same_key(any_outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(any_outbox)
     log(any_outbox, run, 0, 1)
