@@ -9,11 +9,14 @@ _COLLECT_EVERY = 10_000
 
 def main() -> None:
     """Run the command line."""
-    # What loading makes, stays: looking through it for garbage every 700 objects finds none.
+    # What loading makes, stays: looking through it for garbage every 700 objects finds none, nor does it when Python ends.
     gc.set_threshold(_COLLECT_EVERY)
     from hubqueue.cli import main as command
 
-    command(prog_name="hubqueue")
+    try:
+        command(prog_name="hubqueue")
+    finally:
+        gc.freeze()
 
 
 if __name__ == "__main__":
