@@ -91,7 +91,7 @@ def machine(place: Place) -> Mapping[str, str]:
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
-        "file system": f"{Home(place.folder).file_system()}, {place.folder.parent}",
+        "file system": Home(place.folder).file_system(),
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         "SQLite": f"{load_driver('auto').sqlite_version} ({mode.upper()}, {level}) for hubqueue and the floor, {sqlite3.sqlite_version} for the peers",
         "hubqueue": version("hubqueue"),
