@@ -227,9 +227,8 @@ class _Lane(NamedTuple):
 def _first_due(kinds: tuple[Kind, ...]) -> Prepared:
     ready, due_at = due_among(kinds)
     columns = [
-        *(lanes.c[name] for name in ("id", "run_id", "kind", "lease_token", "lease_worker", "failures")),
-        lanes.c.paced_until,
-        *(runs.c[name] for name in ("destination", "model", *_TOLD)),
+        *lanes.c["id", "run_id", "kind", "lease_token", "lease_worker", "failures", "paced_until"],
+        *runs.c["destination", "model", *_TOLD],
     ]
     due = and_(ready, bindparam("now", type_=Moment()) >= due_at)
     query = select(*columns).select_from(LANES_OF_RUNS).where(due).order_by(due_at, lanes.c.id)

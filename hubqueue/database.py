@@ -77,9 +77,6 @@ class Database:
         self.path = Path(self._url.database or "") if self.backend == "sqlite" else None
         self._patience, self._courtesy = patience.total_seconds(), courtesy.total_seconds()
         self._driver = sqlite.load_driver(driver) if self.path else None
-        # The driver's own too: what fails inside an event of SQLAlchemy (our BEGIN) is not wrapped by it.
-        self._errors = (DBAPIError, self._driver.Error) if self._driver else (DBAPIError,)
-        self._foreign = (*self._errors, UnicodeDecodeError, DamagedNumber)
         version = getattr(self._driver, "sqlite_version_info", ())
         self._journal, self._synchronous = sqlite.journal_for(tuple(version), network=network)
         self._file: tuple[int, int] | None = None
@@ -91,10 +88,9 @@ class Database:
         self._free_at: float
         self._writing: bool
         self._arm()
-        if not self.path:
-            # Prepared statements run past SQLAlchemy: their errors are the driver's own.
-            self._errors = (DBAPIError, self._engine.dialect.loaded_dbapi.Error)
-            self._foreign = (*self._errors, UnicodeDecodeError, DamagedNumber)
+        # The driver's own too: prepared statements, and an event of SQLAlchemy such as our BEGIN, run past its wrapping.
+        self._errors = (DBAPIError, self._engine.dialect.loaded_dbapi.Error)
+        self._foreign = (*self._errors, UnicodeDecodeError, DamagedNumber)
         forks.watch(self)
 
     def open(self, *, create: bool = True, lock: AbstractContextManager[object] | None = None) -> None:

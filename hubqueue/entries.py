@@ -17,6 +17,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Table,
     and_,
     bindparam,
     delete,
@@ -105,13 +106,16 @@ class Entries:
 
         An entry in flight is cancelled as well; should its answer still come, it is ignored.
         """
-        which = (
-            entries.c.id.in_(ids)
-            if run_id is None
-            else entries.c.lane_id.in_(select(lanes.c.id).where(lanes.c.run_id == run_id))
-        )
+        which: ColumnElement[bool]
+        theirs: ColumnElement[bool]  # lanes
+        if run_id is None:
+            which = entries.c.id.in_(ids)
+            theirs = lanes.c.id.in_(select(entries.c.lane_id).where(which))
+        else:
+            theirs = lanes.c.run_id == run_id
+            which = entries.c.lane_id.in_(select(lanes.c.id).where(theirs))
         with self.database.write() as tx:
-            hold(tx, lanes.c.id.in_(select(entries.c.lane_id).where(which)))
+            hold(tx, theirs)
             return self._retire(tx, [State.PENDING, State.DEAD], State.CANCELLED, which, "cancelled by hand")
 
     def redrive(self, *, ids: Collection[int] | None = None) -> tuple[Moved, Moved]:
@@ -152,7 +156,6 @@ class Entries:
         the dead one is outdated. So does the newest of each table: no id is ever given twice, and the time of the
         outbox never goes back behind it (see origin.py).
         """
-        newest = select(func.max(entries.c.id)).scalar_subquery()
         older = entries.alias("older")
         shadow = exists().where(
             older.c.state == literal_column("'dead'"),
@@ -160,18 +163,10 @@ class Entries:
             older.c.key == entries.c.key,
             older.c.id < entries.c.id,
         )
-        settled = (
-            select(entries.c.id)
-            .where(_IS_SETTLED, entries.c.settled_at < settled_before, entries.c.id < newest, ~shadow)
-            .limit(limit)
-        )
-        last = select(func.max(attempts.c.id)).scalar_subquery()
-        ended = (
-            select(attempts.c.id).where(attempts.c.ended_at < ended_before, attempts.c.id < last).limit(limit)
-        )
+        settled = and_(_IS_SETTLED, entries.c.settled_at < settled_before, ~shadow)
         with self.database.write() as tx:
-            gone = tx.execute(delete(entries).where(entries.c.id.in_(settled))).rowcount
-            return gone + tx.execute(delete(attempts).where(attempts.c.id.in_(ended))).rowcount
+            gone = _delete_some(tx, entries, settled, limit)
+            return gone + _delete_some(tx, attempts, attempts.c.ended_at < ended_before, limit)
 
     def snapshots_kept(self, names: Collection[str]) -> frozenset[str]:
         """Which of these snapshots belong to an entry that is pending or dead."""
@@ -222,6 +217,13 @@ def tally(tx: Connection, lane_id: int, **changes: int) -> None:
     """Count a move on its lane, in the transaction of the move; the lane's CHECK refuses what does not add up."""
     counted = {**_NO_CHANGE, **{f"n_{name}": by for name, by in changes.items()}, "lane": lane_id}
     _TALLY.run(tx, counted, returns=False)
+
+
+def _delete_some(tx: Connection, table: Table, which: ColumnElement[bool], limit: int) -> int:
+    """Delete up to `limit` of these rows, but never the newest of the table; how many went."""
+    newest = select(func.max(table.c.id)).scalar_subquery()
+    some = select(table.c.id).where(which, table.c.id < newest).limit(limit)
+    return tx.execute(delete(table).where(table.c.id.in_(some))).rowcount
 
 
 def leaving(tx: Connection, lane_id: int, target: State, gone: Collection[tuple[Any, ...]]) -> Moved:

@@ -4,6 +4,7 @@ not grow with history. Costs are asserted as query plans and counts, never as ti
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from stage import PACES, TERMS, Bench, ack, claim, environ_of, hubqueue, log, must_claim, new_run, python
 
 from hubqueue.drafts import registration_draft
+from hubqueue.entries import Moved
 from hubqueue.entry import Kind
 from hubqueue.errors import SpoolFull
 from hubqueue.intake import save_snapshot
@@ -309,16 +311,24 @@ def test_a_batch_has_a_cap_of_bytes(home: Path, clock: FakeClock) -> None:
         assert len(lease.batch.entries) == 3
 
 
-def test_a_look_for_what_to_prune_does_not_grow_with_what_is_kept(outbox: Outbox) -> None:
-    run, long_ago = new_run(outbox), outbox.database.now() - timedelta(days=1)
+@pytest.mark.parametrize("move", ["prune", "cancel", "redrive"])
+def test_a_move_that_finds_nothing_does_not_grow_with_what_is_kept(outbox: Outbox, move: str) -> None:
+    run, idle, long_ago = new_run(outbox), new_run(outbox), outbox.database.now() - timedelta(days=1)
     handle = outbox.database._held(reading=False).connection.driver_connection
     assert handle is not None
+    entries = outbox.entries
+    moves: dict[str, Callable[[], object]] = {
+        "prune": lambda: entries.prune(settled_before=long_ago, ended_before=long_ago),
+        "cancel": lambda: entries.cancel(run_id=idle),
+        "redrive": entries.redrive,
+    }
 
     def instructions() -> int:
         counted: list[None] = []
         handle.set_progress_handler(lambda: counted.append(None), 1)
-        assert outbox.entries.prune(settled_before=long_ago, ended_before=long_ago) == 0
+        moved = moves[move]()
         handle.set_progress_handler(None, 1)
+        assert moved in (0, Moved(0), (Moved(0), Moved(0)))
         return len(counted)
 
     log(outbox, run, *range(100))
