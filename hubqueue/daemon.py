@@ -1,4 +1,4 @@
-"""The detached worker: started by a training process, alive after it, at most one a home.
+"""The detached worker: started by a training process, alive after it, one for each address and account.
 
 It is a process of its own session with its output in `worker.log`; keys reach it through its environment or
 `credentials.toml`, never through its arguments.
@@ -12,26 +12,23 @@ import sys
 
 from hubqueue.errors import WorkerError
 from hubqueue.home import Home, open_private
-from hubqueue.locks import Lock, is_held
+from hubqueue.locks import is_held, serving
 
 
-def detached_lock(home: Home) -> Lock:
-    """The lock that makes a detached worker the only one of its home."""
-    return Lock(home.locks / "detached.lock")
+def worker_lives(home: Home, destination: str | None = None) -> bool:
+    """Whether a worker of this home lives, in the foreground or not, that sends for a row of `destinations`, or any."""
+    if destination is not None:
+        return is_held(serving(home.locks, destination))
+    return any(is_held(path) for path in home.locks.glob("worker-*.lock"))
 
 
-def worker_lives(home: Home) -> bool:
-    """Whether any worker of this home lives, detached or in the foreground. Costs microseconds."""
-    paths = (*home.locks.glob("worker-*.lock"), home.locks / "detached.lock")
-    return any(is_held(path) for path in paths)
+def ensure_worker(home: Home, destination: str, *, config: str | None = None) -> bool:
+    """Start a detached worker with this environment unless one lives that sends for a row of `destinations`.
 
-
-def ensure_worker(home: Home, *, config: str | None = None) -> bool:
-    """Start a detached worker for this home unless one lives; whether one was started. Does not wait for it.
-
-    Raises `WorkerError` when no process can be started.
+    Whether one was started. Does not wait for it: one that finds another at work for all that it could do leaves at
+    once. Raises `WorkerError` when no process can be started.
     """
-    if worker_lives(home):
+    if worker_lives(home, destination):
         return False
     if not sys.executable:
         raise WorkerError(

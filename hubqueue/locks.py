@@ -6,6 +6,7 @@ whether somebody holds one is found out by trying.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -81,6 +82,11 @@ def is_held(path: Path) -> bool:
         probe.release()
         return False
     return True
+
+
+def serving(folder: Path, destination: str) -> Path:
+    """The lock that a worker holds which sends for a row of `destinations`. A name out of a database is no file name."""
+    return folder / f"serves-{hashlib.sha256(destination.encode()).hexdigest()[:16]}.lock"
 
 
 def forget(path: Path) -> None:

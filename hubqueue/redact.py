@@ -15,6 +15,8 @@ from functools import lru_cache
 from urllib.parse import quote
 
 MASK = "***"
+LEAST_KEY = 8
+"""A key has at least so many characters: what is shorter cannot be masked without masking ordinary text."""
 
 _BLANKS = re.compile(r"[ \t\r\n\f\v\u0085\u2028\u2029]+")
 # Controls, format signs (among them all that turn the direction), halves of surrogate pairs, private use.

@@ -28,6 +28,7 @@ from hubqueue.clock import Clock
 from hubqueue.closing import close_run
 from hubqueue.config import Config, DestinationSettings
 from hubqueue.credentials import Credentials
+from hubqueue.destination_choice import choose
 from hubqueue.drafts import console_draft, metrics_draft
 from hubqueue.entry import Draft, Kind
 from hubqueue.errors import HubqueueError, OutboxDamaged, RunFinished
@@ -75,7 +76,7 @@ def start_run(
         raise ValueError(f"worker must be 'auto', 'thread' or 'none', not {worker!r}")
     place = Home.locate(home)
     settings = place.load_config(Path(config) if config is not None else None, os.environ)
-    target = settings.destination(destination)
+    target = choose(settings, Credentials(place.credentials, os.environ), destination, model=str(model))
     named = identifier.of_type(target.type, model, web_url=target.web_url)
     options = {"worker": worker, "strict": strict, "resume": resume, "config_path": config}
     run = Run(place, settings, target, named, dict(args or {}), **options)  # type: ignore[arg-type]
@@ -249,7 +250,7 @@ class Run:
         # A key inside an identifier is for the worker, which knows only the environment and this file.
         assert self._named.api_key is not None
         self._home.create()
-        Credentials(self._home.credentials, os.environ).store(self._destination.name, self._named.api_key)
+        Credentials(self._home.credentials, os.environ).store(self._destination, self._named.api_key)
 
     def _attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
         return survive(what, lambda: self._mended(act), strict=self._strict)
@@ -341,15 +342,13 @@ class Run:
                 f"run {self._id} is {self._ended}", hint="start another one with hubqueue.start_run"
             )
 
-    # The worker.
-
     def _nudge(self) -> None:
         self._attempt("worker", lambda: self._sending().nudge())
 
     def _sending(self) -> Sender:
         if self._sender is None:
             self._opened()
-            self._sender = sender(self._mode, self._home, self._config_path)
+            self._sender = sender(self._mode, self._home, self._config_path, self._told("destination"))
         return self._sender
 
     def _left(self) -> Leftover:

@@ -27,7 +27,7 @@ DONE, ATTENTION, USAGE, LEFT = 0, 1, 2, 3
 _FAMILIES = {
     "look": ("status", "runs", "entries", "show", "log"),
     "work": ("worker", "drain"),
-    "mend": ("redrive", "cancel", "resume", "login", "prune", "migrate", "check"),
+    "mend": ("redrive", "cancel", "resume", "login", "readdress", "prune", "migrate", "check"),
     "make": ("enqueue",),
     "tryout": ("sandbox", "demo"),
 }

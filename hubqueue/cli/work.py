@@ -52,15 +52,11 @@ def worker(place: Place, idle_exit: float | None, detached: bool, verbose: bool)
       hubqueue worker --idle-exit 600
     """
     from hubqueue import journal
-    from hubqueue.daemon import detached_lock
     from hubqueue.outbox import COURTESY
     from hubqueue.service import Service, idle_for
 
     os.umask(0o077)
     place.home().create()  # before a lock or a log is written into it: what is no folder of ours is left alone
-    only_one = detached_lock(place.home()) if detached else None
-    if only_one is not None and not only_one.try_acquire():
-        leave(DONE)  # another one was faster
     level = logging.DEBUG if verbose else logging.INFO
     _log_to(place.home() if detached else None, level)
     with place.open(courtesy=COURTESY) as outbox:
@@ -69,11 +65,10 @@ def worker(place: Place, idle_exit: float | None, detached: bool, verbose: bool)
         service = Service(outbox, emit=journal.write)
         _obey_signals(service)
         if idle_exit is None:
-            service.run()
+            service.run(only_one=detached)
         else:
-            service.run(until=idle_for(outbox, idle_exit), every=min(5.0, max(0.2, idle_exit / 4)))
-    if only_one is not None:
-        only_one.release()
+            until = idle_for(outbox, service.worker, idle_exit)
+            service.run(until=until, every=min(5.0, max(0.2, idle_exit / 4)), only_one=detached)
 
 
 @click.command()
@@ -113,7 +108,9 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
         if outbox.stats.owed(run_id).entries:
             grace = None if deadline is None else timedelta(0)
             reason = service.run(
-                until=nothing_left(outbox, run_id=run_id, deadline=deadline, told=progress.owed),
+                until=nothing_left(
+                    outbox, service.worker, run_id=run_id, deadline=deadline, told=progress.owed
+                ),
                 every=0.1,
                 grace=grace,
             )

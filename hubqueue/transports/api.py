@@ -12,7 +12,7 @@ from typing import Any
 
 from hubqueue.config import DestinationSettings
 from hubqueue.outcome import Blocked, Outcome, RetryLater, Scope
-from hubqueue.redact import clean
+from hubqueue.redact import LEAST_KEY, clean
 from hubqueue.transports.base import Attempt
 from hubqueue.transports.body import Body
 from hubqueue.transports.http import Answer, Request, Wire, outcome_of_status
@@ -42,7 +42,7 @@ class Api:
         self.keys = keys
         self._name, self._with_key = settings.name, with_key
         self._wire = Wire(settings)
-        # Hashes of keys that were refused: after a 401 the next candidate gets its turn.
+        # Hashes of keys that were refused: after a 401 or 403 the next candidate gets its turn.
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
@@ -71,7 +71,7 @@ class Api:
         answer = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=(key,))
         if not isinstance(answer, Answer):
             return answer
-        if answer.status == 401:
+        if answer.status in (401, 403):
             return self._refuse(key, answer)
         outcome = outcome_of_status(answer, host=self._wire.host, unknown=unknown, secrets=(key,))
         if outcome is not None and answer.status not in judged:
@@ -102,10 +102,13 @@ class Api:
         key = (fresh or list(candidates))[0]
         if not _USABLE_KEY.fullmatch(key):
             return Blocked(f"the key for {self._name} has characters that no key has", Scope.DESTINATION)
+        if len(key) < LEAST_KEY:
+            what = f"the key for {self._name} has fewer than {LEAST_KEY} characters"
+            return Blocked(f"{what}, so it could not be masked", Scope.DESTINATION)
         return key
 
     def _refuse(self, key: str, answer: Answer) -> Outcome:
-        """A 401: the next candidate gets its turn; when there is none the destination is held."""
+        """A 401 or 403: the next candidate gets its turn; when there is none the destination is held."""
         refused = outcome_of_status(answer, host=self._wire.host, secrets=(key,))
         assert isinstance(refused, Blocked)
         with self._lock:

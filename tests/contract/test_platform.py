@@ -92,7 +92,9 @@ def test_a_key_that_is_refused_holds_the_destination(tmp_path: Path, clock: Fake
 
         assert totals(at.outbox) == {"enqueued": 2, "pending": 2}
         assert len(hub.requests) == 1
-        assert "the key was refused" in at.outbox.stats.destinations()[0]["held"]
+        assert "the key was refused" in next(
+            filter(None, (row["held"] for row in at.outbox.stats.destinations()))
+        )
 
 
 def test_an_altered_checkpoint_is_never_stored(at: Stage) -> None:

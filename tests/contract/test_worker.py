@@ -146,6 +146,7 @@ def test_an_answer_is_kept_where_the_next_claim_fails(home: Path, clock: FakeClo
             return Delivered()
 
         bench = Bench(outbox, damage_the_next)
+        bench.worker.look_around()
         crew = next(crew for crew in bench.worker._crews if Kind.METRICS in crew.paces)
         lease = outbox.claims.claim("hub", crew.paces, crew.terms)
         assert lease is not None
@@ -170,6 +171,7 @@ def test_nothing_is_told_or_removed_before_it_is_committed(
         run = new_run(outbox)
         save_snapshot(outbox, run, tmp_path / "last.pt", 0, is_best=False, map=0, final=False)
         bench, seen = Bench(outbox), list[tuple[int, int]]()
+        bench.worker.look_around()
         lease = outbox.claims.claim("hub", {Kind.CKPT: ZERO}, TERMS)
         assert lease is not None
 

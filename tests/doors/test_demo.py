@@ -30,7 +30,7 @@ def test_the_demo_fails_when_something_is_missing(
     hub: Sandbox, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ULTRALYTICS_HUB_API", hub.url)
-    monkeypatch.setenv("HUB_API_KEY", "key")
+    monkeypatch.setenv("HUB_API_KEY", "key-of-the-tests")
     said: list[str] = []
     story = _Story(tmp_path, said.append, lambda text, **_: text)
     run = start_run("yolov8n.pt", home=home, worker="thread", strict=True)

@@ -48,7 +48,7 @@ def test_what_one_lane_has_failed_before_is_no_wait_for_the_others(outbox: Outbo
     with Bench(outbox, lambda batch: answers.pop(0) if answers else Delivered()) as bench:
         while answers:
             clock.advance(300)
-            bench.worker._crews[:] = [crew for crew in bench.worker._crews if Kind.METRICS in crew.paces]
+            bench.worker._crews = tuple(crew for crew in bench.worker._crews if Kind.METRICS in crew.paces)
             bench.step()
         log(outbox, other, 0)
         clock.advance(7)  # what the hub has asked for, and the spread of a first failure
@@ -114,7 +114,7 @@ def test_a_run_whose_hub_is_silent_does_not_slow_another(
             hub.url,
             HUBQUEUE_DESTINATIONS__SECOND__TYPE="hub",
             HUBQUEUE_DESTINATIONS__SECOND__URL=second.url,
-            HUBQUEUE_KEY_SECOND="key",
+            HUBQUEUE_KEY_SECOND="key-of-the-tests",
         )
         hub.fail("any:silence:seconds=60")
         facts: list[Fact] = []

@@ -41,7 +41,7 @@ def test_the_training_thread_makes_no_connection(
     monkeypatch.setattr(socket.socket, "connect", refuse)
     (tmp_path / "last.pt").write_bytes(b"weights")
 
-    run = package.start_run("yolov8n.pt", worker="none", strict=True)
+    run = package.start_run("yolov8n.pt", worker="none", strict=True, destination="hub")
     run.log_metrics({"loss": 1.0}, epoch=0)
     run.save_checkpoint(tmp_path / "last.pt", epoch=0)
     left = run.finish(timeout=0)
@@ -74,7 +74,7 @@ print("as it was")
 
 def test_an_offline_start_is_no_trouble(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ULTRALYTICS_HUB_API", "http://127.0.0.1:9")
-    monkeypatch.setenv("HUB_API_KEY", "key")
+    monkeypatch.setenv("HUB_API_KEY", "key-of-the-tests")
 
     run = package.start_run("yolov8n.pt", worker="thread", strict=True)
     run.log_metrics({"loss": 1.0}, epoch=0)
@@ -87,7 +87,7 @@ def test_finish_waits_no_longer_than_it_was_told(
     at_home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ULTRALYTICS_HUB_API", hub.url)
-    monkeypatch.setenv("HUB_API_KEY", "key")
+    monkeypatch.setenv("HUB_API_KEY", "key-of-the-tests")
     hub.fail("any:silence:seconds=100")
     run = package.start_run("yolov8n.pt", worker="thread", strict=True)
     run.log_metrics({"loss": 1.0}, epoch=0)
@@ -240,7 +240,7 @@ def test_the_child_of_a_fork_starts_no_worker_of_its_own(
     at_home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ULTRALYTICS_HUB_API", hub.url)
-    monkeypatch.setenv("HUB_API_KEY", "key")
+    monkeypatch.setenv("HUB_API_KEY", "key-of-the-tests")
     monkeypatch.setenv("HUBQUEUE_RATE_LIMITS__METRICS", "0.05")
     run = package.start_run("yolov8n.pt", worker="thread", strict=True)
     child = os.fork()
@@ -289,7 +289,7 @@ def test_children_of_forks_amid_other_threads_writes_can_write(at_home: Path) ->
 
 
 def test_threads_log_together(at_home: Path) -> None:
-    run = package.start_run("yolov8n.pt", worker="none", strict=True)
+    run = package.start_run("yolov8n.pt", worker="none", strict=True, destination="hub")
     errors: list[BaseException] = []
 
     def work(first: int) -> None:
@@ -456,7 +456,7 @@ def test_a_damage_that_shows_later_costs_no_metric_either(
 def test_a_run_ends_on_a_rollback_journal(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection has SQLite's own patience, which the end of a run shortens."""
     monkeypatch.setattr("hubqueue.home.Home.is_network_file_system", lambda _home: True)
-    run = package.start_run("yolov8n.pt", home=home, worker="none", strict=True)
+    run = package.start_run("yolov8n.pt", home=home, worker="none", strict=True, destination="hub")
     run.log_metrics({"loss": 1}, epoch=0)
 
     left = run.finish(timeout=0)

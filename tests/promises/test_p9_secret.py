@@ -102,7 +102,7 @@ def test_login_reads_the_key_from_standard_input(home: Path) -> None:
     assert shown.returncode == 0
     assert CANARY not in shown.stdout + shown.stderr
     with open_outbox(home, environ={}) as outbox:
-        assert outbox.credentials.keys("hub", "hub") == (CANARY,)
+        assert outbox.credentials.keys(outbox.config.destination("hub")) == (CANARY,)
     refused = hubqueue(environ, "login", "hub", CANARY)
     assert refused.returncode == 2
 

@@ -55,7 +55,7 @@ _ENVIRON = {
     "HUBQUEUE_RETRY__BASE": "0.02",
     "HUBQUEUE_RETRY__CAP": "0.02",
     "HUBQUEUE_SPOOL__MIN_FREE_BYTES": "0",
-    "HUB_API_KEY": "key",
+    "HUB_API_KEY": "key-of-the-tests",
 }
 _EPOCHS = 4
 

@@ -90,7 +90,7 @@ def test_a_proxys_password_may_only_come_from_the_environment() -> None:
 
     from_environment = read(HUBQUEUE_DESTINATIONS__HUB__PROXY=proxy)
 
-    assert from_environment.destination().proxy == proxy
+    assert from_environment.destination("hub").proxy == proxy
     assert SECRET not in repr(from_environment)
     assert problems_of(f"destinations.hub.proxy = '{proxy}'") == (
         "destinations.hub.proxy must not have a user or password in it",
