@@ -27,7 +27,8 @@ from hubqueue.worker import Worker
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = (Kind.REGISTRATION, Kind.METRICS, Kind.CKPT, Kind.HEARTBEAT)
 ZERO = timedelta(0)
-PATIENCE = 30.0
+# Only a failure waits so long: a busy machine may need many times what a quiet one does.
+PATIENCE = 120.0
 TERMS = Terms("worker-1", timedelta(seconds=60), max_entries=1000, max_bytes=1 << 20)
 PACES = {Kind.REGISTRATION: ZERO, Kind.METRICS: timedelta(seconds=3), Kind.CKPT: timedelta(seconds=900)}
 
@@ -118,6 +119,14 @@ def wait_until(true: Callable[[], object], *, timeout: float = PATIENCE) -> None
     while not true():
         assert time.monotonic() < deadline, "it did not happen"
         pause.wait(0.02)
+
+
+def wait_for_removals() -> None:
+    """Wait for the threads of this process that delete snapshots behind the caller."""
+    for thread in threading.enumerate():
+        if thread.name == "hubqueue-removal":
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "a snapshot is still being deleted"
 
 
 def environ_of(home: Path, hub_url: str | None = None, **settings: str) -> dict[str, str]:

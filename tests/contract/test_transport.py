@@ -22,6 +22,7 @@ import pytest
 import requests
 import urllib3
 from peer import GOOD, Peer, answer
+from stage import PATIENCE
 
 from hubqueue.config import DestinationSettings
 from hubqueue.entry import Entry, Kind, Snapshot
@@ -456,9 +457,9 @@ def test_stop_ends_an_upload() -> None:
         hub = transport(peer.url, body=body)
         thread = threading.Thread(target=lambda: outcomes.append(hub.send(ckpt(body), told.attempt)))
         thread.start()
-        assert reached.wait(20)
+        assert reached.wait(PATIENCE)
         told.stop.set()
-        thread.join(20)
+        thread.join(PATIENCE)
 
     assert outcomes == [Aborted("the worker stops")]
 
@@ -525,7 +526,7 @@ def test_a_wrong_certificate_holds_the_destination_and_gets_no_key(tmp_path: Pat
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     outcome = send(f"https://127.0.0.1:{listener.getsockname()[1]}")
-    thread.join(20)
+    thread.join(PATIENCE)
     listener.close()
 
     assert isinstance(outcome, Blocked)

@@ -10,7 +10,20 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from stage import PACES, TERMS, Bench, ack, claim, environ_of, hubqueue, log, must_claim, new_run, python
+from stage import (
+    PACES,
+    TERMS,
+    Bench,
+    ack,
+    claim,
+    environ_of,
+    hubqueue,
+    log,
+    must_claim,
+    new_run,
+    python,
+    wait_for_removals,
+)
 
 from hubqueue.drafts import registration_draft
 from hubqueue.entries import Moved
@@ -80,6 +93,7 @@ def test_snapshots_go_when_their_entries_need_them_no_more(
     run = new_run(outbox)
     for epoch in range(3):
         save_snapshot(outbox, run, tmp_path / "last.pt", epoch, is_best=False, map=0, final=False)
+    wait_for_removals()
     assert outbox.spool.bytes_used() == 600
 
     with Bench(outbox) as bench:
