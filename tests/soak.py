@@ -37,8 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--target", default="test", help="the target of make that is run [test]")
     chosen = parser.parse_args(argv)
-    # SIGTERM has to end the children too.
+    # SIGTERM has to end the children too; and they must not inherit that SIGINT is ignored (`make soak &` in a script).
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     first = random.SystemRandom().randrange(1 << 31) if chosen.seed is None else chosen.seed
     took: list[float] = []
     try:

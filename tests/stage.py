@@ -135,6 +135,8 @@ def environ_of(home: Path, hub_url: str | None = None, **settings: str) -> dict[
         "HUBQUEUE_RATE_LIMITS__METRICS": "0.05",
         "HUBQUEUE_RATE_LIMITS__CKPT": "0.1",
         "HUBQUEUE_RETRY__CAP": "1",
+        # Of workers that a training starts beside itself: they outlive it, and must not outlive the test by much.
+        "HUBQUEUE_WORKER__IDLE_EXIT": "2",
     }
     own = {
         "HUBQUEUE_HOME": str(home),
@@ -171,7 +173,7 @@ def hubqueue(
     """The `hubqueue` command, as a person calls it."""
     command = [sys.executable, "-m", "hubqueue", *arguments]
     return subprocess.run(
-        command, env=environ, input=stdin, capture_output=True, text=True, timeout=100, check=False
+        command, env=environ, input=stdin, capture_output=True, text=True, timeout=240, check=False
     )
 
 
