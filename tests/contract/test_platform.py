@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from peer import Peer, answer
 from platform_stage import Stage, staged
-from stage import platform_environ, totals
+from stage import PATIENCE, platform_environ, totals
 
 from hubqueue.entry import Kind
 from hubqueue.lifecycle import RunState
@@ -374,7 +374,7 @@ def test_an_empty_budget_makes_everything_wait_and_the_status_says_until_when(
         at.log(0, 1)
         for _ in range(5):
             at.worker.step()
-            assert at.worker.wait_free(30)
+            assert at.worker.wait_free(PATIENCE)
 
         assert len(hub.requests) == 1
         due = at.outbox.stats.next_due("platform", [Kind.METRICS])

@@ -368,7 +368,7 @@ def test_the_sandbox_command_serves(home: Path, tmp_path: Path) -> None:
     environ = environ_of(home, url)
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
 
-    assert hubqueue(environ, "drain", "--timeout", "30").returncode == 0
+    assert hubqueue(environ, "drain", "--timeout", "90").returncode == 0
     end(process)
 
     assert run

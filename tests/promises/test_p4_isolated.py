@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from stage import Bench, ckpt, environ_of, log, new_run, totals
+from stage import PATIENCE, Bench, ckpt, environ_of, log, new_run, totals
 
 from hubqueue.entry import Kind
 from hubqueue.events import Fact
@@ -162,7 +162,7 @@ def test_a_slow_run_takes_one_thread_and_no_more(outbox: Outbox, clock: FakeCloc
     while outbox.stats.totals()["delivered"] < runs:
         worker.step()
     let_go.set()
-    assert worker.wait_free(30)
+    assert worker.wait_free(PATIENCE)
     worker.stop()
 
     assert totals(outbox) == {"enqueued": runs + 1, "delivered": runs + 1}
