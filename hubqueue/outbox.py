@@ -20,6 +20,7 @@ from hubqueue.credentials import Credentials
 from hubqueue.database import Database
 from hubqueue.errors import OutboxDamaged, OutboxUnavailable
 from hubqueue.home import Home
+from hubqueue.known_keys import learn_keys
 from hubqueue.locks import Lock
 from hubqueue.spool import Ballast, Spool
 
@@ -142,6 +143,7 @@ def open_outbox(
     environ = os.environ if environ is None else environ
     place = Home.locate(home, environ)
     settings = place.load_config(Path(config) if config is not None else None, environ)
+    learn_keys(place.credentials, environ)
     place.create()
     aside: Path | None = None
     try:

@@ -33,6 +33,7 @@ from hubqueue.entry import Draft, Kind
 from hubqueue.errors import HubqueueError, OutboxDamaged, RunFinished
 from hubqueue.home import Home
 from hubqueue.intake import open_run, save_snapshot
+from hubqueue.known_keys import without_keys
 from hubqueue.leftover import Leftover, look, word
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import Lock
@@ -68,8 +69,7 @@ def start_run(
     `model` is a model file (`yolov8n.pt`: a new model is registered with `args`), a model URL or a model id.
     `worker`: "auto" starts a detached worker process when none is alive, "thread" sends from this process,
     "none" only saves. `resume` is the `Run.id` of a run to go on with, which the hub need not know yet.
-    Raises `InvalidModel` and `ConfigError` for what only the caller can mend; storage trouble is logged and
-    survived, with `strict` it is raised.
+    Raises `InvalidModel` and `ConfigError`; storage trouble is logged and survived, with `strict` it is raised.
     """
     if worker not in ("auto", "thread", "none"):
         raise ValueError(f"worker must be 'auto', 'thread' or 'none', not {worker!r}")
@@ -78,7 +78,8 @@ def start_run(
     target = settings.destination(destination)
     named = identifier.of_type(target.type, model, web_url=target.web_url)
     options = {"worker": worker, "strict": strict, "resume": resume, "config_path": config}
-    run = Run(place, settings, target, named, dict(args or {}), **options)  # type: ignore[arg-type]
+    told = without_keys(args or {}, place.credentials, os.environ, named.api_key)
+    run = Run(place, settings, target, named, told, **options)  # type: ignore[arg-type]
     run._begin()
     return run
 
@@ -281,7 +282,7 @@ class Run:
     def _open(self) -> None:
         if time.monotonic() < self._reopen_at:
             raise HubqueueError(
-                "the outbox could not be opened a moment ago", hint="hubqueue check finds out why"
+                "the outbox could not be opened a moment ago", hint="hubqueue check tells why"
             )
         self._reopen_at = time.monotonic() + _REOPEN
         outbox = open_outbox(self._home.path, self._config_path, clock=self._clock, set_aside_damaged=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from hubqueue.config import DestinationSettings
 from hubqueue.outcome import Blocked, Outcome, RetryLater, Scope
-from hubqueue.redact import clean
+from hubqueue.redact import clean, remember
 from hubqueue.transports.base import Attempt
 from hubqueue.transports.body import Body
 from hubqueue.transports.http import Answer, Request, Wire, outcome_of_status
@@ -95,6 +95,7 @@ class Api:
 
     def _key(self) -> str | Outcome:
         candidates = self.keys()
+        remember(candidates)
         if not candidates:
             return Blocked(f"there is no key for {self._name}", Scope.DESTINATION)
         with self._lock:
