@@ -124,7 +124,7 @@ class Wire:
             return self._ended(watch) or outcome_of_error(error, host=self.host, secrets=secrets)
         finally:
             WATCHDOG.remove(watch)
-            CURRENT.watch = CURRENT.on_start = None
+            CURRENT.watch = CURRENT.on_start = CURRENT.target = None
 
     def close(self) -> None:
         """Close the connections that are kept alive."""
