@@ -282,7 +282,7 @@ class Run:
     def _open(self) -> None:
         if time.monotonic() < self._reopen_at:
             raise HubqueueError(
-                "the outbox could not be opened a moment ago", hint="hubqueue check tells why"
+                "the outbox could not be opened a moment ago", hint="hubqueue check finds out why"
             )
         self._reopen_at = time.monotonic() + _REOPEN
         outbox = open_outbox(self._home.path, self._config_path, clock=self._clock, set_aside_damaged=True)
@@ -341,8 +341,6 @@ class Run:
             raise RunFinished(
                 f"run {self._id} is {self._ended}", hint="start another one with hubqueue.start_run"
             )
-
-    # The worker.
 
     def _nudge(self) -> None:
         self._attempt("worker", lambda: self._sending().nudge())
