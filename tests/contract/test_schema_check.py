@@ -19,13 +19,13 @@ def found(outbox: Outbox, *statements: str) -> list[str]:
         return differences(connection)
 
 
-def test_a_schema_of_ours_has_no_differences(outbox: Outbox) -> None:
-    assert found(outbox) == []
+def test_a_schema_of_ours_has_no_differences(any_outbox: Outbox) -> None:
+    assert found(any_outbox) == []
 
 
-def test_what_is_missing_and_what_is_not_ours_is_named(outbox: Outbox) -> None:
+def test_what_is_missing_and_what_is_not_ours_is_named(any_outbox: Outbox) -> None:
     told = found(
-        outbox,
+        any_outbox,
         "DROP INDEX entries_waiting",
         "CREATE UNIQUE INDEX strange ON runs (model)",
         "ALTER TABLE runs ADD COLUMN spy TEXT",
@@ -42,10 +42,10 @@ def test_what_is_missing_and_what_is_not_ours_is_named(outbox: Outbox) -> None:
     assert len(told) == 4
 
 
-def test_a_strange_trigger_is_found(outbox: Outbox) -> None:
-    if outbox.database.backend == "sqlite":
+def test_a_strange_trigger_is_found(any_outbox: Outbox) -> None:
+    if any_outbox.database.backend == "sqlite":
         told = found(
-            outbox,
+            any_outbox,
             "CREATE TRIGGER spy AFTER INSERT ON entries BEGIN UPDATE entries SET key = 'x' WHERE id = NEW.id; END",
             "DROP TRIGGER lanes_owing_insert",
             "DROP TRIGGER lanes_owing_update",
@@ -60,7 +60,7 @@ def test_a_strange_trigger_is_found(outbox: Outbox) -> None:
         ]
         return
     told = found(
-        outbox,
+        any_outbox,
         "CREATE FUNCTION spy() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.key = ''x''; RETURN NEW; END'",
         "CREATE TRIGGER spy BEFORE INSERT ON entries FOR EACH ROW EXECUTE FUNCTION spy()",
         "CREATE RULE deaf AS ON DELETE TO runs DO INSTEAD NOTHING",
@@ -74,17 +74,17 @@ def test_a_strange_trigger_is_found(outbox: Outbox) -> None:
     ]
 
 
-def test_a_name_with_an_escape_sequence_is_shown_harmless(outbox: Outbox) -> None:
-    if outbox.database.backend != "sqlite":
+def test_a_name_with_an_escape_sequence_is_shown_harmless(any_outbox: Outbox) -> None:
+    if any_outbox.database.backend != "sqlite":
         pytest.skip("one backend is enough for the name")
-    (line,) = found(outbox, 'CREATE VIEW "a\x1b[2Jb" AS SELECT 1')
+    (line,) = found(any_outbox, 'CREATE VIEW "a\x1b[2Jb" AS SELECT 1')
 
     assert line == "view a\\x1b[2Jb is not ours"
 
 
-def test_a_check_that_was_weakened_is_found(outbox: Outbox) -> None:
-    if outbox.database.backend == "sqlite":
-        with outbox.database.write() as tx:
+def test_a_check_that_was_weakened_is_found(any_outbox: Outbox) -> None:
+    if any_outbox.database.backend == "sqlite":
+        with any_outbox.database.write() as tx:
             tx.execute(text("PRAGMA writable_schema = ON"))
             tx.execute(
                 text(
@@ -92,8 +92,8 @@ def test_a_check_that_was_weakened_is_found(outbox: Outbox) -> None:
                 )
             )
             tx.execute(text("PRAGMA writable_schema = RESET"))
-        outbox.database.close()
-        assert found(outbox) == ["check lanes_accounted of lanes is not as declared"]
+        any_outbox.database.close()
+        assert found(any_outbox) == ["check lanes_accounted of lanes is not as declared"]
         return
-    told = found(outbox, "ALTER TABLE lanes DROP CONSTRAINT lanes_accounted")
+    told = found(any_outbox, "ALTER TABLE lanes DROP CONSTRAINT lanes_accounted")
     assert told == ["check lanes_accounted of lanes is missing"]
