@@ -20,6 +20,7 @@ from hubqueue.credentials import Credentials
 from hubqueue.database import Database
 from hubqueue.errors import CredentialsError, OutboxDamaged, OutboxUnavailable
 from hubqueue.home import Home
+from hubqueue.known_keys import learn_keys
 from hubqueue.locks import Lock, serving
 from hubqueue.spool import Ballast, Spool
 
@@ -160,6 +161,7 @@ def open_outbox(
     environ = os.environ if environ is None else environ
     place = Home.locate(home, environ)
     settings = place.load_config(Path(config) if config is not None else None, environ)
+    learn_keys(place.credentials, environ)
     place.create()
     aside: Path | None = None
     try:

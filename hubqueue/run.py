@@ -34,6 +34,7 @@ from hubqueue.entry import Draft, Kind
 from hubqueue.errors import HubqueueError, OutboxDamaged, RunFinished
 from hubqueue.home import Home
 from hubqueue.intake import open_run, save_snapshot
+from hubqueue.known_keys import without_keys
 from hubqueue.leftover import Leftover, look, word
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import Lock
@@ -69,8 +70,7 @@ def start_run(
     `model` is a model file (`yolov8n.pt`: a new model is registered with `args`), a model URL or a model id.
     `worker`: "auto" starts a detached worker process when none is alive, "thread" sends from this process,
     "none" only saves. `resume` is the `Run.id` of a run to go on with, which the hub need not know yet.
-    Raises `InvalidModel` and `ConfigError` for what only the caller can mend; storage trouble is logged and
-    survived, with `strict` it is raised.
+    Raises `InvalidModel` and `ConfigError`; storage trouble is logged and survived, with `strict` it is raised.
     """
     if worker not in ("auto", "thread", "none"):
         raise ValueError(f"worker must be 'auto', 'thread' or 'none', not {worker!r}")
@@ -79,7 +79,8 @@ def start_run(
     target = choose(settings, Credentials(place.credentials, os.environ), destination, model=str(model))
     named = identifier.of_type(target.type, model, web_url=target.web_url)
     options = {"worker": worker, "strict": strict, "resume": resume, "config_path": config}
-    run = Run(place, settings, target, named, dict(args or {}), **options)  # type: ignore[arg-type]
+    told = without_keys(args or {}, place.credentials, os.environ, named.api_key)
+    run = Run(place, settings, target, named, told, **options)  # type: ignore[arg-type]
     run._begin()
     return run
 

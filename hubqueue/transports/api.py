@@ -12,7 +12,7 @@ from typing import Any
 
 from hubqueue.config import DestinationSettings
 from hubqueue.outcome import Blocked, Outcome, RetryLater, Scope
-from hubqueue.redact import LEAST_KEY, clean
+from hubqueue.redact import LEAST_KEY, clean, remember
 from hubqueue.transports.base import Attempt
 from hubqueue.transports.body import Body
 from hubqueue.transports.http import Answer, Request, Wire, outcome_of_status
@@ -79,15 +79,16 @@ class Api:
         found = answer.json() if _is_plain(answer) else None
         return Told(found if isinstance(found, dict) else None, answer, key)
 
-    def unproved(self, what: str, told: Told | None = None) -> RetryLater:
-        """A 2xx without what would prove a delivery. The start of the answer is shown where `told` is given."""
-        start, status = "", ""
-        if told is not None:
-            said = told.answer.body.decode("utf-8", "replace")
-            start = clean(said, limit=60, secrets=(told.key,))
-            status = f"{told.answer.status} "
+    def unproved(self, told: Told) -> RetryLater:
+        """A 2xx that does not prove a delivery, with the start of what it says."""
+        start = clean(told.answer.body.decode("utf-8", "replace"), limit=60, secrets=(told.key,))
         shown = f": {start}" if start else ""
-        return RetryLater(f"{self._wire.host} answered {status}without {what}, so it does not count{shown}")
+        said = f"{self._wire.host} responded {told.answer.status}, but not like a hub"
+        return RetryLater(f"{said} (login page or wrong URL?){shown}")
+
+    def lacks(self, what: str) -> RetryLater:
+        """A response without something that is needed. Its text is not shown: there may be a signed URL in it."""
+        return RetryLater(f"the hub's response has no {what}; will retry")
 
     def close(self) -> None:
         """Close the connections that are kept alive."""
@@ -95,6 +96,7 @@ class Api:
 
     def _key(self) -> str | Outcome:
         candidates = self.keys()
+        remember(candidates)
         if not candidates:
             return Blocked(f"there is no key for {self._name}", Scope.DESTINATION)
         with self._lock:
