@@ -10,8 +10,9 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from hubqueue.errors import CredentialsError
+from hubqueue.errors import CredentialsError, OutboxUnavailable
 from hubqueue.home import open_private, sync_folder
+from hubqueue.ownership import read_trusted
 from hubqueue.ultralytics_settings import borrowed_key
 
 # Variables that the hubs' own clients read.
@@ -73,7 +74,7 @@ class Credentials:
 
     def _load(self) -> dict[str, str]:
         try:
-            descriptor = open_private(self._path, os.O_RDONLY)
+            content, found = read_trusted(self._path, follow=False)
         except FileNotFoundError:
             self._seen, self._stored = None, {}
             return {}
@@ -81,17 +82,17 @@ class Credentials:
             raise CredentialsError(
                 f"cannot read {self._path}: {error.strerror}", hint="hubqueue check"
             ) from error
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(file.fileno())
-            version = (found.st_mtime_ns, found.st_ino)
-            if version == self._seen:
-                return self._stored
-            try:
-                tables = tomllib.load(file)
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-                # Not chained: the parser's message may quote the line with the key.
-                hint = f"remove it and store the keys again: rm {self._path}; hubqueue login"
-                raise CredentialsError(f"{self._path} is not valid TOML", hint=hint) from None
+        except OutboxUnavailable as error:
+            raise CredentialsError(str(error), hint=error.hint) from error
+        version = (found.st_mtime_ns, found.st_ino)
+        if version == self._seen:
+            return self._stored
+        try:
+            tables = tomllib.loads(content.decode("utf-8"))
+        except (ValueError, RecursionError):
+            # Not chained: the parser's message may quote the line with the key.
+            hint = f"remove it and store the keys again: rm {self._path}; hubqueue login"
+            raise CredentialsError(f"{self._path} is not valid TOML", hint=hint) from None
         stored = {name: table.get("key") for name, table in tables.items() if isinstance(table, dict)}
         self._stored = {name: key for name, key in stored.items() if isinstance(key, str)}
         self._seen = version

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from hubqueue import sqlite
+from hubqueue.ballast import Ballast
 from hubqueue.clock import Clock
 from hubqueue.config import Config
 from hubqueue.credentials import Credentials
@@ -21,7 +22,7 @@ from hubqueue.database import Database
 from hubqueue.errors import OutboxDamaged, OutboxUnavailable
 from hubqueue.home import Home
 from hubqueue.locks import Lock
-from hubqueue.spool import Ballast, Spool
+from hubqueue.spool import Spool
 
 if TYPE_CHECKING:
     from hubqueue.claims import Claims

@@ -28,6 +28,7 @@ from hubqueue.errors import InvalidModel
 from hubqueue.home import Home
 from hubqueue.metrics import numbers_only
 from hubqueue.run import Run, start_run
+from hubqueue.survival import settings_of
 
 _LOG = logging.getLogger("hubqueue")
 # How often the trainer is asked between epochs to stop, when the hub wants it to, in seconds.
@@ -243,5 +244,7 @@ def _is_main_process() -> bool:
 
 def _type_of_destination(options: Mapping[str, Any]) -> str:
     config = options.get("config")
-    settings = Home.locate(options.get("home")).load_config(Path(config) if config else None, os.environ)
+    settings = settings_of(
+        Home.locate(options.get("home")), config or None, strict=bool(options.get("strict"))
+    )
     return settings.destination(options.get("destination")).type
