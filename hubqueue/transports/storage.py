@@ -78,7 +78,8 @@ class Storage:
                 f"the hub wants checkpoints sent to {shown}, which is not allowed; {advice}",
                 Scope.DESTINATION,
             )
-        if is_plain_remote(f"{parts.scheme}://{parts.netloc}") and not self._settings.insecure:
+        origin = f"{parts.scheme}://{parts.netloc}"
+        if is_plain_remote(origin, self._settings.proxy) and not self._settings.insecure:
             return Blocked(f"the hub wants checkpoints sent to {shown} unencrypted", Scope.DESTINATION)
         return parts
 

@@ -224,9 +224,7 @@ def _read(home: Home, name: str) -> object:
     return Credentials(home.credentials, {}).keys("hub", "hub")
 
 
-@pytest.mark.parametrize(
-    "command", [("status",), ("worker", "--idle-exit", "0"), ("runs",), ("check",)]
-)
+@pytest.mark.parametrize("command", [("status",), ("worker", "--idle-exit", "0"), ("runs",), ("check",)])
 def test_every_command_refuses_a_home_that_others_may_write(home: Home, command: tuple[str, ...]) -> None:
     home.path.chmod(0o777)
 
