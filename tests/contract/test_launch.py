@@ -101,13 +101,13 @@ def test_what_is_not_certainly_a_python_is_not_started(tmp_path: Path, before: s
 
 
 def test_a_worker_that_ends_at_once_is_reported_once(tmp_path: Path) -> None:
-    said = _train(tmp_path, "http://127.0.0.1:9", before=_WITH_A_BROKEN_WORKER, timeout=4)
+    said = _train(tmp_path, "http://127.0.0.1:9", before=_WITH_A_BROKEN_WORKER, timeout=8)
 
     assert said.count("the worker ended at once (exit code 2)") == 1, said
     assert "HUBQUEUE_WORKER__LEASE" in said
     assert "left" in said
     tries = (tmp_path / "home" / "worker.log").read_text().count("error: HUBQUEUE_WORKER__LEASE")
-    assert 1 <= tries <= 2
+    assert 1 <= tries <= 3  # not one a second; two may have begun side by side
 
 
 # The worker alone sees the setting that ends it.
