@@ -31,6 +31,7 @@ _PYTHON = re.compile(
 _BY_HAND = "start one by hand: hubqueue worker"
 # One that ends within this time has ended at once; the next one waits, each time twice as long.
 _AT_ONCE = 60.0
+_TO_BEGIN = 3.0
 _FIRST_WAIT, _LONGEST_WAIT = 5.0, 300.0
 _TAIL = 4096
 
@@ -59,7 +60,7 @@ _REFUSED: set[Path] = set()
 
 
 def start(home: Home, config: str | None) -> bool:
-    """Start a worker; False when one ended at once a moment ago, or none can be started and that was said already.
+    """Start a worker; False when one has hardly begun, or ended at once a moment ago, or when none can be started and that was said already.
 
     Raises `WorkerError`.
     """
@@ -67,6 +68,8 @@ def start(home: Home, config: str | None) -> bool:
     wait = _WAITS.get(home.path)
     if home.path in _REFUSED or (wait is not None and time.monotonic() < wait.until):
         return False
+    if any(each.home == home.path and time.monotonic() - each.at < _TO_BEGIN for each in _STARTED):
+        return False  # it has hardly begun
     refusal = _why_not()
     if refusal:
         _REFUSED.add(home.path)
