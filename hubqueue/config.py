@@ -332,6 +332,9 @@ class _Reader:
         if forms.is_plain_remote(settings.get("url", "")) and not may_be_insecure:
             why = "is plain http to another machine, which shows the key to the network"
             self._refuse((*path, "url"), f"{why}: use https, or insecure = true")
+        elif forms.is_plain_remote(settings.get("url", ""), settings.get("proxy")) and not may_be_insecure:
+            why = "leads plain http through another machine, which shows it the key"
+            self._refuse((*path, "proxy"), f"{why}: use an https url, or insecure = true")
         return settings
 
     def _section(self, *path: str) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hubqueue.account import origin
-from hubqueue.errors import CredentialsError
+from hubqueue.errors import CredentialsError, OutboxUnavailable
 from hubqueue.home import open_private, sync_folder
+from hubqueue.ownership import read_trusted
 from hubqueue.redact import LEAST_KEY
 from hubqueue.settings import DestinationSettings, usual_url
 from hubqueue.ultralytics_settings import borrowed_key
@@ -110,7 +111,7 @@ class Credentials:
 
     def _load(self) -> dict[str, dict[str, str]]:
         try:
-            descriptor = open_private(self._path, os.O_RDONLY)
+            content, found = read_trusted(self._path, follow=False)
         except FileNotFoundError:
             self._seen, self._stored = None, {}
             return {}
@@ -118,17 +119,17 @@ class Credentials:
             raise CredentialsError(
                 f"cannot read {self._path}: {error.strerror}", hint="hubqueue check"
             ) from error
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(file.fileno())
-            version = (found.st_mtime_ns, found.st_ino)
-            if version == self._seen:
-                return self._stored
-            try:
-                tables = tomllib.load(file)
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-                # Not chained: the parser's message may quote the line with the key.
-                hint = f"remove it and store the keys again: rm {self._path}; hubqueue login"
-                raise CredentialsError(f"{self._path} is not valid TOML", hint=hint) from None
+        except OutboxUnavailable as error:
+            raise CredentialsError(str(error), hint=error.hint) from error
+        version = (found.st_mtime_ns, found.st_ino)
+        if version == self._seen:
+            return self._stored
+        try:
+            tables = tomllib.loads(content.decode("utf-8"))
+        except (ValueError, RecursionError):
+            # Not chained: the parser's message may quote the line with the key.
+            hint = f"remove it and store the keys again: rm {self._path}; hubqueue login"
+            raise CredentialsError(f"{self._path} is not valid TOML", hint=hint) from None
         self._stored = {name: _by_address(table) for name, table in tables.items() if isinstance(table, dict)}
         self._seen = version
         return self._stored

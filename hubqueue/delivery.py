@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from hubqueue import events
 from hubqueue.backoff import next_attempt_at
+from hubqueue.ballast import Ballast
 from hubqueue.batching import SUSPECT_AFTER
 from hubqueue.entries import Moved
 from hubqueue.entry import Kind
@@ -25,7 +26,6 @@ from hubqueue.lane import Batch, Lease
 from hubqueue.outbox import Outbox
 from hubqueue.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater, Scope
 from hubqueue.plain import is_intact
-from hubqueue.spool import Ballast
 from hubqueue.transports.base import Attempt, Transport
 
 if TYPE_CHECKING:

@@ -45,6 +45,8 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
         settings = place.load_config(Path(config) if config is not None else None, os.environ)
     except ConfigError as error:
         return [Finding("configuration", False, problem, error.hint) for problem in error.problems]
+    except HubqueueError as error:  # a home or a file that others may change
+        return [Finding("home", False, str(error), error.hint)]
     found = [
         Finding(
             "configuration",

@@ -16,6 +16,7 @@ from hubqueue import events
 from hubqueue.entry import Kind
 from hubqueue.events import Fact
 from hubqueue.home import Home, open_private
+from hubqueue.ownership import read_small
 
 # Smaller uploads are over before anybody looks, and a file system is not asked more often than this.
 _LEAST = 1 << 20
@@ -69,7 +70,7 @@ class Gauge:
 def sent_bytes(home: Home, run_id: str) -> tuple[int, int] | None:
     """How many bytes of a run's running upload have left, and its size; None when nobody tells."""
     try:
-        sent, size = map(int, _file(home, run_id).read_bytes().split())
+        sent, size = map(int, read_small(_file(home, run_id)).split())
     except (OSError, ValueError):
         return None
     return (sent, size) if 0 <= sent <= size else None

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from hubqueue import sqlite
+from hubqueue.ballast import Ballast
 from hubqueue.clock import Clock
 from hubqueue.config import Config, DestinationSettings
 from hubqueue.credentials import Credentials
@@ -22,7 +23,7 @@ from hubqueue.errors import CredentialsError, OutboxDamaged, OutboxUnavailable
 from hubqueue.home import Home
 from hubqueue.known_keys import learn_keys
 from hubqueue.locks import Lock, serving
-from hubqueue.spool import Ballast, Spool
+from hubqueue.spool import Spool
 
 if TYPE_CHECKING:
     from hubqueue.addresses import Addresses

@@ -17,7 +17,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -40,7 +39,7 @@ from hubqueue.lifecycle import RunState
 from hubqueue.locks import Lock
 from hubqueue.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.senders import Nobody, Sender, WorkerMode, sender
-from hubqueue.survival import survive
+from hubqueue.survival import settings_of, survive
 from hubqueue.transports import DESTINATION_KINDS
 
 Path_ = str | os.PathLike[str]
@@ -75,7 +74,7 @@ def start_run(
     if worker not in ("auto", "thread", "none"):
         raise ValueError(f"worker must be 'auto', 'thread' or 'none', not {worker!r}")
     place = Home.locate(home)
-    settings = place.load_config(Path(config) if config is not None else None, os.environ)
+    settings = settings_of(place, config, strict=strict)
     target = choose(settings, Credentials(place.credentials, os.environ), destination, model=str(model))
     named = identifier.of_type(target.type, model, web_url=target.web_url)
     options = {"worker": worker, "strict": strict, "resume": resume, "config_path": config}

@@ -267,7 +267,7 @@ def _snapshot(outbox: Outbox, path: Path, entry: Mapping[str, Any]) -> Snapshot 
     spool = outbox.spool.path
     kept = spool.with_name(spool.name + path.name.removeprefix(outbox.home.outbox.name))
     source, target = kept / entry["snapshot"], spool / entry["snapshot"]
-    if "/" in entry["snapshot"] or source.is_symlink():
+    if "/" in entry["snapshot"] or source.is_symlink() or not source.is_file():
         return None
     try:
         if not target.exists():

@@ -175,10 +175,13 @@ def database_address() -> Form:
     return Form(check)
 
 
-def is_plain_remote(url: str) -> bool:
-    """Whether this (checked) URL would carry a key over a network unencrypted."""
-    parts = urlsplit(url)
-    return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
+def is_plain_remote(url: str, proxy: str | None = None) -> bool:
+    """Whether this (checked) URL would carry a key over a network unencrypted, directly or by a proxy elsewhere.
+
+    The way to the proxy may be encrypted: it reads what it passes on.
+    """
+    parts, hosts = urlsplit(url), [urlsplit(each).hostname or "" for each in (url, proxy) if each]
+    return parts.scheme == "http" and not all(map(_is_loopback, hosts))
 
 
 def _is_loopback(host: str) -> bool:

@@ -30,6 +30,7 @@ from hubqueue.errors import InvalidModel
 from hubqueue.home import Home
 from hubqueue.metrics import numbers_only
 from hubqueue.run import Run, start_run
+from hubqueue.survival import settings_of
 
 _LOG = logging.getLogger("hubqueue")
 # How often the trainer is asked between epochs to stop, when the hub wants it to, in seconds.
@@ -246,5 +247,5 @@ def _is_main_process() -> bool:
 def _type_of_destination(options: Mapping[str, Any]) -> str:
     config = options.get("config")
     home = Home.locate(options.get("home"))
-    settings = home.load_config(Path(config) if config else None, os.environ)
+    settings = settings_of(home, config or None, strict=bool(options.get("strict")))
     return choose(settings, Credentials(home.credentials, os.environ), options.get("destination")).type

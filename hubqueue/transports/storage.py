@@ -82,7 +82,10 @@ class Storage:
                 f'if that is right, add "{entry}" to {setting}',
                 Scope.DESTINATION,
             )
-        if is_plain_remote(f"{scheme}://{parts.netloc}") and not self._settings.insecure:
+        if (
+            is_plain_remote(f"{scheme}://{parts.netloc}", self._settings.proxy)
+            and not self._settings.insecure
+        ):
             return Blocked(f"the hub wants checkpoints sent to {shown} unencrypted", Scope.DESTINATION)
         return parts
 

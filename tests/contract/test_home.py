@@ -13,8 +13,9 @@ from stage import environ_of, kill, python
 
 from hubqueue.credentials import Credentials
 from hubqueue.errors import ConfigError, CredentialsError, OutboxUnavailable
-from hubqueue.home import Home, open_private, type_of_mount
+from hubqueue.home import Home, open_private
 from hubqueue.locks import Lock, forget, is_held
+from hubqueue.mounts import type_of_mount
 from hubqueue.settings import TYPE_DEFAULTS, DestinationSettings
 
 HOLDER = """
@@ -54,7 +55,7 @@ def test_folders_and_files_are_private_whatever_the_umask(tmp_path: Path) -> Non
 
 def test_what_cannot_be_a_home_is_said_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
 
     for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link"):
         with pytest.raises(OutboxUnavailable) as refused:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from stage import PATIENCE, environ_of, python
 
+from hubqueue.ballast import Ballast
 from hubqueue.config import SpoolSettings
 from hubqueue.entry import Snapshot
 from hubqueue.errors import (
@@ -34,7 +35,7 @@ from hubqueue.hashing import BLOCK, HashBehind, from_file
 from hubqueue.lifecycle import State
 from hubqueue.outbox import open_outbox
 from hubqueue.snapshot_body import SnapshotBody
-from hubqueue.spool import Ballast, Spool
+from hubqueue.spool import Spool
 
 ROOMY = SpoolSettings(min_free_bytes=0)
 
