@@ -108,7 +108,7 @@ class Service:
                 continue  # told by the works already; they go on trying
             if reason is not None:
                 return reason
-        return "told to stop"
+        return "interrupted"
 
     def _step(self) -> float:
         database = self._outbox.database
@@ -168,9 +168,9 @@ def nothing_left(
         if not owed.entries:
             return "everything is delivered"
         if owed.entries == owed.held:
-            return "what is left is held"
+            return "the destination or the run is on hold"
         if deadline is not None and time.monotonic() >= deadline:
-            return "the time is over"
+            return "timed out"
         return None
 
     return check

@@ -105,6 +105,16 @@ class Stats:
         )
         return next(iter(self._all(query)), None)
 
+    def run_ids(self) -> list[str]:
+        """The ids of all runs, newest first."""
+        with self.database.read() as connection:
+            return list(connection.scalars(select(runs.c.id).order_by(runs.c.created_at.desc())))
+
+    def dead(self, run_id: str | None = None) -> int:
+        """How many entries are dead, of a run or of all."""
+        which = true() if run_id is None else lanes.c.run_id == run_id
+        return int(self._scalar(select(func.coalesce(func.sum(lanes.c.dead), 0)).where(which)) or 0)
+
     def has_failed(self, run_id: str, kind: Kind) -> bool:
         """Whether something of a lane was not delivered at its last attempt, or is dead. One row is read."""
         which = and_(lanes.c.run_id == run_id, lanes.c.kind == kind)

@@ -6,14 +6,13 @@ import json
 import sys
 import threading
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from hubqueue.cli.frame import (
     ATTENTION,
     DONE,
-    USAGE,
     Place,
     json_option,
     leave,
@@ -22,6 +21,8 @@ from hubqueue.cli.frame import (
     run_option,
 )
 from hubqueue.cli.glance import glance
+from hubqueue.cli.mistakes import Whole
+from hubqueue.cli.named import find_entries, find_run, no_entry, no_run
 from hubqueue.cli.words import size, table
 from hubqueue.entry import Kind
 from hubqueue.lifecycle import State
@@ -29,10 +30,11 @@ from hubqueue.lifecycle import State
 _REFRESH = 1.0
 limit_option = click.option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     default=50,
     show_default=True,
-    help="At most so many, newest first.",
+    metavar="N",
+    help="Show at most N.",
 )
 
 
@@ -119,10 +121,13 @@ def entries(
       hubqueue entries --run 0bf51cd3352d --kind ckpt
     """
     if not place.has_outbox():
+        if run_id is not None:
+            no_run(run_id)
         print_json([]) if as_json else click.echo("no entries yet")
         return
     with place.open() as outbox:
         chosen = None if state is None else State(state)
+        run_id = find_run(outbox, run_id)
         found = outbox.stats.entries(state=chosen, run_id=run_id, kind=kind, limit=limit)
         to_wall = outbox.database.to_wall
         shown = [_entry(row, to_wall) for row in found]
@@ -136,7 +141,7 @@ def entries(
 
 
 @click.command()
-@click.argument("entry", type=int)
+@click.argument("entry", type=Whole())
 @json_option
 @pass_place
 def show(place: Place, entry: int, as_json: bool) -> None:
@@ -147,13 +152,11 @@ def show(place: Place, entry: int, as_json: bool) -> None:
       hubqueue show 42
     """
     if not place.has_outbox():
-        _no_such_entry(entry)
+        no_entry(entry)
     with place.open() as outbox:
-        found = outbox.stats.entries(ids=[entry])
-        if not found:
-            _no_such_entry(entry)
+        (found,) = find_entries(outbox, [entry])
         to_wall = outbox.database.to_wall
-        shown = _entry(found[0], to_wall)
+        shown = _entry(found, to_wall)
         shown["payload"] = json.loads(outbox.stats.payload(entry) or "null")
         shown["history"] = [_attempt(row, to_wall) for row in outbox.stats.attempts(entry_id=entry)]
     if as_json:
@@ -179,21 +182,18 @@ def log(place: Place, run_id: str | None, limit: int, as_json: bool) -> None:
       hubqueue log --run 0bf51cd3352d --limit 10
     """
     if not place.has_outbox():
+        if run_id is not None:
+            no_run(run_id)
         print_json([]) if as_json else click.echo("no attempts yet")
         return
     with place.open() as outbox:
         to_wall = outbox.database.to_wall
+        run_id = find_run(outbox, run_id)
         found = [_attempt(row, to_wall) for row in outbox.stats.attempts(run_id=run_id, limit=limit)]
     if as_json:
         print_json(found)
     else:
         click.echo(_history(found) if found else "no attempts yet")
-
-
-def _no_such_entry(entry: int) -> NoReturn:
-    click.echo(click.style("error: ", fg="red") + f"there is no entry {entry}", err=True)
-    click.echo("hint: hubqueue entries lists them; delivered ones are pruned after a while", err=True)
-    leave(USAGE)
 
 
 def _status(place: Place, run_id: str | None) -> dict[str, Any]:
@@ -202,14 +202,10 @@ def _status(place: Place, run_id: str | None) -> dict[str, Any]:
 
     if place.has_outbox():
         with place.open() as outbox:
-            shown = describe(outbox, run_id=run_id)
-    else:
-        shown = nothing_yet(place.home(), place.config())
-    if run_id is not None and not shown["runs"]:
-        click.echo(click.style("error: ", fg="red") + f"there is no run {run_id}", err=True)
-        click.echo("hint: hubqueue runs --all lists them", err=True)
-        leave(USAGE)
-    return shown
+            return describe(outbox, run_id=find_run(outbox, run_id))
+    if run_id is not None:
+        no_run(run_id)
+    return nothing_yet(place.home(), place.config())
 
 
 def _worded(place: Place, shown: dict[str, Any]) -> str:

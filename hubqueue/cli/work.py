@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING
 import click
 
 from hubqueue.cli.frame import ATTENTION, DONE, LEFT, Place, leave, pass_place, run_option
+from hubqueue.cli.mistakes import Number
+from hubqueue.cli.named import find_run, no_run
 from hubqueue.cli.words import plural
+from hubqueue.lifecycle import State
+
+# How many refused entries a drain names.
+_SHOWN = 3
 
 if TYPE_CHECKING:
     from hubqueue.cli.progress import Progress
@@ -28,9 +34,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--idle-exit",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     metavar="SECONDS",
-    help="Leave after so long without anything to send.",
+    help="Exit after SECONDS without work.",
 )
 @click.option(
     "--detached",
@@ -78,15 +84,16 @@ def worker(place: Place, idle_exit: float | None, detached: bool, verbose: bool)
 
 @click.command()
 @click.option(
-    "--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="Stop after so long, whatever is left."
+    "--timeout", type=Number(min=0), metavar="SECONDS", help="Stop after SECONDS, whatever is left."
 )
 @run_option
 @pass_place
 def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
-    """Send what is owed now, under the hub's limits, and wait until it is done.
+    """Send what is waiting now, within the hub's rate limits, and wait until it is done.
 
-    With --run it waits only for that run. Exits with 0 when everything is delivered, with 3 when something is
-    left (it stays in the outbox), and with 1 when the hub refused entries for good. Safe beside a worker.
+    With --run it waits only for that run. Exits with 0 when everything is delivered, with 1 when the hub has refused
+    entries, now or before (they are dead until `redrive` or `cancel`), and with 3 when something is left to send.
+    Safe beside a worker.
 
     \b
     Examples:
@@ -100,6 +107,8 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
     from hubqueue.sqlite import asides
 
     if not place.has_outbox() and not asides(place.home().outbox):
+        if run_id is not None:
+            no_run(run_id)
         click.echo("nothing was enqueued here yet")
         leave(DONE)
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -108,8 +117,8 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
         service = Service(outbox, emit=_telling(progress))
         _obey_signals(service)
         salvage(outbox)  # what is owed may be in a damaged one beside it
+        run_id = find_run(outbox, run_id)
         progress.owed(outbox.stats.owed(run_id))
-        dead_before = outbox.stats.totals()["dead"]
         if outbox.stats.owed(run_id).entries:
             grace = None if deadline is None else timedelta(0)
             reason = service.run(
@@ -118,20 +127,24 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
                 grace=grace,
             )
         else:
-            reason = "nothing is owed"
+            reason = "nothing to send"
         left = outbox.stats.owed(run_id)
-        dead = outbox.stats.totals()["dead"] - dead_before
-    if dead > 0:
+        dead = outbox.stats.dead(run_id)
+        refused = outbox.stats.entries(state=State.DEAD, run_id=run_id, limit=_SHOWN) if dead else []
+    if dead:
         click.echo(f"{plural(dead, 'entry was', 'entries were')} refused by the hub", err=True)
-        click.echo("hint: hubqueue entries --state dead tells why", err=True)
-    if not left.entries and dead > 0:
-        leave(ATTENTION)
-    if not left.entries:
+        for each in refused:
+            where = f"entry {each['id']} of run {each['run_id']}, {each['kind']} {each['key']}"
+            click.echo(f"  {where}: {each['reason']}", err=True)
+        if dead > len(refused):
+            click.echo(f"  and {dead - len(refused)} more", err=True)
+        click.echo("hint: hubqueue entries --state dead", err=True)
+    if left.entries:
+        click.echo(f"{plural(left.entries, 'upload')} not sent: {reason}", err=True)
+        click.echo("hint: hubqueue status shows why", err=True)
+    elif not dead:
         click.echo(reason)
-        leave(DONE)
-    click.echo(f"{left.entries} uploads are left: {reason}", err=True)
-    click.echo("hint: hubqueue status tells why", err=True)
-    leave(LEFT)
+    leave(ATTENTION if dead else LEFT if left.entries else DONE)
 
 
 def _telling(progress: Progress) -> Emit:

@@ -175,7 +175,7 @@ def test_dead_entries_are_shown_redriven_and_cancelled(home: Path) -> None:
     assert "no such metric" in listed.stdout
     assert "hubqueue redrive --all" in hubqueue(environ, "status").stdout
     assert json.loads(hubqueue(environ, "show", str(entry), "--json").stdout)["payload"] == {"loss": 1.0}
-    assert hubqueue(environ, "redrive", str(entry)).stdout == "1 entry brought back\n"
+    assert hubqueue(environ, "redrive", str(entry)).stdout == "1 entry will be sent again\n"
     assert hubqueue(environ, "redrive", str(entry)).returncode == 1
     assert hubqueue(environ, "cancel", str(entry)).stdout == "1 entry cancelled\n"
     assert hubqueue(environ, "cancel", "--run", run).returncode == 1
@@ -208,14 +208,14 @@ def test_a_wrong_key_is_found_by_check(home: Path, tmp_path: Path) -> None:
         again = hubqueue(environ_of(home, strict.url, HUB_API_KEY=""), "check")
 
     assert (shown.returncode, "401" in shown.stdout) == (1, True)
-    assert "tried first" in stored.stderr
+    assert "takes precedence" in stored.stderr
     assert again.returncode == 0, again.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["nonsense"], 2, "No such command"),
+        (["nonsense"], 2, "there is no command nonsense"),
         (["status", "--run", "none"], 2, "there is no run none"),
         (["show", "12345"], 2, "there is no entry 12345"),
         (["enqueue", "metrics", "--run", "none", "--epoch", "0", "a=1"], 2, "there is no run none"),

@@ -105,7 +105,7 @@ def test_drain_says_whether_something_is_left(hub: Sandbox, home: Path) -> None:
     hub.fail("any:503")
 
     left = hubqueue(environ, "drain", "--timeout", "1")
-    assert (left.returncode, "2 uploads are left" in left.stderr) == (3, True)
+    assert (left.returncode, "2 uploads not sent" in left.stderr) == (3, True)
     hub.heal()
     done = hubqueue(environ, "drain", "--timeout", "60")
 
