@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubqueue.entry import Kind
+from hubqueue.gauge import upload_of
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import is_held
 from hubqueue.redact import clean
@@ -211,7 +212,24 @@ def _lane(outbox: Outbox, lane: Mapping[str, Any], now: datetime) -> dict[str, A
         "next_send_at": None if lane["in_flight"] else _due(outbox, lane["next_send_at"], now),
         "held": lane["held"],
         "unknown": lane["kind"] not in set(Kind),
+        "uploading": _uploading(outbox, lane),
         "last_error": None if error is None else clean(error),
+    }
+
+
+def _uploading(outbox: Outbox, lane: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How far the upload of a lane in flight is, as its worker tells."""
+    found = (
+        upload_of(outbox.home, lane["run_id"]) if lane["kind"] == Kind.CKPT and lane["in_flight"] else None
+    )
+    if found is None:
+        return None
+    rate, left = found.rate, found.seconds_left
+    return {
+        "sent": found.sent,
+        "size": found.size,
+        "rate": None if rate is None else round(rate),
+        "seconds_left": None if left is None else round(left, 1),
     }
 
 

@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import time
-from datetime import timedelta
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
@@ -18,7 +20,7 @@ import click
 from hubqueue.cli.frame import ATTENTION, DONE, LEFT, Place, leave, pass_place, run_option
 from hubqueue.cli.mistakes import Number
 from hubqueue.cli.named import find_run, no_run
-from hubqueue.cli.words import plural
+from hubqueue.cli.words import plural, until
 from hubqueue.lifecycle import State
 
 # How many refused entries a drain names.
@@ -26,8 +28,8 @@ _SHOWN = 3
 
 if TYPE_CHECKING:
     from hubqueue.cli.progress import Progress
-    from hubqueue.events import Emit
     from hubqueue.home import Home
+    from hubqueue.outbox import Outbox
     from hubqueue.service import Service
 
 
@@ -100,7 +102,7 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
       hubqueue drain
       hubqueue drain --timeout 300 || hubqueue status
     """
-    from hubqueue.cli.progress import Progress
+    from hubqueue import journal
     from hubqueue.outbox import COURTESY
     from hubqueue.salvage import salvage
     from hubqueue.service import Service, nothing_left
@@ -112,17 +114,18 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
         click.echo("nothing was enqueued here yet")
         leave(DONE)
     deadline = None if timeout is None else time.monotonic() + timeout
-    with place.open(courtesy=COURTESY) as outbox, Progress(sys.stderr) as progress:
+    with place.open(courtesy=COURTESY) as outbox, ExitStack() as until_the_end:
         _log_to(None, logging.ERROR)
-        service = Service(outbox, emit=_telling(progress))
+        run_id = find_run(outbox, run_id)
+        service = Service(outbox, emit=journal.write)
+        progress = until_the_end.enter_context(_progress(outbox, service, run_id))
         _obey_signals(service)
         salvage(outbox)  # what is owed may be in a damaged one beside it
-        run_id = find_run(outbox, run_id)
-        progress.owed(outbox.stats.owed(run_id))
+        progress.show(outbox.stats.owed(run_id))
         if outbox.stats.owed(run_id).entries:
             grace = None if deadline is None else timedelta(0)
             reason = service.run(
-                until=nothing_left(outbox, run_id=run_id, deadline=deadline, told=progress.owed),
+                until=nothing_left(outbox, run_id=run_id, deadline=deadline, told=progress.show),
                 every=0.1,
                 grace=grace,
             )
@@ -147,15 +150,21 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
     leave(ATTENTION if dead else LEFT if left.entries else DONE)
 
 
-def _telling(progress: Progress) -> Emit:
-    from hubqueue import journal
-    from hubqueue.events import Fact
+def _progress(outbox: Outbox, service: Service, run_id: str | None) -> Progress:
+    from hubqueue.cli.progress import Progress, standstill
+    from hubqueue.gauge import Upload, uploads
+    from hubqueue.status import status
 
-    def emit(fact: Fact) -> None:
-        progress.hear(fact)
-        journal.write(fact)
+    def running() -> Iterator[tuple[str, Upload]]:
+        return (each for each in uploads(outbox.home) if run_id in {None, each[0]})
 
-    return emit
+    def why() -> str | None:
+        shown = status(outbox, run_id=run_id)
+        return standstill(
+            shown, sending=service.worker.busy > 0, until=lambda moment: until(moment, datetime.now(UTC))
+        )
+
+    return Progress(sys.stderr, uploads=running, why=why)
 
 
 def _obey_signals(service: Service) -> None:
