@@ -286,7 +286,7 @@ class HUBTrainingSession:
         def save() -> None:
             metrics, left_out = numbers_only(metrics_mapping(text))
             if left_out:
-                _LOG.warning("epoch %s: not sent, because no number: %s", epoch, ", ".join(left_out))
+                _LOG.warning("epoch %s: not a number, skipped: %s", epoch, ", ".join(left_out))
             self._live().log_metrics(metrics, epoch=int(epoch))
 
         survive("metrics", save, strict=False)

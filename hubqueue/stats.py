@@ -42,6 +42,8 @@ from hubqueue.readiness import (
 )
 from hubqueue.schema import attempts, destinations, entries, lanes, moment_of, runs, workers
 
+_NEWEST = 500
+_RETRIED = "retry"
 COUNTED = ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled")
 
 
@@ -139,6 +141,26 @@ class Stats:
     def destinations(self) -> list[Mapping[str, Any]]:
         """All destinations that were ever used, with their holds."""
         return self._all(select(destinations).order_by(destinations.c.name))
+
+    def failing(self, destination: str) -> tuple[datetime | None, str | None]:
+        """Since when no attempt at a destination has succeeded (None: the last one did), and why the last one failed.
+
+        Only the newest attempts are looked at: an outage that is longer is told as long as they reach back.
+        """
+        newest = select(attempts).order_by(attempts.c.id.desc()).limit(_NEWEST).subquery()
+        ended = (
+            select(newest.c.ended_at, newest.c.outcome, newest.c.reason)
+            .join(lanes, lanes.c.id == newest.c.lane_id)
+            .join(runs, runs.c.id == lanes.c.run_id)
+            .where(runs.c.destination == destination, newest.c.ended_at.is_not(None))
+            .order_by(newest.c.id.desc())
+        )
+        since, reason = None, None
+        for row in self._all(ended):
+            if row["outcome"] != _RETRIED:
+                break
+            since, reason = row["ended_at"], reason or row["reason"]
+        return since, reason
 
     def workers(self) -> list[Mapping[str, Any]]:
         """The workers on the list, newest first; whether they live is for their locks to say."""

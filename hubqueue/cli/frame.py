@@ -33,7 +33,7 @@ VERSION = f"hubqueue {__version__}"
 # Which file has which commands. Only the one that is asked for is loaded: most of what a quick command costs is loading.
 _FAMILIES = {
     "look": ("status", "runs", "entries", "show", "log"),
-    "work": ("worker", "drain"),
+    "work": ("worker", "stop", "drain"),
     "mend": ("redrive", "cancel", "resume", "login", "prune", "migrate", "check"),
     "make": ("enqueue",),
     "tryout": ("sandbox", "demo"),

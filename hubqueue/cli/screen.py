@@ -91,6 +91,8 @@ def repaint(text: str) -> None:
     lines = [cut(line, width) for line in text.split("\n")]
     if len(lines) > height:
         lines = [*lines[: height - 1], cut("… (the window is too small for the rest)", width)]
+    if click.get_current_context().color is False:
+        lines = [click.unstyle(line) for line in lines]
     click.echo("\x1b[H" + "\x1b[K\n".join(lines) + "\x1b[K\x1b[J", nl=False, color=True)
 
 

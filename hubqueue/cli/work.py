@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,6 +26,8 @@ from hubqueue.lifecycle import State
 
 # How many refused entries a drain names.
 _SHOWN = 3
+# How long a worker in the background may need to come up.
+_START = 15.0
 
 if TYPE_CHECKING:
     from hubqueue.cli.progress import Progress
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Exit after SECONDS without work.",
 )
+@click.option("--detach", is_flag=True, help="Start it in the background, unless one is running, and return.")
 @click.option(
     "--detached",
     is_flag=True,
@@ -48,18 +52,23 @@ if TYPE_CHECKING:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Log every attempt and every heartbeat.")
 @pass_place
-def worker(place: Place, idle_exit: float | None, detached: bool, verbose: bool) -> None:
-    """Send in the background, for systemd, tmux or a container; logs to stderr.
+def worker(place: Place, idle_exit: float | None, detach: bool, detached: bool, verbose: bool) -> None:
+    """Send what is waiting, in the foreground until Ctrl-C, for systemd, tmux or a container; logs to stderr.
 
-    SIGTERM and Ctrl-C end it in order: nothing new is claimed, a running upload gets a short grace, the rest is
-    handed back.
+    With --detach it runs in the background instead, logs to worker.log in the home, and exits when it is idle.
+    SIGTERM and Ctrl-C end it in order: no new upload starts, a running one gets a short grace, the rest stays
+    in the outbox.
 
     \b
     Examples:
       hubqueue worker
+      hubqueue worker --detach
       hubqueue worker --idle-exit 600
     """
+    if detach:
+        _detach(place, idle_exit)
     from hubqueue import journal
+    from hubqueue.cli.stopping import stoppable
     from hubqueue.daemon import detached_lock
     from hubqueue.outbox import COURTESY
     from hubqueue.service import Service, idle_for
@@ -71,7 +80,7 @@ def worker(place: Place, idle_exit: float | None, detached: bool, verbose: bool)
         leave(DONE)  # another one was faster
     level = logging.DEBUG if verbose else logging.INFO
     _log_to(place.home() if detached else None, level)
-    with place.open(courtesy=COURTESY) as outbox:
+    with place.open(courtesy=COURTESY) as outbox, stoppable(outbox.home):
         if detached and idle_exit is None:
             idle_exit = outbox.config.worker.idle_exit.total_seconds()
         service = Service(outbox, emit=journal.write)
@@ -82,6 +91,60 @@ def worker(place: Place, idle_exit: float | None, detached: bool, verbose: bool)
             service.run(until=idle_for(outbox, idle_exit), every=min(5.0, max(0.2, idle_exit / 4)))
     if only_one is not None:
         only_one.release()
+
+
+def _detach(place: Place, idle_exit: float | None) -> None:
+    """Start a worker in the background, unless one is running."""
+    from hubqueue.daemon import ensure_worker, worker_lives
+    from hubqueue.errors import WorkerError
+
+    if idle_exit is not None:
+        raise click.UsageError(
+            "--idle-exit is for a worker in the foreground; set worker.idle_exit in the configuration"
+        )
+    place.config()  # what is wrong with it is told here, not in a log
+    home = place.home()
+    home.create()
+    started = ensure_worker(home, config=place.config_option)
+    deadline, pause = time.monotonic() + _START, threading.Event()
+    while not worker_lives(home):
+        if time.monotonic() > deadline:
+            raise WorkerError("the worker did not come up", hint=f"see why: {home.worker_log}")
+        pause.wait(0.02)
+    click.echo(
+        f"worker started, it logs to {home.worker_log}"
+        if started
+        else "a worker of this home is running already"
+    )
+    leave(DONE)
+
+
+@click.command()
+@click.option(
+    "--timeout",
+    type=Number(min=0),
+    metavar="SECONDS",
+    help="Wait at most SECONDS for them to end [default: worker.grace and 10 s].",
+)
+@pass_place
+def stop(place: Place, timeout: float | None) -> None:
+    """End the workers of this home on this machine in order, as SIGTERM does. What is not sent stays in the outbox.
+
+    A drain, and a training that sends by itself (worker="thread"), are left alone.
+
+    \b
+    Example:
+      hubqueue stop
+    """
+    from hubqueue.cli.stopping import stop_workers
+
+    if not place.has_outbox():
+        click.echo("no worker is running")
+        leave(DONE)
+    with place.open() as outbox:
+        grace = outbox.config.worker.grace.total_seconds()
+        ended = stop_workers(outbox, timeout=grace + 10 if timeout is None else timeout, say=click.echo)
+    leave(DONE if ended else ATTENTION)
 
 
 @click.command()

@@ -80,9 +80,10 @@ def test_the_status_answers_at_a_glance(environ: dict[str, str], hub: Sandbox) -
     wait_until(is_retrying)
     lines = list(seen)  # this very look: at the next one the attempt may be in flight again
 
-    assert lines[0].startswith("ok  2 uploads owed (")
-    assert "next" in lines[0]
-    assert any(line.startswith(f"worker  alive, pid {worker.pid} on ") for line in lines)
+    assert lines[0].startswith("waiting  hub answers 503 Service Unavailable for ")
+    assert "2 uploads waiting (" in lines[0]
+    assert "next try" in lines[0]
+    assert any(line.startswith(f"worker  running, pid {worker.pid} on ") for line in lines)
     assert any(f"run {run}  yolov8n.pt  to hub  running  not registered yet" in line for line in lines)
     assert any("last error: 503 Service Unavailable" in line for line in lines)
     assert "\x1b" not in "\n".join(lines)
@@ -102,7 +103,7 @@ def test_the_status_loads_what_it_shows_and_no_more(environ: dict[str, str]) -> 
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
     )
 
-    assert "2 uploads owed" in done.stdout
+    assert "2 uploads waiting" in done.stdout
     loaded = set(done.stderr.split())
     for foreign in (
         "requests",

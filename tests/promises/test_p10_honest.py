@@ -93,7 +93,7 @@ def test_the_death_of_all_is_told_truly(hub: Sandbox, home: Path) -> None:
     assert (run["id"], run["state"]) == (run_id, "interrupted")
     assert (lane["pending"], "503" in lane["last_error"]) == (1, True)
     assert shown["totals"]["pending"] == 2
-    assert "no worker is alive" in text
+    assert "no worker is running" in text
     assert "503" in text
 
 
