@@ -91,7 +91,8 @@ class Gauge:
             while len(track.samples) > 2 and now - track.samples[0][0] > _WINDOW:
                 track.samples.popleft()
             since, sent_then = track.samples[0]
-        self._write(run_id, sent=sent, size=size, since=since, sent_then=sent_then)
+            gap = (now - since) / max(1, len(track.samples) - 1)
+        self._write(run_id, sent=sent, size=size, at=now, gap=gap, since=since, sent_then=sent_then)
 
     def _write(self, run_id: str, **values: float) -> None:
         told = {"worker": self._worker, "boot": self._clock.boot_id, **values}
@@ -117,14 +118,15 @@ def upload_of(home: Home, run_id: str) -> Upload | None:
     try:
         told = json.loads(_file(home, run_id).read_bytes())
         sent, size, since, then = (told[name] for name in ("sent", "size", "since", "sent_then"))
-        passed = clock.elapsed() - since
-        if told["boot"] != clock.boot_id or not 0 <= then <= sent <= size or passed < 0:
+        silent = clock.elapsed() - told["at"] - told["gap"]
+        if told["boot"] != clock.boot_id or not 0 <= then <= sent <= size:
             return None
+        # Silence that is longer than usual counts as well: a line that stands still shows a rate that falls.
+        passed = told["at"] - since + max(0.0, silent)
         if told["worker"] is not None and not is_held(home.locks / f"worker-{told['worker']}.lock"):
             return None
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    # The time since the last word counts as well: a line that stands still shows a rate that falls.
     return Upload(sent, size, (sent - then) / passed if sent > then and passed > 0 else None)
 
 

@@ -7,10 +7,12 @@ import fcntl
 import json
 import os
 import pty
+import socket
 import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,20 +25,55 @@ from hubqueue.home import Home
 from hubqueue.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
-SIZE = 12 << 20
+SIZE = 24 << 20
+# What the line to the hub carries: a block each pause, about 4 MB/s.
+BLOCK, PAUSE = 65_536, 0.015
 
 
 @pytest.fixture
-def environ(home: Path, hub: Sandbox) -> dict[str, str]:
-    """A hub that reads slowly, and a checkpoint of 12 MiB that waits for it."""
-    environ = environ_of(home, hub.url)
+def environ(home: Path, hub: Sandbox) -> Iterator[dict[str, str]]:
+    """A hub at the end of a slow line, and a checkpoint of 24 MiB that waits for it."""
+    with slow_line(hub.port) as port:
+        yield _with_a_checkpoint(home, environ_of(home, f"http://127.0.0.1:{port}"))
+
+
+def _with_a_checkpoint(home: Path, environ: dict[str, str]) -> dict[str, str]:
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
     assert hubqueue(environ, "drain").returncode == 0
     body = home.parent / "best.pt"
     body.write_bytes(bytes(SIZE))
     hubqueue(environ, "enqueue", "checkpoint", "--run", run, "--epoch", "1", "--final", str(body))
-    hub.fail("ckpt:slow-read:seconds=0.01")
     return environ
+
+
+@contextlib.contextmanager
+def slow_line(port: int) -> Iterator[int]:
+    """A relay to a port of this machine that lets through so much a second; its own port."""
+    over = threading.Event()
+
+    def carry(source: socket.socket, target: socket.socket, pause: float) -> None:
+        with contextlib.suppress(OSError):
+            while block := source.recv(BLOCK):
+                target.sendall(block)
+                if over.wait(pause):
+                    break
+            target.shutdown(socket.SHUT_WR)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = listener.accept()[0]
+                hub = socket.create_connection(("127.0.0.1", port))
+                for direction in ((client, hub, PAUSE), (hub, client, 0.0)):
+                    threading.Thread(target=carry, args=direction, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Inherited by the connections: without it the kernel takes all of the file at once.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1]
+        over.set()
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 class Terminal:
@@ -91,8 +128,7 @@ def worker(environ: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         if process.poll() is None:
-            process.kill()
-        process.communicate()
+            kill(process)
 
 
 def uploading(environ: dict[str, str]) -> dict[str, Any] | None:
@@ -120,7 +156,7 @@ def test_the_status_shows_bytes_rate_and_time_left(environ: dict[str, str]) -> N
         assert all(each["size"] >= SIZE > each["sent"] > 0 and each["seconds_left"] > 0 for each in seen)
         (line,) = [line for line in text.splitlines() if line.startswith("  ckpt")]
         assert "1 in flight, " in line
-        assert " MB of 12.6 MB, " in line
+        assert " MB of 25.2 MB, " in line
         assert "/s, " in line and " left" in line
 
         kill(process)
@@ -134,7 +170,7 @@ def test_a_drain_beside_a_worker_shows_its_bytes_and_why_it_waits(environ: dict[
         said = hubqueue_on_terminal(environ, "drain", on="stderr").rest()
 
         assert "ckpt of " in said
-        assert "M/12.6M" in said
+        assert "M/25.2M" in said
         assert "another worker is sending" in said
         end(process)
 
@@ -168,7 +204,7 @@ def test_finish_shows_the_upload_on_a_terminal_and_nowhere_else(environ: dict[st
     hubqueue(environ, "stop")
 
     assert "uploading" in said
-    assert "M/12.6M" in said
+    assert "M/25.2M" in said
     assert unseen.strip() == "False False"
 
 
