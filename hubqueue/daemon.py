@@ -18,6 +18,11 @@ def worker_lives(home: Home, destination: str | None = None) -> bool:
     return any(is_held(path) for path in home.locks.glob("worker-*.lock"))
 
 
+def start_worker(home: Home, *, config: str | None = None) -> None:
+    """Start a detached worker with this environment. Raises `WorkerError`."""
+    launch.start(home, "", config)
+
+
 def ensure_worker(home: Home, destination: str, *, config: str | None = None) -> bool:
     """Start a detached worker with this environment unless one lives that sends for a row of `destinations`.
 

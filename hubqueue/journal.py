@@ -31,10 +31,10 @@ def word(fact: Fact) -> tuple[int, str] | None:
         case events.AttemptStarted(run_id, kind, entries, size, attempt):
             return (
                 logging.DEBUG,
-                f"run {run_id}: sending {kind}, {_count(entries)}, {size} bytes, attempt {attempt}",
+                f"run {run_id}: sending {kind}, {_entries(entries)}, {size} bytes, attempt {attempt}",
             )
         case events.BatchDelivered(run_id, kind, entries, size, took):
-            line = f"run {run_id}: {kind} delivered, {_count(entries)}, {size} bytes in {took.total_seconds():.2f} s"
+            line = f"run {run_id}: {kind} delivered, {_entries(entries)}, {size} bytes in {took.total_seconds():.2f} s"
             return logging.INFO, line
         case events.RunRegistered(run_id, remote_id, url):
             return logging.INFO, f"run {run_id}: registered as {remote_id}" + (f", {url}" if url else "")
@@ -43,43 +43,57 @@ def word(fact: Fact) -> tuple[int, str] | None:
         case events.RunCancelled(run_id):
             return logging.WARNING, f"run {run_id}: the hub asks to stop the training"
         case events.AttemptFailed(run_id, kind, entries, reason, failures, again_at):
-            line = f"run {run_id}: {kind} not delivered ({_count(entries)}, failure {failures}): {reason}"
-            return logging.WARNING, f"{line}; again at {_time(again_at)}"
+            line = f"run {run_id}: {kind} not delivered ({_entries(entries)}, failure {failures}): {reason}"
+            return logging.WARNING, f"{line}; next try at {_time(again_at)}"
         case events.DestinationPaused(destination, until):
-            return logging.WARNING, f"destination {destination}: asked to wait until {_time(until)}"
+            return (
+                logging.WARNING,
+                f"destination {destination}: rate-limited by the hub, resumes at {_time(until)}",
+            )
         case events.BatchSplit(run_id, kind, entries, reason):
             return (
                 logging.WARNING,
-                f"run {run_id}: {kind} batch of {entries} refused ({reason}); split to find the guilty one",
+                f"run {run_id}: {kind} batch of {entries} refused ({reason}); split to find the entry it rejects",
             )
         case events.EntryBuried(run_id, kind, entry_id, key, reason):
-            line = f"run {run_id}: {kind} {key} is dead: {reason}; bring it back with: hubqueue redrive {entry_id}"
+            line = f"run {run_id}: {kind} {key} was refused by the hub: {reason}; to retry it: hubqueue redrive {entry_id}"
             return logging.ERROR, line
         case events.Held(what, destination, reason):
-            return logging.ERROR, f"{what} is held: {reason}; once mended: hubqueue resume {destination}"
+            return (
+                logging.ERROR,
+                f"{what} is on hold: {reason}; when fixed, run: hubqueue resume {destination}",
+            )
         case events.AttemptReleased(run_id, kind, reason):
-            return logging.INFO, f"run {run_id}: {kind} given back: {reason}"
+            return logging.INFO, f"run {run_id}: {kind} upload interrupted, will be retried: {reason}"
         case events.SettleLost(run_id, kind, reason):
             return (
                 logging.WARNING,
-                f"run {run_id}: the answer for {kind} came too late to be written: {reason}",
+                f"run {run_id}: the response for {kind} arrived after another worker took over; ignored: {reason}",
             )
         case events.StorageTroubled(reason):
             return logging.ERROR, f"storage trouble: {reason}; nothing is lost, trying again"
         case events.RunInterrupted(run_id):
-            return logging.WARNING, f"run {run_id}: interrupted, its process is gone; its heartbeat stops"
+            return logging.WARNING, f"run {run_id}: interrupted, its process has ended; its heartbeat stops"
         case events.LeasesReclaimed(workers, lanes):
-            return logging.WARNING, f"{workers} worker(s) gone without a word; {lanes} lane(s) taken back"
+            return logging.WARNING, f"{_count(workers, 'worker')} died; {_unfinished(lanes)} will be retried"
         case events.Tidied(pruned, swept):
-            return logging.DEBUG, f"tidied: {pruned} rows pruned, {swept} files swept"
+            return logging.DEBUG, f"tidied: {_count(pruned, 'row')} pruned, {_count(swept, 'file')} swept"
         case events.Salvaged(path, said):
             return logging.WARNING, f"the damaged outbox {path}: {said}"
         case unknown:
             assert_never(unknown)
 
 
-def _count(entries: int) -> str:
-    return "1 entry" if entries == 1 else f"{entries} entries"
+def _entries(count: int) -> str:
+    return "1 entry" if count == 1 else f"{count} entries"
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _unfinished(lanes: int) -> str:
+    return "1 unfinished upload" if lanes == 1 else f"{lanes} unfinished uploads"
 
 
 def _time(moment: datetime) -> str:

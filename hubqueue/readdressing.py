@@ -56,10 +56,7 @@ def moves(outbox: Outbox, names: Collection[str], *, run_id: str | None, to: str
     known = {each.name: each for each in outbox.addresses.all()}
     if run_id is not None:
         row = outbox.stats.run(run_id)
-        if row is None:
-            raise UnknownName(
-                f"there is no run {clean(run_id, limit=40)}", hint="hubqueue runs --all lists them"
-            )
+        assert row is not None, "the caller knows the run"
         source = known[row["destination"]]
         yield _move(outbox, source, to, runs=1, run_ids=[run_id], names=())
         return

@@ -29,6 +29,11 @@ def routes(outbox: Outbox, *, keyless: bool = False) -> list[Route]:
     return list(_routes(outbox, keyless))
 
 
+def sendable(outbox: Outbox) -> set[str]:
+    """The rows that a worker with this environment takes care of."""
+    return {each.name for each in routes(outbox)} | set(waiting(outbox))
+
+
 def waiting(outbox: Outbox) -> list[str]:
     """The rows at an address of this environment whose runs still wait for their first key."""
     targets = outbox.config.destinations.values()

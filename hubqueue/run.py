@@ -41,6 +41,7 @@ from hubqueue.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.senders import Nobody, Sender, WorkerMode, sender
 from hubqueue.survival import settings_of, survive
 from hubqueue.transports import DESTINATION_KINDS
+from hubqueue.upload_bar import UploadBar
 
 Path_ = str | os.PathLike[str]
 _T = TypeVar("_T")
@@ -202,7 +203,8 @@ class Run:
             if self._ended is None:
                 self._attempt("end of the run", lambda: self._end(state, results, error))
         self._attempt("worker", lambda: self._sending().finish())
-        left = self.wait(timeout=deadline - time.monotonic())
+        with UploadBar(self._home, self._id) as bar:
+            left = self.wait(timeout=deadline - time.monotonic(), each=bar.show)
         if self._sender is not None:
             self._sender.close(deadline)
             self._sender = None
@@ -338,9 +340,7 @@ class Run:
 
     def _refuse_finished(self) -> None:
         if self._ended is not None:
-            raise RunFinished(
-                f"run {self._id} is {self._ended}", hint="start another one with hubqueue.start_run"
-            )
+            raise RunFinished(f"run {self._id} is {self._ended}", hint="start another: hubqueue.start_run")
 
     def _nudge(self) -> None:
         self._attempt("worker", lambda: self._sending().nudge())

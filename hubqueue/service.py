@@ -112,7 +112,7 @@ class Service:
                 continue  # told by the works already; they go on trying
             if reason is not None:
                 return reason
-        return "told to stop"
+        return "interrupted"
 
     def _step(self) -> float:
         database = self._outbox.database
@@ -178,7 +178,7 @@ def nothing_left(
         if not owed.entries:
             return "everything is delivered"
         if owed.entries == owed.held:
-            return "the destination is on hold"
+            return "the destination or the run is on hold"
         if owed.entries == outbox.stats.owed(run_id, within=worker.serves | served(outbox)).held:
             return "they were started for another address or key than this shell has"
         if deadline is not None and time.monotonic() >= deadline:

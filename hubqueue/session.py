@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,11 +23,10 @@ from hubqueue.cadence import Cadence, Timers
 from hubqueue.config import DestinationSettings
 from hubqueue.epoch_texts import EpochTexts
 from hubqueue.errors import ConfigError, InvalidModel, ModelUnavailable
-from hubqueue.gauge import sent_bytes
 from hubqueue.home import Home
 from hubqueue.hub_account import Account
 from hubqueue.hub_model import Model
-from hubqueue.leftover import Leftover, word
+from hubqueue.leftover import word
 from hubqueue.metrics import metrics_mapping, numbers_only
 from hubqueue.run import Run, start_run
 from hubqueue.senders import WorkerMode
@@ -217,7 +215,7 @@ class HUBTrainingSession:
             score = numbers_only({"map": map})[0].get("map") or 0.0
             run.save_checkpoint(path, epoch=int(epoch), is_best=bool(is_best), map=float(score), final=final)  # type: ignore[arg-type]
             if final:
-                self._wait(run, path.stat().st_size)
+                self._wait(run)
 
         survive("checkpoint", lambda: self._cadence.timed(save), strict=False)
 
@@ -288,19 +286,14 @@ class HUBTrainingSession:
         def save() -> None:
             metrics, left_out = numbers_only(metrics_mapping(text))
             if left_out:
-                _LOG.warning("epoch %s: not sent, because no number: %s", epoch, ", ".join(left_out))
+                _LOG.warning("epoch %s: not a number, skipped: %s", epoch, ", ".join(left_out))
             self._live().log_metrics(metrics, epoch=int(epoch))
 
         survive("metrics", save, strict=False)
 
-    def _wait(self, run: Run, size: int) -> None:
-        with UploadBar(sys.stderr, size) as bar:
-
-            def show(left: Leftover) -> None:
-                sent = sent_bytes(self._home, run.id or "")
-                bar.show(size if not left else sent[0] if sent else 0)
-
-            left = run.wait(timeout=self._deadline, each=show)
+    def _wait(self, run: Run) -> None:
+        with UploadBar(self._home, run.id) as bar:
+            left = run.wait(timeout=self._deadline, each=bar.show)
         if left:
             _LOG.warning("run %s: %s", run.id, word(left))
 

@@ -50,6 +50,8 @@ _OF_DESTINATION = (
     destinations.c.account,
     destinations.c.held.label("destination_held"),
 )
+_NEWEST = 500
+_RETRIED = "retry"
 COUNTED = ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled")
 
 
@@ -109,6 +111,16 @@ class Stats:
         query = select(runs, *_OF_DESTINATION).join(destinations).where(runs.c.id == run_id)
         return next(iter(self._all(query)), None)
 
+    def run_ids(self) -> list[str]:
+        """The ids of all runs, newest first."""
+        with self.database.read() as connection:
+            return list(connection.scalars(select(runs.c.id).order_by(runs.c.created_at.desc())))
+
+    def dead(self, run_id: str | None = None) -> int:
+        """How many entries are dead, of a run or of all."""
+        which = true() if run_id is None else lanes.c.run_id == run_id
+        return int(self._scalar(select(func.coalesce(func.sum(lanes.c.dead), 0)).where(which)) or 0)
+
     def has_failed(self, run_id: str, kind: Kind) -> bool:
         """Whether something of a lane was not delivered at its last attempt, or is dead. One row is read."""
         which = and_(lanes.c.run_id == run_id, lanes.c.kind == kind)
@@ -140,6 +152,26 @@ class Stats:
         query = select(destinations.c.name, func.sum(lanes.c.pending).label("waiting"))
         query = query.select_from(LANES_OF_RUNS).where(OWING).group_by(destinations.c.name)
         return {row["name"]: int(row["waiting"]) for row in self._all(query)}
+
+    def failing(self, destination: str) -> tuple[datetime | None, str | None]:
+        """Since when no attempt at a destination has succeeded (None: the last one did), and why the last one failed.
+
+        Only the newest attempts are looked at: an outage that is longer is told as long as they reach back.
+        """
+        newest = select(attempts).order_by(attempts.c.id.desc()).limit(_NEWEST).subquery()
+        ended = (
+            select(newest.c.ended_at, newest.c.outcome, newest.c.reason)
+            .join(lanes, lanes.c.id == newest.c.lane_id)
+            .join(runs, runs.c.id == lanes.c.run_id)
+            .where(runs.c.destination == destination, newest.c.ended_at.is_not(None))
+            .order_by(newest.c.id.desc())
+        )
+        since, reason = None, None
+        for row in self._all(ended):
+            if row["outcome"] != _RETRIED:
+                break
+            since, reason = row["ended_at"], reason or row["reason"]
+        return since, reason
 
     def workers(self) -> list[Mapping[str, Any]]:
         """The workers on the list, newest first; whether they live is for their locks to say."""

@@ -7,12 +7,13 @@ holds, which the kernel frees with the process, and not of what it once wrote.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubqueue.addresses import Address
 from hubqueue.entry import Kind
+from hubqueue.gauge import upload_of
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import is_held
 from hubqueue.reach import cure, is_served, obstacle
@@ -26,7 +27,17 @@ if TYPE_CHECKING:
     from hubqueue.home import Home
     from hubqueue.outbox import Outbox
 
-_NOBODY = {"alive": False, "id": None, "pid": None, "host": None, "started_at": None, "seen_at": None}
+_NOBODY = {
+    "alive": False,
+    "id": None,
+    "pid": None,
+    "host": None,
+    "started_at": None,
+    "seen_at": None,
+    "starting": False,
+}
+# How long after the start of a training its worker may need to appear.
+_STARTING = timedelta(seconds=10)
 _LANE_COUNTS = (
     "pending",
     "in_flight",
@@ -50,6 +61,10 @@ def status(outbox: Outbox, *, run_id: str | None = None, finished: int | None = 
     destinations = _destinations(outbox, now)
     runs = [_run(outbox, row, now) for row in outbox.stats.runs(run_id=run_id, finished=finished)]
     worker = _worker(outbox, now)
+    worker["starting"] = not worker["alive"] and _starts(outbox, runs, now)
+    for destination in destinations:
+        failing = _failing(outbox, destination["address"]) if totals["pending"] else (None, None)
+        destination["failing_since"], destination["last_error"] = failing
     attention = _attention(outbox, totals, destinations, runs, worker)
     return {
         "healthy": not attention,
@@ -127,19 +142,19 @@ def _attention(
                     {"what": f"run {run['id']}: {lane['held']}", "hint": "upgrade hubqueue on this machine"}
                 )
     if totals["dead"]:
-        what = "1 entry is dead" if totals["dead"] == 1 else f"{totals['dead']} entries are dead"
+        refused = "1 entry was" if totals["dead"] == 1 else f"{totals['dead']} entries were"
+        what = f"{refused} refused by the hub (dead)"
         found.append(
             {
                 "what": what,
-                "hint": "hubqueue entries --state dead tells why; hubqueue redrive --all brings them back",
+                "hint": "see why: hubqueue entries --state dead; retry: hubqueue redrive --all",
             }
         )
-    if any(
-        each["waiting"] and not (each["served"] or each["obstacle"] or worker["alive"])
-        for each in destinations
-    ):
-        hint = "hubqueue worker (in the background), or hubqueue drain (now)"
-        found.append({"what": f"{totals['pending']} entries wait and no worker is alive", "hint": hint})
+    unserved = [each for each in destinations if each["waiting"] and not (each["served"] or each["obstacle"])]
+    if unserved and not worker["alive"] and not worker["starting"]:
+        hint = "start a worker: hubqueue worker --detach; or send now: hubqueue drain"
+        waiting = "1 upload is" if totals["pending"] == 1 else f"{totals['pending']} uploads are"
+        found.append({"what": f"{waiting} waiting and no worker is running", "hint": hint})
     return [*found, *(_aside(path) for path in asides(outbox.home.outbox))]
 
 
@@ -164,6 +179,29 @@ def _worker(outbox: Outbox, now: datetime) -> dict[str, Any]:
             return shown
         nobody = nobody if nobody["id"] else shown
     return nobody
+
+
+def _starts(outbox: Outbox, runs: list[dict[str, Any]], now: datetime) -> bool:
+    """Whether a worker is about to come: it has its lock before it is on the list, or a training has just begun.
+
+    Of a training that starts no worker this is wrong, for the first seconds.
+    """
+    listed = {outbox.worker_lock(row["id"]) for row in outbox.stats.workers()}
+    if any(is_held(lock) for lock in outbox.home.locks.glob("worker-*.lock") if lock not in listed):
+        return True
+    newest = outbox.database.to_wall(now - _STARTING).isoformat()
+    return any(
+        run["state"] == RunState.RUNNING
+        and run["created_at"] > newest
+        and is_held(outbox.run_lock(run["id"]))
+        for run in runs
+    )
+
+
+def _failing(outbox: Outbox, destination: str) -> tuple[str | None, str | None]:
+    """Since when nothing gets through to a destination, and what the last attempt said."""
+    since, reason = outbox.stats.failing(destination)
+    return _shown(outbox, since), None if reason is None else clean(reason)
 
 
 def _lives(outbox: Outbox, worker: Mapping[str, Any], now: datetime) -> bool:
@@ -243,7 +281,24 @@ def _lane(outbox: Outbox, lane: Mapping[str, Any], now: datetime) -> dict[str, A
         "next_send_at": None if lane["in_flight"] else _due(outbox, lane["next_send_at"], now),
         "held": lane["held"],
         "unknown": lane["kind"] not in set(Kind),
+        "uploading": _uploading(outbox, lane),
         "last_error": None if error is None else clean(error),
+    }
+
+
+def _uploading(outbox: Outbox, lane: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How far the upload of a lane in flight is, as its worker tells."""
+    found = (
+        upload_of(outbox.home, lane["run_id"]) if lane["kind"] == Kind.CKPT and lane["in_flight"] else None
+    )
+    if found is None:
+        return None
+    rate, left = found.rate, found.seconds_left
+    return {
+        "sent": found.sent,
+        "size": found.size,
+        "rate": None if rate is None else round(rate),
+        "seconds_left": None if left is None else round(left, 1),
     }
 
 

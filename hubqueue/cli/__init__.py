@@ -10,33 +10,23 @@ import os
 import click
 
 from hubqueue.__about__ import __version__
-from hubqueue.cli.frame import Door, Place
+from hubqueue.cli.frame import VERSION, Door, place_options
 
 
 @click.group(cls=Door, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
-@click.option(
-    "--home",
-    type=click.Path(),
-    metavar="FOLDER",
-    help="The home of the outbox [HUBQUEUE_HOME, else the user data folder].",
-)
-@click.option(
-    "--config",
-    type=click.Path(),
-    metavar="FILE",
-    help="The configuration [HUBQUEUE_CONFIG, else config.toml in the home].",
-)
-@click.version_option(__version__, "-V", "--version", prog_name="hubqueue", message="%(prog)s %(version)s")
+@click.version_option(__version__, "-V", "--version", message=VERSION)
 @click.pass_context
-def main(ctx: click.Context, home: str | None, config: str | None) -> None:
+def main(ctx: click.Context) -> None:
     """Get a training run's metrics and checkpoints to its hub, whatever happens.
 
     \b
     Examples:
-      hubqueue status              what is owed, why, and when it goes
+      hubqueue status              what is waiting, why, and when it is sent
       hubqueue drain               send it now, with a progress bar
       hubqueue demo                see the whole story on this machine
     """
     if os.environ.get("NO_COLOR"):
         ctx.color = False
-    ctx.obj = Place(home, config)
+
+
+main.params[:0] = place_options()

@@ -1,41 +1,70 @@
-"""The human status: is anything stuck, what is owed, when does it go, what went wrong and what to do."""
+"""The human status: is anything stuck, what is waiting, when is it sent, what went wrong and what to do."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 import click
 
-from hubqueue.cli.words import ago, plural, size, span, until
+from hubqueue.cli.screen import fitted, wrapped
+from hubqueue.cli.words import ago, moment, plural, size, span, until
 
+_HTTP_STATUS = re.compile(r"\d{3} [A-Z][\w' -]*")
 _STATE_COLOURS = {"running": "green", "interrupted": "yellow", "failed": "red"}
 
 
 def glance(status: Mapping[str, Any], now: datetime) -> str:
     """The whole status as lines of text. `now` is the wall clock, UTC."""
-    return "\n".join(
-        [_headline(status, now), *_around(status, now), *_runs(status, now), *_attention(status)]
-    )
+    top = [_headline(status, now), *_around(status, now), *_runs(status, now)]
+    return "\n".join([*map(fitted, top), *_attention(status)])
 
 
 def _headline(status: Mapping[str, Any], now: datetime) -> str:
     totals = status["totals"]
     if not totals["pending"]:
-        text = "nothing is owed" + (f", {totals['delivered']} delivered" if totals["delivered"] else "")
+        text = (
+            f"all uploaded, {totals['delivered']} delivered" if totals["delivered"] else "nothing to upload"
+        )
     else:
-        owed = sum(lane["bytes"] for run in status["runs"] for lane in run["lanes"])
-        text = f"{plural(totals['pending'], 'upload')} owed ({size(owed)})"
+        waiting = sum(lane["bytes"] for run in status["runs"] for lane in run["lanes"])
+        text = f"{plural(totals['pending'], 'upload')} waiting ({size(waiting)})"
         if totals["in_flight"]:
             text += f", {totals['in_flight']} in flight"
         if totals["retrying"]:
             text += f", {totals['retrying']} retrying"
-        following = _next(status)
+        following, outage = _next(status), _outage(status, now)
+        if outage:
+            text = f"{outage}, {text}"
         if following:
-            text += f", next {until(following, now)}"
-    mark, colour = ("ok", "green") if status["healthy"] else ("attention", "red")
+            text += f", next {'try ' if outage else ''}{until(following, now)}"
+    mark, colour = _mark(status, now)
     return click.style(mark, fg=colour, bold=True) + "  " + click.style(text, bold=True)
+
+
+def _mark(status: Mapping[str, Any], now: datetime) -> tuple[str, str]:
+    if not status["healthy"]:
+        return "attention", "red"
+    if not status["totals"]["pending"]:
+        return "ok", "green"
+    if status["worker"]["starting"]:
+        return "starting", "yellow"
+    return ("waiting", "yellow") if _outage(status, now) else ("ok", "green")
+
+
+def _outage(status: Mapping[str, Any], now: datetime) -> str | None:
+    """Which hub nothing reaches, and since when: an outage needs no person, but a glance should tell it."""
+    for destination in status["destinations"]:
+        since = moment(destination["failing_since"])
+        if destination["resumes_at"]:
+            return f"rate-limited by {destination['name']}"
+        if since is not None:
+            answers = _HTTP_STATUS.match(destination["last_error"] or "")
+            trouble = f"answers {answers.group()}" if answers else "unreachable"
+            return f"{destination['name']} {trouble} for {span((now - since).total_seconds())}"
+    return None
 
 
 def _next(status: Mapping[str, Any]) -> str | None:
@@ -48,9 +77,11 @@ def _next(status: Mapping[str, Any]) -> str | None:
 def _around(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
     worker, outbox, spool = status["worker"], status["outbox"], status["spool"]
     if worker["alive"]:
-        line = f"alive, pid {worker['pid']} on {worker['host']}, started {ago(worker['started_at'], now)}"
+        line = f"running, pid {worker['pid']} on {worker['host']}, started {ago(worker['started_at'], now)}"
+    elif worker["starting"]:
+        line = "starting"
     elif worker["id"]:
-        line = f"not alive; the last one (pid {worker['pid']}) was seen {ago(worker['seen_at'], now)}"
+        line = f"not running; the last one (pid {worker['pid']}) was seen {ago(worker['seen_at'], now)}"
     else:
         line = "none"
     yield f"worker  {line}"
@@ -60,10 +91,10 @@ def _around(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
     for destination in status["destinations"]:
         line = f"{destination['name']:<7} {destination['url']}"
         if destination["held"]:
-            line += "  " + click.style(f"HELD: {destination['held']}", fg="red")
+            line += "  " + click.style(f"ON HOLD: {destination['held']}", fg="red")
         elif destination["resumes_at"]:
             line += "  " + click.style(
-                f"asked to wait, goes on {until(destination['resumes_at'], now)}", fg="yellow"
+                f"rate-limited by the hub, resumes {until(destination['resumes_at'], now)}", fg="yellow"
             )
         yield line
 
@@ -77,7 +108,7 @@ def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
         line += f"  {run['url']}" if run["url"] else "  not registered yet"
         yield line
         if run["held"]:
-            yield "  " + click.style(f"HELD: {run['held']}", fg="red")
+            yield "  " + click.style(f"ON HOLD: {run['held']}", fg="red")
         for lane in run["lanes"]:
             if (
                 lane["pending"]
@@ -94,13 +125,17 @@ def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
 def _lane(lane: Mapping[str, Any], now: datetime, *, alive: bool) -> Iterator[str]:
     parts = []
     if lane["pending"]:
-        owed = f"{lane['pending']} owed ({size(lane['bytes'])}, oldest {span(lane['oldest_age_s'] or 0)})"
-        parts.append(click.style(owed, bold=True))
+        waiting = (
+            f"{lane['pending']} waiting ({size(lane['bytes'])}, oldest {span(lane['oldest_age_s'] or 0)})"
+        )
+        parts.append(click.style(waiting, bold=True))
     parts += [
         f"{lane[name]} {word}"
         for name, word in (("in_flight", "in flight"), ("retrying", "retrying"))
         if lane[name]
     ]
+    if lane["uploading"]:
+        parts += _upload(lane["uploading"])
     parts += [f"{lane[name]} {name}" for name in ("delivered", "superseded", "cancelled") if lane[name]]
     if lane["dead"]:
         parts.append(click.style(f"{lane['dead']} dead", fg="red"))
@@ -108,12 +143,19 @@ def _lane(lane: Mapping[str, Any], now: datetime, *, alive: bool) -> Iterator[st
         parts.append(f"next {until(lane['next_send_at'], now)}")
     yield f"  {lane['kind']:<13} " + ", ".join(parts)
     if lane["held"] and lane["pending"]:
-        yield f"  {'':<13} " + click.style(f"held: {lane['held']}", fg="red")
+        yield f"  {'':<13} " + click.style(f"on hold: {lane['held']}", fg="red")
     elif lane["last_error"] and (lane["pending"] or lane["dead"]):
         yield f"  {'':<13} " + click.style(f"last error: {lane['last_error']}", fg="yellow")
 
 
 def _attention(status: Mapping[str, Any]) -> Iterator[str]:
     for index, concern in enumerate(status["attention"]):
-        yield ("\n" if index == 0 else "") + click.style("! ", fg="red") + concern["what"]
-        yield f"  {concern['hint']}"
+        yield ("\n" if index == 0 else "") + wrapped(click.style("! ", fg="red") + concern["what"])
+        yield wrapped(concern["hint"], "  ")
+
+
+def _upload(uploading: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{size(uploading['sent'])} of {size(uploading['size'])}"
+    if uploading["rate"]:
+        yield f"{size(uploading['rate'])}/s"
+        yield f"{span(uploading['seconds_left'] or 0)} left"

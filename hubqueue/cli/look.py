@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
+import signal
 import threading
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
+from hubqueue.cli import screen
 from hubqueue.cli.frame import (
     ATTENTION,
     DONE,
-    USAGE,
     Place,
     json_option,
     leave,
@@ -22,28 +23,31 @@ from hubqueue.cli.frame import (
     run_option,
 )
 from hubqueue.cli.glance import glance
-from hubqueue.cli.words import size, table
+from hubqueue.cli.mistakes import Whole
+from hubqueue.cli.named import find_entries, find_run, no_entry, no_run
+from hubqueue.cli.words import size, table, when
 from hubqueue.entry import Kind
 from hubqueue.lifecycle import State
 
 _REFRESH = 1.0
 limit_option = click.option(
     "--limit",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     default=50,
     show_default=True,
-    help="At most so many, newest first.",
+    metavar="N",
+    help="Show at most N.",
 )
 
 
 @click.command()
 @json_option
-@click.option("--watch", is_flag=True, help="Go on showing it, once a second, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh every second until Ctrl-C.")
 @run_option
-@click.option("--check", is_flag=True, help="Exit with 1 when something needs a person.")
+@click.option("--check", is_flag=True, help="Exit with 1 when something needs your attention.")
 @pass_place
 def status(place: Place, as_json: bool, watch: bool, run_id: str | None, check: bool) -> None:
-    """What is owed, since when, why, and when it goes.
+    """Show what is waiting to be uploaded, why, and when it will be sent.
 
     \b
     Examples:
@@ -51,29 +55,45 @@ def status(place: Place, as_json: bool, watch: bool, run_id: str | None, check: 
       hubqueue status --check || mail -s "hubqueue needs you" me
       hubqueue status --json | jq .totals.pending
     """
-    while True:
-        shown = _status(place, run_id)
-        if as_json:
-            print_json(shown)
-        else:
-            if watch and sys.stdout.isatty():
-                click.clear()
-            click.echo(_worded(place, shown))
-        if not watch:
-            break
-        try:
-            threading.Event().wait(_REFRESH)
-        except KeyboardInterrupt:
-            break
+    shown = _status(place, run_id)
+    if watch:
+        shown = _watch(place, run_id, shown, as_json)
+    elif as_json:
+        print_json(shown)
+    else:
+        click.echo(_worded(place, shown))
     leave(ATTENTION if check and not shown["healthy"] else DONE)
+
+
+def _watch(place: Place, run_id: str | None, shown: dict[str, Any], as_json: bool) -> dict[str, Any]:
+    """Show the status until Ctrl-C or SIGTERM; the last one."""
+    over = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: over.set())
+    with screen.alternate() if not as_json else nullcontext(False) as has_screen:
+        while True:
+            if as_json:
+                print_json(shown)
+            elif has_screen:
+                screen.repaint(_worded(place, shown))
+            else:
+                click.echo(_worded(place, shown))
+            if over.wait(_REFRESH):
+                return shown
+            shown = _status(place, run_id)
 
 
 @click.command()
 @json_option
-@click.option("--all", "everything", is_flag=True, help="Also runs with nothing left to send.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="All runs, not only the ten newest of those that are finished and delivered.",
+)
 @pass_place
 def runs(place: Place, as_json: bool, everything: bool) -> None:
-    """The training runs, newest first.
+    """List training runs, newest first: those that run, wait or have rejected entries, and the ten newest others.
 
     \b
     Example:
@@ -92,7 +112,9 @@ def runs(place: Place, as_json: bool, everything: bool) -> None:
         click.echo("no runs yet")
     else:
         rows = [_run_row(run) for run in found]
-        click.echo(table(("RUN", "MODEL", "DESTINATION", "STATE", "OWED", "DEAD", "DELIVERED", "URL"), rows))
+        click.echo(
+            table(("RUN", "MODEL", "DESTINATION", "STATE", "WAITING", "DEAD", "DELIVERED", "URL"), rows)
+        )
 
 
 @click.command()
@@ -111,7 +133,7 @@ def runs(place: Place, as_json: bool, everything: bool) -> None:
 def entries(
     place: Place, as_json: bool, state: str | None, run_id: str | None, kind: str | None, limit: int
 ) -> None:
-    """The entries themselves, newest first.
+    """List entries (single uploads), newest first.
 
     \b
     Examples:
@@ -119,10 +141,13 @@ def entries(
       hubqueue entries --run 0bf51cd3352d --kind ckpt
     """
     if not place.has_outbox():
+        if run_id is not None:
+            no_run(run_id)
         print_json([]) if as_json else click.echo("no entries yet")
         return
     with place.open() as outbox:
         chosen = None if state is None else State(state)
+        run_id = find_run(outbox, run_id)
         found = outbox.stats.entries(state=chosen, run_id=run_id, kind=kind, limit=limit)
         to_wall = outbox.database.to_wall
         shown = [_entry(row, to_wall) for row in found]
@@ -136,24 +161,22 @@ def entries(
 
 
 @click.command()
-@click.argument("entry", type=int)
+@click.argument("entry", type=Whole())
 @json_option
 @pass_place
 def show(place: Place, entry: int, as_json: bool) -> None:
-    """One entry: where it is, what it carries, what its last attempt said.
+    """Show one entry: its state, its content, and its last attempt.
 
     \b
     Example:
       hubqueue show 42
     """
     if not place.has_outbox():
-        _no_such_entry(entry)
+        no_entry(entry)
     with place.open() as outbox:
-        found = outbox.stats.entries(ids=[entry])
-        if not found:
-            _no_such_entry(entry)
+        (found,) = find_entries(outbox, [entry])
         to_wall = outbox.database.to_wall
-        shown = _entry(found[0], to_wall)
+        shown = _entry(found, to_wall)
         shown["payload"] = json.loads(outbox.stats.payload(entry) or "null")
         shown["history"] = [_attempt(row, to_wall) for row in outbox.stats.attempts(entry_id=entry)]
     if as_json:
@@ -161,7 +184,7 @@ def show(place: Place, entry: int, as_json: bool) -> None:
         return
     for name, value in shown.items():
         if name != "history" and value is not None:
-            click.echo(f"{name:<12} {json.dumps(value) if isinstance(value, dict) else value}")
+            click.echo(f"{name:<15} {_shown(value)}")
     if shown["history"]:
         click.echo("\n" + _history(shown["history"]))
 
@@ -172,28 +195,25 @@ def show(place: Place, entry: int, as_json: bool) -> None:
 @json_option
 @pass_place
 def log(place: Place, run_id: str | None, limit: int, as_json: bool) -> None:
-    """The history of attempts, newest first: what was sent, when, and what came of it.
+    """Show the history of upload attempts, newest first: what was sent, when, and the result.
 
     \b
     Example:
       hubqueue log --run 0bf51cd3352d --limit 10
     """
     if not place.has_outbox():
+        if run_id is not None:
+            no_run(run_id)
         print_json([]) if as_json else click.echo("no attempts yet")
         return
     with place.open() as outbox:
         to_wall = outbox.database.to_wall
+        run_id = find_run(outbox, run_id)
         found = [_attempt(row, to_wall) for row in outbox.stats.attempts(run_id=run_id, limit=limit)]
     if as_json:
         print_json(found)
     else:
         click.echo(_history(found) if found else "no attempts yet")
-
-
-def _no_such_entry(entry: int) -> NoReturn:
-    click.echo(click.style("error: ", fg="red") + f"there is no entry {entry}", err=True)
-    click.echo("hint: hubqueue entries lists them; delivered ones are pruned after a while", err=True)
-    leave(USAGE)
 
 
 def _status(place: Place, run_id: str | None) -> dict[str, Any]:
@@ -202,14 +222,10 @@ def _status(place: Place, run_id: str | None) -> dict[str, Any]:
 
     if place.has_outbox():
         with place.open() as outbox:
-            shown = describe(outbox, run_id=run_id)
-    else:
-        shown = nothing_yet(place.home(), place.config())
-    if run_id is not None and not shown["runs"]:
-        click.echo(click.style("error: ", fg="red") + f"there is no run {run_id}", err=True)
-        click.echo("hint: hubqueue runs --all lists them", err=True)
-        leave(USAGE)
-    return shown
+            return describe(outbox, run_id=find_run(outbox, run_id))
+    if run_id is not None:
+        no_run(run_id)
+    return nothing_yet(place.home(), place.config())
 
 
 def _worded(place: Place, shown: dict[str, Any]) -> str:
@@ -254,7 +270,6 @@ def _entry(row: dict[str, Any], to_wall: Any) -> dict[str, Any]:
 
 def _entry_row(entry: dict[str, Any]) -> tuple[str, ...]:
     state = "in flight" if entry["in_flight"] else str(entry["state"])
-    enqueued = f"{entry['enqueued_at']:%Y-%m-%d %H:%M:%S}"
     counted = (size(entry["size"]), str(entry["attempts"]))
     return (
         str(entry["id"]),
@@ -263,7 +278,7 @@ def _entry_row(entry: dict[str, Any]) -> tuple[str, ...]:
         entry["key"],
         state,
         *counted,
-        enqueued,
+        when(entry["enqueued_at"]),
         entry["reason"] or "",
     )
 
@@ -289,6 +304,16 @@ def _attempt(row: dict[str, Any], to_wall: Any) -> dict[str, Any]:
     return shown
 
 
+def _shown(value: object) -> str:
+    match value:
+        case dict():
+            return json.dumps(value)
+        case datetime():
+            return when(value)
+        case _:
+            return str(value)
+
+
 def _history(attempts: list[dict[str, Any]]) -> str:
     rows = []
     for attempt in attempts:
@@ -296,10 +321,17 @@ def _history(attempts: list[dict[str, Any]]) -> str:
         keys = "" if first is None else first if first == last else f"{first}…{last}"
         started, ended = attempt["started_at"], attempt["ended_at"]
         took = f"{(ended - started).total_seconds():.2f} s" if started and ended else ""
-        when = f"{attempt['claimed_at']:%Y-%m-%d %H:%M:%S}"
         outcome = attempt["outcome"] or "in flight"
         counted = (str(attempt["entries"]), size(attempt["size"]), took)
         rows.append(
-            (when, attempt["run_id"], attempt["kind"], keys, *counted, outcome, attempt["reason"] or "")
+            (
+                when(attempt["claimed_at"]),
+                attempt["run_id"],
+                attempt["kind"],
+                keys,
+                *counted,
+                outcome,
+                attempt["reason"] or "",
+            )
         )
     return table(("CLAIMED", "RUN", "KIND", "KEYS", "ENTRIES", "SIZE", "TOOK", "OUTCOME", "REASON"), rows)

@@ -9,15 +9,18 @@ from typing import Any
 import click
 
 from hubqueue.cli.frame import Place, pass_place
-from hubqueue.errors import InvalidMetrics, InvalidModel
+from hubqueue.cli.mistakes import Corrected, Number, Whole
+from hubqueue.cli.named import find_run
+from hubqueue.errors import InvalidMetrics, InvalidModel, RunFinished
+from hubqueue.lifecycle import RunState
 
 _run = click.option(
     "--run", "run_id", required=True, metavar="ID", help="The run, as `hubqueue enqueue run` printed it."
 )
-_epoch = click.option("--epoch", type=click.IntRange(min=0), required=True, help="The epoch, counted from 0.")
+_epoch = click.option("--epoch", type=Whole(min=0), required=True, help="The epoch, counted from 0.")
 
 
-@click.group()
+@click.group(cls=Corrected)
 def enqueue() -> None:
     """Save metrics and checkpoints from a shell script; a worker or `hubqueue drain` sends them.
 
@@ -46,7 +49,7 @@ def enqueue() -> None:
 def run(place: Place, model: str, pairs: tuple[str, ...], destination: str | None) -> None:
     """Start a run for MODEL (a file, a model URL or a model id) and print its id.
 
-    Nobody can tell whether a shell script still lives, so such a run sends no heartbeats.
+    Runs started from a shell send no heartbeats: hubqueue cannot see whether the script is still running.
 
     \b
     Example:
@@ -61,7 +64,8 @@ def run(place: Place, model: str, pairs: tuple[str, ...], destination: str | Non
         named = identifier.of_type(target.type, model, web_url=target.web_url)
         if named.api_key:
             hint = f"store it with `hubqueue login {target.name}`, and name the model by its id: {named.model_id}"
-            raise InvalidModel("every user of this machine can read a key among the arguments", hint=hint)
+            what = "do not pass a key on the command line: other users of this machine can see it"
+            raise InvalidModel(what, hint=hint)
         click.echo(open_run(outbox, named, _pairs(pairs), target, heartbeat=False)[0])
 
 
@@ -83,7 +87,7 @@ def metrics(place: Place, run_id: str, epoch: int, pairs: tuple[str, ...]) -> No
 
     values = _pairs(pairs) if pairs else _read_json()
     with place.open() as outbox:
-        _known(outbox, run_id)
+        run_id = _open_run(outbox, run_id)
         entry_id, superseded = outbox.entries.enqueue(run_id, metrics_draft(metrics_text(values), epoch))
         outbox.discard(superseded)
     click.echo(f"entry {entry_id}")
@@ -92,10 +96,14 @@ def metrics(place: Place, run_id: str, epoch: int, pairs: tuple[str, ...]) -> No
 @enqueue.command("checkpoint")
 @_run
 @_epoch
-@click.option("--best", is_flag=True, help="It is the best one so far.")
-@click.option("--final", is_flag=True, help="It is the last one of the run: sent without regard to the pace.")
+@click.option("--best", is_flag=True, help="It is the best checkpoint so far.")
 @click.option(
-    "--map", "score", type=float, default=0.0, show_default=True, help="mAP50-95 of a final checkpoint."
+    "--final",
+    is_flag=True,
+    help="It is the last checkpoint of the run: sent without waiting for the spacing.",
+)
+@click.option(
+    "--map", "score", type=Number(), default=0.0, show_default=True, help="mAP50-95 of a final checkpoint."
 )
 @click.argument("file", type=click.Path())
 @pass_place
@@ -109,40 +117,42 @@ def checkpoint(
       hubqueue enqueue checkpoint --run $RUN --epoch 99 --final --map 0.51 best.pt
     """
     from hubqueue.intake import save_snapshot
+    from hubqueue.metrics import finite_number
 
     with place.open() as outbox:
-        _known(outbox, run_id)
-        click.echo(
-            f"entry {save_snapshot(outbox, run_id, file, epoch, is_best=best, map=score, final=final)}"
-        )
+        run_id = _open_run(outbox, run_id)
+        score = finite_number("map", score)
+        entry_id = save_snapshot(outbox, run_id, file, epoch, is_best=best, map=score, final=final)
+    click.echo(f"entry {entry_id}")
 
 
 @enqueue.command("end")
 @_run
-@click.option("--failed", is_flag=True, help="The training did not come to its end.")
+@click.option("--failed", is_flag=True, help="Mark the run as failed.")
 @pass_place
 def end(place: Place, run_id: str, failed: bool) -> None:
-    """Say that the run has ended. What it owes is sent all the same.
+    """Mark the run as ended. What it has saved is sent all the same.
 
     \b
     Example:
       hubqueue enqueue end --run $RUN
     """
     from hubqueue.closing import close_run
-    from hubqueue.lifecycle import RunState
 
     with place.open() as outbox:
-        _known(outbox, run_id)
+        run_id = find_run(outbox, run_id)
         state = RunState.FAILED if failed else RunState.FINISHED
         ended = close_run(outbox, run_id, state)
     click.echo(f"run {run_id} is {state}" if ended else f"run {run_id} had ended before")
 
 
-def _known(outbox: Any, run_id: str) -> None:
-    if outbox.stats.run(run_id) is None:
-        raise click.BadParameter(
-            f"there is no run {run_id}; hubqueue runs --all lists them", param_hint="--run"
-        )
+def _open_run(outbox: Any, given: str) -> str:
+    """The id of a run that takes more entries: as in Python, one that has ended does not."""
+    run_id = find_run(outbox, given)
+    state = outbox.stats.run(run_id)["state"]
+    if state in {RunState.FINISHED, RunState.FAILED}:
+        raise RunFinished(f"run {run_id} is {state}", hint="start another one: hubqueue enqueue run MODEL")
+    return run_id
 
 
 def _pairs(pairs: tuple[str, ...]) -> dict[str, object]:
@@ -151,6 +161,8 @@ def _pairs(pairs: tuple[str, ...]) -> dict[str, object]:
         name, equals, value = pair.partition("=")
         if not name or not equals:
             raise click.BadParameter(f"{pair!r} is not NAME=VALUE")
+        if name in found:
+            raise click.BadParameter(f"{name} is given twice")
         try:
             found[name] = json.loads(value)
         except ValueError:
@@ -159,6 +171,8 @@ def _pairs(pairs: tuple[str, ...]) -> dict[str, object]:
 
 
 def _read_json() -> dict[str, object]:
+    if sys.stdin.isatty():
+        click.echo('reading JSON such as {"train/loss": 1.2} from the terminal; Ctrl-D ends', err=True)
     try:
         value = json.load(sys.stdin)
     except ValueError as error:

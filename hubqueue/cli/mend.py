@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import click
 
 from hubqueue.account import origin
 from hubqueue.cli.frame import ATTENTION, DONE, USAGE, Place, json_option, leave, pass_place, print_json
+from hubqueue.cli.mistakes import Whole
+from hubqueue.cli.named import find_entries, find_run, no_entry, no_run
 from hubqueue.cli.words import plural
+from hubqueue.lifecycle import State
 
 
 @click.command()
-@click.argument("entries", type=int, nargs=-1, metavar="[ENTRY]...")
-@click.option("--all", "everything", is_flag=True, help="Every dead entry.")
+@click.argument("entries", type=Whole(), nargs=-1, metavar="[ENTRY]...")
+@click.option("--all", "everything", is_flag=True, help="Every rejected entry.")
 @pass_place
 def redrive(place: Place, entries: tuple[int, ...], everything: bool) -> None:
-    """Bring dead entries back, to be sent again.
+    """Retry rejected (dead) entries.
 
-    A dead entry whose place a newer one has taken is not sent: an old value never overwrites a newer one.
+    An entry replaced by a newer one is not sent: an old value never overwrites a newer one.
 
     \b
     Examples:
@@ -28,23 +32,26 @@ def redrive(place: Place, entries: tuple[int, ...], everything: bool) -> None:
     """
     if bool(entries) == everything:
         raise click.UsageError("name the entries, or say --all")
+    if entries and not place.has_outbox():
+        no_entry(entries[0])
     with place.open() as outbox:
+        untouched = _untouched(find_entries(outbox, entries), State.DEAD)
         back, outdated = outbox.entries.redrive(ids=None if everything else entries)
         outbox.discard(outdated)
     click.echo(
-        f"{plural(back.count, 'entry', 'entries')} brought back"
-        + (f", {outdated.count} outdated" if outdated.count else "")
+        f"{plural(back.count, 'entry', 'entries')} will be sent again"
+        + (f", {outdated.count} replaced by newer ones" if outdated.count else "")
     )
-    leave(DONE if back.count or outdated.count or everything else ATTENTION)
+    leave(ATTENTION if untouched else DONE)
 
 
 @click.command()
-@click.argument("entries", type=int, nargs=-1, metavar="[ENTRY]...")
-@click.option("--run", "run_id", metavar="ID", help="Everything that this run still owes.")
-@click.option("--yes", is_flag=True, help="Do not ask on a terminal.")
+@click.argument("entries", type=Whole(), nargs=-1, metavar="[ENTRY]...")
+@click.option("--run", "run_id", metavar="ID", help="Everything of this run that is not delivered.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @pass_place
 def cancel(place: Place, entries: tuple[int, ...], run_id: str | None, yes: bool) -> None:
-    """Give entries up for good: they are never sent, and their checkpoints are deleted.
+    """Drop entries: never send them, and delete their checkpoint copies.
 
     \b
     Examples:
@@ -53,14 +60,28 @@ def cancel(place: Place, entries: tuple[int, ...], run_id: str | None, yes: bool
     """
     if bool(entries) == (run_id is not None):
         raise click.UsageError("name the entries, or a run with --run")
-    if not yes and sys.stdin.isatty():
-        what = f"everything that run {run_id} owes" if run_id else plural(len(entries), "entry", "entries")
-        click.confirm(f"Give up {what}?", abort=True)
+    if not place.has_outbox():
+        no_run(run_id) if run_id is not None else no_entry(entries[0])
     with place.open() as outbox:
+        run_id = find_run(outbox, run_id)
+        untouched = _untouched(find_entries(outbox, entries), State.PENDING, State.DEAD)
+        if not yes and sys.stdin.isatty():
+            what = f"everything of run {run_id} that is not delivered"
+            what = what if run_id else plural(len(entries), "entry", "entries")
+            click.confirm(f"Drop {what}?", abort=True)
         gone = outbox.entries.cancel(ids=entries, run_id=run_id)
         outbox.discard(gone)
     click.echo(f"{plural(gone.count, 'entry', 'entries')} cancelled")
-    leave(DONE if gone.count else ATTENTION)
+    leave(DONE if gone.count and not untouched else ATTENTION)
+
+
+def _untouched(entries: list[dict[str, Any]], *movable: State) -> int:
+    """Say which of these entries stay as they are, and why; how many."""
+    wrong = [each for each in entries if each["state"] not in movable]
+    for each in wrong:
+        wanted = " or ".join(str(state) for state in movable)
+        click.echo(f"entry {each['id']} is {each['state']}, not {wanted}", err=True)
+    return len(wrong)
 
 
 @click.command()
@@ -69,7 +90,7 @@ def cancel(place: Place, entries: tuple[int, ...], run_id: str | None, yes: bool
 def resume(place: Place, destination: str) -> None:
     """Lift the hold of a destination and of its runs, and try again now instead of after the backoff.
 
-    The limits stay, and so does a wait that the hub asked for.
+    Rate limits and a wait requested by the hub (429) still apply.
 
     \b
     Example:
@@ -79,11 +100,11 @@ def resume(place: Place, destination: str) -> None:
     with place.open() as outbox:
         lifted = outbox.registry.resume(target.name)
     if lifted.destination is None and not lifted.runs:
-        click.echo(f"nothing was held at {target.name}; what waits is tried now")
+        click.echo(f"nothing was on hold at {target.name}; what is waiting is tried now")
     else:
         parts = [f"destination {target.name}"] if lifted.destination else []
         parts += [plural(lifted.runs, "run")] if lifted.runs else []
-        click.echo(" and ".join(parts) + " no longer held")
+        click.echo(" and ".join(parts) + " no longer on hold")
 
 
 @click.command()
@@ -144,6 +165,7 @@ def readdress(
     if bool(addresses) == (run_id is not None):
         raise click.UsageError("name the addresses, or a run with --run")
     with place.open() as outbox:
+        run_id = find_run(outbox, run_id)
         for move in moves(outbox, addresses, run_id=run_id, to=destination):
             if not yes and sys.stdin.isatty():
                 click.confirm(f"Send {plural(move.runs, 'run')} of {move.source} to {move.goal}?", abort=True)
@@ -172,7 +194,7 @@ def prune(place: Place) -> None:
 @click.command()
 @pass_place
 def migrate(place: Place) -> None:
-    """Bring the outbox to this program's schema. Every command does it by itself; this one says so.
+    """Update the database schema. Other commands do this automatically; this one reports the revision.
 
     \b
     Example:
@@ -184,7 +206,7 @@ def migrate(place: Place) -> None:
 
 
 @click.command()
-@click.option("--offline", is_flag=True, help="Do not ask the destinations.")
+@click.option("--offline", is_flag=True, help="Do not contact the hubs.")
 @click.option("--set-aside", is_flag=True, help="Rename an outbox that cannot be read, and start a new one.")
 @json_option
 @pass_place

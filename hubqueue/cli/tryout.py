@@ -9,12 +9,13 @@ from types import FrameType
 import click
 
 from hubqueue.cli.frame import ATTENTION, DONE, leave
+from hubqueue.cli.mistakes import Number, Whole
 
 
 @click.command()
 @click.option(
     "--port",
-    type=click.IntRange(0, 65535),
+    type=Whole(0, 65535),
     default=8765,
     show_default=True,
     help="The port on 127.0.0.1; 0 takes a free one.",
@@ -36,18 +37,18 @@ from hubqueue.cli.frame import ATTENTION, DONE, leave
     "faults",
     multiple=True,
     metavar="RULE",
-    help="Misbehave, such as 503:0.3 or metrics:429:retry-after=5. Repeatable.",
+    help="Simulate a failure, such as 503:0.3 or metrics:429:retry-after=5. Repeatable.",
 )
 @click.option(
     "--latency",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=0.0,
     metavar="SECONDS",
-    help="Wait so long before each answer.",
+    help="Delay each answer by SECONDS.",
 )
 @click.option(
     "--url-lifetime",
-    type=click.FloatRange(0, 86_400),
+    type=Number(0, 86_400),
     default=900.0,
     show_default=True,
     metavar="SECONDS",
@@ -55,13 +56,13 @@ from hubqueue.cli.frame import ATTENTION, DONE, leave
 )
 @click.option(
     "--requests-per-minute",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     metavar="N",
     help="Platform: how many events it takes from one key; then 429 [default: any number].",
 )
 @click.option(
     "--uploads-per-minute",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     metavar="N",
     help="Platform: the same for upload URLs.",
 )
@@ -75,7 +76,7 @@ def sandbox(
     requests_per_minute: int | None,
     uploads_per_minute: int | None,
 ) -> None:
-    """A local hub that speaks the real protocols, keeps what it gets, and misbehaves on request.
+    """A local hub that speaks the real protocols, stores what it receives, and can simulate failures.
 
     \b
     Examples:
@@ -103,7 +104,12 @@ def sandbox(
     signal.signal(signal.SIGTERM, on_signal)
     try:
         hub.start()
-        click.echo(f"sandbox at {hub.url}, keeping what it gets in {hub.data} (Ctrl-C ends it)")
+        click.echo(
+            f"sandbox at {hub.url}, storing what it receives in {hub.data} (Ctrl-C ends it)\n"
+            f"  look at it:  {hub.url}/\n"
+            f"  as a HUB:    export ULTRALYTICS_HUB_API={hub.url} HUB_API_KEY=sandbox-key\n"
+            f"  as Platform: export ULTRALYTICS_PLATFORM_URL={hub.url} ULTRALYTICS_API_KEY=sandbox-key"
+        )
         hub.serve_forever()
     except KeyboardInterrupt:
         pass

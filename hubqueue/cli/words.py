@@ -7,6 +7,8 @@ from datetime import datetime
 
 import click
 
+from hubqueue.cli.screen import fitted
+
 
 def size(count: float) -> str:
     """Bytes, with a decimal unit: 1.2 MB."""
@@ -39,6 +41,11 @@ def moment(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
 
 
+def when(instant: datetime) -> str:
+    """A moment in local time, with its offset from UTC: 2026-11-28 17:33:10-05:00."""
+    return instant.astimezone().isoformat(" ", "seconds")
+
+
 def ago(text: str | None, now: datetime) -> str:
     """How long ago a moment of the status was."""
     when = moment(text)
@@ -58,13 +65,13 @@ def until(text: str | None, now: datetime) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns that line up, two blanks apart; the headings are dimmed on a terminal."""
+    """Columns that line up, two blanks apart; the headings are dimmed on a terminal, which cuts what is too long."""
     widths = [max(len(heading), *(len(row[index]) for row in rows)) for index, heading in enumerate(headings)]
     first = "  ".join(heading.ljust(width) for heading, width in zip(headings, widths, strict=True)).rstrip()
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-    return "\n".join([click.style(first, dim=True), *lines])
+    return fitted("\n".join([click.style(first, dim=True), *lines]))
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:

@@ -80,9 +80,10 @@ def test_the_status_answers_at_a_glance(environ: dict[str, str], hub: Sandbox) -
     wait_until(is_retrying)
     lines = list(seen)  # this very look: at the next one the attempt may be in flight again
 
-    assert lines[0].startswith("ok  2 uploads owed (")
-    assert "next" in lines[0]
-    assert any(line.startswith(f"worker  alive, pid {worker.pid} on ") for line in lines)
+    assert lines[0].startswith("waiting  hub answers 503 Service Unavailable for ")
+    assert "2 uploads waiting (" in lines[0]
+    assert "next try" in lines[0]
+    assert any(line.startswith(f"worker  running, pid {worker.pid} on ") for line in lines)
     assert any(f"run {run}  yolov8n.pt  to hub  running  not registered yet" in line for line in lines)
     assert any("last error: 503 Service Unavailable" in line for line in lines)
     assert "\x1b" not in "\n".join(lines)
@@ -102,7 +103,7 @@ def test_the_status_loads_what_it_shows_and_no_more(environ: dict[str, str]) -> 
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
     )
 
-    assert "2 uploads owed" in done.stdout
+    assert "2 uploads waiting" in done.stdout
     loaded = set(done.stderr.split())
     for foreign in (
         "requests",
@@ -175,7 +176,7 @@ def test_dead_entries_are_shown_redriven_and_cancelled(home: Path) -> None:
     assert "no such metric" in listed.stdout
     assert "hubqueue redrive --all" in hubqueue(environ, "status").stdout
     assert json.loads(hubqueue(environ, "show", str(entry), "--json").stdout)["payload"] == {"loss": 1.0}
-    assert hubqueue(environ, "redrive", str(entry)).stdout == "1 entry brought back\n"
+    assert hubqueue(environ, "redrive", str(entry)).stdout == "1 entry will be sent again\n"
     assert hubqueue(environ, "redrive", str(entry)).returncode == 1
     assert hubqueue(environ, "cancel", str(entry)).stdout == "1 entry cancelled\n"
     assert hubqueue(environ, "cancel", "--run", run).returncode == 1
@@ -217,7 +218,7 @@ def test_a_wrong_key_is_found_by_check(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["nonsense"], 2, "No such command"),
+        (["nonsense"], 2, "there is no command nonsense"),
         (["status", "--run", "none"], 2, "there is no run none"),
         (["show", "12345"], 2, "there is no entry 12345"),
         (["enqueue", "metrics", "--run", "none", "--epoch", "0", "a=1"], 2, "there is no run none"),

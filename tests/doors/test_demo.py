@@ -18,7 +18,7 @@ def test_the_demo_tells_the_whole_story(home: Path, tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stdout + shown.stderr
     for words in (
         "kill -9",
-        "no worker is alive",
+        "no worker is running",
         "20 of 20 epochs, every value equal",
         "Everything was delivered",
     ):

@@ -22,7 +22,7 @@ from hubqueue.daemon import worker_lives
 from hubqueue.entry import Kind
 from hubqueue.errors import UnknownModel
 from hubqueue.events import BatchDelivered, UploadProgressed
-from hubqueue.gauge import Gauge, sent_bytes
+from hubqueue.gauge import Gauge, Upload, upload_of
 from hubqueue.home import Home
 from hubqueue.sandbox import Sandbox
 from hubqueue.upload_bar import UploadBar
@@ -135,19 +135,21 @@ def test_l36_the_bar_counts_what_was_sent(tmp_path: Path) -> None:
     home, shown = Home(tmp_path / "home"), Terminal()
     home.create()
     gauge = Gauge(home)
-    gauge.hear(UploadProgressed("run", 1, 3 << 20, 4 << 20))
+    gauge.hear(UploadProgressed("run", 1, 3_000_000, 4_000_000))
 
-    with UploadBar(shown, 4 << 20) as bar:
-        sent = sent_bytes(home, "run")
-        assert sent == (3 << 20, 4 << 20)
-        bar.show(sent[0])
+    with UploadBar(home, "run", stream=shown) as bar:
+        assert upload_of(home, "run") == Upload(3_000_000, 4_000_000, None)
+        bar.show(True)
 
     assert "3.00M/4.00M" in shown.getvalue()
     delivered = BatchDelivered("run", Kind.CKPT, 1, 4 << 20, timedelta(seconds=1))
     gauge.hear(delivered)
-    assert sent_bytes(home, "run") is None
-    with UploadBar(io.StringIO(), 4 << 20) as silent:
-        silent.show(1)
+    assert upload_of(home, "run") is None
+    unseen = io.StringIO()
+    gauge.hear(UploadProgressed("run", 1, 3_000_000, 4_000_000))
+    with UploadBar(home, "run", stream=unseen) as silent:
+        silent.show(True)
+    assert unseen.getvalue() == ""
 
 
 def test_l36_a_detached_worker_tells_how_far_it_is(at_hub: Sandbox, home: Path, tmp_path: Path) -> None:
@@ -160,9 +162,9 @@ def test_l36_a_detached_worker_tells_how_far_it_is(at_hub: Sandbox, home: Path, 
     session.upload_model(0, str(tmp_path / "best.pt"), final=True)
 
     def looked() -> bool:
-        found = sent_bytes(Home(home), session._run.id)  # type: ignore[union-attr, arg-type]
+        found = upload_of(Home(home), session._run.id)  # type: ignore[union-attr, arg-type]
         if found is not None:
-            seen.add(found[0])
+            seen.add(found.sent)
         return len(seen) > 1 or bool(at_hub.checkpoints(at_hub.models[0]) if at_hub.models else False)
 
     wait_until(looked, timeout=90)

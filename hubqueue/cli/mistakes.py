@@ -1,0 +1,102 @@
+"""What a person typed wrong, in one style: `error:` with what and which, `hint:` with what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+
+class Whole(click.IntRange):
+    """A whole number of at least `min`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"must be a whole number{_bounds(self)}, not {value!r}", param, ctx)
+
+
+class Number(click.FloatRange):
+    """A number of at least `min`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"must be a number{_bounds(self)}, not {value!r}", param, ctx)
+
+
+class Corrected(click.Group):
+    """A group that suggests the command that was meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise UnknownCommand(args[0], ctx, self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
+
+
+class UnknownCommand(click.UsageError):
+    """There is no such command; `meant` is the nearest one."""
+
+    def __init__(self, given: str, ctx: click.Context, known: Iterable[str]) -> None:
+        super().__init__(f"there is no command {given}", ctx)
+        self.meant = nearest(given, known)
+
+
+def _bounds(kind: click.IntRange | click.FloatRange) -> str:
+    if kind.min is None:
+        return ""
+    return f" of at least {kind.min:g}" if kind.max is None else f" from {kind.min:g} to {kind.max:g}"
+
+
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """The known word that `given` was meant to be, if one is close enough."""
+    from difflib import get_close_matches
+
+    words = sorted(known)
+    longer = [word for word in words if given and word.startswith(given)]
+    found = longer or get_close_matches(given, words, 1, 0.6)
+    return found[0] if found else None
+
+
+def worded(error: click.ClickException) -> tuple[str, str]:
+    """An error of click as a line and its hint."""
+    command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "hubqueue"
+    usage = f"{command} --help shows how it is used"
+    match error:
+        case UnknownCommand(meant=str() as meant):
+            return error.message, f"did you mean {meant}? {command} --help lists all commands"
+        case UnknownCommand():
+            return error.message, f"{command} --help lists all commands"
+        case click.NoSuchOption():
+            known = {name for each in _options(error.ctx) for name in (*each.opts, *each.secondary_opts)}
+            near = nearest(error.option_name, (name for name in known if name.startswith("--")))
+            return f"there is no option {error.option_name}", f"did you mean {near}?" if near else usage
+        case click.MissingParameter(param=click.Option() as option):
+            return f"the option {_name(option)} is missing", usage
+        case click.MissingParameter(param=click.Parameter() as argument):
+            return f"{_name(argument)} is missing", usage
+        case click.BadParameter(param=click.Parameter(type=click.Choice() as choice) as parameter):
+            allowed = [str(each) for each in choice.choices]
+            return f"{_name(parameter)} must be one of {', '.join(allowed)}", usage
+        case click.BadParameter():
+            joint = " " if error.message.startswith("must ") else ": "
+            named = "" if error.param is None else _name(error.param) + joint
+            return named + error.message, usage
+        case _:
+            text = error.format_message().rstrip(".")
+            return text[:1].lower() + text[1:], usage
+
+
+def _options(ctx: click.Context | None) -> list[click.Option]:
+    return [] if ctx is None else [each for each in ctx.command.params if isinstance(each, click.Option)]
+
+
+def _name(parameter: click.Parameter) -> str:
+    if isinstance(parameter, click.Option):
+        return max(parameter.opts, key=len)
+    return parameter.make_metavar(click.get_current_context(silent=True) or click.Context(click.Command("")))

@@ -1,0 +1,311 @@
+"""The progress of an upload, where people look: status, drain, finish. And what a worker's coming and going looks like."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage import end, environ_of, hubqueue, kill, log, new_run, python, start_worker, wait_until
+
+from hubqueue.daemon import worker_lives
+from hubqueue.home import Home
+from hubqueue.outbox import open_outbox
+from hubqueue.sandbox import Sandbox
+
+SIZE = 24 << 20
+# What the line to the hub carries: a block each pause, about 4 MB/s.
+BLOCK, PAUSE = 65_536, 0.015
+
+
+@pytest.fixture
+def environ(home: Path, hub: Sandbox) -> Iterator[dict[str, str]]:
+    """A hub at the end of a slow line, and a checkpoint of 24 MiB that waits for it."""
+    with slow_line(hub.port) as port:
+        yield _with_a_checkpoint(home, environ_of(home, f"http://127.0.0.1:{port}"))
+
+
+def _with_a_checkpoint(home: Path, environ: dict[str, str]) -> dict[str, str]:
+    run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
+    assert hubqueue(environ, "drain").returncode == 0
+    body = home.parent / "best.pt"
+    body.write_bytes(bytes(SIZE))
+    hubqueue(environ, "enqueue", "checkpoint", "--run", run, "--epoch", "1", "--final", str(body))
+    return environ
+
+
+@contextlib.contextmanager
+def slow_line(port: int) -> Iterator[int]:
+    """A relay to a port of this machine that lets through so much a second; its own port."""
+    over = threading.Event()
+
+    def carry(source: socket.socket, target: socket.socket, pause: float) -> None:
+        with contextlib.suppress(OSError):
+            while block := source.recv(BLOCK):
+                target.sendall(block)
+                if over.wait(pause):
+                    break
+            target.shutdown(socket.SHUT_WR)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = listener.accept()[0]
+                hub = socket.create_connection(("127.0.0.1", port))
+                for direction in ((client, hub, PAUSE), (hub, client, 0.0)):
+                    threading.Thread(target=carry, args=direction, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Inherited by the connections: without it the kernel takes all of the file at once.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1]
+        over.set()
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+class Terminal:
+    """A process whose output is a terminal, and everything it wrote there."""
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *command: str,
+        width: int = 100,
+        height: int = 25,
+        on: str = "stdout",
+    ) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, on: slave}
+        # The size comes from the terminal, and where there is one on stderr only, from these.
+        sized = {**environ, "TERM": "xterm", "COLUMNS": str(width), "LINES": str(height)}
+        self.process = subprocess.Popen(command, env=sized, close_fds=True, **streams)  # type: ignore[call-overload]
+        os.close(slave)
+        self.said = ""
+
+    def read(self) -> bool:
+        """Read a block; False at the end."""
+        try:
+            block = os.read(self._master, 65536)
+        except OSError:
+            return False
+        self.said += block.decode()
+        return bool(block)
+
+    def until(self, words: str) -> None:
+        while words not in self.said:
+            assert self.read(), self.said
+
+    def rest(self) -> str:
+        while self.read():
+            pass
+        self.process.communicate(timeout=60)
+        os.close(self._master)
+        return self.said
+
+
+def hubqueue_on_terminal(environ: Mapping[str, str], *arguments: str, **options: Any) -> Terminal:
+    return Terminal(environ, sys.executable, "-m", "hubqueue", *arguments, **options)
+
+
+@contextlib.contextmanager
+def worker(environ: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    process = start_worker(environ)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            kill(process)
+
+
+def uploading(environ: dict[str, str]) -> dict[str, Any] | None:
+    shown = json.loads(hubqueue(environ, "status", "--json").stdout)
+    (lane,) = [lane for lane in shown["runs"][0]["lanes"] if lane["kind"] == "ckpt"]
+    found: dict[str, Any] | None = lane["uploading"]
+    return found
+
+
+def test_the_status_shows_bytes_rate_and_time_left(environ: dict[str, str]) -> None:
+    assert uploading(environ) is None
+    with worker(environ) as process:
+        seen: list[dict[str, Any]] = []
+
+        def moved() -> bool:
+            found = uploading(environ)
+            seen.extend([found] if found and found["rate"] else [])
+            return len({each["sent"] for each in seen}) > 1
+
+        wait_until(moved)
+        text = hubqueue(environ, "status").stdout
+
+        assert [each["sent"] for each in seen] == sorted(each["sent"] for each in seen)
+        # The body of the request is a little more than the file.
+        assert all(each["size"] >= SIZE > each["sent"] > 0 and each["seconds_left"] > 0 for each in seen)
+        (line,) = [line for line in text.splitlines() if line.startswith("  ckpt")]
+        assert "1 in flight, " in line
+        assert " MB of 25.2 MB, " in line
+        assert "/s, " in line and " left" in line
+
+        kill(process)
+        assert uploading(environ) is None, "what a killed worker left behind is shown as progress"
+
+
+def test_a_drain_beside_a_worker_shows_its_bytes_and_why_it_waits(environ: dict[str, str]) -> None:
+    with worker(environ) as process:
+        wait_until(lambda: uploading(environ))
+
+        said = hubqueue_on_terminal(environ, "drain", on="stderr").rest()
+
+        assert "ckpt of " in said
+        assert "M/25.2M" in said
+        assert "another worker is sending" in said
+        end(process)
+
+
+def test_a_drain_says_why_it_stands_still(home: Path) -> None:
+    environ = environ_of(home, "http://127.0.0.1:9")
+    hubqueue(environ, "enqueue", "run", "yolov8n.pt")
+
+    said = hubqueue_on_terminal(environ, "drain", "--timeout", "4", on="stderr").rest()
+
+    assert "hub: 127.0.0.1: connection refused; next try" in said
+
+
+FINISH = """
+import sys, threading
+import hubqueue
+assert "tqdm" not in sys.modules
+run = hubqueue.start_run("yolov8n.pt")
+run.save_checkpoint(sys.argv[1], epoch=0, final=True)
+left = run.finish(timeout=60)
+print("tqdm" in sys.modules, bool(left))
+"""
+
+
+def test_finish_shows_the_upload_on_a_terminal_and_nowhere_else(environ: dict[str, str], home: Path) -> None:
+    body = str(home.parent / "best.pt")
+    shown = Terminal(environ, sys.executable, "-c", FINISH, body, on="stderr")
+    said = shown.rest()
+    hidden = python(FINISH, environ, body)
+    unseen = hidden.communicate(timeout=90)[0]
+    hubqueue(environ, "stop")
+
+    assert "uploading" in said
+    assert "M/25.2M" in said
+    assert unseen.strip() == "False False"
+
+
+def test_a_worker_in_the_background_is_started_once_and_stopped(environ: dict[str, str], home: Path) -> None:
+    first, second = hubqueue(environ, "worker", "--detach"), hubqueue(environ, "worker", "--detach")
+    wait_until(lambda: json.loads(hubqueue(environ, "status", "--json").stdout)["worker"]["alive"])
+
+    stopped, again = hubqueue(environ, "stop"), hubqueue(environ, "stop")
+
+    assert (first.returncode, first.stdout.startswith("worker started, ")) == (0, True), first.stderr
+    assert second.stdout == "a worker of this home is running already\n"
+    assert (stopped.returncode, stopped.stdout) == (0, "1 worker stopped\n")
+    assert (again.returncode, again.stdout) == (0, "no worker is running\n")
+    assert not worker_lives(Home(home))
+
+
+SELF_SENDING = """
+import hubqueue, threading
+run = hubqueue.start_run("yolov8n.pt", worker="thread")
+print("ready", flush=True)
+threading.Event().wait(100)
+"""
+
+
+def test_stop_leaves_a_training_that_sends_by_itself_alone(hub: Sandbox, home: Path) -> None:
+    environ = environ_of(home, hub.url)
+    trainer = python(SELF_SENDING, environ)
+    assert trainer.stdout is not None
+    trainer.stdout.readline()
+    wait_until(lambda: json.loads(hubqueue(environ, "status", "--json").stdout)["worker"]["alive"])
+
+    shown = hubqueue(environ, "stop")
+
+    assert f"pid {trainer.pid} is a drain or a training" in shown.stdout
+    assert trainer.poll() is None
+    kill(trainer)
+
+
+def test_a_run_that_has_just_begun_needs_no_attention(home: Path) -> None:
+    environ = environ_of(home)
+    code = SELF_SENDING.replace('worker="thread"', 'worker="none"')
+    trainer = python(code, environ)
+    assert trainer.stdout is not None
+    trainer.stdout.readline()
+
+    young = hubqueue(environ, "status", "--check")
+    kill(trainer)
+    dead = hubqueue(environ, "status", "--check")
+
+    assert (young.returncode, young.stdout.startswith("starting  1 upload waiting")) == (0, True), (
+        young.stdout
+    )
+    assert "worker  starting" in young.stdout
+    assert (dead.returncode, "no worker is running" in dead.stdout) == (1, True)
+
+
+def test_an_outage_is_told_in_the_headline(home: Path) -> None:
+    environ = environ_of(home, "http://127.0.0.1:9")
+    hubqueue(environ, "enqueue", "run", "yolov8n.pt")
+    with worker(environ) as process:
+        wait_until(lambda: hubqueue(environ, "status").stdout.startswith("waiting  hub unreachable for "))
+        shown = hubqueue(environ, "status", "--check")
+
+        assert shown.returncode == 0
+        assert ", 1 upload waiting (" in shown.stdout.splitlines()[0]
+        end(process)
+
+
+def test_a_narrow_terminal_cuts_lines_instead_of_wrapping_them(home: Path) -> None:
+    with open_outbox(home, environ={}) as outbox:
+        log(outbox, new_run(outbox), *range(3))
+
+    for command in ("status", "entries", "runs"):
+        said = hubqueue_on_terminal(environ_of(home), command, width=60).rest()
+        assert max(len(line) for line in said.splitlines()) <= 60, command
+    assert "hubqueue worker --detach" in hubqueue_on_terminal(environ_of(home), "status", width=60).rest()
+
+
+def test_watching_uses_the_other_screen_and_gives_the_first_one_back(home: Path) -> None:
+    with open_outbox(home, environ={}) as outbox:
+        for number in range(20):
+            log(outbox, new_run(outbox, remote_id=f"model-{number}"), 0)
+    shown = hubqueue_on_terminal(environ_of(home), "status", "--watch", height=10)
+    for _ in range(2):
+        shown.until("attention  20 uploads waiting")
+        frame, shown.said = shown.said, ""
+    assert frame.count("\r\n") < 10, "the headline scrolls away"
+
+    shown.process.terminate()
+    said = shown.rest()
+
+    assert shown.process.returncode == 0
+    assert said.endswith("\x1b[?25h\x1b[?1049l")
+
+
+def test_times_are_local_and_say_so(home: Path) -> None:
+    with open_outbox(home, environ={}) as outbox:
+        log(outbox, new_run(outbox), 0)
+
+    shown = hubqueue(environ_of(home, TZ="America/New_York"), "entries").stdout.splitlines()[1]
+    one = hubqueue(environ_of(home, TZ="America/New_York"), "show", "1").stdout
+
+    assert "-05:00" in shown or "-04:00" in shown
+    assert ("-05:00" in one or "-04:00" in one) and "+00:00" not in one
