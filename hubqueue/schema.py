@@ -39,7 +39,7 @@ from sqlalchemy import (
 from hubqueue.lifecycle import RunState, State
 
 # The newest revision in migrations/versions; a test keeps the two together.
-REVISION = "0004"
+REVISION = "0005"
 # Says whose database this is ("hubq" in ASCII), so that another program's file is never touched.
 APPLICATION_ID = 0x68756271
 
@@ -161,6 +161,9 @@ runs = Table(
     Column("created_at", Moment, nullable=False),
     Column("finished_at", Moment),
     Column("last_beat_at", Moment),
+    # How many metrics and checkpoints never reached the disk, and why the last of them did not.
+    _counter("unsaved"),
+    Column("unsaved_why", Text),
     CheckConstraint(_one_of("state", RunState), name="state"),
     Index("runs_remote", "destination", "remote_id"),
     Index(
