@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from hubqueue.database import Database
-from hubqueue.entry import Kind, Snapshot
+from hubqueue.entry import Draft, Kind, Snapshot
 from hubqueue.lifecycle import RunState, State
 from hubqueue.prepared import Prepared
 from hubqueue.readiness import (
@@ -105,6 +105,34 @@ class Stats:
         with self.database.read() as connection:
             row = connection.execute(select(*total).select_from(LANES_OF_RUNS).where(which)).one()
         return Owed(int(row[0]), int(row[1]), int(row[2]))
+
+    def refused(self, run_id: str) -> tuple[dict[str, int], tuple[str, ...]]:
+        """The dead entries of a run: how many of each kind, and a few of the distinct reasons."""
+        counted = select(lanes.c.kind, lanes.c.dead).where(lanes.c.run_id == run_id, lanes.c.dead > 0)
+        counts = {row["kind"]: int(row["dead"]) for row in self._all(counted)}
+        if not counts:
+            return {}, ()
+        dead = entries.c.state == literal_column(f"'{State.DEAD}'")
+        why = select(entries.c.reason).distinct().join(lanes).where(lanes.c.run_id == run_id, dead).limit(3)
+        return counts, tuple(row["reason"] for row in self._all(why) if row["reason"])
+
+    def saved(self, run_id: str, draft: Draft, *, after: int) -> int | None:
+        """The entry that a draft became, among those with an id above `after`; None when it became none.
+
+        For whoever has lost the confirmation of a commit. A draft with the same value in the same place counts: then
+        there is nothing to add.
+        """
+        if draft.snapshot is not None:
+            found: int | None = self._scalar(
+                select(entries.c.id).where(entries.c.snapshot == draft.snapshot.name)
+            )
+            return found
+        same = entries.c.payload == draft.payload
+        query = select(entries.c.id, case((same, 1), else_=0).label("same")).join(lanes)
+        query = query.where(lanes.c.run_id == run_id, lanes.c.kind == str(draft.kind))
+        query = query.where(entries.c.key == draft.key, entries.c.id > after).order_by(entries.c.id.desc())
+        newest = next(iter(self._all(query.limit(1))), None)
+        return int(newest["id"]) if newest is not None and newest["same"] else None
 
     def run(self, run_id: str) -> Mapping[str, Any] | None:
         """One run's row, with its destination's hold; None when there is none."""

@@ -136,6 +136,9 @@ def _attention(
         if run["held"]:
             hint = f"hubqueue resume {run['destination']}, or give it up: hubqueue cancel --run {run['id']}"
             found.append({"what": f"run {run['id']} is held: {run['held']}", "hint": hint})
+        if run["unsaved"]:
+            what = f"run {run['id']}: {run['unsaved']} could not be saved ({run['unsaved_why']})"
+            found.append({"what": what, "hint": "these are lost; hubqueue check finds what else is wrong"})
         for lane in run["lanes"]:
             if lane["unknown"]:
                 found.append(
@@ -263,6 +266,8 @@ def _run(outbox: Outbox, row: Mapping[str, Any], now: datetime) -> dict[str, Any
         "state": str(state),
         "cancelled": row["cancelled"],
         "held": row["held"],
+        "unsaved": row["unsaved"],
+        "unsaved_why": row["unsaved_why"],
         "created_at": _shown(outbox, row["created_at"]),
         "finished_at": _shown(outbox, row["finished_at"]),
         "last_heartbeat_at": _shown(outbox, row["last_beat_at"]),
