@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
@@ -171,7 +172,9 @@ class Run:
         self._refuse_finished()
         while (draft := self._attempt("checkpoint", copy)) is not None:
             saved, outbox = self._save(draft), self.outbox
-            if saved is None or outbox is None or not was_swept(outbox, saved, draft):
+            if saved is None or outbox is None:
+                return saved
+            if not self._attempt("checkpoint", partial(was_swept, outbox, saved, draft)):
                 return saved
         with self._opening.guard:
             self._unsaved.lose()
@@ -200,8 +203,8 @@ class Run:
                 left = self.wait(timeout=end.deadline - time.monotonic())
                 if self._sender is not None:
                     self._sender.close(end.deadline)
+                    left = self._left() if self._sender.sends else left
                     self._sender = None
-                    left = self._left()
         finally:
             self._opening.give_back()
         if left:
@@ -276,7 +279,7 @@ class Run:
 
     def _give_way(self, draft: Draft, unsure: bool, replaced: bool) -> None:
         """A draft leaves the memory without having been saved, as far as is known."""
-        if not replaced or draft.kind is Kind.CKPT:
+        if not replaced:
             self._unsaved.lose()
         if draft.snapshot is not None and not unsure and self.outbox is not None:
             self.outbox.spool.remove(draft.snapshot.name)

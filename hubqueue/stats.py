@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import (
     Select,
     and_,
+    bindparam,
     case,
     false,
     func,
@@ -84,22 +85,17 @@ class Stats:
 
     def owed(self, run_id: str | None = None) -> Owed:
         """What is pending, of a run or of all."""
-        which = OWING if run_id is None else and_(OWING, lanes.c.run_id == run_id)
-        waits = case((NOT_HELD, 0), else_=lanes.c.pending)
-        known = case((lanes.c.kind.in_([str(kind) for kind in Kind]), waits), else_=lanes.c.pending)
-        total = (
-            func.coalesce(func.sum(lanes.c.pending), 0),
-            func.coalesce(func.sum(lanes.c.bytes), 0),
-            func.coalesce(func.sum(known), 0),
-        )
         with self.database.read() as connection:
-            row = connection.execute(select(*total).select_from(LANES_OF_RUNS).where(which)).one()
+            if run_id is None:
+                (row,) = _OWED.run(connection, {})
+            else:
+                (row,) = _OWED_BY_RUN.run(connection, {"run": run_id})
         return Owed(int(row[0]), int(row[1]), int(row[2]))
 
     def refused(self, run_id: str) -> tuple[dict[str, int], tuple[str, ...]]:
         """The dead entries of a run: how many of each kind, and a few of the distinct reasons."""
-        counted = select(lanes.c.kind, lanes.c.dead).where(lanes.c.run_id == run_id, lanes.c.dead > 0)
-        counts = {row["kind"]: int(row["dead"]) for row in self._all(counted)}
+        with self.database.read() as connection:
+            counts = {kind: int(dead) for kind, dead in _DEAD_BY_KIND.run(connection, {"run": run_id})}
         if not counts:
             return {}, ()
         dead = entries.c.state == literal_column(f"'{State.DEAD}'")
@@ -140,7 +136,9 @@ class Stats:
 
     def newest_entry(self) -> int:
         """The id of the entry that was enqueued last, of all runs; 0 without any."""
-        return int(self._scalar(select(func.max(entries.c.id))) or 0)
+        with self.database.read() as connection:
+            ((newest,),) = _NEWEST_ENTRY.run(connection, {})
+        return int(newest or 0)
 
     def texts(self, run_id: str, kind: Kind, *, failed: bool) -> Iterator[tuple[int, str, str]]:
         """The id, key and payload of what waits in a lane, oldest first: never sent, or (`failed`) sent in vain."""
@@ -333,6 +331,19 @@ _CONCERNED = union_all(
     select(lanes.c.run_id).where(OWING),
     select(lanes.c.run_id).where(lanes.c.id.in_(_DEAD)),
 )
+
+
+# What each run asks, most of them at its end.
+_WAITS = case((NOT_HELD, 0), else_=lanes.c.pending)
+_WAITS = case((lanes.c.kind.in_([literal_column(f"'{kind}'") for kind in Kind]), _WAITS), else_=lanes.c.pending)
+_SUMS = [func.coalesce(func.sum(each), 0) for each in (lanes.c.pending, lanes.c.bytes, _WAITS)]
+_ALL_OWED = select(*_SUMS).select_from(LANES_OF_RUNS).where(OWING)
+_OWED = Prepared(_ALL_OWED)
+_OWED_BY_RUN = Prepared(_ALL_OWED.where(lanes.c.run_id == bindparam("run")), ("run",))
+_DEAD_BY_KIND = Prepared(
+    select(lanes.c.kind, lanes.c.dead).where(lanes.c.run_id == bindparam("run"), lanes.c.dead > 0), ("run",)
+)
+_NEWEST_ENTRY = Prepared(select(func.max(entries.c.id)))
 
 
 # What an idle worker asks twice a second.
