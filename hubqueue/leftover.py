@@ -47,10 +47,10 @@ class Leftover:
 
 def count(stats: Stats, run_id: str, *, unsaved: int, why: str | None) -> Leftover:
     """What a run owes now. Raises the `OutboxError`s."""
-    owed, row = stats.owed(run_id), stats.run(run_id)
+    owed = stats.owed(run_id)
     refused, reasons = stats.refused(run_id)
     held = None
-    if owed.held and row is not None:
+    if owed.held and (row := stats.run(run_id)) is not None:
         held = row["held"] or row["destination_held"] or "held"
     return Leftover(
         owed.entries,

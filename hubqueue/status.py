@@ -20,7 +20,7 @@ from hubqueue.reach import cure, is_served, obstacle
 from hubqueue.redact import clean
 from hubqueue.schema import EPOCH
 from hubqueue.sqlite import asides, report_of
-from hubqueue.stats import COUNTED
+from hubqueue.survey import COUNTED
 
 if TYPE_CHECKING:
     from hubqueue.config import Config
