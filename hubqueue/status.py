@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hubqueue.entry import Kind
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import is_held
-from hubqueue.redact import clean
+from hubqueue.redact import clean, harmless, link
 from hubqueue.schema import EPOCH
 from hubqueue.sqlite import asides, report_of
 from hubqueue.stats import COUNTED
@@ -45,8 +45,8 @@ def status(outbox: Outbox, *, run_id: str | None = None, finished: int | None = 
     """
     now = outbox.database.now()
     totals = outbox.stats.totals()
-    destinations = [_destination(outbox, row, now) for row in outbox.stats.destinations()]
-    runs = [_run(outbox, row, now) for row in outbox.stats.runs(run_id=run_id, finished=finished)]
+    destinations = [harmless(_destination(outbox, row, now)) for row in outbox.stats.destinations()]
+    runs = [harmless(_run(outbox, row, now)) for row in outbox.stats.runs(run_id=run_id, finished=finished)]
     worker = _worker(outbox, now)
     attention = _attention(outbox, totals, destinations, runs, worker)
     return {
@@ -144,7 +144,7 @@ def _worker(outbox: Outbox, now: datetime) -> dict[str, Any]:
             "alive": _lives(outbox, row, now),
             "id": row["id"],
             "pid": row["pid"],
-            "host": row["host"],
+            "host": harmless(row["host"]),
             "started_at": _shown(outbox, row["started_at"]),
             "seen_at": _shown(outbox, row["seen_at"]),
         }
@@ -189,7 +189,7 @@ def _run(outbox: Outbox, row: Mapping[str, Any], now: datetime) -> dict[str, Any
         "destination": row["destination"],
         "model": row["model"],
         "remote_id": row["remote_id"],
-        "url": row["url"],
+        "url": link(row["url"]),
         "state": str(state),
         "cancelled": row["cancelled"],
         "held": row["held"],
