@@ -17,7 +17,7 @@ from hubqueue.gauge import upload_of
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import is_held
 from hubqueue.reach import cure, is_served, obstacle
-from hubqueue.redact import clean
+from hubqueue.redact import clean, harmless, link
 from hubqueue.schema import EPOCH
 from hubqueue.sqlite import asides, report_of
 from hubqueue.survey import COUNTED
@@ -58,8 +58,8 @@ def status(outbox: Outbox, *, run_id: str | None = None, finished: int | None = 
     """
     now = outbox.database.now()
     totals = outbox.stats.totals()
-    destinations = _destinations(outbox, now)
-    runs = [_run(outbox, row, now) for row in outbox.stats.runs(run_id=run_id, finished=finished)]
+    destinations = [harmless(each) for each in _destinations(outbox, now)]
+    runs = [harmless(_run(outbox, row, now)) for row in outbox.stats.runs(run_id=run_id, finished=finished)]
     worker = _worker(outbox, now)
     worker["starting"] = not worker["alive"] and _starts(outbox, runs, now)
     for destination in destinations:
@@ -174,7 +174,7 @@ def _worker(outbox: Outbox, now: datetime) -> dict[str, Any]:
             "alive": _lives(outbox, row, now),
             "id": row["id"],
             "pid": row["pid"],
-            "host": row["host"],
+            "host": harmless(row["host"]),
             "started_at": _shown(outbox, row["started_at"]),
             "seen_at": _shown(outbox, row["seen_at"]),
         }
@@ -262,7 +262,7 @@ def _run(outbox: Outbox, row: Mapping[str, Any], now: datetime) -> dict[str, Any
         "address": row["destination"],
         "model": row["model"],
         "remote_id": row["remote_id"],
-        "url": row["url"],
+        "url": link(row["url"]),
         "state": str(state),
         "cancelled": row["cancelled"],
         "held": row["held"],
