@@ -104,6 +104,10 @@ def sandbox(
     try:
         hub.start()
         click.echo(f"sandbox at {hub.url}, keeping what it gets in {hub.data} (Ctrl-C ends it)")
+        key = "KEY" if keys else "any"
+        click.echo(f"for HUB:      export ULTRALYTICS_HUB_API={hub.url} HUB_API_KEY={key}")
+        click.echo(f"for Platform: export ULTRALYTICS_PLATFORM_URL={hub.url} ULTRALYTICS_API_KEY={key}")
+        click.echo(f"its page:     {hub.url}/")
         hub.serve_forever()
     except KeyboardInterrupt:
         pass
