@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubqueue.amounts import plural
 from hubqueue.entry import Kind
 from hubqueue.gauge import upload_of
 from hubqueue.lifecycle import RunState
@@ -133,7 +134,7 @@ def _attention(
                     {"what": f"run {run['id']}: {lane['held']}", "hint": "upgrade hubqueue on this machine"}
                 )
     if totals["dead"]:
-        refused = "1 entry was" if totals["dead"] == 1 else f"{totals['dead']} entries were"
+        refused = plural(totals["dead"], "entry was", "entries were")
         what = f"{refused} refused by the hub (dead)"
         found.append(
             {
@@ -143,7 +144,7 @@ def _attention(
         )
     if totals["pending"] and not worker["alive"] and not worker["starting"]:
         hint = "start a worker: hubqueue worker --detach; or send now: hubqueue drain"
-        waiting = "1 upload is" if totals["pending"] == 1 else f"{totals['pending']} uploads are"
+        waiting = plural(totals["pending"], "upload is", "uploads are")
         found.append({"what": f"{waiting} waiting and no worker is running", "hint": hint})
     return [*found, *(_aside(path) for path in asides(outbox.home.outbox))]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
+from hubqueue.amounts import plural
 from hubqueue.cli.mistakes import nearest
-from hubqueue.cli.words import plural
 from hubqueue.errors import HubqueueError
 
 if TYPE_CHECKING:

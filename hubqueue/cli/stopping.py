@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hubqueue.cli.words import plural
+from hubqueue.amounts import plural
 from hubqueue.home import Home
 from hubqueue.locks import Lock, forget, is_held
 from hubqueue.outbox import Outbox

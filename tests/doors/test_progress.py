@@ -201,9 +201,12 @@ def test_finish_shows_the_upload_on_a_terminal_and_nowhere_else(environ: dict[st
     said = shown.rest()
     hidden = python(FINISH, environ, body)
     unseen = hidden.communicate(timeout=90)[0]
+    notebook = "import sys, types; sys.modules['ipykernel'] = types.ModuleType('ipykernel')" + FINISH
+    in_notebook = python(notebook, environ, body).communicate(timeout=90)[0]
     hubqueue(environ, "stop")
 
     assert "uploading" in said
+    assert "uploading" in in_notebook and "M/25.2M" in in_notebook
     assert "M/25.2M" in said
     assert unseen.strip() == "False False"
 
