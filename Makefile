@@ -11,7 +11,11 @@ BENCH := .venv-bench
 # A build of torch for the processor; torchvision is only read, whatever it was built for.
 TORCH ?= torch==2.13.0+cpu torchvision==0.28.0
 
-.PHONY: help demo test test-ultralytics torture bench lint format wheel clean
+# The tests wait on processes, sockets and disks more than on the processor: more of them at a time than processors.
+WORKERS ?= 4
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help demo test test-slow soak test-ultralytics torture bench lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -30,8 +34,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## The whole story on this machine: a run, an outage, a kill -9, everything delivered.
 	@$(BIN)/hubqueue demo
 
-test: $(STAMP) ## Run all tests.
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## Run the tests in random order, some at a time (WORKERS=4, PYTEST_OPTIONS=--randomly-seed=N).
+	@$(PYTEST) -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_OPTIONS)
+
+test-slow: $(STAMP) ## Run the slow tests: small scales of the torture.
+	@$(PYTEST) -m slow $(PYTEST_OPTIONS)
+
+soak: $(STAMP) ## Run the tests 20 times beside two busy loops (SOAK="--runs 5 --busy 4").
+	@$(BIN)/python tests/soak.py $(SOAK)
 
 $(ULTRALYTICS)/.installed: pyproject.toml constraints.txt tests/trainings/requirements.txt
 	@echo "installing into $(ULTRALYTICS) (about 2 GB)"

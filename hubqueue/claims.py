@@ -165,7 +165,7 @@ class Claims:
         mark(tx, lane.id, token, found)
         told = {name: getattr(lane, name) for name in _TOLD}
         batch = Batch(
-            run=RunRef(lane.run_id, lane.destination, lane.model, **told),
+            run=RunRef(lane.run_id, lane.destination, lane.model, **told, label=lane.label),
             kind=kind,
             entries=tuple(found),
             idempotency_key=idempotency_key(self.database.outbox_id, map(_content, found)),
@@ -221,6 +221,7 @@ class _Lane(NamedTuple):
     agent_id: str | None
     remote_run: str | None
     remote_file: str | None
+    label: str
 
 
 @cache
@@ -229,6 +230,7 @@ def _first_due(kinds: tuple[Kind, ...]) -> Prepared:
     columns = [
         *lanes.c["id", "run_id", "kind", "lease_token", "lease_worker", "failures", "paced_until"],
         *runs.c["destination", "model", *_TOLD],
+        destinations.c.label,
     ]
     due = and_(ready, bindparam("now", type_=Moment()) >= due_at)
     query = select(*columns).select_from(LANES_OF_RUNS).where(due).order_by(due_at, lanes.c.id)

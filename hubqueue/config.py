@@ -27,6 +27,7 @@ from hubqueue.settings import (
     SpoolSettings,
     WorkerSettings,
     did_you_mean,
+    usual_url,
 )
 
 __all__ = [
@@ -148,6 +149,7 @@ class _Reader:
             worker=WorkerSettings(**self._section("worker")),
             destinations={name: DestinationSettings(**keys) for name, keys in destinations.items()},
             implied=frozenset(self._implied) - {default},
+            default_named=("default_destination",) in self._values or len(self._names) == 1,
         )
 
     def _load(self, text: str) -> dict[str, Any]:
@@ -290,7 +292,7 @@ class _Reader:
     # --- what several settings say together
 
     def _choose_default(self) -> str:
-        """The one that is named; else `hub`; else the only one there is."""
+        """The one that is named; else `platform`, the service that there is; else `hub`; else the only one."""
         path = ("default_destination",)
         named = self._values.get(path)
         if named in self._names or path in self._broken or ("destinations",) in self._broken:
@@ -298,9 +300,10 @@ class _Reader:
         if named is not None:
             guess = did_you_mean(named, self._names)
             self._refuse(path, f"is no destination that the configuration has{guess}")
-        elif "hub" not in self._names and len(self._names) > 1:
+        usual = next((type for type in reversed(DESTINATION_TYPES) if type in self._names), None)
+        if named is None and usual is None and len(self._names) > 1:
             self._problem("default_destination must name one of several destinations", self._source)
-        return "hub" if "hub" in self._names else next(iter(self._names), "hub")
+        return usual or next(iter(self._names), DESTINATION_TYPES[-1])
 
     def _check_retry(self) -> None:
         both = {"base": RetrySettings().base, "cap": RetrySettings().cap, **self._section("retry")}
@@ -317,13 +320,21 @@ class _Reader:
             place, value = (*path, key), self._environ.get(source)
             if value and place not in self._given:
                 self._take(place, _DESTINATION[key], Given(value, source, False, self._environ))
-        settings |= self._section(*path)
+        found = self._section(*path)
+        if "url" in found:
+            settings["url_named"] = not self._given[*path, "url"].in_file
+            if found["url"] != usual_url(type):
+                settings["web_url"] = found["url"]  # a hub of one's own shows its runs itself
+        settings |= found
         limits = {**self._section("rate_limits"), **self._section(*path, "rate_limits")}
         settings["rate_limits"] = RateLimits(**limits)
         may_be_insecure = settings.get("insecure") or (*path, "insecure") in self._broken
         if forms.is_plain_remote(settings.get("url", "")) and not may_be_insecure:
             why = "is plain http to another machine, which shows the key to the network"
             self._refuse((*path, "url"), f"{why}: use https, or insecure = true")
+        elif forms.is_plain_remote(settings.get("url", ""), settings.get("proxy")) and not may_be_insecure:
+            why = "leads plain http through another machine, which shows it the key"
+            self._refuse((*path, "proxy"), f"{why}: use an https url, or insecure = true")
         return settings
 
     def _section(self, *path: str) -> dict[str, Any]:

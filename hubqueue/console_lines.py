@@ -18,6 +18,7 @@ _LOG = logging.getLogger("hubqueue")
 _MOST = 5
 _LONGEST = 5.0
 _LONGEST_LINE = 2000
+_LONGEST_RECORD = 32 * 1024
 
 
 class ConsoleLines(logging.Handler):
@@ -36,9 +37,10 @@ class ConsoleLines(logging.Handler):
         """Keep a line, and save those that wait when they are enough."""
         try:
             stamp = datetime.fromtimestamp(record.created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-            for line in record.getMessage().splitlines():
+            # Masked before it is parted and cut: half a key is still half a key.
+            for line in hide_key(_bounded(record.getMessage())).splitlines():
                 if line.strip():
-                    self._lines.append(f"[{stamp}] {hide_key(line[:_LONGEST_LINE])}")
+                    self._lines.append(f"[{stamp}] {line[:_LONGEST_LINE]}")
             if len(self._lines) >= _MOST or time.monotonic() - self._since >= _LONGEST:
                 self._save()
         except Exception as error:  # a training is not told about a line that was not sent
@@ -58,3 +60,8 @@ class ConsoleLines(logging.Handler):
                 self._run.log_console("\n".join(lines), lines=len(lines))
             finally:
                 self._saving = False
+
+
+def _bounded(text: str) -> str:
+    """As much of a text as is searched for keys, without the word that the cut would part."""
+    return text if len(text) <= _LONGEST_RECORD else text[:_LONGEST_RECORD].rpartition(" ")[0]

@@ -1,4 +1,9 @@
-"""Keys: from the environment, then from credentials.toml. They are never in the outbox, in logs or in arguments."""
+"""Keys: from the environment, then from credentials.toml. They are never in the outbox, in logs or in arguments.
+
+A key goes to the address that it was stored or named for, and nowhere else. A stored key is kept with its address. A
+variable that names a destination is for that destination. The variables that the vendor's own clients read, and the key
+that the ultralytics package keeps, are only for the vendor's address or for one that a variable names.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,12 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from hubqueue.errors import CredentialsError
+from hubqueue.account import origin
+from hubqueue.errors import CredentialsError, OutboxUnavailable
 from hubqueue.home import open_private, sync_folder
+from hubqueue.ownership import read_trusted
+from hubqueue.redact import LEAST_KEY
+from hubqueue.settings import DestinationSettings, usual_url
 from hubqueue.ultralytics_settings import borrowed_key
 
 # Variables that the hubs' own clients read.
@@ -26,30 +35,56 @@ class Credentials:
     def __init__(self, path: Path, environ: Mapping[str, str]) -> None:
         self._path, self._environ = path, environ
         self._seen: tuple[int, int] | None = None
-        self._stored: dict[str, str] = {}
+        self._stored: dict[str, dict[str, str]] = {}  # by destination, then by address
 
-    def keys(self, destination: str, type: str) -> tuple[str, ...]:
-        """The keys to try for a destination, in order.
+    def keys(self, target: DestinationSettings) -> tuple[str, ...]:
+        """The keys that may be sent to a destination, in the order in which they are tried; the first is its account.
 
-        HUBQUEUE_KEY_<DESTINATION>, the variable of the hub's own client, credentials.toml, which is read again
-        when it has changed, then the settings of the ultralytics package. Raises `CredentialsError` when
-        credentials.toml cannot be read.
+        HUBQUEUE_KEY_<DESTINATION>; the vendor's variable, for the destination that is called like its type; the key
+        stored for this address. Where there is none of these: the vendor's variable, then the settings of the
+        ultralytics package. credentials.toml is read again when it has changed; raises `CredentialsError` when it
+        cannot be read and the environment has no key.
         """
-        own = "HUBQUEUE_KEY_" + re.sub(r"[^A-Z0-9]", "_", destination.upper())
-        found = [self._environ.get(own, ""), self._environ.get(_KEY_OF_TYPE.get(type, ""), "")]
-        found += [self._load().get(destination, ""), borrowed_key(self._environ, type)]
+        named, vendors = self._environ.get(own_variable(target.name), ""), self._vendors(target)
+        found = [named, vendors if target.name == target.type else ""]
+        try:
+            found.append(self.stored(target) or "")
+        except CredentialsError:
+            if not any(each.strip() for each in found):
+                raise
+        if not any(each.strip() for each in found):
+            found = [vendors, borrowed_key(self._environ, target.type) if _is_open(target) else ""]
         return tuple(dict.fromkeys(key.strip() for key in found if key.strip()))
 
-    def store(self, destination: str, key: str) -> None:
-        """Keep a key for a destination, replacing the one before. Raises `CredentialsError`."""
+    def stored(self, target: DestinationSettings) -> str | None:
+        """The key that is stored for a destination at its address. One without an address is for the vendor's."""
+        kept, address = self._load().get(target.name, {}), origin(target.url)
+        return kept.get(address) or (kept.get("") if address == _vendor(target.type) else None)
+
+    def elsewhere(self, target: DestinationSettings) -> str | None:
+        """Why a key that is there is not for this destination, in one line; None where no key is kept back."""
+        variable = _KEY_OF_TYPE.get(target.type, "")
+        if self._environ.get(variable, "").strip() and not _is_open(target):
+            return f"{variable} is only for {_vendor(target.type)} or an address that a variable names"
+        addresses = [each or _vendor(target.type) for each in self._load().get(target.name, {})]
+        return f"the stored key is for {addresses[0]}" if addresses else None
+
+    def store(self, target: DestinationSettings, key: str) -> None:
+        """Keep a key for a destination at its address, replacing the one before. Raises `CredentialsError`."""
         if not _KEY.fullmatch(key):
-            hint = "copy it again: a key is one word of letters, digits and signs"
-            raise CredentialsError(f"that is not a key for {destination}", hint=hint)
-        self._write({**self._load(), destination: key})
+            hint = "a key has no spaces; please copy it again"
+            raise CredentialsError(f"that is not a key for {target.name}", hint=hint)
+        if len(key) < LEAST_KEY:
+            hint = "a shorter one could not be told from ordinary text, and be masked; please copy it again"
+            raise CredentialsError(f"a key has at least {LEAST_KEY} characters", hint=hint)
+        kept = {name: dict(keys) for name, keys in self._load().items()}
+        kept.setdefault(target.name, {})[origin(target.url)] = key
+        kept[target.name].pop("", None)  # now the address is known
+        self._write(kept)
 
     def forget(self, destination: str) -> None:
-        """Drop the stored key of a destination."""
-        self._write({name: key for name, key in self._load().items() if name != destination})
+        """Drop the stored keys of a destination."""
+        self._write({name: keys for name, keys in self._load().items() if name != destination})
 
     def problems(self) -> tuple[str, ...]:
         """What is wrong with the file, a line each."""
@@ -68,12 +103,15 @@ class Credentials:
             wrong.append(str(error))
         return tuple(wrong)
 
+    def _vendors(self, target: DestinationSettings) -> str:
+        return self._environ.get(_KEY_OF_TYPE.get(target.type, ""), "") if _is_open(target) else ""
+
     def __repr__(self) -> str:
         return f"<Credentials of {self._path}>"
 
-    def _load(self) -> dict[str, str]:
+    def _load(self) -> dict[str, dict[str, str]]:
         try:
-            descriptor = open_private(self._path, os.O_RDONLY)
+            content, found = read_trusted(self._path, follow=False)
         except FileNotFoundError:
             self._seen, self._stored = None, {}
             return {}
@@ -81,27 +119,28 @@ class Credentials:
             raise CredentialsError(
                 f"cannot read {self._path}: {error.strerror}", hint="hubqueue check"
             ) from error
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(file.fileno())
-            version = (found.st_mtime_ns, found.st_ino)
-            if version == self._seen:
-                return self._stored
-            try:
-                tables = tomllib.load(file)
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-                # Not chained: the parser's message may quote the line with the key.
-                hint = f"remove it and store the keys again: rm {self._path}; hubqueue login"
-                raise CredentialsError(f"{self._path} is not valid TOML", hint=hint) from None
-        stored = {name: table.get("key") for name, table in tables.items() if isinstance(table, dict)}
-        self._stored = {name: key for name, key in stored.items() if isinstance(key, str)}
+        except OutboxUnavailable as error:
+            raise CredentialsError(str(error), hint=error.hint) from error
+        version = (found.st_mtime_ns, found.st_ino)
+        if version == self._seen:
+            return self._stored
+        try:
+            tables = tomllib.loads(content.decode("utf-8"))
+        except (ValueError, RecursionError):
+            # Not chained: the parser's message may quote the line with the key.
+            hint = f"remove it and store the keys again: rm {self._path}; hubqueue login"
+            raise CredentialsError(f"{self._path} is not valid TOML", hint=hint) from None
+        self._stored = {name: _by_address(table) for name, table in tables.items() if isinstance(table, dict)}
         self._seen = version
         return self._stored
 
-    def _write(self, keys: Mapping[str, str]) -> None:
+    def _write(self, keys: Mapping[str, Mapping[str, str]]) -> None:
         lines = ["# Keys of hubqueue. Written by `hubqueue login`; keep it private.\n"]
-        for name, key in sorted(keys.items()):
+        for name, by_address in sorted(keys.items()):
             table = name if _NAME.fullmatch(name) else f'"{name}"'
-            lines.append(f'\n[{table}]\nkey = "{key}"\n')
+            for address, key in sorted(by_address.items()):
+                lines.append(f'\n[{table}."{address}"]\n' if address else f"\n[{table}]\n")
+                lines.append(f'key = "{key}"\n')
         draft = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}")
         try:
             with os.fdopen(
@@ -117,3 +156,29 @@ class Credentials:
             raise CredentialsError(
                 f"cannot write {self._path}: {error.strerror}", hint="hubqueue check"
             ) from error
+
+
+def own_variable(destination: str) -> str:
+    """The variable with the key of a destination: `HUBQUEUE_KEY_LAB`."""
+    return "HUBQUEUE_KEY_" + re.sub(r"[^A-Z0-9]", "_", destination.upper())
+
+
+def usual_variable(type: str) -> str:
+    """The variable that the vendor's own clients read a key from."""
+    return _KEY_OF_TYPE[type]
+
+
+def _by_address(table: Mapping[str, object]) -> dict[str, str]:
+    """The keys of a destination by the address they are for; an older hubqueue wrote none ("")."""
+    found = {"": table.get("key")}
+    found |= {address: each.get("key") for address, each in table.items() if isinstance(each, dict)}
+    return {address: key for address, key in found.items() if isinstance(key, str)}
+
+
+def _vendor(type: str) -> str:
+    return origin(usual_url(type))
+
+
+def _is_open(target: DestinationSettings) -> bool:
+    """Whether the vendor's own variables and settings are for this address."""
+    return target.url_named or origin(target.url) == _vendor(target.type)

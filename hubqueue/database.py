@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +30,7 @@ from sqlalchemy.pool import NullPool
 
 from hubqueue import forks, migration, origin, sqlite
 from hubqueue.clock import Clock, SystemClock
+from hubqueue.database_address import Address
 from hubqueue.errors import ConfigError, OutboxDamaged, OutboxUnavailable
 from hubqueue.schema import (
     REVISION,
@@ -73,6 +75,7 @@ class Database:
                 (f"outbox.url: {self.backend} is not supported",),
                 hint="sqlite:///PATH or postgresql+psycopg://HOST/NAME",
             )
+        self._address = Address(url)
         self.clock = clock or SystemClock()
         self.path = Path(self._url.database or "") if self.backend == "sqlite" else None
         self._patience, self._courtesy = patience.total_seconds(), courtesy.total_seconds()
@@ -188,10 +191,7 @@ class Database:
     def describe(self) -> dict[str, Any]:
         """What `status` shows of the database: url without secrets, version, journal, size in bytes."""
         with self.read() as connection:
-            shown: dict[str, Any] = {
-                "url": self._url.render_as_string(hide_password=True),
-                "backend": self.backend,
-            }
+            shown: dict[str, Any] = {"url": self._address.shown, "backend": self.backend}
             if self.path:
                 levels = ("OFF", "NORMAL", "FULL", "EXTRA")
                 shown["version"] = connection.scalar(text("SELECT sqlite_version()"))
@@ -258,12 +258,13 @@ class Database:
         self._engine = self._make_engine()
 
     def _make_engine(self) -> Engine:
+        create = partial(create_engine, self._url, hide_parameters=True)
         if not self.path:
-            engine = create_engine(self._url, pool_pre_ping=True, connect_args={"connect_timeout": 10})
+            engine = create(pool_pre_ping=True, connect_args={"connect_timeout": 10})
         else:
             # The long-lived connections are held here, not in a pool; isolation_level None leaves BEGIN to us.
             arguments = {"isolation_level": None, "check_same_thread": False}
-            engine = create_engine(self._url, module=self._driver, poolclass=NullPool, connect_args=arguments)
+            engine = create(module=self._driver, poolclass=NullPool, connect_args=arguments)
             event.listen(engine, "connect", self._on_connect)
             event.listen(engine, "begin", self._on_begin)
         return engine
@@ -337,8 +338,9 @@ class Database:
             self._translate(error)
 
     def _translate(self, error: BaseException) -> NoReturn:
+        self._address.scrub(error)
         cause = getattr(error, "orig", None) or error
-        where = self.path or self._url.render_as_string(hide_password=True)
+        where = self.path or self._address.shown
         # The second is what a driver makes of a message of SQLite's with damaged text in it.
         if isinstance(error, (DamagedNumber, UnicodeDecodeError)) or (
             self.path and (sqlite.is_damage(cause) or sqlite.is_foreign_schema(cause))

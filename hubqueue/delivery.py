@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from hubqueue import events
 from hubqueue.backoff import next_attempt_at
+from hubqueue.ballast import Ballast
 from hubqueue.batching import SUSPECT_AFTER
 from hubqueue.entries import Moved
 from hubqueue.entry import Kind
@@ -25,7 +26,6 @@ from hubqueue.lane import Batch, Lease
 from hubqueue.outbox import Outbox
 from hubqueue.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater, Scope
 from hubqueue.plain import is_intact
-from hubqueue.spool import Ballast
 from hubqueue.transports.base import Attempt, Transport
 
 if TYPE_CHECKING:
@@ -108,7 +108,10 @@ class Delivery:
             for entry in batch.entries:
                 if entry.snapshot:
                     self._outbox.spool.look_at(entry.snapshot)
-            return self._transports[batch.run.destination].send(batch, attempt)
+            transport = self._transports.get(batch.run.destination)
+            if transport is None:
+                return Aborted(f"the key for {batch.run.label} is not here any more")
+            return transport.send(batch, attempt)
         except SpoolError as error:
             # Gone or altered: found now, or while it was sent; the request was broken off before its last block.
             if self._outbox.config.outbox.url and not self._outbox.run_lock(batch.run.id).exists():
@@ -184,7 +187,7 @@ class Delivery:
                 paused = []
                 if everywhere:
                     until = self._outbox.database.to_wall(everywhere)
-                    paused = [events.DestinationPaused(batch.run.destination, until)]
+                    paused = [events.DestinationPaused(batch.run.label, until)]
                 return nothing, [failed, *paused]
             case Rejected(reason) if len(batch.entries) > 1:
                 settlement.split(lease, reason=reason, started_at=started_at, within=tx)
@@ -196,8 +199,8 @@ class Delivery:
                 ]
             case Blocked(reason, scope):
                 settlement.release(lease, reason=reason, started_at=started_at, hold=scope, within=tx)
-                what = f"run {run_id}" if scope is Scope.RUN else f"destination {batch.run.destination}"
-                return nothing, [events.Held(what, batch.run.destination, reason)]
+                what = f"run {run_id}" if scope is Scope.RUN else f"destination {batch.run.label}"
+                return nothing, [events.Held(what, batch.run.label, reason)]
             case Aborted(reason):
                 settlement.release(lease, reason=reason, started_at=started_at, within=tx)
                 return nothing, [events.AttemptReleased(run_id, kind, reason)]

@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
+from hubqueue.arguments import hide_in, hide_secrets
 from hubqueue.entry import Draft, Kind, Snapshot
 from hubqueue.lifecycle import RunState
 from hubqueue.plain import plain
+from hubqueue.redact import hide_key
 from hubqueue.registration import create_model_payload
 from hubqueue.training_start import training_started
 
@@ -21,12 +23,16 @@ FINAL_RANK = -(2**62)
 
 def registration_draft(model: str, args: Mapping[str, object]) -> Draft:
     """The registration of a new model: the HUB's create-model payload."""
-    return Draft(Kind.REGISTRATION, "registration", 0, json.dumps(create_model_payload(model, args)))
+    return Draft(
+        Kind.REGISTRATION, "registration", 0, json.dumps(create_model_payload(model, hide_secrets(args)))
+    )
 
 
 def start_draft(model: str, args: Mapping[str, object]) -> Draft:
     """The start of a training, for a hub that wants to hear of each start (Platform)."""
-    return Draft(Kind.REGISTRATION, "registration", 0, json.dumps(training_started(model, args)))
+    return Draft(
+        Kind.REGISTRATION, "registration", 0, json.dumps(training_started(model, hide_secrets(args)))
+    )
 
 
 def completion_draft(
@@ -37,17 +43,20 @@ def completion_draft(
     `classNames` and `plots` in `results` stand beside them, as that hub has it.
     """
     if state is RunState.FINISHED:
-        told = plain(results or {})
+        told = hide_in(plain(results or {}))
         beside = {"classNames": told.pop("classNames", None), "plots": told.pop("plots", [])}
         payload = {"event": "training_complete", "data": {"results": told, **beside}}
     else:
-        payload = {"event": "training_failed", "data": {"error": error or f"the training {_ENDED[state]}"}}
+        payload = {
+            "event": "training_failed",
+            "data": {"error": hide_key(error or f"the training {_ENDED[state]}")},
+        }
     return Draft(Kind.COMPLETION, "completion", 0, json.dumps(payload))
 
 
 def console_draft(content: str, lines: int, chunk: int) -> Draft:
     """Some lines of the training's output. `chunk` numbers them, rising."""
-    data = {"chunkId": chunk, "content": content, "lineCount": lines}
+    data = {"chunkId": chunk, "content": hide_key(content), "lineCount": lines}
     return Draft(Kind.EVENT, f"console-{chunk}", chunk, json.dumps({"event": "console_output", "data": data}))
 
 

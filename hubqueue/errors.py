@@ -2,6 +2,7 @@
 
 HubqueueError
 ├── ConfigError            a setting, all problems at once            (also ValueError)
+├── UnknownName            a run, an entry or an address nobody has   (also ValueError)
 ├── InvalidModel           an identifier nobody can read              (also ValueError)
 ├── InvalidMetrics         a metric that is not a number              (also ValueError)
 ├── CheckpointUnreadable   missing, a directory, a link, still moving (also OSError)
@@ -41,6 +42,10 @@ class ConfigError(HubqueueError, ValueError):
     def __init__(self, problems: tuple[str, ...], *, hint: str | None = None) -> None:
         super().__init__("; ".join(problems), hint=hint)
         self.problems = problems
+
+
+class UnknownName(HubqueueError, ValueError):
+    """A name or a number that nothing in the outbox has."""
 
 
 class InvalidModel(HubqueueError, ValueError):

@@ -9,13 +9,18 @@ from functools import partial
 from pathlib import Path
 
 from hubqueue import sqlite
-from hubqueue.config import Config, DestinationSettings
+from hubqueue.account import origin
+from hubqueue.config import DestinationSettings
+from hubqueue.credentials import Credentials
+from hubqueue.destination_choice import choose
 from hubqueue.errors import ConfigError, HubqueueError, OutboxDamaged
 from hubqueue.home import Home
 from hubqueue.lifecycle import State
 from hubqueue.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.outcome import Delivered, RetryLater
 from hubqueue.plain import is_intact
+from hubqueue.reach import cure, is_served, no_key, obstacle
+from hubqueue.redact import safe_url
 from hubqueue.salvage import salvage
 from hubqueue.transports import connect
 
@@ -40,11 +45,13 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
         settings = place.load_config(Path(config) if config is not None else None, os.environ)
     except ConfigError as error:
         return [Finding("configuration", False, problem, error.hint) for problem in error.problems]
+    except HubqueueError as error:  # a home or a file that others may change
+        return [Finding("home", False, str(error), error.hint)]
     found = [
         Finding(
             "configuration",
             True,
-            f"{', '.join(settings.destinations)}; a run goes to {settings.default_destination} unless it says otherwise",
+            f"default destination: {choose(settings, Credentials(place.credentials, os.environ), None).name}",
         )
     ]
     found += _home(place)
@@ -55,9 +62,9 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
             if set_aside:
                 salvage(outbox)
             found += _asides(place)
-            found += [*_outbox(outbox), *_spool(outbox), *_credentials(outbox, settings)]
+            found += [*_outbox(outbox), *_spool(outbox), *_credentials(outbox), *_addresses(outbox)]
             if online:
-                found += _destinations(outbox, settings)
+                found += _destinations(outbox)
     except HubqueueError as error:
         found.append(Finding("outbox", False, str(error), error.hint))
     return found
@@ -129,41 +136,53 @@ def _spool(outbox: Outbox) -> Iterator[Finding]:
         yield Finding("spool", True, f"{outbox.spool.path}, {outbox.spool.bytes_used()} bytes used")
 
 
-def _concerned(outbox: Outbox, settings: Config) -> list[DestinationSettings]:
-    """The destinations that the configuration names, and those that are used without that."""
-    used = {row["name"] for row in outbox.stats.destinations()}
-    return [
-        each for name, each in settings.destinations.items() if name not in settings.implied or name in used
-    ]
-
-
-def _credentials(outbox: Outbox, settings: Config) -> Iterator[Finding]:
+def _credentials(outbox: Outbox) -> Iterator[Finding]:
     for problem in outbox.credentials.problems():
         yield Finding(
             "credentials", False, problem, f"chmod 600 {outbox.home.credentials}, or hubqueue login again"
         )
-    for target in _concerned(outbox, settings):
+    for target in _concerned(outbox):
         try:
-            keys = outbox.credentials.keys(target.name, target.type)
+            keys = outbox.credentials.keys(target)
         except HubqueueError:
-            continue  # told above
+            continue  # reported above
         if keys:
-            yield Finding("credentials", True, f"{len(keys)} key(s) for {target.name}")
+            yield Finding("credentials", True, f"{len(keys)} key(s) for {target.name} ({origin(target.url)})")
         else:
-            yield Finding("credentials", False, f"no key for {target.name}", f"hubqueue login {target.name}")
+            missing = no_key(outbox, target)
+            yield Finding("credentials", False, missing.what, missing.hint)
 
 
-def _destinations(outbox: Outbox, settings: Config) -> Iterator[Finding]:
+def _concerned(outbox: Outbox) -> list[DestinationSettings]:
+    """The destinations that are used: those that runs go to, those that the file names, and the default one."""
+    settings, used = outbox.config, {row["label"] for row in outbox.stats.destinations() if row["runs"]}
+    default = choose(settings, outbox.credentials, None)
+    named = set(settings.destinations) - settings.implied if settings.default_named else set()
+    wanted = used | named or {default.name}
+    return [each for name, each in settings.destinations.items() if name in wanted]
+
+
+def _addresses(outbox: Outbox) -> Iterator[Finding]:
+    """What waits for an address or an account that this environment does not have, and what is on hold."""
+    owed = outbox.stats.owed_by_destination()
     held = {row["name"]: row["held"] for row in outbox.stats.destinations()}
-    for target in _concerned(outbox, settings):
-        if held.get(target.name):
-            yield Finding(
-                "destination",
-                False,
-                f"{target.name} is held: {held[target.name]}",
-                f"hubqueue resume {target.name}",
-            )
-        keys = partial(outbox.credentials.keys, target.name, target.type)
+    for address in outbox.addresses.all():
+        where, waiting = f"{address.label} at {safe_url(address.url)}", owed.get(address.name, 0)
+        if held.get(address.name):
+            why = f"{where} is on hold: {held[address.name]}"
+            yield Finding("destination", False, why, cure(address.label, address.url, held[address.name]))
+        barred = obstacle(outbox, address) if waiting else None
+        if barred is not None and not barred.key:
+            served = "; a worker that lives has what it needs" if is_served(outbox, address.name) else ""
+            what = f"{waiting} waiting for {where}: {barred.what}{served}"
+            yield Finding("destination", bool(served), what, barred.hint)
+
+
+def _destinations(outbox: Outbox) -> Iterator[Finding]:
+    for target in _concerned(outbox):
+        if not outbox.key(target):
+            continue  # reported above
+        keys = partial(outbox.credentials.keys, target)
         transport = connect(target, keys=keys, open_body=outbox.spool.open)
         try:
             outcome = transport.check()
@@ -175,7 +194,7 @@ def _destinations(outbox: Outbox, settings: Config) -> Iterator[Finding]:
         if isinstance(outcome, Delivered):
             yield Finding("destination", True, f"{target.name} at {target.url} accepts the key")
         else:
-            hint = f"hubqueue login {target.name}, or mend destinations.{target.name}.url"
+            hint = cure(target.name, target.url, outcome.reason)
             if isinstance(outcome, RetryLater):
                 hint = "try again later; nothing is lost meanwhile"
             yield Finding("destination", False, f"{target.name} at {target.url}: {outcome.reason}", hint)

@@ -21,6 +21,7 @@ from hubqueue.entry import Kind
 from hubqueue.events import Fact
 from hubqueue.home import Home, open_private
 from hubqueue.locks import is_held
+from hubqueue.ownership import read_small
 
 # Smaller uploads are over before anybody looks, and a file system is not asked more often than this.
 _LEAST = 1 << 20
@@ -116,7 +117,7 @@ def upload_of(home: Home, run_id: str) -> Upload | None:
     """How far a run's running upload is; None when there is none, or nobody tells."""
     clock = SystemClock()
     try:
-        told = json.loads(_file(home, run_id).read_bytes())
+        told = json.loads(read_small(_file(home, run_id)))
         sent, size, since, then = (told[name] for name in ("sent", "size", "since", "sent_then"))
         silent = clock.elapsed() - told["at"] - told["gap"]
         if told["boot"] != clock.boot_id or not 0 <= then <= sent <= size:

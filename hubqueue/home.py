@@ -5,37 +5,17 @@ Files are made 0600 in a 0700 folder whatever the umask, and none is opened thro
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubqueue import mounts, ownership
 from hubqueue.config import Config, parse
 from hubqueue.errors import ConfigError, OutboxUnavailable
-
-_MOUNTS = Path("/proc/self/mountinfo")
-_NETWORK = frozenset(
-    [
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "lustre",
-        "ceph",
-        "gpfs",
-        "beegfs",
-        "9p",
-        "afs",
-        "glusterfs",
-        "pvfs2",
-        "orangefs",
-        "panfs",
-        "virtiofs",
-    ]
-)
-_LOCAL_FUSE = frozenset({"fuseblk", "fuse.fuse-overlayfs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,86 +65,97 @@ class Home:
         return self.path / "ballast"
 
     def create(self) -> None:
-        """Make the home and its folders, private. Raises `OutboxUnavailable`."""
-        if self.path.is_symlink():
-            hint = f"use the folder it points to: HUBQUEUE_HOME={os.path.realpath(self.path)}"
-            raise OutboxUnavailable(f"the home {self.path} is a symbolic link", hint=hint)
+        """Make the home and its folders, private. Raises `OutboxUnavailable`, also for a home that others may change."""
+        ownership.refuse_way(self.path)
         made = [] if self.outbox.exists() else unsynced(self.path)
         for folder in (self.path, self.spool, self.locks):
             make_private_folder(folder)
         sync_names(made)
 
+    def problems(self) -> list[tuple[str, str]]:
+        """What is not refused, but worth knowing: that others may read the home, or replace it. A line and a hint each."""
+        return list(ownership.doubts(self.path))
+
     def load_config(self, config: Path | None, environ: Mapping[str, str]) -> Config:
         """The settings: of the file given, else of HUBQUEUE_CONFIG, else of config.toml here, else defaults.
 
-        Raises `ConfigError` with every problem; a file that was named has to be there.
+        Raises `ConfigError` with every problem; a file that was named has to be there. Raises `OutboxUnavailable` for
+        a home or a file that others may change, and for a config.toml that cannot be read.
         """
         named = config or (Path(environ["HUBQUEUE_CONFIG"]) if environ.get("HUBQUEUE_CONFIG") else None)
+        if named is None:
+            self._refuse_strangers()
         chosen = named or self.config_file
         try:
-            text = chosen.read_text(encoding="utf-8")
+            content, _ = ownership.read_trusted(chosen, named=named is not None)
+            text = content.decode("utf-8")
         except (FileNotFoundError, NotADirectoryError):
             if named is not None:
                 hint = "name an existing file with --config or HUBQUEUE_CONFIG"
                 raise ConfigError((f"there is no configuration {chosen}",), hint=hint) from None
             return parse("", environ, source="the environment")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise ConfigError((f"cannot read the configuration {chosen}: {reason}",)) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError((f"cannot read the configuration {chosen}: it is not UTF-8 text",)) from error
+        except OSError as error:
+            problem = f"cannot read the configuration {chosen}: {error.strerror}"
+            if named is not None:
+                raise ConfigError((problem,), hint="name a readable file") from error
+            raise OutboxUnavailable(
+                problem, hint=f"make it a readable file, or remove it: {chosen}"
+            ) from error
         return parse(text, environ, source=str(chosen))
+
+    def _refuse_strangers(self) -> None:
+        """Refuse a home that others may change, before anything in it is believed."""
+        ownership.refuse_way(self.path)
+        if self.path.is_dir():
+            ownership.refuse_folder(self.path)
 
     def file_system(self) -> str:
         """The type of the file system the home is on, such as ext4 or nfs4; "unknown" where nobody tells."""
-        try:
-            mounts = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        except OSError:
-            return "unknown"
-        return type_of_mount(os.path.realpath(self.path), mounts)
+        return mounts.type_of(self.path)
 
     def is_network_file_system(self) -> bool:
         """Whether the home is on a network file system, where a write-ahead log is not safe."""
-        found = self.file_system()
-        return found in _NETWORK or (found.startswith("fuse") and found not in _LOCAL_FUSE)
+        return mounts.is_network(self.file_system())
 
 
-def type_of_mount(path: str, mounts: Iterable[str]) -> str:
-    """The file system type that a real path is on, by lines of /proc/self/mountinfo (proc(5))."""
-    best, found = -1, "unknown"
-    for line in mounts:
-        before, dash, after = line.partition(" - ")
-        fields = before.split(" ")
-        if not dash or len(fields) < 5:
-            continue
-        point = _unescape(fields[4])
-        under = path == point or path.startswith(point.rstrip("/") + "/")
-        if under and len(point) >= best:  # of two mounts at one place the later one is seen
-            best, found = len(point), after.split(" ")[0]
-    return found
+def make_private_folder(path: Path, *, shared: bool = False) -> None:
+    """Make a folder 0700 whatever the umask, and those above it that are missing.
 
-
-def make_private_folder(path: Path) -> None:
-    """Make a folder 0700 whatever the umask; one that is there stays as it is, if it is ours and a folder."""
+    One that is there stays as it is, if it is a folder that nobody else may change; one that is `shared` may be that
+    of several users if it is sticky, so that each can only delete what is its own. Raises `OutboxUnavailable`.
+    """
     try:
-        path.mkdir(mode=0o700, parents=True)
-        path.chmod(0o700)
-    except FileExistsError:
-        if not path.is_dir() or path.is_symlink():
-            raise OutboxUnavailable(
-                f"{path} is not a folder", hint="choose another home: HUBQUEUE_HOME"
-            ) from None
-        if hasattr(os, "getuid") and path.stat().st_uid not in (os.getuid(), 0):
-            hint = "choose a folder of your own: HUBQUEUE_HOME"
-            raise OutboxUnavailable(f"{path} belongs to another user", hint=hint) from None
+        for folder in reversed([path, *path.parents]):
+            _make_missing(folder)
+        if not path.is_dir():
+            raise OutboxUnavailable(f"{path} is not a folder", hint="choose another home: HUBQUEUE_HOME")
+        if not (shared and path.stat().st_mode & stat.S_ISVTX):
+            ownership.refuse_folder(path)
     except OSError as error:
         hint = "choose a writable home: HUBQUEUE_HOME"
         raise OutboxUnavailable(f"cannot make {path}: {error.strerror}", hint=hint) from error
 
 
+def _make_missing(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    with suppress(FileExistsError):  # another process was faster, or it is no folder
+        folder.mkdir(mode=0o700)
+        folder.chmod(0o700)
+
+
 def open_private(path: Path, flags: int) -> int:
-    """Open a file of ours, made 0600 whatever the umask, never through a symbolic link; the descriptor."""
-    guarded = flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    """Open a file of ours, made 0600 whatever the umask, never through a symbolic link; the descriptor.
+
+    Raises OSError for what is not a plain file, without waiting for it, and for a file of another user.
+    """
     made = flags & os.O_CREAT and not path.exists()
-    descriptor = os.open(path, guarded, 0o600)
+    descriptor = ownership.open_plain(path, flags | getattr(os, "O_NOFOLLOW", 0))
+    if not ownership.is_ours(os.fstat(descriptor)):
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(path))
     if made and hasattr(os, "fchmod"):
         os.fchmod(descriptor, 0o600)
     return descriptor
@@ -195,9 +186,3 @@ def sync_names(folders: Iterable[Path]) -> None:
     for folder in folders:
         with suppress(PermissionError):
             sync_folder(folder.parent)
-
-
-def _unescape(point: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        point = point.replace(code, character)
-    return point

@@ -31,7 +31,7 @@ class Account:
 
     def keys(self) -> tuple[str, ...]:
         """The keys to try, in order. Raises `CredentialsError`."""
-        found = self._credentials.keys(self._target.name, self._target.type)
+        found = self._credentials.keys(self._target)
         return tuple(dict.fromkeys((self._key, *found))) if self._key else found
 
     def __repr__(self) -> str:

@@ -45,6 +45,12 @@ def of_type(type: str, identifier: str | PathLike[str], *, web_url: str) -> Iden
     return parse_plain(identifier) if type == "platform" else parse(identifier, web_url=web_url)
 
 
+def names_hub(identifier: str | PathLike[str]) -> bool:
+    """Whether an identifier has a form that only a HUB knows: an address, or KEY_MODELID."""
+    written = fspath(identifier).strip()
+    return "://" in written or _KEY_AND_ID.fullmatch(written) is not None
+
+
 def parse_plain(identifier: str | PathLike[str]) -> Identifier:
     """Read an identifier for a hub whose models have no addresses of a known form: a model file, or a model id.
 

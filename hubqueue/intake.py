@@ -25,14 +25,18 @@ def open_run(
     heartbeat: bool = True,
     resume: str | None = None,
 ) -> tuple[str, bool]:
-    """Start a run, with its registration when its model is new to the hub; its id, and whether it goes on.
+    """Start a run, with its registration when its model is new to the hub; its id, and whether it continues.
 
-    A run of a model that the hub knows already is gone on with, lanes and all, and so is the run `resume`, known
-    to the hub or not. Durable when this returns.
+    It belongs to the address of `target` and to the account of the key that this environment has for it. A run of a
+    model that the hub knows already is continued, lanes and all, and so is the run `resume`, known to the hub or not,
+    if it belongs there too. Durable when this returns.
     """
-    outbox.registry.note_destination(target.name, type=target.type, url=target.url)
+    key = named.api_key or outbox.key(target)
+    # Who has no key now may continue what was started with one; its account stays.
+    theirs = [] if key else [each.name for each in outbox.addresses.all() if each.fits(target)]
     run_id, goes_on = outbox.registry.start_run(
-        destination=target.name,
+        destination=outbox.addresses.note(target, key),
+        among=theirs,
         model=named.filename or named.model_id or "",
         kinds=[kind for kind in DESTINATION_KINDS[target.type] if heartbeat or kind is not Kind.HEARTBEAT],
         remote_id=named.model_id,

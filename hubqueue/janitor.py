@@ -9,13 +9,13 @@ import time
 from datetime import timedelta
 
 from hubqueue import events
+from hubqueue.ballast import Ballast
 from hubqueue.closing import close_run
 from hubqueue.events import Emit
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import forget, is_held
 from hubqueue.outbox import Outbox
 from hubqueue.salvage import salvage
-from hubqueue.spool import Ballast
 
 # A snapshot is written before its row: only one that is older than any enqueue can last is an orphan.
 _ORPHAN_AGE = timedelta(hours=1)

@@ -12,7 +12,7 @@ from hubqueue.entry import Entry, Kind
 class RunRef:
     """What a transport may know of a run. `remote_id` is None until the hub has answered its registration.
 
-    `remote_run` is what the hub calls this start of the training, `remote_file` where it has the newest checkpoint.
+    `destination` is the row that the run belongs to (see addresses.py), `label` what the configuration calls it. `remote_run` is what the hub calls this start of the training, `remote_file` where it has the newest checkpoint.
     """
 
     id: str
@@ -22,6 +22,7 @@ class RunRef:
     agent_id: str | None
     remote_run: str | None = None
     remote_file: str | None = None
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)

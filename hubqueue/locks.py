@@ -6,6 +6,8 @@ whether somebody holds one is found out by trying.
 
 from __future__ import annotations
 
+import hashlib
+import stat
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +42,9 @@ class Lock:
 
     def acquire(self, timeout: float) -> bool:
         """Take the lock, waiting at most `timeout` seconds."""
+        if not _may_be_locked(self.path):
+            hint = f"move it away: mv {self.path} {self.path}.not-a-lock"
+            raise OutboxUnavailable(f"{self.path} is not a plain file", hint=hint)
         try:
             self._lock.acquire(timeout=timeout, poll_interval=0.01)
         except Timeout:
@@ -65,10 +70,13 @@ class Lock:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some living process holds the lock. A file that is not there is not held, and is not made."""
+    """Whether some living process holds the lock. A file that is not there is not held, and is not made.
+
+    Neither is held what is no plain file: nobody can have locked it, and looking must not wait for it.
+    """
     pause = threading.Event()
     for _ in range(_PROBES):
-        if not path.exists():
+        if not path.exists() or not _may_be_locked(path):
             return False
         probe = _file_lock(path)
         try:
@@ -83,8 +91,15 @@ def is_held(path: Path) -> bool:
     return True
 
 
+def serving(folder: Path, destination: str) -> Path:
+    """The lock that a worker holds which sends for a row of `destinations`. A name out of a database is no file name."""
+    return folder / f"serves-{hashlib.sha256(destination.encode()).hexdigest()[:16]}.lock"
+
+
 def forget(path: Path) -> None:
     """Remove the file of a lock that nobody holds and nobody will take again."""
+    if not _may_be_locked(path):
+        return
     lock = _file_lock(path)
     try:
         lock.acquire(timeout=0)
@@ -94,6 +109,14 @@ def forget(path: Path) -> None:
     finally:
         if lock.is_locked:
             lock.release()
+
+
+def _may_be_locked(path: Path) -> bool:
+    """Whether there is a plain file, or nothing yet."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return True  # not there yet, or the attempt says why not
 
 
 def _file_lock(path: Path) -> FileLock:

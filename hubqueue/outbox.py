@@ -14,16 +14,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from hubqueue import sqlite
+from hubqueue.ballast import Ballast
 from hubqueue.clock import Clock
-from hubqueue.config import Config
+from hubqueue.config import Config, DestinationSettings
 from hubqueue.credentials import Credentials
 from hubqueue.database import Database
-from hubqueue.errors import OutboxDamaged, OutboxUnavailable
+from hubqueue.errors import CredentialsError, OutboxDamaged, OutboxUnavailable
 from hubqueue.home import Home
-from hubqueue.locks import Lock
-from hubqueue.spool import Ballast, Spool
+from hubqueue.known_keys import learn_keys
+from hubqueue.locks import Lock, serving
+from hubqueue.spool import Spool
 
 if TYPE_CHECKING:
+    from hubqueue.addresses import Addresses
     from hubqueue.claims import Claims
     from hubqueue.entries import Entries, Moved
     from hubqueue.registry import Registry
@@ -56,6 +59,13 @@ class Outbox:
         from hubqueue.entries import Entries
 
         return Entries(self.database)
+
+    @cached_property
+    def addresses(self) -> Addresses:
+        """Where runs are addressed to."""
+        from hubqueue.addresses import Addresses
+
+        return Addresses(self.database)
 
     @cached_property
     def registry(self) -> Registry:
@@ -95,15 +105,25 @@ class Outbox:
         """The lock that the training process of a run holds as long as it lives."""
         return self.home.locks / f"run-{run_id}.lock"
 
+    def serving_lock(self, destination: str) -> Path:
+        """The lock that a worker holds which sends for a row of `destinations`."""
+        return serving(self.home.locks, destination)
+
     def worker_lock(self, worker: str) -> Path:
         """The lock that a worker holds as long as it lives."""
         return self.home.locks / f"worker-{worker}.lock"
 
     def note_destinations(self) -> None:
-        """Write down the destinations that the configuration names, as whoever sends to them knows them."""
-        named = [each for name, each in self.config.destinations.items() if name not in self.config.implied]
-        for each in named:
-            self.registry.note_destination(each.name, type=each.type, url=each.url)
+        """Write down the destinations of the configuration, with the account that this environment has at each."""
+        for each in self.config.destinations.values():
+            self.addresses.note(each, self.key(each))
+
+    def key(self, target: DestinationSettings) -> str | None:
+        """The key of this environment for a destination: the account of the runs that are started in it."""
+        try:
+            return next(iter(self.credentials.keys(target)), None)
+        except CredentialsError:
+            return None  # `status` and `check` say why
 
     def discard(self, moved: Moved) -> None:
         """Remove the snapshots of entries that need them no more. What stays behind is swept later."""
@@ -142,6 +162,7 @@ def open_outbox(
     environ = os.environ if environ is None else environ
     place = Home.locate(home, environ)
     settings = place.load_config(Path(config) if config is not None else None, environ)
+    learn_keys(place.credentials, environ)
     place.create()
     aside: Path | None = None
     try:

@@ -1,8 +1,10 @@
 """Text from outside, made safe to keep and to show.
 
 Promises that what it returns is one line of bounded length without a control character, an escape sequence or
-a sign that turns the writing direction, and without a known key or anything that looks like one. Refuses to
-be clever about meaning: it would rather mask a harmless word than let a key through.
+a sign that turns the writing direction, and without a known key, a long part of one, or anything that looks like
+one. Refuses to be clever about meaning: it would rather mask a harmless word than let a key through.
+
+A key that this process knows (`remember`) is masked in every text, whichever host or file the text is for.
 """
 
 from __future__ import annotations
@@ -10,18 +12,26 @@ from __future__ import annotations
 import re
 import unicodedata
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from urllib.parse import quote
 
 MASK = "***"
+LEAST_KEY = 8
+"""The shortest key that is masked inside a text: the letters of a shorter one stand in every second word."""
+# Of a key of at least `_PARTED` characters, parts are masked too. Eight random characters stand in no text by chance
+# (with hexadecimal ones, four billion to one), and what is left of the key beside a shorter part is still a secret.
+_PART, _PARTED = LEAST_KEY, 16
+# An id is refused only for a longer part: a key with a word in it must not make every id with this word unusable.
+_REFUSED_PART = 16
+_MOST_REMEMBERED = 64
 
 _BLANKS = re.compile(r"[ \t\r\n\f\v\u0085\u2028\u2029]+")
 # Controls, format signs (among them all that turn the direction), halves of surrogate pairs, private use.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 _WORD = r"(?:api|access|auth|id|refresh|client|secret|private|x)[_-]?"
-_NAME = rf"(?:{_WORD}key|token|passw(?:or)?d|secret|signature|(?:[?&]|%3f|%26)key)"
+_NAME = rf"(?:{_WORD}key|token|passw(?:or)?d|passfile|secret|credentials?|signature|(?:[?&]|%3f|%26)key)"
 # Between a name and its value: `=`, `: `, `": "`, `\": \"` (JSON in JSON), `': b'`, `": ["`, `%3D` (a URL in a URL).
 _CLOSE = r"(?:\\{0,3}[\"'])?"
 _MEANS = r"\s*(?:[:=]|%3[ad])\s*"
@@ -47,6 +57,9 @@ _PATTERNS = (
     (re.compile(rf"{_START}[0-9A-Fa-f]{{42}}(?![0-9A-Za-z])"), MASK),
     (re.compile(r"ul_[0-9A-Fa-f]{32,}"), MASK),
 )
+# No lock, which a fork could leave locked for ever: each step is one operation of a dictionary.
+_KNOWN: dict[str, None] = {}
+_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 _NAMED = {"&": "amp", "<": "lt", ">": "gt", "'": "apos"}
 # A shorter piece of base64 would mask harmless words.
 _LEAST_BASE64 = 8
@@ -61,22 +74,53 @@ def clean(text: str, *, limit: int = 200, secrets: Iterable[str] = ()) -> str:
     a key become `***`. What is cut off is told by an ellipsis. Masking comes before the cut: half a key is
     still half a key.
     """
-    for secret in _longest_first(secrets):
-        text = _spelled(secret).sub(MASK, text)
-    text = _visible(hide_key(_BLANKS.sub(" ", text).strip()))
+    text = _visible(hide_key(_BLANKS.sub(" ", hide_known(text, secrets)).strip()))
     return text if len(text) <= limit else text[: max(limit - 1, 0)] + "…"
 
 
-def tells(text: str, secrets: Iterable[str]) -> bool:
-    """Whether one of the `secrets` stands in `text`, in whatever spelling."""
-    return any(_spelled(secret).search(text) for secret in _longest_first(secrets))
+def remember(secrets: Iterable[str]) -> None:
+    """Mask these keys in every text from now on, as long as this process lives."""
+    for secret in secrets:
+        if len(secret) >= LEAST_KEY:
+            _KNOWN.pop(secret, None)
+            _KNOWN[secret] = None
+    for oldest in list(_KNOWN)[:-_MOST_REMEMBERED]:
+        _KNOWN.pop(oldest, None)
+
+
+def tells(text: str, secrets: Iterable[str] = ()) -> bool:
+    """Whether one of the `secrets`, or a key that is known, stands in `text`, in whatever spelling, or most of one."""
+    known = _longest_first(secrets)
+    return (
+        text in known
+        or any(len(each) >= LEAST_KEY and _spelled(each).search(text) for each in known)
+        or next(_parts(text, known, _REFUSED_PART), None) is not None
+    )
+
+
+def hide_known(text: str, secrets: Iterable[str] = ()) -> str:
+    """`text` without the `secrets` and the keys that are known, in whatever spelling, and without long parts of them."""
+    known = _longest_first(secrets)
+    if not known:
+        return text
+    if text.strip() in known:
+        return MASK
+    for secret in known:
+        if len(secret) >= LEAST_KEY:
+            text = _spelled(secret).sub(MASK, text)
+    kept, end = [], 0
+    for start, stop in _parts(text, known, _PART):
+        kept += [text[end:start], MASK]
+        end = stop
+    return "".join([*kept, text[end:]])
 
 
 def hide_key(text: str) -> str:
-    """`text` with everything masked that looks like a key: in URLs, headers, JSON, or by its form alone.
+    """`text` with everything masked that is a known key, or looks like a key: in URLs, headers, JSON, or by its form alone.
 
     Known forms: 42 hex digits, `ul_` and 40 hex digits, KEY_MODELID (42 and 20 characters).
     """
+    text = hide_known(text)
     for pattern, mask in _PATTERNS:
         text = pattern.sub(mask, text)
     return text
@@ -95,21 +139,55 @@ def safe_url(url: str) -> str:
 
 
 def _longest_first(secrets: Iterable[str]) -> list[str]:
-    return sorted({secret for secret in secrets if secret}, key=len, reverse=True)
+    return sorted({*list(_KNOWN), *(secret for secret in secrets if secret)}, key=len, reverse=True)
 
 
-@lru_cache(maxsize=64)
+def _parts(text: str, secrets: Iterable[str], length: int) -> Iterator[tuple[int, int]]:
+    """Where parts of the secrets stand that have at least so many characters. One pass over the text for all of them."""
+    wanted = [_pieces(secret, length) for secret in secrets if len(secret) >= _PARTED]
+    pieces = wanted[0] if len(wanted) == 1 else frozenset().union(*wanted)
+    if not pieces or len(text) < length:
+        return
+    lower, end = text.translate(_LOWER), -1
+    start = 0
+    for at in range(len(lower) - length + 1):
+        if lower[at : at + length] in pieces:
+            if at > end >= 0:
+                yield start, end
+            if at > end:
+                start = at
+            end = at + length
+    if end >= 0:
+        yield start, end
+
+
+@lru_cache(maxsize=2 * _MOST_REMEMBERED)
+def _pieces(secret: str, length: int) -> frozenset[str]:
+    """All parts of this length of a secret, as it is and in base64, in small letters."""
+    texts = [secret, *_in_base64(secret)]
+    return frozenset(
+        text[at : at + length].translate(_LOWER) for text in texts for at in range(len(text) - length + 1)
+    )
+
+
+@lru_cache(maxsize=2 * _MOST_REMEMBERED)
 def _spelled(secret: str) -> re.Pattern[str]:
     """What finds a key as it is, in large or small letters, quoted for a URL (also twice), escaped, in hex, in base64."""
     octets = secret.encode("utf-8", "surrogatepass")
     forms = [re.escape(secret), "".join(_sign(sign) for sign in secret), re.escape(octets.hex())]
-    for shift, start in ((0, 0), (1, 2), (2, 3)):  # three faces, by how many bytes stand before the key
-        face = b64encode(bytes(shift) + octets).decode().rstrip("=")
-        whole = (shift + len(octets)) % 3 == 0  # else the last sign is also that of what follows
-        face = face[start:] if whole else face[start:-1]
+    for face in _in_base64(secret):
         if len(face) >= _LEAST_BASE64:
             forms.append(re.escape(face).replace(r"\+", "[+-]").replace("/", "[/_]"))
     return re.compile("|".join(forms), re.IGNORECASE)
+
+
+def _in_base64(secret: str) -> Iterator[str]:
+    """Three faces, by how many bytes stand before the key."""
+    octets = secret.encode("utf-8", "surrogatepass")
+    for shift, start in ((0, 0), (1, 2), (2, 3)):
+        face = b64encode(bytes(shift) + octets).decode().rstrip("=")
+        whole = (shift + len(octets)) % 3 == 0  # else the last sign is also that of what follows
+        yield face[start:] if whole else face[start:-1]
 
 
 def _sign(sign: str) -> str:

@@ -32,20 +32,6 @@ class Registry:
         self.database = database
         self._entries = Entries(database)
 
-    def note_destination(self, name: str, *, type: str, url: str) -> None:
-        """Remember a destination of the config. Pointing it elsewhere lifts its hold: that was the old place's."""
-        row = {"type": type, "url": url}
-        with self.database.read() as connection:
-            known = connection.execute(
-                select(destinations.c.type, destinations.c.url).where(destinations.c.name == name)
-            ).one_or_none()
-        if known is not None and (known.type, known.url) == (type, url):
-            return
-        with self.database.write() as tx:
-            moved = update(destinations).where(destinations.c.name == name)
-            if tx.execute(moved.values(**row, held=None, held_at=None, resumes_at=EPOCH)).rowcount == 0:
-                tx.execute(insert(destinations).values(name=name, **row))
-
     def start_run(
         self,
         *,
@@ -55,15 +41,17 @@ class Registry:
         remote_id: str | None = None,
         url: str | None = None,
         resume: str | None = None,
+        among: Collection[str] = (),
     ) -> tuple[str, bool]:
-        """A new run with its lanes, or one that goes on: `resume`, or the latest of the same remote model.
+        """A new run with its lanes, or one that continues: `resume`, or the latest of the same remote model.
 
-        Its id, and whether it goes on. `resume` is the id of a run of this destination; an unknown one is passed over.
+        Its id, and whether it continues. `destination` is the name of a row (see addresses.py); `resume` is the id of a
+        run ("last": the newest one) of that row or of one `among` others, and any other is ignored.
         An end of the run that was not told to the hub yet is not told any more: the run goes on.
         """
         with self.database.write() as tx:
             now = self.database.now()
-            found = self._resumable(tx, destination, resume, remote_id)
+            found = self._resumable(tx, (destination, *among), resume, remote_id)
             if found is not None:
                 again = {"state": RunState.RUNNING, "finished_at": None}
                 tx.execute(update(runs).where(runs.c.id == found).values(again))
@@ -115,19 +103,18 @@ class Registry:
     def resume(self, destination: str) -> Lifted:
         """Lift the hold of a destination and those of its runs, and end their backoff: they are tried now.
 
-        Paces, and a wait that the hub asked for, stay.
+        All rows of that destination are meant, whatever their address. Paces, and a wait that the hub asked for, stay.
         """
+        theirs = select(destinations.c.name).where(destinations.c.label == destination)
         with self.database.write() as tx:
-            again = lanes.c.run_id.in_(select(runs.c.id).where(runs.c.destination == destination))
+            again = lanes.c.run_id.in_(select(runs.c.id).where(runs.c.destination.in_(theirs)))
             hold(tx, and_(again, OWING))
             tx.execute(update(lanes).where(again, OWING).values(retry_at=EPOCH))
-            which = destinations.c.name == destination
-            held = tx.scalar(select(destinations.c.held).where(which))
+            which = and_(destinations.c.label == destination, destinations.c.held.is_not(None))
+            held = tx.scalar(select(destinations.c.held).where(which).limit(1))
             tx.execute(update(destinations).where(which).values(held=None, held_at=None))
             freed = (
-                update(runs)
-                .where(runs.c.destination == destination, runs.c.held.is_not(None))
-                .values(held=None)
+                update(runs).where(runs.c.destination.in_(theirs), runs.c.held.is_not(None)).values(held=None)
             )
             return Lifted(held, tx.execute(freed).rowcount)
 
@@ -152,13 +139,16 @@ class Registry:
             tx.execute(delete(workers).where(workers.c.id.in_(list(gone))))
 
     def _resumable(
-        self, tx: Connection, destination: str, resume: str | None, remote_id: str | None
+        self, tx: Connection, among: Collection[str], resume: str | None, remote_id: str | None
     ) -> str | None:
-        if resume is not None:
-            named = and_(runs.c.id == resume, runs.c.destination == destination)
-            if tx.scalar(select(runs.c.id).where(named)) is not None:
-                return resume
-        if remote_id is None:
-            return None
-        same = and_(runs.c.destination == destination, runs.c.remote_id == remote_id)
-        return tx.scalar(select(runs.c.id).where(same).order_by(runs.c.created_at.desc(), runs.c.id).limit(1))
+        theirs = select(runs.c.id).where(runs.c.destination.in_(among))
+        newest = theirs.order_by(runs.c.created_at.desc(), runs.c.id).limit(1)
+        if resume == "last":
+            found = tx.scalar(newest)
+        elif resume is not None:
+            found = tx.scalar(theirs.where(runs.c.id == resume))
+        else:
+            found = None
+        if found is None and remote_id is not None:
+            found = tx.scalar(newest.where(runs.c.remote_id == remote_id))
+        return found

@@ -17,7 +17,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -28,17 +27,19 @@ from hubqueue.clock import Clock
 from hubqueue.closing import close_run
 from hubqueue.config import Config, DestinationSettings
 from hubqueue.credentials import Credentials
+from hubqueue.destination_choice import choose
 from hubqueue.drafts import console_draft, metrics_draft
 from hubqueue.entry import Draft, Kind
 from hubqueue.errors import HubqueueError, OutboxDamaged, RunFinished
 from hubqueue.home import Home
 from hubqueue.intake import open_run, save_snapshot
+from hubqueue.known_keys import without_keys
 from hubqueue.leftover import Leftover, look, word
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import Lock
 from hubqueue.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.senders import Nobody, Sender, WorkerMode, sender
-from hubqueue.survival import survive
+from hubqueue.survival import settings_of, survive
 from hubqueue.transports import DESTINATION_KINDS
 from hubqueue.upload_bar import UploadBar
 
@@ -69,17 +70,17 @@ def start_run(
     `model` is a model file (`yolov8n.pt`: a new model is registered with `args`), a model URL or a model id.
     `worker`: "auto" starts a detached worker process when none is alive, "thread" sends from this process,
     "none" only saves. `resume` is the `Run.id` of a run to go on with, which the hub need not know yet.
-    Raises `InvalidModel` and `ConfigError` for what only the caller can mend; storage trouble is logged and
-    survived, with `strict` it is raised.
+    Raises `InvalidModel` and `ConfigError`; storage trouble is logged and survived, with `strict` it is raised.
     """
     if worker not in ("auto", "thread", "none"):
         raise ValueError(f"worker must be 'auto', 'thread' or 'none', not {worker!r}")
     place = Home.locate(home)
-    settings = place.load_config(Path(config) if config is not None else None, os.environ)
-    target = settings.destination(destination)
+    settings = settings_of(place, config, strict=strict)
+    target = choose(settings, Credentials(place.credentials, os.environ), destination, model=str(model))
     named = identifier.of_type(target.type, model, web_url=target.web_url)
     options = {"worker": worker, "strict": strict, "resume": resume, "config_path": config}
-    run = Run(place, settings, target, named, dict(args or {}), **options)  # type: ignore[arg-type]
+    told = without_keys(args or {}, place.credentials, os.environ, named.api_key)
+    run = Run(place, settings, target, named, told, **options)  # type: ignore[arg-type]
     run._begin()
     return run
 
@@ -251,7 +252,7 @@ class Run:
         # A key inside an identifier is for the worker, which knows only the environment and this file.
         assert self._named.api_key is not None
         self._home.create()
-        Credentials(self._home.credentials, os.environ).store(self._destination.name, self._named.api_key)
+        Credentials(self._home.credentials, os.environ).store(self._destination, self._named.api_key)
 
     def _attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
         return survive(what, lambda: self._mended(act), strict=self._strict)
@@ -341,15 +342,13 @@ class Run:
         if self._ended is not None:
             raise RunFinished(f"run {self._id} is {self._ended}", hint="start another: hubqueue.start_run")
 
-    # The worker.
-
     def _nudge(self) -> None:
         self._attempt("worker", lambda: self._sending().nudge())
 
     def _sending(self) -> Sender:
         if self._sender is None:
             self._opened()
-            self._sender = sender(self._mode, self._home, self._config_path)
+            self._sender = sender(self._mode, self._home, self._config_path, self._told("destination"))
         return self._sender
 
     def _left(self) -> Leftover:

@@ -42,10 +42,12 @@ COLUMNS = {
         "resumes_at",
         "requests_free_at",
         "uploads_free_at",
+        "label",
+        "account",
     ),
     "runs": (
         *("id", "destination", "model", "remote_id", "url", "agent_id", "state", "cancelled", "held"),
-        *("created_at", "finished_at", "last_beat_at", "remote_run", "remote_file"),
+        *("created_at", "finished_at", "last_beat_at", "remote_run", "remote_file", "unsaved", "unsaved_why"),
     ),
     "lanes": (
         *(
@@ -78,7 +80,7 @@ COLUMNS = {
         *("enqueued_at", "settled_at", "progress", "checksum"),
     ),
 }
-_ADDED = {"destinations": 2, "runs": 2, "lanes": 1, "entries": 2}
+_ADDED = {"destinations": 4, "runs": 4, "lanes": 1, "entries": 2}
 
 
 @dataclass(slots=True)
@@ -213,10 +215,11 @@ def _bring(
     outbox: Outbox, found: _Found, run: Mapping[str, Any], entries: list[dict[str, Any]], saved: Saved
 ) -> None:
     """One run with its entries, snapshots first."""
-    name = run["destination"]
-    target = outbox.config.destinations.get(name)
-    type = (found.destinations.get(name) or {}).get("type") or (target.type if target else "hub")
-    url = (found.destinations.get(name) or {}).get("url") or (target.url if target else "")
+    kept = found.destinations.get(run["destination"]) or {}
+    label = kept.get("label") or run["destination"].partition("@")[0]
+    target = outbox.config.destinations.get(label)
+    type = kept.get("type") or (target.type if target else "hub")
+    url = kept.get("url") or (target.url if target else "")
     drafts, missing = [], 0
     for entry in entries:
         snapshot = _snapshot(outbox, saved.path, entry)
@@ -227,8 +230,10 @@ def _bring(
     if missing:
         saved.lost.append(f"{missing} checkpoints of run {run['id']} whose files are gone")
     try:
-        outbox.registry.note_destination(name, type=type, url=url)
-        if outbox.registry.adopt_run(run, kinds=DESTINATION_KINDS[type], drafts=drafts):
+        name = outbox.addresses.keep(label, type, url, kept.get("account"))
+        if outbox.registry.adopt_run(
+            {**run, "destination": name}, kinds=DESTINATION_KINDS[type], drafts=drafts
+        ):
             saved.runs += 1
             saved.entries += len(drafts)
     except Exception as error:  # a value that no check has thought of must not cost the other runs
@@ -262,7 +267,7 @@ def _snapshot(outbox: Outbox, path: Path, entry: Mapping[str, Any]) -> Snapshot 
     spool = outbox.spool.path
     kept = spool.with_name(spool.name + path.name.removeprefix(outbox.home.outbox.name))
     source, target = kept / entry["snapshot"], spool / entry["snapshot"]
-    if "/" in entry["snapshot"] or source.is_symlink():
+    if "/" in entry["snapshot"] or source.is_symlink() or not source.is_file():
         return None
     try:
         if not target.exists():

@@ -39,7 +39,7 @@ from sqlalchemy import (
 from hubqueue.lifecycle import RunState, State
 
 # The newest revision in migrations/versions; a test keeps the two together.
-REVISION = "0004"
+REVISION = "0005"
 # Says whose database this is ("hubq" in ASCII), so that another program's file is never touched.
 APPLICATION_ID = 0x68756271
 
@@ -129,10 +129,15 @@ boots = Table(
     Column("starts_at", Moment, nullable=False),
 )
 
+# A row for each destination, address and account that a run was started for (see addresses.py).
 destinations = Table(
     "destinations",
     metadata,
     Column("name", Text, primary_key=True),
+    # What the configuration calls it.
+    Column("label", Text, nullable=False, server_default=text("''")),
+    # A salted hash of the key; none where a run was started without one.
+    Column("account", Text),
     Column("type", Text, nullable=False),
     Column("url", Text, nullable=False),
     Column("held", Text),
@@ -161,6 +166,9 @@ runs = Table(
     Column("created_at", Moment, nullable=False),
     Column("finished_at", Moment),
     Column("last_beat_at", Moment),
+    # Metrics and checkpoints that could not be saved, and why the last of them could not.
+    _counter("unsaved"),
+    Column("unsaved_why", Text),
     CheckConstraint(_one_of("state", RunState), name="state"),
     Index("runs_remote", "destination", "remote_id"),
     Index(

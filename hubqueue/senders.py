@@ -22,10 +22,10 @@ _LOOK = 30.0
 _LOOK_AT_END = 1.0
 
 
-def sender(mode: WorkerMode, home: Home, config: str | None) -> Sender:
-    """Who sends in a mode of `start_run`."""
+def sender(mode: WorkerMode, home: Home, config: str | None, destination: str) -> Sender:
+    """Who sends in a mode of `start_run` for a run of a row of `destinations`."""
     if mode == "auto":
-        return Detached(home, config)
+        return Detached(home, config, destination)
     return InProcess(home.path, config) if mode == "thread" else Nobody()
 
 
@@ -63,19 +63,19 @@ class Nobody:
 
 
 class Detached:
-    """A worker process of its own, which outlives this one. At most one a home; started again when it died."""
+    """A worker process of its own, which outlives this one; started again when it died."""
 
     sends = True
 
-    def __init__(self, home: Home, config: str | None) -> None:
-        self._home, self._config = home, config
+    def __init__(self, home: Home, config: str | None, destination: str) -> None:
+        self._home, self._config, self._destination = home, config, destination
         self._look_at, self._every = 0.0, _LOOK
 
     def nudge(self) -> None:
         now = time.monotonic()
         if now >= self._look_at:
             self._look_at = now + self._every
-            daemon.ensure_worker(self._home, config=self._config)
+            daemon.ensure_worker(self._home, self._destination, config=self._config)
 
     def finish(self) -> None:
         # Somebody waits now: a worker that was just leaving, or died, is replaced without delay.

@@ -16,6 +16,7 @@ from hubqueue.events import Emit, Fact
 from hubqueue.gauge import Gauge
 from hubqueue.janitor import Janitor
 from hubqueue.outbox import Outbox
+from hubqueue.reach import served
 from hubqueue.scheduler import Scheduler
 from hubqueue.stats import Owed
 from hubqueue.worker import Connect, Worker
@@ -77,14 +78,17 @@ class Service:
         until: Callable[[], str | None] = lambda: None,
         every: float = 1.0,
         grace: timedelta | None = None,
+        only_one: bool = False,
     ) -> str:
         """Work until `stop` is called or `until` gives a reason to end; the reason.
 
+        `only_one` ends it at once where other workers are at work for all that this one could do.
         `until` is asked every so many seconds, on the monotonic clock. `grace` is what running uploads get at
         the end (None: what the configuration says).
         """
         self._grace = grace
-        self.worker.start()
+        if not self.worker.start(only_one=only_one):
+            return "another worker is at work"
         reason = "internal error"
         try:
             # Before the first step: a dead worker's leases are free at once.
@@ -123,6 +127,7 @@ class Service:
 
     def _look_around(self) -> float:
         self._janitor.look_around()
+        self.worker.look_around()
         return _AROUND
 
     def _renew(self) -> float:
@@ -134,15 +139,15 @@ class Service:
         return _TIDY
 
 
-def idle_for(outbox: Outbox, seconds: float) -> Callable[[], str | None]:
+def idle_for(outbox: Outbox, worker: Worker, seconds: float) -> Callable[[], str | None]:
     """An `until` that ends a worker after `seconds` without anything that it could send, now or later."""
     idle_since: list[float] = []
 
     def check() -> str | None:
-        owed = outbox.stats.owed()
+        owed = outbox.stats.owed(within=worker.serves)
         # A run without a lock was made by a shell command: nobody can tell whether its script still lives.
         if owed.entries > owed.held or any(
-            outbox.run_lock(run_id).exists() for run_id in outbox.stats.running()
+            outbox.run_lock(run_id).exists() for run_id in outbox.stats.running(worker.serves)
         ):
             idle_since.clear()
         elif not idle_since:
@@ -155,11 +160,16 @@ def idle_for(outbox: Outbox, seconds: float) -> Callable[[], str | None]:
 
 
 def nothing_left(
-    outbox: Outbox, *, run_id: str | None, deadline: float | None, told: Callable[[Owed], None]
+    outbox: Outbox,
+    worker: Worker,
+    *,
+    run_id: str | None,
+    deadline: float | None,
+    told: Callable[[Owed], None],
 ) -> Callable[[], str | None]:
-    """An `until` that ends a drain when nothing is owed, when what is left waits for a person, or at `deadline`.
+    """An `until` that ends a drain when nothing is owed, when nobody can send what is left, or at `deadline`.
 
-    `deadline` is a moment of `time.monotonic()`; `told` hears at each look what is still owed.
+    `deadline` is a moment of `time.monotonic()`; `told` gets at each look what is still owed.
     """
 
     def check() -> str | None:
@@ -169,6 +179,8 @@ def nothing_left(
             return "everything is delivered"
         if owed.entries == owed.held:
             return "the destination or the run is on hold"
+        if owed.entries == outbox.stats.owed(run_id, within=worker.serves | served(outbox)).held:
+            return "they were started for another address or key than this shell has"
         if deadline is not None and time.monotonic() >= deadline:
             return "timed out"
         return None

@@ -30,7 +30,7 @@ from hubqueue.leftover import word
 from hubqueue.metrics import metrics_mapping, numbers_only
 from hubqueue.run import Run, start_run
 from hubqueue.senders import WorkerMode
-from hubqueue.survival import survive
+from hubqueue.survival import settings_of, survive
 from hubqueue.upload_bar import UploadBar
 
 _LOG = logging.getLogger("hubqueue")
@@ -300,7 +300,7 @@ class HUBTrainingSession:
 
 def _hub(home: Home, config: str | os.PathLike[str] | None, destination: str | None) -> DestinationSettings:
     """The destination named, else the default one if it is a HUB, else the first HUB of the configuration."""
-    settings = home.load_config(Path(config) if config is not None else None, os.environ)
+    settings = settings_of(home, config, strict=False)
     chosen = settings.destination(destination)
     if destination is None and chosen.type != "hub":
         chosen = next((each for each in settings.destinations.values() if each.type == "hub"), chosen)

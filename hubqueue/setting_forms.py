@@ -30,6 +30,9 @@ _KINDS = (
 )
 # A name or an IP address; which of them exist is not a question of form.
 _HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9.])?|[0-9a-f:.]*:[0-9a-f:.]*")
+_HOST_AND_PORT = re.compile(
+    rf"(?:{_HOST.pattern})|[a-z0-9][a-z0-9._-]*:[1-9][0-9]{{0,4}}|\[[0-9a-f:.]+\]:[1-9][0-9]{{0,4}}"
+)
 
 
 class Refused(ValueError):
@@ -141,15 +144,15 @@ def web_address() -> Form:
 
 
 def hosts() -> Form:
-    """Names of hosts, without ports: an array, or in a variable a text with commas between them."""
+    """Names of hosts, with a port where it is not 443: an array, or in a variable a text with commas between them."""
 
     def check(given: Given) -> tuple[str, ...]:
         value = given.value
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             raise Refused(f"must be an array of host names, not {kind_of(value)}")
         found = tuple(each.strip().lower() for each in value if each.strip())
-        if not all(_HOST.fullmatch(each) for each in found):
-            raise Refused("must be host names such as storage.example.com, without ports")
+        if not all(_HOST_AND_PORT.fullmatch(each) for each in found):
+            raise Refused("must be host names such as storage.example.com or storage.example.com:9000")
         return found
 
     return Form(check, lambda written: written.split(","))
@@ -172,10 +175,13 @@ def database_address() -> Form:
     return Form(check)
 
 
-def is_plain_remote(url: str) -> bool:
-    """Whether this (checked) URL would carry a key over a network unencrypted."""
-    parts = urlsplit(url)
-    return parts.scheme == "http" and not _is_loopback(parts.hostname or "")
+def is_plain_remote(url: str, proxy: str | None = None) -> bool:
+    """Whether this (checked) URL would carry a key over a network unencrypted, directly or by a proxy elsewhere.
+
+    The way to the proxy may be encrypted: it reads what it passes on.
+    """
+    parts, hosts = urlsplit(url), [urlsplit(each).hostname or "" for each in (url, proxy) if each]
+    return parts.scheme == "http" and not all(map(_is_loopback, hosts))
 
 
 def _is_loopback(host: str) -> bool:

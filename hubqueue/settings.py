@@ -93,7 +93,7 @@ class DestinationSettings:
     slower than `stall_rate` (bytes per second) over a `stall_window` is given up. `requests_per_minute` and
     `uploads_per_minute` bound what all runs together ask (0: no bound). Checkpoints that the hub wants put elsewhere
     go to `upload_hosts` only, and to the host of `url`. The defaults here are those of type `hub`; `TYPE_DEFAULTS`
-    has those of the others.
+    has those of the others. `url_named` tells that a variable of the environment has named the address.
     """
 
     name: str
@@ -111,6 +111,7 @@ class DestinationSettings:
     requests_per_minute: int = 0
     uploads_per_minute: int = 0
     upload_hosts: tuple[str, ...] = ()
+    url_named: bool = field(default=False, compare=False)
 
     @property
     def budget(self) -> Budget:
@@ -133,6 +134,11 @@ TYPE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 """What a destination of each type has where nothing is set, besides the defaults of `DestinationSettings`."""
 
 
+def usual_url(type: str) -> str:
+    """The address of the vendor's own service of a type."""
+    return DestinationSettings(type, type, **TYPE_DEFAULTS[type]).url
+
+
 def _built_in() -> Mapping[str, DestinationSettings]:
     return {type: DestinationSettings(type, type, **TYPE_DEFAULTS[type]) for type in DESTINATION_TYPES}
 
@@ -142,16 +148,18 @@ class Config:
     """All settings. `destinations` is never empty and has `default_destination`.
 
     `implied` are those that nobody named: they can be used, and nothing is said about them before they are.
+    `default_named` tells that the default one was chosen by a person, or is the only one.
     """
 
-    default_destination: str = "hub"
+    default_destination: str = "platform"
     outbox: OutboxSettings = OutboxSettings()
     spool: SpoolSettings = SpoolSettings()
     rate_limits: RateLimits = RateLimits()
     retry: RetrySettings = RetrySettings()
     worker: WorkerSettings = WorkerSettings()
     destinations: Mapping[str, DestinationSettings] = field(default_factory=_built_in)
-    implied: frozenset[str] = field(default=frozenset({"platform"}), compare=False)
+    implied: frozenset[str] = field(default=frozenset({"hub"}), compare=False)
+    default_named: bool = field(default=False, compare=False)
 
     def destination(self, name: str | None = None) -> DestinationSettings:
         """The destination of that name, None for the default one. Raises `ConfigError` when there is none."""

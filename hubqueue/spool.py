@@ -15,7 +15,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Collection
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -32,12 +32,14 @@ from hubqueue.errors import (
 from hubqueue.hashing import BLOCK as _BLOCK
 from hubqueue.hashing import HashBehind, from_file
 from hubqueue.home import make_private_folder, open_private, sync_folder, sync_names, unsynced
+from hubqueue.ownership import open_plain
 from hubqueue.snapshot_body import SnapshotBody
 
 _TRIES = 5
 # In larger pieces the page cache of Linux 6.18 looked for large pages first: up to four seconds for a GiB, not half a one.
 _WRITE = 128 * 1024
-_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR}
+# The last two: something else is in its place, a folder or a pipe (a socket is not even opened).
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EINVAL}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 # ioctl FICLONE of Linux (btrfs, XFS, bcachefs): a copy that shares its blocks, made without reading them.
 _FICLONE = 0x40049409
@@ -86,7 +88,7 @@ class Spool:
         """
         path = self._path_of(snapshot.name)
         try:
-            file = os.fdopen(os.open(path, os.O_RDONLY | _guards()), "rb", buffering=0)
+            file = os.fdopen(open_plain(path, os.O_RDONLY | _guards()), "rb", buffering=0)
             return SnapshotBody(file, snapshot)
         except OSError as error:
             if error.errno not in _GONE:
@@ -137,20 +139,19 @@ class Spool:
     ) -> tuple[str, ...]:
         """Delete unfinished copies, and snapshots that `kept` does not name, older than `older_than`.
 
-        `now` is in seconds of the file system's clock; the age counts from the last rename. Returns the names.
+        `now` is in seconds of the file system's clock; the age counts from the last rename. Returns the names. What is
+        not ours stays, and one that cannot be deleted does not keep the others.
         """
         limit = now - older_than.total_seconds()
         old = [each.name for each, found in self._files() if found.st_ctime < limit]
         whole = [name for name in old if _NAME.fullmatch(name)]
         needed = set(kept(whole)) if whole else set()
         gone = [name for name in old if name.endswith(_PART) or (name in whole and name not in needed)]
-        for name in gone:
-            (self.path / name).unlink(missing_ok=True)
-        return tuple(gone)
+        return tuple(name for name in gone if _unlink(self.path / name))
 
     def bytes_used(self) -> int:
-        """What the spool occupies, in bytes."""
-        return sum(found.st_size for _, found in self._files())
+        """What our snapshots and unfinished copies occupy, in bytes: a hole in a file takes no room."""
+        return sum(_occupied(found) for _, found in self._files())
 
     def free_bytes(self) -> int:
         """What is free on the spool's disk, in bytes."""
@@ -198,7 +199,7 @@ class Spool:
 
     def _make_folder(self) -> None:
         made = [] if self._named else unsynced(self.path)
-        make_private_folder(self.path)
+        make_private_folder(self.path, shared=True)
         sync_names(made)
         self._named = True
 
@@ -227,17 +228,23 @@ class Spool:
         return None
 
     def _files(self) -> list[tuple[os.DirEntry[str], os.stat_result]]:
+        """Our own files: of our names, plain, of this user or of the folder's owner (some servers rename users)."""
         found = []
         try:
+            owners = {os.geteuid() if hasattr(os, "geteuid") else 0, self.path.stat().st_uid}
             with os.scandir(self.path) as entries:
                 for entry in entries:
+                    if not _NAME.fullmatch(entry.name.removesuffix(_PART)):
+                        continue
                     try:
                         found.append((entry, entry.stat(follow_symlinks=False)))
-                    except FileNotFoundError:
-                        continue  # delivered and deleted while we looked
+                    except OSError:
+                        continue  # delivered and deleted while we looked, or unreadable: not a reason to stop
         except FileNotFoundError:
             return []
-        return [(entry, each) for entry, each in found if stat.S_ISREG(each.st_mode)]
+        return [
+            (entry, each) for entry, each in found if stat.S_ISREG(each.st_mode) and each.st_uid in owners
+        ]
 
     def _path_of(self, name: str) -> Path:
         # Names come from the database, which somebody may have edited: never a way out of the folder.
@@ -246,66 +253,39 @@ class Spool:
         return self.path / name
 
 
-class Ballast:
-    """A file that only takes up room: freed when the disk is full, it lets the outbox settle what was sent."""
-
-    def __init__(self, path: Path, size: int = 4 * 1024 * 1024) -> None:
-        self._path, self._size = path, size
-
-    def create(self) -> bool:
-        """Make it where it is missing and there is ample room; whether it is there."""
-        if self._path.exists():
-            return True
-        try:
-            if shutil.disk_usage(self._path.parent).free < 16 * self._size:
-                return False
-            descriptor = open_private(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-            try:
-                # Really written: a hole in a file frees nothing.
-                for _ in range(self._size // 65536):
-                    os.write(descriptor, secrets.token_bytes(65536))
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError:
-            self.release()
-            return False
-        return True
-
-    def release(self) -> bool:
-        """Give its room back; whether there was any."""
-        try:
-            self._path.unlink()
-        except OSError:
-            return False
-        return True
-
-
 def _guards() -> int:
     return getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
-def _unlink(*paths: Path) -> None:
+def _unlink(*paths: Path) -> bool:
+    """Delete files as far as that is possible; whether all are gone."""
+    gone = True
     for path in paths:
-        with suppress(OSError):
+        try:
             path.unlink(missing_ok=True)
+        except OSError:
+            gone = False  # the sweep tries again
+    return gone
+
+
+def _occupied(found: os.stat_result) -> int:
+    blocks: int | None = getattr(found, "st_blocks", None)  # 0 where a file system does not tell
+    return min(found.st_size, blocks * 512) if blocks else found.st_size
 
 
 def _open_source(source: str | os.PathLike[str]) -> BinaryIO:
     hint = "pass the path of a finished checkpoint file"
     try:
-        # Not blocking, so that a pipe is refused instead of waited for.
-        descriptor = os.open(source, os.O_RDONLY | _guards() | getattr(os, "O_NONBLOCK", 0))
+        descriptor = open_plain(source, os.O_RDONLY | _guards())
+    except IsADirectoryError as error:
+        raise CheckpointUnreadable(f"{source} is a folder", hint=hint) from error
     except OSError as error:
         if error.errno == errno.ELOOP:
             hint = f"pass the real path: {os.path.realpath(source)}"
             raise CheckpointUnreadable(f"{source} is a symbolic link", hint=hint) from error
+        if error.errno in (errno.EINVAL, errno.ENXIO):
+            raise CheckpointUnreadable(f"{source} is not a plain file", hint=hint) from error
         raise CheckpointUnreadable(f"cannot read {source}: {error.strerror}", hint=hint) from error
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
-        raise CheckpointUnreadable(f"{source} is {what}", hint=hint)
     return os.fdopen(descriptor, "rb", buffering=0)
 
 

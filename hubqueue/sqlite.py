@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from hubqueue.errors import OutboxAlien, OutboxDamaged, OutboxUnavailable
+from hubqueue.ownership import open_plain, read_small
 from hubqueue.schema import APPLICATION_ID
 from hubqueue.turns import Turns
 
@@ -90,12 +91,18 @@ def prepare_file(path: Path, driver: ModuleType, *, create: bool) -> None:
                 if hasattr(os, "fchmod"):
                     os.fchmod(descriptor, 0o600)
                 os.close(descriptor)
-        with path.open("rb") as file:
+        with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
             head = file.read(100)
     except OSError as error:
         raise OutboxUnavailable(
             f"cannot open the outbox {path}: {error.strerror or error}", hint=_hint_for(path)
         ) from error
+    for suffix in SIDE_FILES:
+        side = path.with_name(path.name + suffix)
+        # SQLite would wait for a pipe in the place of its journal for ever.
+        if side.is_symlink() or (side.exists() and not side.is_file()):
+            hint = f"move it away: mv {side} {side}.not-a-file"
+            raise OutboxUnavailable(f"{side} is not a plain file", hint=hint)
     if head and not head.startswith(_MAGIC):
         if path.with_name(path.name + "-journal").exists():
             return  # the very first transaction, torn by a power cut: SQLite rolls it back, or refuses the file
@@ -161,7 +168,7 @@ def identity(path: Path) -> tuple[int, int] | None:
 def asides(path: Path) -> tuple[Path, ...]:
     """The damaged outboxes that were set aside in this folder, oldest first."""
     found = path.parent.glob(f"{path.name}.damaged-*")
-    return tuple(sorted(each for each in found if _ASIDE.fullmatch(each.name)))
+    return tuple(sorted(each for each in found if _ASIDE.fullmatch(each.name) and each.is_file()))
 
 
 def report_beside(aside: Path) -> Path:
@@ -172,7 +179,7 @@ def report_beside(aside: Path) -> Path:
 def report_of(aside: Path) -> str | None:
     """What was saved from a damaged outbox, in words; None when nobody has looked yet."""
     try:
-        return str(json.loads(report_beside(aside).read_text(encoding="utf-8"))["said"])
+        return str(json.loads(read_small(report_beside(aside)))["said"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Select,
     and_,
     case,
+    exists,
     false,
     func,
     literal_column,
@@ -42,6 +43,13 @@ from hubqueue.readiness import (
 )
 from hubqueue.schema import attempts, destinations, entries, lanes, moment_of, runs, workers
 
+_OF_DESTINATION = (
+    destinations.c.label,
+    destinations.c.type,
+    destinations.c.url.label("address"),
+    destinations.c.account,
+    destinations.c.held.label("destination_held"),
+)
 _NEWEST = 500
 _RETRIED = "retry"
 COUNTED = ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled")
@@ -49,7 +57,7 @@ COUNTED = ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled"
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """What is still pending: entries, their bytes, and how many of them wait for a person (held)."""
+    """What is still pending: entries, their bytes, and how many of them nobody can send now (held)."""
 
     entries: int
     bytes: int
@@ -73,21 +81,21 @@ class Stats:
             ((due,),) = _next_due(tuple(kinds)).run(connection, {"destination": destination})
         return None if due is None else moment_of(due)
 
-    def running(self) -> list[str]:
-        """The ids of the runs whose script has not ended, as far as the outbox knows."""
+    def running(self, within: Collection[str] | None = None) -> list[str]:
+        """The ids of the runs whose script has not ended, as far as the outbox knows; of some destinations or of all."""
+        which = runs.c.state == literal_column(f"'{RunState.RUNNING}'")
+        if within is not None:
+            which = and_(which, runs.c.destination.in_(within))
         with self.database.read() as connection:
-            return list(
-                connection.scalars(
-                    select(runs.c.id).where(runs.c.state == literal_column(f"'{RunState.RUNNING}'"))
-                )
-            )
+            return list(connection.scalars(select(runs.c.id).where(which)))
 
     # For the producer and drain.
 
-    def owed(self, run_id: str | None = None) -> Owed:
-        """What is pending, of a run or of all."""
+    def owed(self, run_id: str | None = None, *, within: Collection[str] | None = None) -> Owed:
+        """What is pending, of a run or of all. Outside the destinations `within`, everything counts as held."""
         which = OWING if run_id is None else and_(OWING, lanes.c.run_id == run_id)
-        waits = case((NOT_HELD, 0), else_=lanes.c.pending)
+        free = NOT_HELD if within is None else and_(NOT_HELD, destinations.c.name.in_(within))
+        waits = case((free, 0), else_=lanes.c.pending)
         known = case((lanes.c.kind.in_([str(kind) for kind in Kind]), waits), else_=lanes.c.pending)
         total = (
             func.coalesce(func.sum(lanes.c.pending), 0),
@@ -100,11 +108,7 @@ class Stats:
 
     def run(self, run_id: str) -> Mapping[str, Any] | None:
         """One run's row, with its destination's hold; None when there is none."""
-        query = (
-            select(runs, destinations.c.held.label("destination_held"), destinations.c.type)
-            .join(destinations)
-            .where(runs.c.id == run_id)
-        )
+        query = select(runs, *_OF_DESTINATION).join(destinations).where(runs.c.id == run_id)
         return next(iter(self._all(query)), None)
 
     def run_ids(self) -> list[str]:
@@ -139,8 +143,15 @@ class Stats:
     # For people and tools.
 
     def destinations(self) -> list[Mapping[str, Any]]:
-        """All destinations that were ever used, with their holds."""
-        return self._all(select(destinations).order_by(destinations.c.name))
+        """All rows of destinations with their holds, and whether `runs` belong to each."""
+        used = exists().where(runs.c.destination == destinations.c.name).label("runs")
+        return self._all(select(destinations, used).order_by(destinations.c.name))
+
+    def owed_by_destination(self) -> dict[str, int]:
+        """How many entries wait for each row of destinations."""
+        query = select(destinations.c.name, func.sum(lanes.c.pending).label("waiting"))
+        query = query.select_from(LANES_OF_RUNS).where(OWING).group_by(destinations.c.name)
+        return {row["name"]: int(row["waiting"]) for row in self._all(query)}
 
     def failing(self, destination: str) -> tuple[datetime | None, str | None]:
         """Since when no attempt at a destination has succeeded (None: the last one did), and why the last one failed.
@@ -184,7 +195,9 @@ class Stats:
         Without `run_id`: every run that goes on, owes something or has dead entries, and the `finished` newest
         of the others (None: all of them).
         """
-        query = select(runs).order_by(runs.c.created_at.desc(), runs.c.id)
+        query = (
+            select(runs, *_OF_DESTINATION).join(destinations).order_by(runs.c.created_at.desc(), runs.c.id)
+        )
         if run_id is not None:
             found = self._all(query.where(runs.c.id == run_id))
         elif finished is None:

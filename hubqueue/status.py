@@ -11,11 +11,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubqueue.addresses import Address
 from hubqueue.amounts import plural
 from hubqueue.entry import Kind
 from hubqueue.gauge import upload_of
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import is_held
+from hubqueue.reach import cure, is_served, obstacle
 from hubqueue.redact import clean
 from hubqueue.schema import EPOCH
 from hubqueue.sqlite import asides, report_of
@@ -57,12 +59,12 @@ def status(outbox: Outbox, *, run_id: str | None = None, finished: int | None = 
     """
     now = outbox.database.now()
     totals = outbox.stats.totals()
-    destinations = [_destination(outbox, row, now) for row in outbox.stats.destinations()]
+    destinations = _destinations(outbox, now)
     runs = [_run(outbox, row, now) for row in outbox.stats.runs(run_id=run_id, finished=finished)]
     worker = _worker(outbox, now)
     worker["starting"] = not worker["alive"] and _starts(outbox, runs, now)
     for destination in destinations:
-        failing = _failing(outbox, destination["name"]) if totals["pending"] else (None, None)
+        failing = _failing(outbox, destination["address"]) if totals["pending"] else (None, None)
         destination["failing_since"], destination["last_error"] = failing
     attention = _attention(outbox, totals, destinations, runs, worker)
     return {
@@ -120,10 +122,17 @@ def _attention(
     """What needs a person: each with what it is and what to do."""
     found = []
     for destination in destinations:
+        name, where = destination["name"], f"{destination['name']} ({destination['url']})"
         if destination["held"]:
-            name = destination["name"]
-            hint = f"hubqueue login {name}, then hubqueue resume {name}"
-            found.append({"what": f"destination {name} is held: {destination['held']}", "hint": hint})
+            hint = cure(name, destination["url"], destination["held"])
+            found.append({"what": f"destination {where} is on hold: {destination['held']}", "hint": hint})
+        elif destination["obstacle"] and destination["waiting"] and not destination["served"]:
+            waiting = (
+                f"{destination['waiting']} {'entry waits' if destination['waiting'] == 1 else 'entries wait'}"
+            )
+            found.append(
+                {"what": f"{waiting} for {where}: {destination['obstacle']}", "hint": destination["hint"]}
+            )
     for run in runs:
         if run["held"]:
             hint = f"hubqueue resume {run['destination']}, or give it up: hubqueue cancel --run {run['id']}"
@@ -142,7 +151,8 @@ def _attention(
                 "hint": "see why: hubqueue entries --state dead; retry: hubqueue redrive --all",
             }
         )
-    if totals["pending"] and not worker["alive"] and not worker["starting"]:
+    unserved = [each for each in destinations if each["waiting"] and not (each["served"] or each["obstacle"])]
+    if unserved and not worker["alive"] and not worker["starting"]:
         hint = "start a worker: hubqueue worker --detach; or send now: hubqueue drain"
         waiting = plural(totals["pending"], "upload is", "uploads are")
         found.append({"what": f"{waiting} waiting and no worker is running", "hint": hint})
@@ -173,11 +183,12 @@ def _worker(outbox: Outbox, now: datetime) -> dict[str, Any]:
 
 
 def _starts(outbox: Outbox, runs: list[dict[str, Any]], now: datetime) -> bool:
-    """Whether a worker is about to come: a detached one has its lock already, or a training has just begun.
+    """Whether a worker is about to come: it has its lock before it is on the list, or a training has just begun.
 
     Of a training that starts no worker this is wrong, for the first seconds.
     """
-    if is_held(outbox.home.locks / "detached.lock"):
+    listed = {outbox.worker_lock(row["id"]) for row in outbox.stats.workers()}
+    if any(is_held(lock) for lock in outbox.home.locks.glob("worker-*.lock") if lock not in listed):
         return True
     newest = outbox.database.to_wall(now - _STARTING).isoformat()
     return any(
@@ -202,17 +213,36 @@ def _lives(outbox: Outbox, worker: Mapping[str, Any], now: datetime) -> bool:
     return bool(now - worker["seen_at"] < 2 * outbox.config.worker.lease)
 
 
-def _destination(outbox: Outbox, row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    held = row["held"]
-    if held is None and row["name"] not in outbox.config.destinations:
-        held = "not in the configuration"
+def _destinations(outbox: Outbox, now: datetime) -> list[dict[str, Any]]:
+    """The rows that runs belong to, and those that the configuration of this environment names."""
+    named = [each for name, each in outbox.config.destinations.items() if name not in outbox.config.implied]
+    owed = outbox.stats.owed_by_destination()
+    found = []
+    for row in outbox.stats.destinations():
+        address = Address(*(row[name] for name in ("name", "label", "type", "url", "account")))
+        if row["runs"] or row["held"] or any(map(address.fits, named)):
+            found.append(_destination(outbox, row, address, owed.get(row["name"], 0), now))
+    return found
+
+
+def _destination(
+    outbox: Outbox, row: Mapping[str, Any], address: Address, waiting: int, now: datetime
+) -> dict[str, Any]:
+    barred = obstacle(outbox, address)
+    # A worker without the key leaves the runs alone, too.
+    served = is_served(outbox, address.name) and (address.account is not None or barred is None)
     return {
-        "name": row["name"],
-        "type": row["type"],
-        "url": row["url"],
-        "held": held,
+        "name": address.label,
+        "type": address.type,
+        "url": address.url,
+        "held": row["held"],
         "held_at": _shown(outbox, row["held_at"]),
         "resumes_at": _shown(outbox, row["resumes_at"]) if row["resumes_at"] > now else None,
+        "address": address.name,
+        "served": served,
+        "waiting": waiting,
+        "obstacle": None if barred is None else barred.what,
+        "hint": None if barred is None else barred.hint,
     }
 
 
@@ -226,7 +256,8 @@ def _run(outbox: Outbox, row: Mapping[str, Any], now: datetime) -> dict[str, Any
     beating = state == RunState.RUNNING and beat is not None and beat["next_send_at"] is not None
     return {
         "id": row["id"],
-        "destination": row["destination"],
+        "destination": row["label"],
+        "address": row["destination"],
         "model": row["model"],
         "remote_id": row["remote_id"],
         "url": row["url"],

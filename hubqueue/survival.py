@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
-from hubqueue.errors import CheckpointUnreadable, HubqueueError, OutboxAlien, OutboxTooNew
+from hubqueue.config import Config, parse
+from hubqueue.errors import (
+    CheckpointUnreadable,
+    HubqueueError,
+    OutboxAlien,
+    OutboxTooNew,
+    OutboxUnavailable,
+)
+from hubqueue.home import Home
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger("hubqueue")
@@ -35,6 +45,21 @@ def survive(what: str, act: Callable[[], _T], *, strict: bool) -> _T | None:
             raise
         _LOG.exception("the %s could not be saved: a defect in hubqueue; the training goes on", what)
     return None
+
+
+def settings_of(home: Home, config: str | os.PathLike[str] | None, *, strict: bool) -> Config:
+    """The settings a training begins with. Where its home cannot be used or trusted, those of the environment alone.
+
+    Nothing is read or written there until it is in order: opening the outbox fails for the same reason, which is
+    survived and logged where it happens. With `strict` it is raised here. Raises `ConfigError` for what only the
+    caller can fix.
+    """
+    try:
+        return home.load_config(Path(config) if config is not None else None, os.environ)
+    except OutboxUnavailable:
+        if strict:
+            raise
+        return parse("", os.environ, source="the environment")
 
 
 def hint_of(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hubqueue.identifier import FILE_SUFFIXES
+from hubqueue.ownership import read_small
 
 _LOG = logging.getLogger("hubqueue")
 # In the folder of the training, beside its weights: which run it is, so that a resumed training goes on with it.
@@ -114,12 +115,12 @@ def read_record(trainer: Any, type: str) -> dict[str, str]:
         return {}
     folder = Path(trainer.save_dir)
     with contextlib.suppress(OSError, ValueError):
-        told = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        told = json.loads(read_small(folder / RECORD))
         if isinstance(told, dict):
             return {name: text for name, text in told.items() if isinstance(text, str)}
     if type == "platform":
         with contextlib.suppress(OSError, ValueError):
-            return {"remote_id": (folder / _RECORD_OF_PLATFORM).read_text(encoding="utf-8").strip()}
+            return {"remote_id": read_small(folder / _RECORD_OF_PLATFORM).decode("utf-8").strip()}
     return {}
 
 
@@ -128,7 +129,7 @@ def write_record(trainer: Any, record: Mapping[str, str | None]) -> None:
     path = Path(trainer.save_dir) / RECORD
     text = json.dumps({name: value for name, value in record.items() if value}, indent=2) + "\n"
     with contextlib.suppress(OSError):
-        if path.read_text(encoding="utf-8") == text:
+        if read_small(path) == text.encode():
             return
     draft = path.with_name(f".{RECORD}.{secrets.token_hex(4)}")
     try:

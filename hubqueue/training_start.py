@@ -1,7 +1,7 @@
 """What Platform is told about a training that begins: the `training_started` event.
 
-Promises strict JSON, the slugs that the ultralytics package makes of `project` and `name`, and no key: arguments are
-searched for them. Refuses to tell the command line and the paths of this machine, which the package sends.
+Promises strict JSON, the slugs that the ultralytics package makes of `project` and `name`, and no key, if there is none
+in the arguments. Refuses to tell the command line and the paths of this machine, which the package sends.
 """
 
 from __future__ import annotations

@@ -24,10 +24,13 @@ from typing import Any
 from hubqueue import trainer_facts as facts
 from hubqueue.cadence import Cadence
 from hubqueue.console_lines import ConsoleLines
+from hubqueue.credentials import Credentials
+from hubqueue.destination_choice import choose
 from hubqueue.errors import InvalidModel
 from hubqueue.home import Home
 from hubqueue.metrics import numbers_only
 from hubqueue.run import Run, start_run
+from hubqueue.survival import settings_of
 
 _LOG = logging.getLogger("hubqueue")
 # How often the trainer is asked between epochs to stop, when the hub wants it to, in seconds.
@@ -243,5 +246,6 @@ def _is_main_process() -> bool:
 
 def _type_of_destination(options: Mapping[str, Any]) -> str:
     config = options.get("config")
-    settings = Home.locate(options.get("home")).load_config(Path(config) if config else None, os.environ)
-    return settings.destination(options.get("destination")).type
+    home = Home.locate(options.get("home"))
+    settings = settings_of(home, config or None, strict=bool(options.get("strict")))
+    return choose(settings, Credentials(home.credentials, os.environ), options.get("destination")).type

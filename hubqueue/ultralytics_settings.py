@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-_LARGEST = 1 << 20
+from hubqueue.ownership import read_small
+
 # The settings were YAML until ultralytics 8.2.80 and are JSON since.
 _YAML_KEY = re.compile(r"^api_key:[ \t]*['\"]?([^'\"\s#]+)", re.MULTILINE)
 # Both hubs share one setting. Platform's keys begin like this, HUB's never do.
@@ -29,9 +30,7 @@ def borrowed_key(environ: Mapping[str, str], type: str) -> str:
     for name, read in (("settings.json", _from_json), ("settings.yaml", _from_yaml)):
         path = folder / name
         try:
-            if path.stat().st_size > _LARGEST:
-                continue
-            key = read(path.read_text(encoding="utf-8"))
+            key = read(read_small(path).decode("utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
         if key and key.startswith(_PLATFORM_KEY) == (type == "platform"):

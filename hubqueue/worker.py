@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from hubqueue import events
@@ -29,6 +28,7 @@ from hubqueue.events import Emit
 from hubqueue.lane import Lease
 from hubqueue.locks import Lock
 from hubqueue.outbox import Outbox
+from hubqueue.routes import Route, adopt, routes, waiting
 from hubqueue.transports import MOST_EPOCHS, connect
 from hubqueue.transports.base import Transport
 
@@ -36,18 +36,22 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 Connect = Callable[[Outbox, DestinationSettings], Transport]
+"""Opens a transport that needs no key of ours, in place of those that `transports.connect` opens."""
+# A look at whether a lock is held takes it for less than this, in seconds.
+_INSTANT = 0.05
 _LIGHT = (Kind.REGISTRATION, Kind.METRICS, Kind.EVENT, Kind.COMPLETION)
 
 
 @dataclass(slots=True)
 class _Crew:
-    """The threads that may send at once for some kinds of one destination."""
+    """The threads that may send at once for some kinds of one row of `destinations`."""
 
     destination: str
     paces: Mapping[Kind, timedelta]
     size: int
     terms: Terms
     at_work: dict[int, Lease] = field(default_factory=dict)  # by the attempt's row in the history
+    retired: bool = False  # its key has gone; what is under way ends
 
     @property
     def free(self) -> int:
@@ -75,33 +79,56 @@ class Worker:
         self._on_free = on_free or (lambda: None)
         self._lease = outbox.config.worker.lease
         self._lock = Lock(outbox.worker_lock(self.id))
-        destinations = outbox.config.destinations
-        transports = {name: (dial or _dial)(outbox, each) for name, each in destinations.items()}
-        self._transports: Mapping[str, Transport] = MappingProxyType(transports)
+        self._dial = dial
+        self._rows = -1
+        self._serving: dict[str, Lock] = {}
+        self._transports: dict[str, Transport] = {}
         self._delivery = Delivery(outbox, self._transports, emit, START_GRACE)
-        self._crews = [crew for each in destinations.values() for crew in _crews(each, outbox, self.id)]
+        self._crews: tuple[_Crew, ...] = ()
         self._state = threading.Condition()
         self._stopping = False
         self._abort = threading.Event()
 
-    def start(self) -> None:
-        """Put the worker on the list and take the lock that proves that it lives."""
+    def start(self, *, only_one: bool = False) -> bool:
+        """Put the worker on the list and take the locks that prove that it lives.
+
+        False, and nothing is done, if it is to be the `only_one` and others are at work for all that it could send.
+        """
         if not self._lock.try_acquire():
             raise WorkerError(f"worker {self.id} cannot take its lock", hint="hubqueue check finds out why")
         self._outbox.note_destinations()
+        with Lock(self._outbox.home.locks / "serving.lock"):  # of two that start now, one gets all of them
+            self.look_around()
+        if only_one and not any(lock.held for lock in self._serving.values()):
+            self._lock.release()
+            return False
         self._outbox.registry.worker_started(
             self.id, pid=os.getpid(), host=socket.gethostname(), version=__version__
         )
         self._emit(events.WorkerStarted(self.id, os.getpid(), str(self._outbox.home.path)))
+        return True
+
+    def look_around(self) -> None:
+        """Find out which runs this worker may send for: rows come with new runs, keys with a login."""
+        adopt(self._outbox)
+        self._take(routes(self._outbox, keyless=self._dial is not None))
+        self._hold({*self._transports, *waiting(self._outbox)})
+
+    @property
+    def serves(self) -> frozenset[str]:
+        """The rows of `destinations` that this worker sends for."""
+        return frozenset(self._transports)
 
     def step(self) -> int:
         """Claim everything that is due and has a free thread; how many attempts were started."""
+        if self._outbox.addresses.count() != self._rows:
+            self.look_around()
         now = self._outbox.database.now()
         return sum(self._step_crew(crew, now) for crew in self._crews)
 
     def next_due(self) -> datetime | None:
         """When a crew with a free thread has something to send next; None when nobody knows of anything."""
-        moments = [self._crew_due(crew) for crew in self._crews if crew.free]
+        moments = [self._crew_due(crew) for crew in self._crews if crew.free and not crew.retired]
         return min((moment for moment in moments if moment is not None), default=None)
 
     @property
@@ -134,6 +161,8 @@ class Worker:
         self._abort.set()
         for transport in self._transports.values():
             transport.close()
+        for lock in self._serving.values():
+            lock.release()
         try:
             self._outbox.claims.reclaim([self.id])
             self._outbox.registry.workers_left([self.id])
@@ -146,9 +175,40 @@ class Worker:
         """End the attempts under way now; `stop` hands their leases back."""
         self._abort.set()
 
+    def _take(self, found: list[Route]) -> None:
+        """Open what is new, let go of what is not ours any more."""
+        self._rows = self._outbox.addresses.count()
+        wanted = {each.name: each for each in found}
+        with self._state:
+            for crew in self._crews:
+                crew.retired = crew.destination not in wanted
+            kept = [crew for crew in self._crews if crew.at_work or not crew.retired]
+        for name in set(self._transports) - {crew.destination for crew in kept}:
+            self._transports.pop(name).close()
+        for route in found:
+            if route.name not in self._transports:
+                self._transports[route.name] = self._connect(route)
+                kept += _crews(route.name, route.settings, self._outbox, self.id)
+        self._crews = tuple(kept)
+
+    def _connect(self, route: Route) -> Transport:
+        if self._dial is not None:
+            return self._dial(self._outbox, route.settings)
+        return connect(route.settings, keys=route.keys, open_body=self._outbox.spool.open)
+
+    def _hold(self, names: set[str]) -> None:
+        """Say for which rows somebody is at work. Where another worker says so already, it stays the one."""
+        for name in self._serving.keys() - names:
+            self._serving.pop(name).release()
+        for name in sorted(names):
+            lock = self._serving.get(name) or Lock(self._outbox.serving_lock(name))
+            self._serving[name] = lock
+            if not lock.held:
+                lock.acquire(_INSTANT)
+
     def _step_crew(self, crew: _Crew, now: datetime) -> int:
         started = 0
-        while crew.free and not self._stopping:
+        while crew.free and not self._stopping and not crew.retired:
             # A look costs no lock; a claim does, and would stand in the way of the training's enqueues.
             due = self._crew_due(crew)
             if due is None or due > now:
@@ -190,17 +250,12 @@ class Worker:
 
     def _follow(self, crew: _Crew, tx: Connection) -> Lease | None:
         """What a thread sends next, claimed with the settle: a long line costs one transaction a request."""
-        if self._stopping:
+        if self._stopping or crew.retired:
             return None
         return self._outbox.claims.claim(crew.destination, crew.paces, crew.terms, within=tx)
 
 
-def _dial(outbox: Outbox, settings: DestinationSettings) -> Transport:
-    keys = partial(outbox.credentials.keys, settings.name, settings.type)
-    return connect(settings, keys=keys, open_body=outbox.spool.open)
-
-
-def _crews(destination: DestinationSettings, outbox: Outbox, worker: str) -> list[_Crew]:
+def _crews(name: str, destination: DestinationSettings, outbox: Outbox, worker: str) -> list[_Crew]:
     settings, limits = outbox.config.worker, destination.rate_limits
     most = MOST_EPOCHS[destination.type] or settings.batch_entries
     terms = Terms(worker, settings.lease, most, settings.batch_bytes, budget=destination.budget)
@@ -210,6 +265,5 @@ def _crews(destination: DestinationSettings, outbox: Outbox, worker: str) -> lis
         (Kind.HEARTBEAT,): settings.heartbeat_threads,
     }
     return [
-        _Crew(destination.name, {kind: limits.pace(kind) for kind in kinds}, size, terms)
-        for kinds, size in sizes.items()
+        _Crew(name, {kind: limits.pace(kind) for kind in kinds}, size, terms) for kinds, size in sizes.items()
     ]

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
+import hypothesis.core
 import pytest
 from postgres import Postgres, find_postgres
 
@@ -17,6 +19,26 @@ DATABASES = ("pysqlite3", "sqlite3", "postgresql")
 _OURS = ("HUBQUEUE_", "HUB_API", "ULTRALYTICS_")
 
 OpenOutbox = Callable[..., Outbox]
+
+# No deadline: a busy machine is no failure. No database of examples: the seed alone decides what is tried.
+hypothesis.settings.register_profile(
+    "quick",
+    max_examples=40,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile("thorough", hypothesis.settings.get_profile("quick"), max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """One seed decides the order of the tests and what the properties try: the one that pytest prints."""
+    seed = config.getoption("randomly_seed", None)
+    if isinstance(seed, int) and hypothesis.core.global_force_seed is None:
+        hypothesis.core.global_force_seed = seed
 
 
 @pytest.fixture(autouse=True)

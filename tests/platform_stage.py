@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
-from stage import ZERO, platform_environ, totals
+from stage import PATIENCE, ZERO, platform_environ, totals
 
 from hubqueue import identifier
 from hubqueue.closing import close_run
@@ -60,7 +60,7 @@ class Stage:
         """Steps of the worker, with as much time between them as any wait lasts."""
         for _ in range(times):
             self.worker.step()
-            assert self.worker.wait_free(30), "an attempt did not end"
+            assert self.worker.wait_free(PATIENCE), "an attempt did not end"
             self.clock.advance(1000)
 
     def drain(self) -> None:

@@ -27,7 +27,8 @@ from hubqueue.worker import Worker
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = (Kind.REGISTRATION, Kind.METRICS, Kind.CKPT, Kind.HEARTBEAT)
 ZERO = timedelta(0)
-PATIENCE = 30.0
+# Only a failure waits so long: a busy machine may need many times what a quiet one does.
+PATIENCE = 120.0
 TERMS = Terms("worker-1", timedelta(seconds=60), max_entries=1000, max_bytes=1 << 20)
 PACES = {Kind.REGISTRATION: ZERO, Kind.METRICS: timedelta(seconds=3), Kind.CKPT: timedelta(seconds=900)}
 
@@ -120,12 +121,22 @@ def wait_until(true: Callable[[], object], *, timeout: float = PATIENCE) -> None
         pause.wait(0.02)
 
 
+def wait_for_removals() -> None:
+    """Wait for the threads of this process that delete snapshots behind the caller."""
+    for thread in threading.enumerate():
+        if thread.name == "hubqueue-removal":
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "a snapshot is still being deleted"
+
+
 def environ_of(home: Path, hub_url: str | None = None, **settings: str) -> dict[str, str]:
     """The environment of a process that works on a home, with quick limits unless `settings` says otherwise."""
     quick = {
         "HUBQUEUE_RATE_LIMITS__METRICS": "0.05",
         "HUBQUEUE_RATE_LIMITS__CKPT": "0.1",
         "HUBQUEUE_RETRY__CAP": "1",
+        # Of workers that a training starts beside itself: they outlive it, and must not outlive the test by much.
+        "HUBQUEUE_WORKER__IDLE_EXIT": "2",
     }
     own = {
         "HUBQUEUE_HOME": str(home),
@@ -162,7 +173,7 @@ def hubqueue(
     """The `hubqueue` command, as a person calls it."""
     command = [sys.executable, "-m", "hubqueue", *arguments]
     return subprocess.run(
-        command, env=environ, input=stdin, capture_output=True, text=True, timeout=100, check=False
+        command, env=environ, input=stdin, capture_output=True, text=True, timeout=240, check=False
     )
 
 

@@ -34,7 +34,7 @@ VERSION = f"hubqueue {__version__}"
 _FAMILIES = {
     "look": ("status", "runs", "entries", "show", "log"),
     "work": ("worker", "stop", "drain"),
-    "mend": ("redrive", "cancel", "resume", "login", "prune", "migrate", "check"),
+    "mend": ("redrive", "cancel", "resume", "login", "readdress", "prune", "migrate", "check"),
     "make": ("enqueue",),
     "tryout": ("sandbox", "demo"),
 }

@@ -56,10 +56,11 @@ def run(place: Place, model: str, pairs: tuple[str, ...], destination: str | Non
       RUN=$(hubqueue enqueue run yolov8n.pt --arg epochs=100 --arg data=coco8.yaml)
     """
     from hubqueue import identifier
+    from hubqueue.destination_choice import choose
     from hubqueue.intake import open_run
 
     with place.open() as outbox:
-        target = outbox.config.destination(destination)
+        target = choose(outbox.config, outbox.credentials, destination, model=model)
         named = identifier.of_type(target.type, model, web_url=target.web_url)
         if named.api_key:
             hint = f"store it with `hubqueue login {target.name}`, and name the model by its id: {named.model_id}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import click
 
+from hubqueue.account import origin
 from hubqueue.amounts import plural
 from hubqueue.cli.frame import ATTENTION, DONE, USAGE, Place, json_option, leave, pass_place, print_json
 from hubqueue.cli.mistakes import Whole
@@ -109,27 +111,65 @@ def resume(place: Place, destination: str) -> None:
 @click.argument("destination")
 @pass_place
 def login(place: Place, destination: str) -> None:
-    """Store a key for a destination, in credentials.toml (mode 0600), and lift its hold.
+    """Store a key for a destination at its address, in credentials.toml (mode 0600), and lift its hold.
 
-    The key is asked for on a terminal and read from standard input otherwise; it is never an argument.
+    The key is asked for on a terminal and read from standard input otherwise; it is never an argument. It is sent to
+    that address only. Runs that were started with the key it replaces, or whose key was refused, go with this one.
 
     \b
     Examples:
       hubqueue login hub
       hubqueue login hub < key.txt
     """
+    from hubqueue.credentials import own_variable, usual_variable
+    from hubqueue.readdressing import log_in
+
     target = place.config().destination(destination)
     prompt = sys.stdin.isatty()
-    key = (
-        click.prompt(f"Key for {target.name}", hide_input=True, err=True) if prompt else sys.stdin.readline()
-    )
+    where = f"{target.name} ({origin(target.url)})"
+    key = click.prompt(f"Key for {where}", hide_input=True, err=True) if prompt else sys.stdin.readline()
     with place.open() as outbox:
-        outbox.credentials.store(target.name, key.strip())
-        outbox.registry.resume(target.name)
-        stronger = [each for each in outbox.credentials.keys(target.name, target.type) if each != key.strip()]
-    click.echo(f"Key for {target.name} saved. Test it with: hubqueue check")
-    if stronger:
-        click.echo("note: another key is set in the environment and takes precedence", err=True)
+        moved = log_in(outbox, target, key.strip())
+        tried_first = next(iter(outbox.credentials.keys(target)))
+    click.echo(f"Key for {where} saved. Test it with: hubqueue check")
+    if moved:
+        click.echo(f"{plural(moved, 'run')} of the key before will be sent with this one")
+    if tried_first != key.strip():
+        set_too = [
+            name for name in (own_variable(target.name), usual_variable(target.type)) if os.environ.get(name)
+        ]
+        click.echo(f"note: {' and '.join(set_too)} is also set and takes precedence", err=True)
+
+
+@click.command()
+@click.argument("addresses", nargs=-1, metavar="[ADDRESS]...")
+@click.option("--run", "run_id", metavar="ID", help="Only this run.")
+@click.option("--to", "destination", metavar="DESTINATION", help="The destination [default: the same one].")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@pass_place
+def readdress(
+    place: Place, addresses: tuple[str, ...], run_id: str | None, destination: str | None, yes: bool
+) -> None:
+    """Send runs to the address and with the key that this shell has, instead of those they were started for.
+
+    ADDRESS is what `hubqueue status` and `hubqueue check` name for such runs. A model that only the first address knows
+    stays unknown at the new one.
+
+    \b
+    Examples:
+      hubqueue readdress hub
+      hubqueue readdress --run 0bf51cd3352d
+    """
+    from hubqueue.readdressing import moves
+
+    if bool(addresses) == (run_id is not None):
+        raise click.UsageError("name the addresses, or a run with --run")
+    with place.open() as outbox:
+        run_id = find_run(outbox, run_id)
+        for move in moves(outbox, addresses, run_id=run_id, to=destination):
+            if not yes and sys.stdin.isatty():
+                click.confirm(f"Send {plural(move.runs, 'run')} of {move.source} to {move.goal}?", abort=True)
+            click.echo(f"{plural(move.carry_out(), 'run')} of {move.source} will be sent to {move.goal}")
 
 
 @click.command()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hubqueue.amounts import plural
+from hubqueue.daemon import worker_lives
 from hubqueue.home import Home
 from hubqueue.locks import Lock, forget, is_held
 from hubqueue.outbox import Outbox
@@ -44,7 +45,7 @@ def stop_workers(outbox: Outbox, *, timeout: float, say: Callable[[str], object]
     """End the workers of this home on this machine, and say what was done; whether all have ended."""
     host, pause = socket.gethostname(), threading.Event()
     deadline = time.monotonic() + _START
-    while not (workers := _alive(outbox)) and is_held(outbox.home.locks / "detached.lock"):
+    while not (workers := _alive(outbox)) and worker_lives(outbox.home):
         if time.monotonic() > deadline:
             break
         pause.wait(_LOOK)  # it is just starting

@@ -82,8 +82,8 @@ def sandbox(
     Examples:
       hubqueue sandbox --data hub/
       hubqueue sandbox --fail 503:0.3 --fail ckpt:cut-body:times=1
-      ULTRALYTICS_HUB_API=http://127.0.0.1:8765 HUB_API_KEY=any python train.py
-      ULTRALYTICS_PLATFORM_URL=http://127.0.0.1:8765 ULTRALYTICS_API_KEY=any python train.py
+      ULTRALYTICS_HUB_API=http://127.0.0.1:8765 HUB_API_KEY=anything python train.py
+      ULTRALYTICS_PLATFORM_URL=http://127.0.0.1:8765 ULTRALYTICS_API_KEY=anything python train.py
     """
     from hubqueue.sandbox import Sandbox
 

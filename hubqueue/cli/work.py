@@ -24,6 +24,7 @@ from hubqueue.cli.mistakes import Number
 from hubqueue.cli.named import find_run, no_run
 from hubqueue.cli.words import until
 from hubqueue.lifecycle import State
+from hubqueue.locks import is_held
 
 # How many refused entries a drain names.
 _SHOWN = 3
@@ -70,15 +71,11 @@ def worker(place: Place, idle_exit: float | None, detach: bool, detached: bool, 
         _detach(place, idle_exit)
     from hubqueue import journal
     from hubqueue.cli.stopping import stoppable
-    from hubqueue.daemon import detached_lock
     from hubqueue.outbox import COURTESY
     from hubqueue.service import Service, idle_for
 
     os.umask(0o077)
     place.home().create()  # before a lock or a log is written into it: what is no folder of ours is left alone
-    only_one = detached_lock(place.home()) if detached else None
-    if only_one is not None and not only_one.try_acquire():
-        leave(DONE)  # another one was faster
     level = logging.DEBUG if verbose else logging.INFO
     _log_to(place.home() if detached else None, level)
     with place.open(courtesy=COURTESY) as outbox, stoppable(outbox.home):
@@ -87,36 +84,36 @@ def worker(place: Place, idle_exit: float | None, detach: bool, detached: bool, 
         service = Service(outbox, emit=journal.write)
         _obey_signals(service)
         if idle_exit is None:
-            service.run()
+            service.run(only_one=detached)
         else:
-            service.run(until=idle_for(outbox, idle_exit), every=min(5.0, max(0.2, idle_exit / 4)))
-    if only_one is not None:
-        only_one.release()
+            until = idle_for(outbox, service.worker, idle_exit)
+            service.run(until=until, every=min(5.0, max(0.2, idle_exit / 4)), only_one=detached)
 
 
 def _detach(place: Place, idle_exit: float | None) -> None:
     """Start a worker in the background, unless one is running."""
-    from hubqueue.daemon import ensure_worker, worker_lives
+    from hubqueue.daemon import start_worker
     from hubqueue.errors import WorkerError
+    from hubqueue.routes import sendable
 
     if idle_exit is not None:
         raise click.UsageError(
             "--idle-exit is for a worker in the foreground; set worker.idle_exit in the configuration"
         )
-    place.config()  # what is wrong with it is told here, not in a log
+    with place.open() as outbox:
+        outbox.note_destinations()
+        mine = [outbox.serving_lock(name) for name in sendable(outbox)]
+    if all(map(is_held, mine)):
+        click.echo("a worker of this home is running already")
+        leave(DONE)
     home = place.home()
-    home.create()
-    started = ensure_worker(home, config=place.config_option)
+    start_worker(home, config=place.config_option)
     deadline, pause = time.monotonic() + _START, threading.Event()
-    while not worker_lives(home):
+    while not all(map(is_held, mine)):
         if time.monotonic() > deadline:
             raise WorkerError("the worker did not come up", hint=f"see why: {home.worker_log}")
         pause.wait(0.02)
-    click.echo(
-        f"worker started, it logs to {home.worker_log}"
-        if started
-        else "a worker of this home is running already"
-    )
+    click.echo(f"worker started, it logs to {home.worker_log}")
     leave(DONE)
 
 
@@ -189,7 +186,9 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
         if outbox.stats.owed(run_id).entries:
             grace = None if deadline is None else timedelta(0)
             reason = service.run(
-                until=nothing_left(outbox, run_id=run_id, deadline=deadline, told=progress.show),
+                until=nothing_left(
+                    outbox, service.worker, run_id=run_id, deadline=deadline, told=progress.show
+                ),
                 every=0.1,
                 grace=grace,
             )

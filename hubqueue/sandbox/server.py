@@ -221,7 +221,7 @@ class Sandbox:
         """Every request of the protocol (the last 100,000), by request line. Copies: they do not change."""
         return self._archive.requests()
 
-    def wait_until(self, true: Callable[[], bool], *, timeout: float = 10.0) -> bool:
+    def wait_until(self, true: Callable[[], bool], *, timeout: float = 60.0) -> bool:
         """Wait for a condition on what it has, asked after each change. False when `timeout` (s) is over."""
         with self._archive.changed:
             return self._archive.changed.wait_for(true, timeout)

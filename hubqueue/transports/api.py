@@ -12,7 +12,7 @@ from typing import Any
 
 from hubqueue.config import DestinationSettings
 from hubqueue.outcome import Blocked, Outcome, RetryLater, Scope
-from hubqueue.redact import clean
+from hubqueue.redact import LEAST_KEY, clean, remember
 from hubqueue.transports.base import Attempt
 from hubqueue.transports.body import Body
 from hubqueue.transports.http import Answer, Request, Wire, outcome_of_status
@@ -42,7 +42,7 @@ class Api:
         self.keys = keys
         self._name, self._with_key = settings.name, with_key
         self._wire = Wire(settings)
-        # Hashes of keys that were refused: after a 401 the next candidate gets its turn.
+        # Hashes of keys that were refused: after a 401 or 403 the next candidate gets its turn.
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
@@ -71,7 +71,7 @@ class Api:
         answer = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=(key,))
         if not isinstance(answer, Answer):
             return answer
-        if answer.status == 401:
+        if answer.status in (401, 403):
             return self._refuse(key, answer)
         outcome = outcome_of_status(answer, host=self._wire.host, unknown=unknown, secrets=(key,))
         if outcome is not None and answer.status not in judged:
@@ -79,15 +79,16 @@ class Api:
         found = answer.json() if _is_plain(answer) else None
         return Told(found if isinstance(found, dict) else None, answer, key)
 
-    def unproved(self, what: str, told: Told | None = None) -> RetryLater:
-        """A 2xx without what would prove a delivery. The start of the answer is shown where `told` is given."""
-        start, status = "", ""
-        if told is not None:
-            said = told.answer.body.decode("utf-8", "replace")
-            start = clean(said, limit=60, secrets=(told.key,))
-            status = f"{told.answer.status} "
+    def unproved(self, told: Told) -> RetryLater:
+        """A 2xx that does not prove a delivery, with the start of what it says."""
+        start = clean(told.answer.body.decode("utf-8", "replace"), limit=60, secrets=(told.key,))
         shown = f": {start}" if start else ""
-        return RetryLater(f"{self._wire.host} answered {status}without {what}, so it does not count{shown}")
+        said = f"{self._wire.host} responded {told.answer.status}, but not like a hub"
+        return RetryLater(f"{said} (login page or wrong URL?){shown}")
+
+    def lacks(self, what: str) -> RetryLater:
+        """A response without something that is needed. Its text is not shown: there may be a signed URL in it."""
+        return RetryLater(f"the hub's response has no {what}; will retry")
 
     def close(self) -> None:
         """Close the connections that are kept alive."""
@@ -95,6 +96,7 @@ class Api:
 
     def _key(self) -> str | Outcome:
         candidates = self.keys()
+        remember(candidates)
         if not candidates:
             return Blocked(f"there is no key for {self._name}", Scope.DESTINATION)
         with self._lock:
@@ -102,10 +104,13 @@ class Api:
         key = (fresh or list(candidates))[0]
         if not _USABLE_KEY.fullmatch(key):
             return Blocked(f"the key for {self._name} has characters that no key has", Scope.DESTINATION)
+        if len(key) < LEAST_KEY:
+            what = f"the key for {self._name} has fewer than {LEAST_KEY} characters"
+            return Blocked(f"{what}, so it could not be masked", Scope.DESTINATION)
         return key
 
     def _refuse(self, key: str, answer: Answer) -> Outcome:
-        """A 401: the next candidate gets its turn; when there is none the destination is held."""
+        """A 401 or 403: the next candidate gets its turn; when there is none the destination is held."""
         refused = outcome_of_status(answer, host=self._wire.host, secrets=(key,))
         assert isinstance(refused, Blocked)
         with self._lock:

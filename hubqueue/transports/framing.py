@@ -89,7 +89,7 @@ class WholeAnswer(http.client.HTTPResponse):
         if not witness.lines[-1].endswith(b"\n"):
             raise AnswerCut("the answer ends inside the size of a chunk")
         if not _CHUNK.fullmatch(witness.lines[-1]):
-            raise AnswerBroken("the size of a chunk is none")
+            raise AnswerBroken("invalid size of a chunk")
         return size
 
     def _read_and_discard_trailer(self) -> None:
@@ -114,7 +114,7 @@ def _check_head(lines: Sequence[bytes]) -> None:
     if lines[-1] not in _BLANK:
         raise AnswerCut("the answer ends inside its headers")
     if not _STATUS.fullmatch(lines[0]):
-        raise AnswerBroken("the status line is none")
+        raise AnswerBroken("invalid status line")
     for number, line in enumerate(lines[1:-1]):
         if not _FIELD.fullmatch(line) and not (number and _FOLD.fullmatch(line)):
-            raise AnswerBroken("a line of the headers is none")
+            raise AnswerBroken("malformed header")

@@ -113,18 +113,18 @@ class Wire:
             if 200 <= answer.status < 300 and not watch.whole:
                 # urllib3 passes over a broken pipe and reads what the peer had said until then.
                 return RetryLater(
-                    f"{self.host} answered {answer.status} before it had the whole request; it does not count"
+                    f"{self.host} responded {answer.status} before it had the whole request, which proves nothing"
                 )
             return answer
         except _TooLong:
-            return RetryLater(f"{self.host} answered with more than {MAX_ANSWER} bytes")
+            return RetryLater(f"{self.host} responded with more than {MAX_ANSWER} bytes")
         except BodyChanged as error:
             return RetryLater(str(error))
         except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError) as error:
             return self._ended(watch) or outcome_of_error(error, host=self.host, secrets=secrets)
         finally:
             WATCHDOG.remove(watch)
-            CURRENT.watch = CURRENT.on_start = None
+            CURRENT.watch = CURRENT.on_start = CURRENT.target = None
 
     def close(self) -> None:
         """Close the connections that are kept alive."""
@@ -214,7 +214,7 @@ def outcome_of_status(
     if status in (401, 403):
         return Blocked(f"the key was refused: {reason}", Scope.DESTINATION)
     if status in (404, 410):
-        return Blocked(f"unknown to {host}: {reason}", unknown)
+        return Blocked(f"{host} does not know this model or address ({reason})", unknown)
     if status in (408, 409, 423, 425) or status >= 500 or status < 200:
         # 502 to 504 speak of a hub that is down; another 5xx may be this content's own doing.
         return RetryLater(reason, wait, suspect=status >= 500 and status not in (502, 503, 504))
@@ -289,7 +289,7 @@ def _target(answer: Answer, secrets: tuple[str, ...]) -> str:
     try:
         return urlsplit(location).hostname or "itself"
     except ValueError:
-        return "an address that is none"
+        return "an invalid address"
 
 
 def _reason(answer: Answer, secrets: tuple[str, ...]) -> str:

@@ -17,10 +17,10 @@ from hubqueue.config import DestinationSettings
 from hubqueue.entry import Entry, Kind, Snapshot
 from hubqueue.lane import Batch
 from hubqueue.outcome import Blocked, Delivered, Outcome, Remote, Scope
-from hubqueue.redact import tells
 from hubqueue.transports.api import Api, Told
 from hubqueue.transports.base import Attempt, quiet
 from hubqueue.transports.body import Blocks, Body, Bytes, File, Multipart, form_boundary
+from hubqueue.transports.kept import is_kept_id, is_kept_name
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _JSON = {"Content-Type": "application/json"}
@@ -60,12 +60,12 @@ class HubTransport:
     def read_model(self, model_id: str) -> tuple[Outcome, dict[str, Any] | None]:
         """Ask `GET /v1/models/{id}`; the model object when the outcome is `Delivered`."""
         if not _ID.fullmatch(model_id):
-            return Blocked("the model id is not one", Scope.RUN), None
+            return Blocked("invalid model id", Scope.RUN), None
         result = self._ask("GET", f"/v1/models/{model_id}", Bytes(b""), quiet())
         if not isinstance(result, dict):
             return result, None
         data = result.get("data")
-        return (Delivered(), data) if isinstance(data, dict) else (self._api.unproved("a model"), None)
+        return (Delivered(), data) if isinstance(data, dict) else (self._api.lacks("model"), None)
 
     def close(self) -> None:
         self._api.close()
@@ -77,8 +77,8 @@ class HubTransport:
             return result
         data = result.get("data")
         found = data.get("id") if isinstance(data, dict) else None
-        if not isinstance(found, str) or not _ID.fullmatch(found) or tells(found, self._keys()):
-            return self._api.unproved("the id of the new model")
+        if not is_kept_id(found, self._keys(), longest=64):
+            return self._api.lacks("valid model id")
         return Delivered(Remote(id=found, url=f"{self._settings.web_url.rstrip('/')}/models/{found}"))
 
     def _send_metrics(self, batch: Batch, attempt: Attempt) -> Outcome:
@@ -111,14 +111,14 @@ class HubTransport:
     ) -> Outcome:
         model_id = batch.run.remote_id or ""
         if not _ID.fullmatch(model_id):
-            return Blocked("the run has no usable model id", Scope.RUN)
+            return Blocked("invalid model id of the run", Scope.RUN)
         result = self._ask("POST", f"/v1/models/{model_id}{path}", body, attempt, batch, headers)
         return Delivered() if isinstance(result, dict) else result
 
     def _beat(self, batch: Batch, attempt: Attempt) -> Outcome:
         model_id = batch.run.remote_id or ""
         if not _ID.fullmatch(model_id):
-            return Blocked("the run has no usable model id", Scope.RUN)
+            return Blocked("invalid model id of the run", Scope.RUN)
         told = {"agent": _agent(), "agentId": batch.run.agent_id}
         body = Bytes(json.dumps(told).encode())
         result = self._ask(
@@ -129,10 +129,9 @@ class HubTransport:
         data = result.get("data")
         agent_id = data.get("agentId") if isinstance(data, dict) else None
         # An answer that names no agent does not take away the identity that the run has.
-        sane = isinstance(agent_id, str) and 0 < len(agent_id) <= 128 and agent_id.isprintable()
-        if not sane or tells(str(agent_id), self._keys()):
-            return Delivered(Remote())
-        return Delivered(Remote(agent_id=agent_id))
+        return Delivered(
+            Remote(agent_id=agent_id if is_kept_name(agent_id, self._keys(), longest=128) else None)
+        )
 
     def _ask(
         self,
@@ -154,7 +153,7 @@ class HubTransport:
         if not isinstance(told, Told):
             return told
         if told.json is None or told.json.get("success", not proof) is not True:
-            return self._api.unproved("its success", told)
+            return self._api.unproved(told)
         return told.json
 
 

@@ -11,18 +11,19 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from hubqueue.config import DestinationSettings
 from hubqueue.entry import Kind, Snapshot
 from hubqueue.lane import Batch
 from hubqueue.outcome import Blocked, Delivered, Outcome, Rejected, Remote, RetryLater, Scope
-from hubqueue.redact import clean, tells
+from hubqueue.redact import clean
 from hubqueue.transports import machine
 from hubqueue.transports import platform_events as events
 from hubqueue.transports.api import Api, Told
 from hubqueue.transports.base import Attempt, quiet
 from hubqueue.transports.body import Blocks, Bytes, File
+from hubqueue.transports.kept import is_kept_address, is_kept_id
 from hubqueue.transports.storage import Storage
 
 _EVENTS = "/api/webhooks/training/metrics"
@@ -54,7 +55,7 @@ class PlatformTransport:
         if batch.kind is Kind.REGISTRATION:
             return self._start(batch, attempt)
         if not _ID.fullmatch(batch.run.remote_id or ""):
-            return Blocked("the run has no usable model id", Scope.RUN)
+            return Blocked("invalid model id of the run", Scope.RUN)
         match batch.kind:
             case Kind.METRICS:
                 (entry,) = batch.entries
@@ -137,14 +138,14 @@ class PlatformTransport:
         if told.answer.status == 404:
             return None
         found = (told.json or {}).get("modelId")
-        return found if self._is_id(found) else self._api.unproved("a model's id")
+        return found if self._is_id(found) else self._api.lacks("valid model id")
 
     def _bound(self, found: Mapping[str, Any]) -> Outcome:
         model_id, url, run = found.get("modelId"), found.get("modelUrl"), found.get("runId")
         if not self._is_id(model_id):
-            return self._api.unproved("the id of the model")
-        shown = url if isinstance(url, str) and events.is_shown_url(url) and not self._tells(url) else None
-        number = json.dumps(run) if isinstance(run, int | str) and not self._tells(str(run)) else None
+            return self._api.lacks("valid model id")
+        shown = url if is_kept_address(url, self._api.keys()) else None
+        number = json.dumps(run) if self._is_id(run) or type(run) is int else None
         cancelled = found.get("cancelled") is True
         return Delivered(Remote(id=model_id, url=shown, run=number, cancelled=cancelled))
 
@@ -188,11 +189,9 @@ class PlatformTransport:
         if not isinstance(told, Told):
             return told
         place = told.json or {}
-        url, staged = place.get("uploadUrl"), events.Staged.of(place)
-        if staged is None or not isinstance(url, str) or self._tells(staged.object):
-            return self._api.unproved(
-                "a place for the checkpoint"
-            )  # without its text: it has a signed URL in it
+        url, staged = place.get("uploadUrl"), events.Staged.of(place, self._api.keys())
+        if staged is None or not isinstance(url, str):
+            return self._api.lacks("valid place for the checkpoint")
         body = File(snapshot.size, lambda: self._open_body(snapshot))
         put = self._storage.put(url, body, attempt)
         return staged if put is None else put
@@ -243,7 +242,7 @@ class PlatformTransport:
         if not isinstance(told, Told) or told.answer.status in judged:
             return told
         if told.json is None or told.json.get("received") is not True:
-            return self._api.unproved("the receipt", told)
+            return self._api.unproved(told)
         return told
 
     def _ask(
@@ -260,11 +259,8 @@ class PlatformTransport:
             "POST", path, body, attempt, headers=_JSON, idempotency_key=idempotency_key, judged=judged
         )
 
-    def _is_id(self, found: object) -> bool:
-        return isinstance(found, str) and _ID.fullmatch(found) is not None and not self._tells(found)
-
-    def _tells(self, text: str) -> bool:
-        return tells(text, self._api.keys())
+    def _is_id(self, found: object) -> TypeGuard[str]:
+        return is_kept_id(found, self._api.keys())
 
 
 def _silent(attempt: Attempt) -> Attempt:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from hubqueue.lane import RunRef
+from hubqueue.transports.kept import is_kept_name
 
 # What the package tells beside the metrics of an epoch, under the names that its own loggers give.
 _BESIDE = ("fitness", "best_fitness")
@@ -63,17 +63,6 @@ def own_name(plain: Mapping[str, str], run_id: str) -> dict[str, str]:
     return {"project": plain["project"], "name": f"{plain['name'][: _LONGEST_NAME - 13]}-{run_id[:12]}"}
 
 
-def is_shown_url(url: str) -> bool:
-    """Whether an address may be shown to a person as that of the model."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    return (
-        parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and len(url) <= 500
-    )
-
-
 def is_over(status: int, answer: Mapping[str, Any] | None) -> bool:
     """Whether the model of a `training_started` is gone, or has ended for good."""
     return status in (404, 410) or (answer or {}).get("cancelled") is True
@@ -92,7 +81,8 @@ def progress_of_tries(tries: int) -> str | None:
     return json.dumps({"tries": tries}) if tries else None
 
 
-# Progress: the place of the bytes.
+# Progress: the place of the bytes. What is remembered is a name, of no use to anybody without a key. A signed URL is
+# a credential: it is used within its attempt, and the next attempt asks for another one.
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,17 +93,12 @@ class Staged:
     path: str | None
 
     @classmethod
-    def of(cls, place: Mapping[str, Any]) -> Self | None:
-        """Out of the answer that gave the place."""
+    def of(cls, place: Mapping[str, Any], secrets: Iterable[str] = ()) -> Self | None:
+        """Out of the answer that gave the place; None when there is something in it that must not be kept."""
         found, path = place.get("gcsPath"), place.get("uploadPath")
-        if (
-            not isinstance(found, str)
-            or not 0 < len(found) <= 2048
-            or not found.isprintable()
-            or "?" in found
-        ):
+        if not is_kept_name(found, secrets) or not (path is None or is_kept_name(path, secrets)):
             return None
-        return cls(found, path if isinstance(path, str) else None)
+        return cls(found, path)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -130,9 +115,9 @@ class Staged:
 def staged_in(progress: str | None, run: RunRef) -> Staged | None:
     """The bytes that an earlier attempt has stored for this start of the training, if it did."""
     found = _read(progress)
-    if "object" not in found or (found.get("model"), found.get("run")) != (run.remote_id, run.remote_run):
+    if (found.get("model"), found.get("run")) != (run.remote_id, run.remote_run):
         return None
-    return Staged(found["object"], found.get("path"))
+    return Staged.of({"gcsPath": found.get("object"), "uploadPath": found.get("path")})
 
 
 def _read(progress: str | None) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Putting the bytes of a checkpoint where a signed URL says.
 
-Promises: no key goes there; only hosts that the configuration allows are asked; neither the URL nor its signature
-appears in a log, a message or a row. A 2xx is no proof yet: the hub says later whether it has the object.
+Promises: no key goes there; only the hub's own origin (scheme, host and port) is asked, and hosts that the configuration
+allows, over https at port 443 or the port that it names; neither the URL nor its signature appears in a log, a message
+or a row. A 2xx is no proof yet: the hub says later whether it has the object.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import re
 import threading
 from datetime import UTC, datetime, timedelta
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from hubqueue.config import DestinationSettings
 from hubqueue.headers import asked_wait
@@ -23,6 +24,8 @@ from hubqueue.transports.http import Answer, Request, Wire
 
 _TYPE = {"Content-Type": "application/octet-stream"}
 _LONGEST_URL = 8192
+_INVALID = RetryLater("the hub gave an invalid upload URL")
+_HTTP, _HTTPS = 80, 443
 # A signed URL that is not taken is worth nothing any more; with the next attempt comes a new one.
 _NEW_URL = timedelta(seconds=1)
 
@@ -32,8 +35,8 @@ class Storage:
 
     def __init__(self, settings: DestinationSettings) -> None:
         self._settings = settings
-        own = urlsplit(settings.url).hostname or ""
-        self._hosts = frozenset({own, *settings.upload_hosts})
+        self._own = _origin(urlsplit(settings.url))
+        self._allowed_hosts = frozenset(_with_port(each) for each in settings.upload_hosts)
         self._wires: dict[str, Wire] = {}
         self._lock = threading.Lock()
 
@@ -60,25 +63,29 @@ class Storage:
     def _allowed(self, url: str) -> SplitResult | Outcome:
         try:
             parts = urlsplit(url)
-            host, _ = parts.hostname or "", parts.port
+            origin = _origin(parts)
         except ValueError:
-            return RetryLater("the hub gave an upload address that is none")
-        usable = re.fullmatch(r"[!-~]+", url) and len(url) <= _LONGEST_URL and "@" not in parts.netloc
-        if (
-            not usable
-            or parts.scheme not in ("http", "https")
-            or parts.fragment
-            or not parts.path.startswith("/")
-        ):
-            return RetryLater("the hub gave an upload address that is none")
-        shown, name = clean(host, limit=80), self._settings.name
-        if host not in self._hosts:
-            advice = f"if that is right, add it to destinations.{name}.upload_hosts"
+            return _INVALID
+        if not _is_usable(url, parts):
+            return _INVALID
+        if origin == self._own:
+            return parts
+        scheme, host, port = origin
+        shown, setting = clean(host, limit=80), f"destinations.{self._settings.name}.upload_hosts"
+        if (host, port) not in self._allowed_hosts:
+            at_other_ports = host == self._own[1] or host in {each for each, _ in self._allowed_hosts}
+            entry = shown if port == _HTTPS and not at_other_ports else f"{shown}:{port}"
+            if at_other_ports:
+                shown = f"port {port} of {shown}"
             return Blocked(
-                f"the hub wants checkpoints sent to {shown}, which is not allowed; {advice}",
+                f"the hub wants checkpoints sent to {shown}, which is not allowed; "
+                f'if that is right, add "{entry}" to {setting}',
                 Scope.DESTINATION,
             )
-        if is_plain_remote(f"{parts.scheme}://{parts.netloc}") and not self._settings.insecure:
+        if (
+            is_plain_remote(f"{scheme}://{parts.netloc}", self._settings.proxy)
+            and not self._settings.insecure
+        ):
             return Blocked(f"the hub wants checkpoints sent to {shown} unencrypted", Scope.DESTINATION)
         return parts
 
@@ -104,4 +111,34 @@ def _outcome(answer: Answer, host: str) -> Outcome | None:
         return RetryLater(f"{status}: {host} does not take the checkpoint now", wait)
     return RetryLater(
         f"{status}: {host} did not take the upload URL; a new one is asked for", wait or _NEW_URL
+    )
+
+
+def _origin(parts: SplitResult) -> tuple[str, str, int]:
+    """Scheme, host and port. Raises `ValueError`."""
+    return parts.scheme, parts.hostname or "", parts.port or (_HTTP if parts.scheme == "http" else _HTTPS)
+
+
+def _with_port(host: str) -> tuple[str, int]:
+    """A host of the configuration with its port, 443 without one."""
+    name, colon, port = host.rpartition(":")
+    if colon and port.isdecimal() and (":" not in name or name.endswith("]")):
+        return name.strip("[]"), int(port)
+    return host.strip("[]"), _HTTPS
+
+
+def _is_usable(url: str, parts: SplitResult) -> bool:
+    """Whether every program reads this URL alike: no user info, and no path that means another one."""
+    segments = unquote(parts.path).split("/")
+    return (
+        re.fullmatch(r"[!-\[\]-~]+", url) is not None
+        and len(url) <= _LONGEST_URL
+        and parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and parts.port != 0
+        and "@" not in parts.netloc
+        and not parts.fragment
+        and parts.path.startswith("/")
+        and "//" not in parts.path
+        and not any(each in (".", "..") or "\\" in each for each in segments)
     )

@@ -2,6 +2,10 @@
 
 The watch of an exchange knows the live socket, when the request leaves, and how much of it has left. What is said
 to a proxy before that is no part of the request. What comes back is read by `framing.py`.
+
+Promises that no logger and no exception of these libraries gets to see a key or the query of a signed URL, whatever
+level it has: they know the request by its path, and only the connection puts the query to it. `debuglevel` of
+`http.client`, which prints the head of every request, does not reach these connections.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ class _Current(threading.local):
 
     watch: Watch | None = None
     on_start: Callable[[], None] | None = None
+    target: str | None = None  # the path and query to ask for, where the path alone is not all of it
 
 
 CURRENT = _Current()
@@ -34,6 +39,7 @@ class _Telling:
 
     sock: Any
     piece: int
+    debuglevel = 0
 
     def _new_conn(self) -> socket.socket:
         connection: socket.socket = super()._new_conn()  # type: ignore[misc]
@@ -48,6 +54,10 @@ class _Telling:
             super()._tunnel()  # type: ignore[misc]
         finally:
             CURRENT.watch, CURRENT.on_start = watch, start
+
+    def putrequest(self, method: str, url: str, *args: Any, **options: Any) -> None:
+        target, CURRENT.target = CURRENT.target, None
+        super().putrequest(method, target or url, *args, **options)  # type: ignore[misc]
 
     def send(self, data: Any) -> None:
         watch = CURRENT.watch
@@ -102,6 +112,13 @@ class TellingAdapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
         self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def request_url(self, request: Any, proxies: Any) -> str:
+        """The path (for a proxy: the address) without its query, which the connection puts to it."""
+        target = super().request_url(request, proxies)
+        shown, query, _ = target.partition("?")
+        CURRENT.target = target if query else None
+        return shown
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
         manager = super().proxy_manager_for(proxy, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 from collections.abc import Callable
@@ -12,8 +13,10 @@ from stage import environ_of, kill, python
 
 from hubqueue.credentials import Credentials
 from hubqueue.errors import ConfigError, CredentialsError, OutboxUnavailable
-from hubqueue.home import Home, open_private, type_of_mount
+from hubqueue.home import Home, open_private
 from hubqueue.locks import Lock, forget, is_held
+from hubqueue.mounts import type_of_mount
+from hubqueue.settings import TYPE_DEFAULTS, DestinationSettings
 
 HOLDER = """
 import sys, threading
@@ -52,7 +55,7 @@ def test_folders_and_files_are_private_whatever_the_umask(tmp_path: Path) -> Non
 
 def test_what_cannot_be_a_home_is_said_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
 
     for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link"):
         with pytest.raises(OutboxUnavailable) as refused:
@@ -62,7 +65,7 @@ def test_what_cannot_be_a_home_is_said_with_a_hint(tmp_path: Path) -> None:
 
 def test_a_configuration_that_was_named_has_to_be_there(tmp_path: Path) -> None:
     home = Home(tmp_path)
-    assert home.load_config(None, {}).default_destination == "hub"
+    assert home.load_config(None, {}).default_destination == "platform"
     with pytest.raises(ConfigError, match="there is no configuration"):
         home.load_config(tmp_path / "none.toml", {})
     with pytest.raises(ConfigError, match="there is no configuration"):
@@ -161,36 +164,94 @@ def _environ(**keys: str) -> dict[str, str]:
     return keys
 
 
+VENDOR = DestinationSettings("hub")
+LAB = DestinationSettings("my-lab", url="https://lab.example.org")
+
+
 def test_keys_come_from_the_environment_and_then_from_the_file(tmp_path: Path) -> None:
     path = tmp_path / "credentials.toml"
-    credentials = Credentials(path, _environ(HUBQUEUE_KEY_MY_HUB="own", HUB_API_KEY="hubs"))
-    assert credentials.keys("my-hub", "hub") == ("own", "hubs")
-    credentials.store("my-hub", "stored")
-    credentials.store("other", "else")
+    environ = _environ(
+        HUBQUEUE_KEY_HUB="own-key-of-hub", HUB_API_KEY="key-of-the-type", HUBQUEUE_KEY_MY_LAB="lab-key-1"
+    )
+    credentials = Credentials(path, environ)
+    assert credentials.keys(VENDOR) == ("own-key-of-hub", "key-of-the-type")
+    credentials.store(VENDOR, "stored-for-hub")
+    credentials.store(LAB, "stored-for-lab")
 
-    assert credentials.keys("my-hub", "hub") == ("own", "hubs", "stored")
-    assert Credentials(path, {}).keys("other", "hub") == ("else",)
-    assert Credentials(path, {}).keys("none", "hub") == ()
-    credentials.forget("my-hub")
-    assert Credentials(path, {}).keys("my-hub", "hub") == ()
+    assert credentials.keys(VENDOR) == ("own-key-of-hub", "key-of-the-type", "stored-for-hub")
+    assert credentials.keys(LAB) == ("lab-key-1", "stored-for-lab")
+    assert Credentials(path, {}).keys(LAB) == ("stored-for-lab",)
+    assert Credentials(path, {}).keys(DestinationSettings("none")) == ()
+    credentials.forget("my-lab")
+    assert Credentials(path, {}).keys(LAB) == ()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert credentials.problems() == ()
-    assert "else" not in repr(credentials)
+    assert "stored-for-hub" not in repr(credentials)
+
+
+def test_a_stored_key_is_for_the_address_that_it_was_stored_for(tmp_path: Path) -> None:
+    credentials = Credentials(tmp_path / "credentials.toml", {})
+    here, there = (DestinationSettings("hub", url=f"https://{name}.example.org/api") for name in ("a", "b"))
+    credentials.store(here, "key-of-address-a")
+
+    assert credentials.keys(there) == ()
+    assert credentials.elsewhere(there) == "the stored key is for https://a.example.org"
+
+    credentials.store(there, "key-of-address-b")
+    assert credentials.keys(here) == ("key-of-address-a",)
+    assert credentials.keys(there) == ("key-of-address-b",)
+
+
+def test_the_variable_of_a_type_is_for_the_vendor_or_an_address_that_a_variable_names(tmp_path: Path) -> None:
+    credentials = Credentials(tmp_path / "credentials.toml", {"HUB_API_KEY": "key-of-the-type"})
+    in_file = DestinationSettings("hub", url="https://a.example.org")
+
+    assert credentials.keys(VENDOR) == ("key-of-the-type",)
+    assert credentials.keys(dataclasses.replace(in_file, url_named=True)) == ("key-of-the-type",)
+    assert credentials.keys(in_file) == ()
+    assert "HUB_API_KEY is only for https://api.ultralytics.com" in (credentials.elsewhere(in_file) or "")
+
+
+def test_two_destinations_of_one_type_never_share_a_key(tmp_path: Path) -> None:
+    credentials = Credentials(tmp_path / "credentials.toml", {"ULTRALYTICS_API_KEY": "key-of-mine"})
+    mine, team = (
+        DestinationSettings(name, "platform", **TYPE_DEFAULTS["platform"]) for name in ("platform", "team")
+    )
+    credentials.store(team, "key-of-the-team")
+
+    assert credentials.keys(mine) == ("key-of-mine",)
+    assert credentials.keys(team) == ("key-of-the-team",)
+
+
+def test_a_stored_key_of_an_older_hubqueue_is_for_the_vendor(tmp_path: Path) -> None:
+    path = tmp_path / "credentials.toml"
+    path.write_text('[hub]\nkey = "key-of-before"\n')
+    path.chmod(0o600)
+    credentials = Credentials(path, {})
+
+    assert credentials.keys(VENDOR) == ("key-of-before",)
+    assert credentials.keys(dataclasses.replace(VENDOR, url="https://a.example.org")) == ()
+
+    credentials.store(VENDOR, "key-of-today")
+    assert "key-of-before" not in path.read_text()
+    assert credentials.keys(VENDOR) == ("key-of-today",)
 
 
 def test_a_stored_key_is_seen_by_a_worker_that_runs(tmp_path: Path) -> None:
     worker, login = (Credentials(tmp_path / "credentials.toml", {}) for _ in range(2))
-    assert worker.keys("hub", "hub") == ()
+    assert worker.keys(VENDOR) == ()
 
-    login.store("hub", "new")
+    login.store(VENDOR, "new-and-good")
 
-    assert worker.keys("hub", "hub") == ("new",)
+    assert worker.keys(VENDOR) == ("new-and-good",)
 
 
-@pytest.mark.parametrize("key", ["", "two words", 'quo"te', "new\nline", "ключ", "back\\slash", "x" * 600])
+@pytest.mark.parametrize(
+    "key", ["", "two words", 'quo"te', "new\nline", "ключ", "back\\slash", "x" * 600, "short"]
+)
 def test_what_is_no_key_is_refused_without_an_echo(tmp_path: Path, key: str) -> None:
     with pytest.raises(CredentialsError) as refused:
-        Credentials(tmp_path / "credentials.toml", {}).store("hub", key)
+        Credentials(tmp_path / "credentials.toml", {}).store(VENDOR, key)
 
     assert not key or key not in str(refused.value)
     assert not (tmp_path / "credentials.toml").exists()
@@ -206,7 +267,7 @@ def test_what_is_no_key_is_refused_without_an_echo(tmp_path: Path, key: str) -> 
 def test_problems_of_the_file_are_told(tmp_path: Path, spoil: Callable[[Path], object], word: str) -> None:
     path = tmp_path / "credentials.toml"
     credentials = Credentials(path, {})
-    credentials.store("hub", "secret-key")
+    credentials.store(VENDOR, "secret-key")
 
     spoil(path)
 

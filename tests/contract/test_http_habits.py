@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from peer import Peer, answer
+from stage import PATIENCE
 
 from hubqueue.config import DestinationSettings, SpoolSettings
 from hubqueue.entry import Entry, Kind, Snapshot
@@ -117,9 +118,9 @@ def test_a_success_told_before_the_upload_was_stopped_is_no_delivery() -> None:
             target=lambda: outcomes.append(there.send(ckpt(len(_LARGE)), told.attempt)), daemon=True
         )
         thread.start()
-        assert reached.wait(20)
+        assert reached.wait(PATIENCE)
         told.stop.set()
-        thread.join(20)
+        thread.join(PATIENCE)
 
     assert outcomes == [Aborted("the worker stops")]
 
@@ -159,7 +160,7 @@ def test_a_snapshot_that_is_altered_while_it_is_sent_never_arrives_whole(
     with Peer(act, read_body=False) as peer:
         with pytest.raises(SnapshotAltered):
             hub(peer.url, open_body=open_body).send(ckpt(snapshot.size), told.attempt)
-        assert ended.wait(20), "the connection is still open"
+        assert ended.wait(PATIENCE), "the connection is still open"
 
     # The last block and what follows it in the form are missing.
     assert arrived[0] < len(_LARGE)
@@ -288,7 +289,7 @@ def test_stop_ends_the_agreement_on_the_encryption() -> None:
         with connection:
             assert connection.recv(1)  # the greeting is out, and stays unanswered
             told.stop.set()
-            thread.join(20)
+            thread.join(PATIENCE)
 
     assert outcomes == [Aborted("the worker stops")]
     assert told.starts == 0
@@ -324,7 +325,7 @@ def test_what_is_said_to_a_proxy_is_no_part_of_the_upload(tmp_path: Path) -> Non
             while not heard or not heard[-1].endswith(b"}"):
                 heard.append(b"".join(heard[-1:]) + secure.recv(65536))
             secure.sendall(answer())
-            peer.done.wait(20)
+            peer.done.wait(PATIENCE)
 
     told = Told()
     with Peer(tunnel) as peer:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from peer import Peer, answer
 from platform_stage import Stage, staged
-from stage import platform_environ, totals
+from stage import PATIENCE, platform_environ, totals
 
 from hubqueue.entry import Kind
 from hubqueue.lifecycle import RunState
@@ -92,7 +92,9 @@ def test_a_key_that_is_refused_holds_the_destination(tmp_path: Path, clock: Fake
 
         assert totals(at.outbox) == {"enqueued": 2, "pending": 2}
         assert len(hub.requests) == 1
-        assert "the key was refused" in at.outbox.stats.destinations()[0]["held"]
+        assert "the key was refused" in next(
+            filter(None, (row["held"] for row in at.outbox.stats.destinations()))
+        )
 
 
 def test_an_altered_checkpoint_is_never_stored(at: Stage) -> None:
@@ -203,11 +205,30 @@ def elsewhere(url: str) -> bytes:
         ("https://evil.example.org/put?signature=abcdefgh", "sent to evil.example.org, which is not allowed"),
         (
             "http://storage.googleapis.com/put?signature=abcdefgh",
+            "port 80 of storage.googleapis.com, which is not allowed",
+        ),
+        (
+            "http://storage.googleapis.com:443/put?signature=abcdefgh",
             "sent to storage.googleapis.com unencrypted",
         ),
-        ("https://user:pw@storage.googleapis.com/x", "an upload address that is none"),
-        ("file:///etc/passwd", "an upload address that is none"),
-        ("https://[::1", "an upload address that is none"),
+        (
+            "https://storage.googleapis.com:8443/put?signature=abcdefgh",
+            'add "storage.googleapis.com:8443" to destinations.platform.upload_hosts',
+        ),
+        ("http://127.0.0.1:9/put?signature=abcdefgh", "port 9 of 127.0.0.1, which is not allowed"),
+        ("https://127.0.0.1/put?signature=abcdefgh", "port 443 of 127.0.0.1, which is not allowed"),
+        ("https://user:pw@storage.googleapis.com/x", "invalid upload URL"),
+        ("https://storage.googleapis.com/a/../b?signature=abcdefgh", "invalid upload URL"),
+        ("https://storage.googleapis.com/a/%2e%2E/b?signature=abcdefgh", "invalid upload URL"),
+        ("https://storage.googleapis.com/a/%2e./b?signature=abcdefgh", "invalid upload URL"),
+        ("https://storage.googleapis.com/a\\..\\b?signature=abcdefgh", "invalid upload URL"),
+        ("https://storage.googleapis.com/a%5Cb?signature=abcdefgh", "invalid upload URL"),
+        ("https://storage.googleapis.com//b?signature=abcdefgh", "invalid upload URL"),
+        ("https://storage.googleapis.com/b?signature=abcdefgh#x", "invalid upload URL"),
+        ("https://storage.googleapis.com:0/b?signature=abcdefgh", "invalid upload URL"),
+        ("https:///b?signature=abcdefgh", "invalid upload URL"),
+        ("file:///etc/passwd", "invalid upload URL"),
+        ("https://[::1", "invalid upload URL"),
     ],
 )
 def test_checkpoints_go_only_where_the_configuration_allows(
@@ -224,6 +245,51 @@ def test_checkpoints_go_only_where_the_configuration_allows(
         assert any(said in each for each in at.reasons())
         assert "signature" not in repr(at.reasons())
         assert totals(at.outbox)["pending"] == 1
+
+
+def test_a_port_of_an_upload_host_is_asked_when_the_configuration_names_it(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    with Peer(lambda connection, _request: connection.sendall(answer())) as storage:
+        place = storage.url.replace("127.0.0.1", "localhost")
+
+        def act(connection: socket.socket, _request: bytes) -> None:
+            connection.sendall(elsewhere(f"{place}/put?signature=abcdefgh"))
+
+        host = {"HUBQUEUE_DESTINATIONS__PLATFORM__UPLOAD_HOSTS": place.removeprefix("http://")}
+        with Peer(act) as peer, staged(peer.url, tmp_path, clock, **host) as at:
+            at.start()
+            at.save(WEIGHTS, final=True)
+            at.step(2)
+
+        assert any(b"PUT /put?signature=abcdefgh" in request for request in storage.requests)
+
+
+# --- what a hub says and a row keeps
+
+
+BAD_NAMES = ("gs://a/b?X-Goog-Signature=abcdefgh", "x/KEY-OF-the-test", "https://user:qzzq@hub.example.org/m")
+
+
+@pytest.mark.parametrize("field", ["modelId", "modelUrl", "runId", "gcsPath", "uploadPath"])
+@pytest.mark.parametrize("bad", BAD_NAMES)
+def test_nothing_reaches_a_row_that_could_be_a_credential(
+    tmp_path: Path, clock: FakeClock, field: str, bad: str
+) -> None:
+    def act(connection: socket.socket, _request: bytes) -> None:
+        url = f"{peer.url}/put?signature=abcdefgh"
+        good = {"received": True, "modelId": "model-1", "modelUrl": "https://hub.example.org/m", "runId": 1}
+        place = {"uploadUrl": url, "gcsPath": "gs://a/b.pt", "uploadPath": "b.pt"}
+        connection.sendall(answer(json.dumps({**good, **place, field: bad}).encode()))
+
+    with Peer(act) as peer, staged(peer.url, tmp_path, clock) as at:
+        at.start()
+        at.save(WEIGHTS, final=True)
+        at.step(3)
+        files = b"".join(path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file())
+
+    assert bad.encode() not in files
+    assert any(b"training_started" in request for request in peer.requests)
 
 
 # --- starts
@@ -372,7 +438,7 @@ def test_an_empty_budget_makes_everything_wait_and_the_status_says_until_when(
         at.log(0, 1)
         for _ in range(5):
             at.worker.step()
-            assert at.worker.wait_free(30)
+            assert at.worker.wait_free(PATIENCE)
 
         assert len(hub.requests) == 1
         due = at.outbox.stats.next_due("platform", [Kind.METRICS])

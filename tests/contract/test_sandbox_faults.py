@@ -24,7 +24,7 @@ import pytest
 from hubqueue.errors import ConfigError
 from hubqueue.sandbox import Sandbox
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from hubqueue.sandbox import Sandbox
 from hubqueue.sandbox.faults import BEHAVIOURS
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 EVENTS = "/api/webhooks/training/metrics"
 UPLOADS = "/api/webhooks/models/upload"
 

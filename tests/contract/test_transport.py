@@ -22,6 +22,7 @@ import pytest
 import requests
 import urllib3
 from peer import GOOD, Peer, answer
+from stage import PATIENCE
 
 from hubqueue.config import DestinationSettings
 from hubqueue.entry import Entry, Kind, Snapshot
@@ -150,7 +151,7 @@ def test_no_cut_of_a_refusal_is_one() -> None:
         b'{"success": true',
         b"<html>Please log in</html>",
         b"[" * 60_000,
-        gzip.compress(GOOD),
+        gzip.compress(GOOD, mtime=0),
         b"\xff\xfe" + GOOD,
     ],
     ids=repr,
@@ -161,7 +162,7 @@ def test_an_answer_of_another_shape_is_no_delivery(body: bytes) -> None:
 
 
 def test_a_compressed_answer_is_no_delivery() -> None:
-    with Peer(sends(answer(gzip.compress(GOOD), headers="Content-Encoding: gzip\r\n"))) as peer:
+    with Peer(sends(answer(gzip.compress(GOOD, mtime=0), headers="Content-Encoding: gzip\r\n"))) as peer:
         assert isinstance(send(peer.url), RetryLater)
 
 
@@ -456,9 +457,9 @@ def test_stop_ends_an_upload() -> None:
         hub = transport(peer.url, body=body)
         thread = threading.Thread(target=lambda: outcomes.append(hub.send(ckpt(body), told.attempt)))
         thread.start()
-        assert reached.wait(20)
+        assert reached.wait(PATIENCE)
         told.stop.set()
-        thread.join(20)
+        thread.join(PATIENCE)
 
     assert outcomes == [Aborted("the worker stops")]
 
@@ -525,7 +526,7 @@ def test_a_wrong_certificate_holds_the_destination_and_gets_no_key(tmp_path: Pat
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     outcome = send(f"https://127.0.0.1:{listener.getsockname()[1]}")
-    thread.join(20)
+    thread.join(PATIENCE)
     listener.close()
 
     assert isinstance(outcome, Blocked)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from stage import (
+    PATIENCE,
     TERMS,
     ZERO,
     Bench,
@@ -146,6 +147,7 @@ def test_an_answer_is_kept_where_the_next_claim_fails(home: Path, clock: FakeClo
             return Delivered()
 
         bench = Bench(outbox, damage_the_next)
+        bench.worker.look_around()
         crew = next(crew for crew in bench.worker._crews if Kind.METRICS in crew.paces)
         lease = outbox.claims.claim("hub", crew.paces, crew.terms)
         assert lease is not None
@@ -170,6 +172,7 @@ def test_nothing_is_told_or_removed_before_it_is_committed(
         run = new_run(outbox)
         save_snapshot(outbox, run, tmp_path / "last.pt", 0, is_best=False, map=0, final=False)
         bench, seen = Bench(outbox), list[tuple[int, int]]()
+        bench.worker.look_around()
         lease = outbox.claims.claim("hub", {Kind.CKPT: ZERO}, TERMS)
         assert lease is not None
 
@@ -206,7 +209,7 @@ def test_stopping_aborts_and_gives_back_what_is_in_flight(outbox: Outbox) -> Non
     worker = Worker(outbox, emit=bench.facts.append, dial=lambda *_: Slow())  # type: ignore[arg-type,return-value]
     worker.start()
     worker.step()
-    assert reached.wait(30)
+    assert reached.wait(PATIENCE)
 
     worker.stop(ZERO)
 
@@ -248,7 +251,7 @@ def test_the_leases_of_a_killed_worker_are_taken_back_at_once(hub: Sandbox, home
         wait_until(lambda: any(request.kind == "registration" for request in hub.requests))
 
         kill(worker)
-        assert hubqueue(environ, "drain", "--timeout", "30").returncode == 0
+        assert hubqueue(environ, "drain", "--timeout", "90").returncode == 0
 
         history = [row["outcome"] for row in outbox.stats.attempts() if row["kind"] == "registration"]
         assert history == ["delivered", "lost"]
@@ -321,18 +324,18 @@ def test_the_worker_works_through_a_jump_of_the_clock_of_its_scheduler() -> None
 
     scheduler = Scheduler({"work": work})
     scheduler.start()
-    assert again.wait(10)
+    assert again.wait(PATIENCE)
     again.clear()
 
     scheduler.wake("work")
-    assert again.wait(10)
+    assert again.wait(PATIENCE)
     scheduler._expected["work"] -= 7200  # what a displaced date looks like on the monotonic clock
     again.clear()
     wait_until(lambda: not scheduler._at_work)
     scheduler._expected["work"] -= 7200
     scheduler.tend()
 
-    assert again.wait(10)
+    assert again.wait(PATIENCE)
     scheduler.stop()
 
 
@@ -355,7 +358,7 @@ def test_wakes_during_a_work_are_not_lost() -> None:
     scheduler.start()
 
     with seen:
-        assert seen.wait_for(lambda: count >= 2, 10)
+        assert seen.wait_for(lambda: count >= 2, PATIENCE)
     scheduler.stop()
 
 
@@ -372,7 +375,7 @@ def test_a_scheduler_may_be_stopped_while_it_hands_out_its_jobs() -> None:
 
         scheduler = Scheduler({str(each): work for each in range(20)})
         scheduler.start()
-        assert called.wait(10)
+        assert called.wait(PATIENCE)
         scheduler.stop()
 
 

@@ -203,13 +203,15 @@ def test_check_is_content_when_all_is_well(environ: dict[str, str]) -> None:
 
 
 def test_a_wrong_key_is_found_by_check(home: Path, tmp_path: Path) -> None:
-    with Sandbox(tmp_path / "strict", keys=("right",)) as strict:
-        shown = hubqueue(environ_of(home, strict.url, HUB_API_KEY="wrong"), "check")
-        stored = hubqueue(environ_of(home, strict.url, HUB_API_KEY="wrong"), "login", "hub", stdin="right\n")
+    with Sandbox(tmp_path / "strict", keys=("right-key",)) as strict:
+        shown = hubqueue(environ_of(home, strict.url, HUB_API_KEY="wrong-key"), "check")
+        stored = hubqueue(
+            environ_of(home, strict.url, HUB_API_KEY="wrong-key"), "login", "hub", stdin="right-key\n"
+        )
         again = hubqueue(environ_of(home, strict.url, HUB_API_KEY=""), "check")
 
     assert (shown.returncode, "401" in shown.stdout) == (1, True)
-    assert "takes precedence" in stored.stderr
+    assert "HUB_API_KEY is also set and takes precedence" in stored.stderr
     assert again.returncode == 0, again.stdout
 
 
@@ -367,7 +369,7 @@ def test_the_sandbox_command_serves(home: Path, tmp_path: Path) -> None:
     environ = environ_of(home, url)
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
 
-    assert hubqueue(environ, "drain", "--timeout", "30").returncode == 0
+    assert hubqueue(environ, "drain", "--timeout", "90").returncode == 0
     end(process)
 
     assert run

@@ -30,12 +30,12 @@ def test_the_demo_fails_when_something_is_missing(
     hub: Sandbox, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ULTRALYTICS_HUB_API", hub.url)
-    monkeypatch.setenv("HUB_API_KEY", "key")
+    monkeypatch.setenv("HUB_API_KEY", "key-of-the-tests")
     said: list[str] = []
     story = _Story(tmp_path, said.append, lambda text, **_: text)
     run = start_run("yolov8n.pt", home=home, worker="thread", strict=True)
     run.log_metrics({"loss": 1.0}, epoch=0)
-    run.finish(timeout=30)
+    run.finish(timeout=90)
 
     with pytest.raises(DemoFailed, match="1 of 2 epochs"):
         story._compare(hub, run, {0: {"loss": 1.0}, 1: {"loss": 0.5}}, "")

@@ -14,7 +14,8 @@ from hubqueue.outbox import open_outbox
 from hubqueue.testing import FakeClock
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_damaged_outbox_is_never_a_healthy_one_with_less_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     failed = damage.main(["--seed", "5", "--scale", "quick"])
 

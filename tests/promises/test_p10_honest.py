@@ -223,7 +223,7 @@ def test_a_destination_that_left_the_configuration_is_told(home: Path) -> None:
         shown = later.status()
 
     old = next(each for each in shown["destinations"] if each["name"] == "old")
-    assert "configuration" in old["held"]
+    assert "is not configured here" in old["obstacle"]
     assert not shown["healthy"]
 
 
@@ -286,7 +286,7 @@ def test_damage_behind_the_header_is_found_and_set_aside(home: Path) -> None:
     shown = hubqueue(environ, "check", "--offline", "--set-aside")
 
     assert "is kept as" in shown.stdout
-    assert "hub, platform; a run goes to hub" in shown.stdout
+    assert "default destination: hub" in shown.stdout
     assert not status(environ)["healthy"]
     assert len(list(home.glob("outbox.db.damaged-*"))) >= 1
 

@@ -7,9 +7,10 @@ import os
 import pytest
 from torture import kills
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.timeout(300)
 def test_what_was_acknowledged_survives_every_kill(capfd: pytest.CaptureFixture[str]) -> None:
     failed = kills.main(["--seed", "3", "--scale", "quick"])
 

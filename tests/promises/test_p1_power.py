@@ -6,9 +6,10 @@ import pytest
 from torture import power
 from torture.disk import can_build
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 
 @pytest.mark.skipif(not can_build(), reason="needs Linux and a C compiler")
-@pytest.mark.timeout(300)
 def test_what_was_acknowledged_survives_power_cuts(capfd: pytest.CaptureFixture[str]) -> None:
     failed = power.main(["--seed", "1", "--scale", "quick"])
 

@@ -8,6 +8,8 @@ from torture.answers import GOOD, YES, chunked
 from torture.oracle import Broken, Proof, proof, read
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_no_bad_peer_passes_for_a_delivery(capsys: pytest.CaptureFixture[str]) -> None:
     failed = peers.main(["--seed", "7", "--scale", "quick"])
 

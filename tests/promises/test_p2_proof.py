@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import environ_of, log, new_run, totals
+from stage import PATIENCE, environ_of, log, new_run, totals
 
 from hubqueue.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
@@ -56,7 +56,7 @@ def registered(hub: Sandbox, home: Path, clock: FakeClock) -> Iterator[tuple[Out
 
 def _step(worker: Worker) -> None:
     worker.step()
-    assert worker.wait_free(30)
+    assert worker.wait_free(PATIENCE)
 
 
 @pytest.mark.parametrize("lie", LIES)

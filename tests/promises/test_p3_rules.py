@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from torture import rules
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-@pytest.mark.timeout(300)
+
 def test_the_rules_hold_after_every_move(capsys: pytest.CaptureFixture[str]) -> None:
     failed = rules.main(["--seed", "2", "--scale", "quick"])
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from stage import Bench, ckpt, environ_of, log, new_run, totals
+from stage import PATIENCE, Bench, ckpt, environ_of, log, new_run, totals
 
 from hubqueue.entry import Kind
 from hubqueue.events import Fact
@@ -48,7 +48,7 @@ def test_what_one_lane_has_failed_before_is_no_wait_for_the_others(outbox: Outbo
     with Bench(outbox, lambda batch: answers.pop(0) if answers else Delivered()) as bench:
         while answers:
             clock.advance(300)
-            bench.worker._crews[:] = [crew for crew in bench.worker._crews if Kind.METRICS in crew.paces]
+            bench.worker._crews = tuple(crew for crew in bench.worker._crews if Kind.METRICS in crew.paces)
             bench.step()
         log(outbox, other, 0)
         clock.advance(7)  # what the hub has asked for, and the spread of a first failure
@@ -114,7 +114,7 @@ def test_a_run_whose_hub_is_silent_does_not_slow_another(
             hub.url,
             HUBQUEUE_DESTINATIONS__SECOND__TYPE="hub",
             HUBQUEUE_DESTINATIONS__SECOND__URL=second.url,
-            HUBQUEUE_KEY_SECOND="key",
+            HUBQUEUE_KEY_SECOND="key-of-the-tests",
         )
         hub.fail("any:silence:seconds=60")
         facts: list[Fact] = []
@@ -162,7 +162,7 @@ def test_a_slow_run_takes_one_thread_and_no_more(outbox: Outbox, clock: FakeCloc
     while outbox.stats.totals()["delivered"] < runs:
         worker.step()
     let_go.set()
-    assert worker.wait_free(30)
+    assert worker.wait_free(PATIENCE)
     worker.stop()
 
     assert totals(outbox) == {"enqueued": runs + 1, "delivered": runs + 1}

@@ -7,9 +7,10 @@ import os
 import pytest
 from torture import many
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.timeout(300)
 def test_many_on_one_home_hear_of_no_lock_and_lose_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     failed = many.main(["--seed", "3", "--scale", "quick"])
 

@@ -6,9 +6,10 @@ import pytest
 from torture import failing
 from torture.disk import can_build
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 
 @pytest.mark.skipif(not can_build(), reason="needs Linux and a C compiler")
-@pytest.mark.timeout(300)
 def test_whichever_call_fails_nothing_acknowledged_is_missing(capfd: pytest.CaptureFixture[str]) -> None:
     failed = failing.main(["--seed", "1", "--scale", "quick"])
 

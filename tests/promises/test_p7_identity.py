@@ -67,7 +67,7 @@ def test_an_altered_snapshot_of_one_block_is_found_before_a_byte_is_sent(
     environ = environ_of(home, hub.url)
     entry = _enqueue_altered(home, environ, tmp_path, size, 50_000)
 
-    hubqueue(environ, "drain", "--timeout", "30")
+    hubqueue(environ, "drain", "--timeout", "90")
 
     _assert_dead(environ, entry)
     assert not [request for request in hub.requests if request.kind == "ckpt"]
@@ -78,7 +78,7 @@ def test_an_altered_snapshot_never_arrives(hub: Sandbox, home: Path, tmp_path: P
     environ = environ_of(home, hub.url)
     entry = _enqueue_altered(home, environ, tmp_path, 8_000_000, place)
 
-    hubqueue(environ, "drain", "--timeout", "30")
+    hubqueue(environ, "drain", "--timeout", "90")
 
     _assert_dead(environ, entry)
     assert hub.checkpoints(hub.models[0]) == []
@@ -97,7 +97,7 @@ def test_a_snapshot_that_is_gone_or_of_another_size_is_found_before_a_byte_is_se
     else:
         os.truncate(snapshot, 3_000_001 if damage == "longer" else 2_999_999)
 
-    hubqueue(environ, "drain", "--timeout", "30")
+    hubqueue(environ, "drain", "--timeout", "90")
 
     _assert_dead(environ, entry, "not in the spool" if damage == "gone" else "not what was enqueued")
     assert not [request for request in hub.requests if request.kind == "ckpt"]

@@ -102,7 +102,7 @@ def test_login_reads_the_key_from_standard_input(home: Path) -> None:
     assert shown.returncode == 0
     assert CANARY not in shown.stdout + shown.stderr
     with open_outbox(home, environ={}) as outbox:
-        assert outbox.credentials.keys("hub", "hub") == (CANARY,)
+        assert outbox.credentials.keys(outbox.config.destination("hub")) == (CANARY,)
     refused = hubqueue(environ, "login", "hub", CANARY)
     assert refused.returncode == 2
 
@@ -116,7 +116,7 @@ import hubqueue
 run = hubqueue.start_run("yolov8n.pt", strict=True)
 run.log_metrics({{"loss": 1}}, epoch=0)
 run.save_checkpoint({str(tmp_path / "last.pt")!r}, epoch=0)
-run.finish(timeout=20)
+run.finish(timeout=60)
 subprocess.run([sys.executable, "-m", "hubqueue", "login", "hub"], input=b"{CANARY}", check=True, cwd={str(ROOT)!r})
 """
     out, _ = python(code, environ_of(home, hub.url, HUBQUEUE_WORKER__IDLE_EXIT="1")).communicate(timeout=90)

@@ -9,7 +9,8 @@ from stage import environ_of, hubqueue
 from torture import secrecy
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_key_is_told_to_nobody_whatever_happens(capsys: pytest.CaptureFixture[str]) -> None:
     failed = secrecy.main(["--seed", "4", "--scale", "quick"])
 

@@ -33,13 +33,13 @@ from torture.disk import Shim, build, can_build
 from torture.frame import Options, options
 
 from hubqueue import start_run
+from hubqueue.ballast import Ballast
 from hubqueue.cli import main as command_line
 from hubqueue.errors import HubqueueError
 from hubqueue.lane import Batch
 from hubqueue.outbox import COURTESY, open_outbox
 from hubqueue.outcome import Outcome
 from hubqueue.service import Service, nothing_left
-from hubqueue.spool import Ballast
 from hubqueue.testing import MemoryTransport
 
 SENTENCE = (
@@ -55,7 +55,7 @@ _ENVIRON = {
     "HUBQUEUE_RETRY__BASE": "0.02",
     "HUBQUEUE_RETRY__CAP": "0.02",
     "HUBQUEUE_SPOOL__MIN_FREE_BYTES": "0",
-    "HUB_API_KEY": "key",
+    "HUB_API_KEY": "key-of-the-tests",
 }
 _EPOCHS = 4
 

@@ -46,7 +46,7 @@ _ENVIRON = {
     "HUBQUEUE_RATE_LIMITS__METRICS": "0",
     "HUBQUEUE_RATE_LIMITS__CKPT": "0",
     "HUBQUEUE_WORKER__BATCH_ENTRIES": "5",
-    "HUB_API_KEY": "key",
+    "HUB_API_KEY": "key-of-the-tests",
 }
 _LIVES, _EPOCHS = 3, 12
 JOURNALS = ("wal", "rollback journal")

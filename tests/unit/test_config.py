@@ -49,7 +49,8 @@ def test_an_empty_configuration_is_all_defaults() -> None:
     platform = config.destinations["platform"]
     assert (platform.type, platform.url) == ("platform", "https://platform.ultralytics.com")
     assert (platform.requests_per_minute, platform.uploads_per_minute) == (100, 10)
-    assert config.implied == {"platform"}
+    assert config.implied == {"hub"}
+    assert config.default_destination == "platform"
     assert config.rate_limits == RateLimits(timedelta(seconds=3), timedelta(minutes=15), timedelta(minutes=5))
 
 
@@ -81,6 +82,7 @@ def test_a_file_sets_every_kind_of_value() -> None:
     assert config.destination("lab") == DestinationSettings(
         "lab",
         url="https://lab.example.org:8443/hub",
+        web_url="https://lab.example.org:8443/hub",
         ca_bundle=Path("/etc/ca.pem"),
         proxy="http://proxy:3128",
         rate_limits=RateLimits(metrics=timedelta(0), ckpt=timedelta(seconds=1.5)),
@@ -148,10 +150,10 @@ def test_a_byte_order_mark_is_no_part_of_the_file() -> None:
 @pytest.mark.parametrize("yes", ["true", "yes", "on", "1", " TRUE "])
 @pytest.mark.parametrize("no", ["false", "no", "off", "0"])
 def test_a_variable_says_yes_and_no_in_several_words(yes: str, no: str) -> None:
-    assert read(HUBQUEUE_DESTINATIONS__HUB__INSECURE=yes).destination().insecure is True
+    assert read(HUBQUEUE_DESTINATIONS__HUB__INSECURE=yes).destination("hub").insecure is True
     assert (
         read("destinations.hub.insecure = true", HUBQUEUE_DESTINATIONS__HUB__INSECURE=no)
-        .destination()
+        .destination("hub")
         .insecure
         is False
     )
@@ -201,7 +203,20 @@ def test_home_config_and_keys_are_no_settings() -> None:
 def test_the_hubs_own_variables_replace_the_default_addresses() -> None:
     config = read(ULTRALYTICS_HUB_API="http://127.0.0.1:9/", ULTRALYTICS_HUB_WEB="http://127.0.0.1:9")
 
-    assert config.destination().url == config.destination().web_url == "http://127.0.0.1:9"
+    hub = config.destination("hub")
+    assert hub.url == hub.web_url == "http://127.0.0.1:9"
+    assert hub.url_named
+
+
+def test_a_hub_at_an_address_of_its_own_shows_its_runs_there() -> None:
+    ours = read('destinations.hub.url = "https://hub.example.org"').destination("hub")
+    theirs = read('destinations.hub.url = "https://api.ultralytics.com"').destination("hub")
+    apart = read("destinations.hub = {url = 'https://a.example.org', web_url = 'https://b.example.org'}")
+
+    assert ours.web_url == "https://hub.example.org"
+    assert not ours.url_named
+    assert theirs.web_url == "https://hub.ultralytics.com"
+    assert apart.destination("hub").web_url == "https://b.example.org"
 
 
 def test_an_address_of_file_or_variable_goes_before_the_hubs_own_variables() -> None:
@@ -210,8 +225,8 @@ def test_an_address_of_file_or_variable_goes_before_the_hubs_own_variables() -> 
     in_file = read('destinations.hub.url = "https://a.example.org"', **elsewhere)
     in_variable = read(**elsewhere, HUBQUEUE_DESTINATIONS__HUB__URL="https://b.example.org")
 
-    assert in_file.destination().url == "https://a.example.org"
-    assert in_variable.destination().url == "https://b.example.org"
+    assert in_file.destination("hub").url == "https://a.example.org"
+    assert in_variable.destination("hub").url == "https://b.example.org"
 
 
 def test_the_only_destination_is_the_default_one() -> None:
@@ -287,7 +302,7 @@ def test_every_setting_of_the_program_can_be_configured() -> None:
         "destinations.<name>.rate_limits": RateLimits,
     }
     for section, holder in holders.items():
-        fields = {field.name for field in dataclasses.fields(holder)} - {"name", "rate_limits"}
+        fields = {field.name for field in dataclasses.fields(holder)} - {"name", "rate_limits", "url_named"}
 
         assert fields == set(SECTIONS[section])
 

@@ -90,8 +90,34 @@ def test_a_proxys_password_may_only_come_from_the_environment() -> None:
 
     from_environment = read(HUBQUEUE_DESTINATIONS__HUB__PROXY=proxy)
 
-    assert from_environment.destination().proxy == proxy
+    assert from_environment.destination("hub").proxy == proxy
     assert SECRET not in repr(from_environment)
     assert problems_of(f"destinations.hub.proxy = '{proxy}'") == (
         "destinations.hub.proxy must not have a user or password in it",
     )
+
+
+@pytest.mark.parametrize("type", ["hub", "platform"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8765", "http://localhost:8765", "http://[::1]:8765"])
+@pytest.mark.parametrize("proxy", ["http://proxy:3128", "https://10.0.0.1"])
+def test_plain_http_does_not_leave_the_machine_by_a_proxy(type: str, url: str, proxy: str) -> None:
+    text = f"destinations.{type}.url = '{url}'\ndestinations.{type}.proxy = '{proxy}'\n"
+
+    (problem,) = problems_of(text)
+
+    assert problem.startswith(f"destinations.{type}.proxy leads plain http through another machine")
+    assert read(text + f"destinations.{type}.insecure = true").destination(type).proxy == proxy
+    (by_variable,) = problems_of(
+        f"destinations.{type}.url = '{url}'", **{f"HUBQUEUE_DESTINATIONS__{type.upper()}__PROXY": proxy}
+    )
+    assert by_variable.startswith(f"HUBQUEUE_DESTINATIONS__{type.upper()}__PROXY leads plain http")
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy"),
+    [("https://hub.example.org", "http://proxy:3128"), ("http://127.0.0.1:1", "http://localhost:3128")],
+)
+def test_a_proxy_that_reads_nothing_is_fine(url: str, proxy: str) -> None:
+    found = read(f"destinations.hub.url = '{url}'\ndestinations.hub.proxy = '{proxy}'").destination("hub")
+
+    assert (found.url, found.proxy) == (url, proxy)

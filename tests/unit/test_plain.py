@@ -52,7 +52,9 @@ def unraisable(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     found: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda told: found.append(told.exc_type))
     thresholds = gc.get_threshold()
+    gc.freeze()  # what other tests have left is not looked through at each of a hundred collections
     yield found
+    gc.unfreeze()
     gc.set_threshold(*thresholds)
 
 

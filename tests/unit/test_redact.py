@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.redact import clean, hide_key, safe_url, tells
+from hubqueue.redact import LEAST_KEY, clean, hide_key, hide_known, remember, safe_url, tells
 
 KEY = "0123456789abcdef0123456789abcdef0123456789"
 PLATFORM_KEY = "ul_" + "0123456789abcdef" * 2 + "01234567"
@@ -66,7 +66,7 @@ def test_a_secret_that_begins_like_another_is_masked_whole() -> None:
 
 
 def test_a_secret_is_masked_as_it_stands_in_a_query_too() -> None:
-    assert clean("see /a?x=a%2Fb%3Dc", secrets=["a/b=c"]) == "see /a?x=***"
+    assert clean("see /a?x=a%2Fb%3Dc%2Fd%3De", secrets=["a/b=c/d=e"]) == "see /a?x=***"
 
 
 @pytest.mark.parametrize(
@@ -251,3 +251,76 @@ def test_a_text_that_is_nearly_the_key_costs_no_time(near: str) -> None:
     shown = clean((near.replace("{half}", key[:-1]) * 60_000)[:60_000], secrets=[key])
 
     assert len(shown) == 200
+
+
+@pytest.mark.parametrize("short", ["k", "a", "abc", "0123456"])
+def test_a_short_key_masks_no_letters_of_other_words(short: str) -> None:
+    text = "the model abcdefghij0123456789 looks like a knot"
+
+    assert clean(text, secrets=[short]) == text
+    assert not tells("abcdefghij0123456789", [short])
+
+
+def test_a_short_key_is_masked_where_it_is_the_whole_value() -> None:
+    assert clean(" hunter2 ", secrets=["hunter2"]) == "***"
+    assert tells("hunter2", ["hunter2"])
+
+
+def test_a_key_that_is_long_enough_is_masked_inside_a_word() -> None:
+    key = "q7Zx-w2B"[:LEAST_KEY]
+
+    assert clean(f"id{key}id", secrets=[key]) == "id***id"
+
+
+LONG_KEYS = st.text(
+    alphabet="abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-", min_size=16, max_size=64
+)
+
+
+@given(before=any_text(30), key=LONG_KEYS, after=any_text(30), data=st.data())
+def test_no_long_part_of_a_known_key_gets_through(
+    before: str, key: str, after: str, data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, len(key) - 8))
+    stop = data.draw(st.integers(start + 8, len(key)))
+    text = before + key[start:stop] + after
+
+    shown = clean(text, limit=10_000, secrets=[key])
+
+    assert not any(key[at : at + 8].lower() in shown.lower() for at in range(len(key) - 7))
+    shown_twice = clean(shown, limit=10_000, secrets=[key])
+    assert shown_twice == shown
+
+
+@pytest.mark.parametrize("part", [KEY[:-1], KEY[1:], KEY[5:30], KEY[:8].upper()])
+def test_a_part_of_a_key_is_masked_before_the_cut(part: str) -> None:
+    assert clean(f"it ends with {part}", secrets=[KEY]) == "it ends with ***"
+
+
+def test_a_part_of_a_key_that_is_too_short_to_matter_is_left() -> None:
+    assert clean("1234567", secrets=[KEY]) == "1234567"
+
+
+def test_an_id_with_a_word_of_the_key_is_no_secret_and_one_with_most_of_it_is() -> None:
+    assert not tells("ultralytics-yolo", ["ultralytics-keys-q7Zx"])
+    assert tells(f"x{KEY[:-1]}", [KEY])
+
+
+def test_a_remembered_key_is_masked_in_every_text() -> None:
+    key = "Qm5xW9zK2vR7tB4n"
+    remember([key, "tiny"])
+
+    assert clean(f"it is {key}") == "it is ***"
+    assert hide_key(f"line\n{key[:-3]}!") == "line\n***!"
+    assert hide_known("a tiny thing") == "a tiny thing"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("period", [1, 2, 7, 8, 9])
+def test_parts_of_many_keys_in_a_long_text_cost_one_pass(period: int) -> None:
+    keys = [f"{number:02d}" + "ab" * 20 for number in range(20)]
+    text = ("ab" * 20)[:period] * (65_536 // period)
+
+    shown = clean(text, limit=100_000, secrets=keys)
+
+    assert "abababab" not in shown

@@ -1,0 +1,74 @@
+"""What kind of file system a path is on: some have no safe write-ahead log, others no permission bits of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_NETWORK = frozenset(
+    [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "lustre",
+        "ceph",
+        "gpfs",
+        "beegfs",
+        "9p",
+        "afs",
+        "glusterfs",
+        "pvfs2",
+        "orangefs",
+        "panfs",
+        "virtiofs",
+    ]
+)
+_LOCAL_FUSE = frozenset({"fuseblk", "fuse.fuse-overlayfs"})
+# Their permission bits are those of the mount: no chmod changes them, and they say nothing about a single file.
+_WITHOUT_MODES = frozenset(
+    {"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "cifs", "smb3", "smbfs", "9p", "drvfs", "vboxsf"}
+)
+
+
+def type_of(path: Path) -> str:
+    """The type of the file system a path is on, such as ext4 or nfs4; "unknown" where nobody tells."""
+    try:
+        mounts = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return "unknown"
+    return type_of_mount(os.path.realpath(path), mounts)
+
+
+def is_network(type: str) -> bool:
+    """Whether this is a network file system, where a write-ahead log is not safe."""
+    return type in _NETWORK or (type.startswith("fuse") and type not in _LOCAL_FUSE)
+
+
+def has_modes(path: Path) -> bool:
+    """Whether permission bits mean something on the file system of a path."""
+    return type_of(path) not in _WITHOUT_MODES
+
+
+def type_of_mount(path: str, mounts: Iterable[str]) -> str:
+    """The file system type that a real path is on, by lines of /proc/self/mountinfo (proc(5))."""
+    best, found = -1, "unknown"
+    for line in mounts:
+        before, dash, after = line.partition(" - ")
+        fields = before.split(" ")
+        if not dash or len(fields) < 5:
+            continue
+        point = _unescape(fields[4])
+        under = path == point or path.startswith(point.rstrip("/") + "/")
+        if under and len(point) >= best:  # of two mounts at one place the later one is seen
+            best, found = len(point), after.split(" ")[0]
+    return found
+
+
+def _unescape(point: str) -> str:
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        point = point.replace(code, character)
+    return point

@@ -1,0 +1,25 @@
+"""A run belongs to the address and the account that it was started for, and remembers what could not be saved.
+
+Revision 0005. A destination of before keeps its name and its address; its account is not known, so its runs go with the
+first key for that address. `name` stays the primary key: trainings of the revision before may be at work.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+
+
+def upgrade() -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        # In the order in which trainings and workers of the revision before take them: they may be at work.
+        op.execute("LOCK TABLE runs, destinations IN ACCESS EXCLUSIVE MODE")
+    label = sa.Column("label", sa.Text(), server_default=sa.text("''"), nullable=False)
+    op.add_column("destinations", label)
+    op.execute("UPDATE destinations SET label = name")
+    op.add_column("destinations", sa.Column("account", sa.Text(), nullable=True))
+    op.add_column("runs", sa.Column("unsaved", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
+    op.add_column("runs", sa.Column("unsaved_why", sa.Text(), nullable=True))

@@ -1,0 +1,120 @@
+"""How a training starts its worker: only a Python, as isolated as itself, and not again and again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stage import ROOT, environ_of, wait_until
+
+from hubqueue.daemon import worker_lives
+from hubqueue.home import Home
+from hubqueue.sandbox import Sandbox
+
+TRAINING = """
+import logging, os, sys
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+{before}
+import hubqueue
+run = hubqueue.start_run("yolov8n.pt", home=sys.argv[1])
+run.log_metrics({{"loss": 1.0}}, epoch=0)
+left = run.finish(timeout={timeout})
+print("left", left.entries if hasattr(left, "entries") else bool(left))
+"""
+
+
+def _train(
+    folder: Path,
+    url: str,
+    *flags: str,
+    before: str = "",
+    timeout: float = 30,
+    **environ: str,
+) -> str:
+    code = TRAINING.format(before=before, timeout=timeout)
+    inherited = environ_of(folder / "home", url, HUBQUEUE_WORKER__IDLE_EXIT="0", **environ)
+    command = [sys.executable, *flags, "-c", code, str(folder / "home")]
+    done = subprocess.run(
+        command, env=inherited, cwd=folder, capture_output=True, text=True, check=False, timeout=90
+    )
+    wait_until(lambda: not worker_lives(Home(folder / "home")), timeout=60)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("flag", ["-I", "-E", "-s"])
+def test_the_worker_is_as_isolated_as_its_training(tmp_path: Path, hub: Sandbox, flag: str) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    # Under -s only the worker's own import of it counts: the training itself believes PYTHONPATH.
+    told = f"open({str(tmp_path / 'seen')!r}, 'a').write(' '.join(sys.argv) + '\\n')"
+    (foreign / "sitecustomize.py").write_text(f"import sys\nif '--detached' in sys.orig_argv: {told}\n")
+
+    said = _train(tmp_path, hub.url, flag, PYTHONPATH=str(foreign))
+
+    assert "left" in said and len(hub.models) == 1, said
+    assert not (tmp_path / "seen").exists()
+
+
+def test_the_worker_finds_hubqueue_where_its_training_found_it(tmp_path: Path, hub: Sandbox) -> None:
+    where = [str(ROOT), *(each for each in sys.path if each.endswith("site-packages"))]
+
+    # Without site-packages (-S) nothing is found but by the list that the training itself has changed.
+    said = _train(tmp_path, hub.url, "-I", "-S", before=f"sys.path += {where!r}")
+
+    assert len(hub.models) == 1, said
+    assert "ended at once" not in said
+
+
+def test_a_module_beside_the_script_does_not_reach_the_worker(tmp_path: Path, hub: Sandbox) -> None:
+    (tmp_path / "simplejson.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'w')\nraise SystemExit\n")
+    before = "import sys; sys.path.insert(0, os.getcwd()); sys.modules['simplejson'] = None"
+
+    said = _train(tmp_path, hub.url, before=before)
+
+    assert len(hub.models) == 1, said
+    assert not (tmp_path / "seen").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "why"),
+    [
+        ("sys.frozen = True", "frozen program"),
+        ("sys.executable = ''", "does not know its own executable"),
+        ("sys.executable = os.environ['PROGRAM']", "is not certainly a Python"),
+        ("os.environ['HUBQUEUE_IS_WORKER'] = '1'", "started as a worker itself"),
+    ],
+)
+def test_what_is_not_certainly_a_python_is_not_started(tmp_path: Path, before: str, why: str) -> None:
+    program = tmp_path / "trainer"
+    program.write_text(f"#!/bin/sh\necho started >> {tmp_path / 'seen'}\n")
+    program.chmod(0o755)
+
+    said = _train(tmp_path, "http://127.0.0.1:9", before=before, timeout=2, PROGRAM=str(program))
+
+    assert said.count(why) == 1, said
+    assert "hubqueue worker" in said  # the hint
+    assert "left" in said
+    assert not (tmp_path / "seen").exists()
+    assert not (tmp_path / "home" / "worker.log").exists()
+
+
+def test_a_worker_that_ends_at_once_is_reported_once(tmp_path: Path) -> None:
+    said = _train(tmp_path, "http://127.0.0.1:9", before=_WITH_A_BROKEN_WORKER, timeout=8)
+
+    assert said.count("the worker ended at once (exit code 2)") == 1, said
+    assert "HUBQUEUE_WORKER__LEASE" in said
+    assert "left" in said
+    tries = (tmp_path / "home" / "worker.log").read_text().count("error: HUBQUEUE_WORKER__LEASE")
+    assert 1 <= tries <= 3  # not one a second; two may have begun side by side
+
+
+# The worker alone sees the setting that ends it.
+_WITH_A_BROKEN_WORKER = """
+import subprocess
+real = subprocess.Popen
+def broken(command, *, env=None, **options):
+    return real(command, env={**env, "HUBQUEUE_WORKER__LEASE": "nonsense"}, **options)
+subprocess.Popen = broken
+"""

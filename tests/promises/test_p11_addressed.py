@@ -1,0 +1,300 @@
+"""P11: an entry is sent only to the address, and with the account, that its run was started for.
+
+Two shells of one person share a home. What one of them does not know, or knows otherwise, it leaves alone, and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from relay import Relay
+from stage import end, environ_of, hubqueue, platform_environ, python, start_worker, wait_until
+
+from hubqueue.outbox import open_outbox
+from hubqueue.sandbox import Sandbox
+
+KEY_A, KEY_B = "key-of-account-a", "key-of-account-b"
+TRAIN = """
+import hubqueue, sys
+run = hubqueue.start_run("yolov8n.pt", worker=sys.argv[1], strict=True)
+run.log_metrics({"loss": 1}, epoch=0)
+left = run.finish(timeout=float(sys.argv[2]))
+print(run.id, run.remote_id, bool(left), flush=True)
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Sandbox]:
+    with Sandbox(tmp_path / "other") as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(autouse=True)
+def _workers_end(home: Path) -> Iterator[None]:
+    """The detached workers of a test end with it."""
+    yield
+    if not home.exists():
+        return
+    with open_outbox(home, environ={}) as outbox:
+        workers = outbox.stats.workers()
+    for worker in workers:
+        try:
+            os.kill(worker["pid"], signal.SIGTERM)
+        except ProcessLookupError:
+            continue
+
+
+def train(environ: dict[str, str], mode: str = "none", timeout: float = 0) -> str:
+    """A whole training, run in an environment; what it printed."""
+    process = python(TRAIN, environ, mode, str(timeout))
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, out
+    return out.splitlines()[-1]
+
+
+def shell(home: Path, url: str | None, key: str | None, **more: str) -> dict[str, str]:
+    environ = environ_of(home, url, **{"HUBQUEUE_DEFAULT_DESTINATION": "hub", **more})
+    environ.pop("HUB_API_KEY")
+    return environ if key is None else environ | {"HUB_API_KEY": key}
+
+
+def status(environ: dict[str, str]) -> dict[str, Any]:
+    shown: dict[str, Any] = json.loads(hubqueue(environ, "status", "--json").stdout)
+    return shown
+
+
+def test_a_shell_with_another_address_leaves_the_run_alone(hub: Sandbox, other: Sandbox, home: Path) -> None:
+    ours, theirs = shell(home, hub.url, KEY_A), shell(home, other.url, KEY_B)
+    train(ours)
+
+    drained = hubqueue(theirs, "drain", "--timeout", "20")
+    shown = status(theirs)
+
+    assert (drained.returncode, other.requests) == (3, [])
+    assert "another address" in drained.stderr
+    (concern,) = shown["attention"]
+    assert hub.url in concern["what"] and other.url in concern["what"]
+    assert "hubqueue readdress hub" in concern["hint"]
+    assert shown["runs"][0]["address"] == "hub"
+    assert (shown["destinations"][0]["url"], shown["destinations"][0]["held"]) == (hub.url, None)
+    assert hubqueue(ours, "drain", "--timeout", "30").returncode == 0
+    assert len(hub.models) == 1
+
+
+def test_a_shell_without_variables_changes_nothing(hub: Sandbox, home: Path) -> None:
+    ours = shell(home, hub.url, KEY_A)
+    train(ours)
+    bare = shell(home, None, None)
+
+    drained = hubqueue(bare, "drain", "--timeout", "20")
+
+    assert drained.returncode == 3
+    assert [(each["url"], each["held"]) for each in status(ours)["destinations"]] == [(hub.url, None)]
+    assert status(bare)["healthy"] is False
+    assert hubqueue(ours, "drain", "--timeout", "30").returncode == 0
+
+
+def test_a_drain_without_variables_does_not_disturb_the_worker_that_has_them(
+    hub: Sandbox, home: Path
+) -> None:
+    ours = shell(home, hub.url, KEY_A)
+    hub.fail("metrics:503")
+    worker = start_worker(ours)
+    train(ours)
+    wait_until(lambda: status(ours)["totals"]["retrying"])
+
+    bare = hubqueue(shell(home, None, None), "drain", "--timeout", "2")
+    hub.heal()
+
+    assert bare.returncode == 3  # the worker was still at it
+    wait_until(lambda: status(ours)["totals"]["pending"] == 0)
+    assert status(shell(home, None, None))["healthy"]
+    end(worker)
+
+
+def test_two_accounts_at_one_address_are_never_mixed(hub: Sandbox, home: Path) -> None:
+    with Relay(hub.url) as relay:
+        first, second = shell(home, relay.url, KEY_A), shell(home, relay.url, KEY_B)
+        train(first)
+        assert hubqueue(second, "drain", "--timeout", "20").returncode == 3
+        assert relay.keys == []
+        train(second)
+
+        assert hubqueue(second, "drain", "--timeout", "30").returncode == 3
+        assert {key for _, key in relay.keys} == {KEY_B}
+        relay.keys.clear()
+        assert hubqueue(first, "drain", "--timeout", "30").returncode == 0
+        assert {key for _, key in relay.keys} == {KEY_A}
+    assert len(hub.models) == 2
+
+
+def test_the_next_run_gets_a_worker_with_its_own_environment(
+    hub: Sandbox, other: Sandbox, home: Path
+) -> None:
+    slow = {"HUBQUEUE_WORKER__IDLE_EXIT": "60"}
+    first, second = shell(home, hub.url, KEY_A, **slow), shell(home, other.url, KEY_B, **slow)
+
+    # Within the idle time of the first one's worker.
+    assert train(first, "auto", 60).endswith("False")
+    assert train(second, "auto", 60).endswith("False")
+
+    assert (len(hub.models), len(other.models)) == (1, 1)
+    assert [len(hub.metrics(hub.models[0])), len(other.metrics(other.models[0]))] == [1, 1]
+
+
+def test_two_runs_of_one_environment_share_a_worker(hub: Sandbox, home: Path) -> None:
+    environ = shell(home, hub.url, KEY_A, HUBQUEUE_WORKER__IDLE_EXIT="60")
+    train(environ, "auto", 60)
+    worker = status(environ)["worker"]["pid"]
+
+    train(environ, "auto", 60)
+
+    with open_outbox(home, environ={}) as outbox:
+        assert [row["pid"] for row in outbox.stats.workers()] == [worker]
+
+
+def test_a_destination_that_one_shell_knows_is_left_to_it(hub: Sandbox, home: Path) -> None:
+    knows = shell(
+        home, None, None,
+        HUBQUEUE_DESTINATIONS__LAB__TYPE="hub",
+        HUBQUEUE_DESTINATIONS__LAB__URL=hub.url,
+        HUBQUEUE_DEFAULT_DESTINATION="lab",
+        HUBQUEUE_KEY_LAB=KEY_A,
+    )  # fmt: skip
+    train(knows)
+    bare = shell(home, None, None)
+
+    assert hubqueue(bare, "drain", "--timeout", "20").returncode == 3
+    checked = hubqueue(bare, "check", "--offline")
+    (concern,) = status(bare)["attention"]
+    assert f"destination lab ({hub.url}) is not configured here" in concern["what"]
+    assert (checked.returncode, "lab" in checked.stdout) == (1, True)
+    assert hubqueue(knows, "drain", "--timeout", "30").returncode == 0
+
+
+def test_an_address_that_is_gone_is_named_and_can_be_replaced(
+    hub: Sandbox, other: Sandbox, home: Path
+) -> None:
+    gone, new = shell(home, other.url, KEY_A), shell(home, hub.url, KEY_A)
+    train(gone)
+    other.stop()
+
+    drained = hubqueue(gone, "drain", "--timeout", "1")
+    assert drained.returncode == 3
+    checked = hubqueue(new, "check")
+    assert (checked.returncode, other.url in checked.stdout) == (1, True)
+    assert hub.models == []
+
+    moved = hubqueue(new, "readdress", "hub")
+
+    assert moved.returncode == 0, moved.stderr
+    assert hub.url in moved.stdout and other.url in moved.stdout
+    assert hubqueue(new, "drain", "--timeout", "30").returncode == 0
+    assert len(hub.models) == 1
+
+
+def test_a_run_without_a_key_goes_with_the_first_one_for_its_address(
+    hub: Sandbox, other: Sandbox, home: Path
+) -> None:
+    keyless = shell(home, hub.url, None)
+    train(keyless)
+    shown = status(keyless)
+    (concern,) = shown["attention"]
+    assert "there is no key for hub" in concern["what"]
+    assert "hubqueue login hub" in concern["hint"]
+    assert shown["destinations"][0]["held"] is None
+
+    assert hubqueue(shell(home, other.url, KEY_B), "drain", "--timeout", "20").returncode == 3
+    assert hubqueue(keyless, "login", "hub", stdin=KEY_A).returncode == 0
+    assert hubqueue(keyless, "drain", "--timeout", "30").returncode == 0
+    assert (len(hub.models), other.requests) == (1, [])
+
+
+def test_a_stored_key_is_offered_to_no_other_host(hub: Sandbox, other: Sandbox, home: Path) -> None:
+    assert hubqueue(shell(home, hub.url, None), "login", "hub", stdin=KEY_A).returncode == 0
+    with Relay(other.url) as relay:
+        elsewhere = shell(home, relay.url, None)
+
+        checked = hubqueue(elsewhere, "check")
+        train(elsewhere)
+        hubqueue(elsewhere, "drain", "--timeout", "5")
+
+        assert relay.keys == []
+    assert checked.returncode == 1
+    assert f"the stored key is for {hub.url}" in checked.stdout
+
+
+def test_a_login_takes_the_runs_of_the_key_that_it_replaces_along(hub: Sandbox, home: Path) -> None:
+    with Relay(hub.url) as relay:
+        environ = shell(home, relay.url, None)
+        hubqueue(environ, "login", "hub", stdin=KEY_A)
+        train(environ)
+
+        said = hubqueue(environ, "login", "hub", stdin=KEY_B).stdout
+
+        assert "1 run" in said
+        assert hubqueue(environ, "drain", "--timeout", "30").returncode == 0
+        assert {key for _, key in relay.keys} == {KEY_B}
+
+
+def test_the_hold_of_one_account_does_not_stop_another(home: Path, tmp_path: Path) -> None:
+    with Sandbox(tmp_path / "hub", keys=(KEY_B,)) as hub:
+        refused, welcome = shell(home, hub.url, KEY_A), shell(home, hub.url, KEY_B)
+        train(refused)
+        assert hubqueue(refused, "drain", "--timeout", "30").returncode == 3
+        assert "the key was refused" in status(refused)["destinations"][0]["held"]
+
+        train(welcome)
+
+        assert hubqueue(welcome, "drain", "--timeout", "30").returncode == 3  # what the other has is left
+        assert len(hub.models) == 1
+        held = {each["address"]: each["held"] for each in status(welcome)["destinations"]}
+        assert len(held) == 2 and sum(why is not None for why in held.values()) == 1
+
+
+def test_a_run_is_resumed_only_where_it_belongs(hub: Sandbox, other: Sandbox, home: Path) -> None:
+    resume = """
+import hubqueue, sys
+run = hubqueue.start_run("yolov8n.pt", worker="none", strict=True, resume=sys.argv[1])
+print(run.id, flush=True)
+"""
+    run_id = train(shell(home, hub.url, KEY_A)).split()[0]
+
+    def resumed(environ: dict[str, str]) -> str:
+        return python(resume, environ, run_id).communicate(timeout=60)[0].splitlines()[-1]
+
+    assert resumed(shell(home, hub.url, KEY_A)) == run_id
+    assert resumed(shell(home, hub.url, None)) == run_id
+    assert resumed(shell(home, hub.url, KEY_B)) != run_id
+    assert resumed(shell(home, other.url, KEY_A)) != run_id
+
+
+def test_the_default_destination_is_the_one_that_has_a_key(hub: Sandbox, home: Path) -> None:
+    code = 'import hubqueue; print(hubqueue.start_run("yolov8n.pt", worker="none"))'
+
+    def chosen(environ: dict[str, str]) -> str:
+        return python(code, environ).communicate(timeout=60)[0].splitlines()[-1]
+
+    bare = {k: v for k, v in environ_of(home).items() if k != "HUB_API_KEY"}
+    assert "to platform" in chosen(bare)
+    assert "to hub" in chosen(bare | {"HUB_API_KEY": KEY_A})
+    assert "to hub" in chosen(bare | {"ULTRALYTICS_HUB_API": hub.url})
+    assert "to platform" in chosen(bare | {"HUB_API_KEY": KEY_A, "ULTRALYTICS_API_KEY": KEY_B})
+    named = platform_environ(home, hub.url)
+    named.pop("HUBQUEUE_DEFAULT_DESTINATION")
+    assert "to platform" in chosen(named)
+
+
+def test_no_account_is_kept_as_its_key(home: Path) -> None:
+    train(shell(home, "http://127.0.0.1:9", KEY_A))
+
+    assert KEY_A.encode() not in b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+    with open_outbox(home, environ={}) as outbox:
+        accounts = [each.account for each in outbox.addresses.all() if each.account]
+    assert accounts and all("$" in each for each in accounts)

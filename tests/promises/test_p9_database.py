@@ -1,0 +1,99 @@
+"""P9: the password of a database is in no status, no check, no error, no log line and no traceback."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+from postgres import Postgres
+from sqlalchemy import text
+from stage import environ_of, hubqueue, log, new_run
+
+from hubqueue.database_address import Address
+from hubqueue.outbox import open_outbox
+
+PASSWORD = "Zq8-kW3vXm2Lp"
+SHORT = "pw7!"
+
+
+@pytest.mark.parametrize(
+    ("url", "seen"),
+    [
+        (f"postgresql+psycopg://me:{PASSWORD}@db:5432/q", "postgresql+psycopg://***@db:5432/q"),
+        (f"postgresql://me:{SHORT}@db/q?host=/run", "postgresql://***@db/q?host=/run"),
+        (
+            f"postgresql://db/q?password={PASSWORD}&sslmode=require",
+            "postgresql://db/q?password=***&sslmode=require",
+        ),
+        (f"postgresql://db/q?user=me&sslpassword={SHORT}", "postgresql://db/q?user=me&sslpassword=***"),
+        ("postgresql://db/q?passfile=/home/me/.pgpass", "postgresql://db/q?passfile=***"),
+        (f"postgresql://db/q?pasword={PASSWORD}", "postgresql://db/q?pasword=***"),
+        ("postgresql+psycopg://me@db/q", "postgresql+psycopg://***@db/q"),
+        ("postgresql://me:a?b/c=d@db/q", "postgresql://***@db/q"),
+        ("postgresql://db/q?sECRET", "postgresql://db/q?***"),
+        ("sqlite:////var/lib/outbox.db", "sqlite:////var/lib/outbox.db"),
+    ],
+)
+def test_an_address_is_shown_without_its_passwords(url: str, seen: str) -> None:
+    assert Address(url).shown == seen
+    assert PASSWORD not in repr(Address(url))
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        f"me:{PASSWORD}@127.0.0.1:9/q",
+        f"me:{SHORT}@127.0.0.1:9/q",
+        f"127.0.0.1:9/q?user=me&password={PASSWORD}",
+        f"127.0.0.1:9/q?pasword={PASSWORD}",
+        f"127.0.0.1:9/q?pasword={SHORT}",
+        f"127.0.0.1:9/q?sslmode={PASSWORD}x",
+        f"127.0.0.1:9/q?user=me&password={PASSWORD}&connect_timeout={SHORT}",
+    ],
+)
+def test_no_command_shows_a_password_that_a_driver_quotes(home: Path, rest: str) -> None:
+    environ = environ_of(home, HUBQUEUE_OUTBOX__URL=f"postgresql+psycopg://{rest}")
+
+    shown = [
+        hubqueue(environ, *words.split()) for words in ("status", "check --json", "enqueue run yolo26n.pt")
+    ]
+    code = (
+        "import logging; logging.basicConfig(level=1); from hubqueue.outbox import open_outbox; open_outbox()"
+    )
+    raised = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
+    )
+
+    said = "".join(each.stdout + each.stderr for each in (*shown, raised))
+    secret = PASSWORD if "sslmode" not in rest else "never shown"
+    assert raised.returncode == 1
+    assert "Traceback" in raised.stderr
+    assert secret not in said
+    if f"sslmode={PASSWORD}" not in rest and "connect_timeout" not in rest:
+        assert SHORT not in said
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
+def test_no_error_and_no_log_line_shows_the_values_of_a_statement(
+    home: Path, backend: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    server: Postgres | None = request.getfixturevalue("postgres") if backend == "postgresql" else None
+    environ = {"HUBQUEUE_OUTBOX__URL": server.new_database()} if server is not None else {}
+    caplog.set_level(logging.DEBUG)
+
+    with open_outbox(home, environ=environ) as outbox:
+        run = new_run(outbox)
+        (entry,) = log(outbox, run, 0)
+        with pytest.raises(Exception, match=r"(?i)check|constraint") as caught, outbox.database.write() as tx:
+            tx.execute(
+                text("UPDATE entries SET payload = :payload, state = :state WHERE id = :id"),
+                {"payload": "the-payload-of-it", "state": "no-state-at-all", "id": entry},
+            )
+
+    told = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert "UPDATE entries" in told
+    assert "the-payload-of-it" not in told

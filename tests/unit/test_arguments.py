@@ -1,0 +1,129 @@
+"""Which arguments of a training are secrets, and what is left of them."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hubqueue.arguments import hide_in, hide_secrets, is_secret_name
+
+KEY = "0123456789abcdef0123456789abcdef0123456789"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "key",
+            "api_key",
+            "apiKey",
+            "APIKey",
+            "apikey",
+            "API-KEY",
+            "x.api.key",
+            "api_key_2",
+            "key1",
+            "api_keys",
+        ),
+        *("token", "HF_TOKEN", "hfToken", "authToken", "authtoken", "access_tokens", "token_for_hub"),
+        *(
+            "password",
+            "db_password",
+            "PASSWD",
+            "passphrase",
+            "secret",
+            "hub_secret",
+            "clientSecret",
+            "secrets",
+        ),
+        *("credential", "credentials", "aws credentials", "Authorization", "HUBKey"),
+    ],
+)
+def test_a_name_with_the_word_for_a_secret_is_secret(name: str) -> None:
+    assert is_secret_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "keyboard",
+            "monkey",
+            "tokenizer",
+            "tokens",
+            "max_tokens",
+            "keypoints",
+            "kpt_shape",
+            "keys",
+            "turkey",
+        ),
+        *("data", "model", "compass", "passes", "secretary", "", "_", "epochs", "hockey_stick", "keyframe"),
+    ],
+)
+def test_a_name_that_only_has_its_letters_is_not(name: str) -> None:
+    assert not is_secret_name(name)
+
+
+def test_secrets_are_masked_however_deep_and_everything_else_stays(caplog: pytest.LogCaptureFixture) -> None:
+    given: dict[str, Any] = {
+        "api_key": "SECRETZZZ",
+        "epochs": 3,
+        "key_dim": 64,
+        "token": 12345678,
+        "password": "",
+        "secret": None,
+        "logger": {"wandb": [{"apiKey": "SECRETYYY", "project": "p"}]},
+        "data": f"https://x.invalid/d.zip?api_key={KEY}",
+        "path": Path("weights/last.pt"),
+        "space": Namespace(hub_token="SECRETXXX"),
+        "note": KEY,
+        "shape": (1, 2),
+    }
+
+    with caplog.at_level(logging.WARNING, "hubqueue"):
+        hidden = hide_secrets(given)
+
+    assert "SECRET" not in repr(hidden) + caplog.text
+    assert KEY not in repr(hidden) + caplog.text
+    assert hidden["logger"] == {"wandb": [{"apiKey": "***", "project": "p"}]}
+    assert hidden["data"] == "https://x.invalid/d.zip?api_key=***"
+    kept = {
+        "epochs": 3,
+        "key_dim": 64,
+        "password": "",
+        "secret": None,
+        "path": given["path"],
+        "shape": (1, 2),
+    }
+    assert {name: hidden[name] for name in kept} == kept
+    assert given["api_key"] == "SECRETZZZ"
+    assert len(caplog.records) == 1
+    for name in ("api_key", "token", "logger.wandb.apiKey", "data", "space", "note"):
+        assert name in caplog.text
+
+
+def test_arguments_without_secrets_are_not_worth_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    hide_secrets(hide_secrets({"epochs": 3, "api_key": "***"}))
+
+    assert caplog.records == []
+
+
+def test_arguments_that_contain_themselves_come_to_an_end() -> None:
+    loop: dict[str, Any] = {}
+    loop["inner"] = loop
+
+    assert "***" in repr(hide_in(loop))
+
+
+def test_an_argument_without_a_text_troubles_nobody() -> None:
+    class Odd:
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    odd = Odd()
+
+    assert hide_secrets({"odd": odd}) == {"odd": odd}
