@@ -25,13 +25,14 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hubqueue import forks, migration, origin, sqlite
 from hubqueue.clock import Clock, SystemClock
 from hubqueue.database_address import Address
-from hubqueue.errors import ConfigError, OutboxDamaged, OutboxUnavailable
+from hubqueue.errors import ConfigError, OutboxError, OutboxUnavailable
+from hubqueue.patience import alone, limit
 from hubqueue.schema import (
     REVISION,
     DamagedNumber,
@@ -39,6 +40,7 @@ from hubqueue.schema import (
     metadata,
     strangers,
 )
+from hubqueue.storage_errors import translate
 from hubqueue.turns import Turns
 
 # A connection that is held here begins and ends its transactions itself, past SQLAlchemy.
@@ -92,7 +94,7 @@ class Database:
         self._writing: bool
         self._arm()
         # The driver's own too: prepared statements, and an event of SQLAlchemy such as our BEGIN, run past its wrapping.
-        self._errors = (DBAPIError, self._engine.dialect.loaded_dbapi.Error)
+        self._errors = (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error)
         self._foreign = (*self._errors, UnicodeDecodeError, DamagedNumber)
         forks.watch(self)
 
@@ -144,10 +146,17 @@ class Database:
             yield within
             return
         if not self.path:
-            with self._translated(), self._engine.begin() as connection:
-                yield connection
+            with self._translated(), self._engine.connect() as connection:
+                committing = False
+                try:
+                    with connection.begin():
+                        yield connection
+                        committing = True
+                except self._errors as error:
+                    connection.invalidate()  # whatever state it is in, the next one starts with a sound one
+                    self._translate(error, unsure=committing)
             return
-        with self._lock:
+        with alone(self._lock):
             if self._courtesy:
                 self._pause.wait(max(0.0, self._free_at - time.monotonic()))
             if self._writing:
@@ -155,13 +164,14 @@ class Database:
                 raise OutboxUnavailable(
                     "a write of this thread is under way", hint="save it again a moment later"
                 )
-            self._writing = True
+            self._writing, committing = True, False
             try:
                 connection = self._held(reading=False)
                 driven = _driven(connection)
                 try:
-                    sqlite.begin_immediate(driven, patience=self._patience, turns=self._turns)
+                    sqlite.begin_immediate(driven, patience=self._patience_now(), turns=self._turns)
                     yield connection
+                    committing = True
                     driven.commit()
                 except BaseException:
                     self._roll_back(driven)
@@ -169,7 +179,7 @@ class Database:
             except self._foreign as error:
                 if isinstance(error, self._errors):
                     self._drop(reading=False)
-                self._translate(error)
+                self._translate(error, unsure=committing)
             finally:
                 self._writing = False
                 self._free_at = time.monotonic() + self._courtesy
@@ -179,9 +189,13 @@ class Database:
         """A connection for reading: each statement sees what was committed when it began."""
         if not self.path:
             with self._translated(), self._engine.connect() as connection:
-                yield connection.execution_options(isolation_level="AUTOCOMMIT")
+                try:
+                    yield connection.execution_options(isolation_level="AUTOCOMMIT")
+                except self._errors:
+                    connection.invalidate()
+                    raise
             return
-        with self._reading_lock, self._translated():
+        with alone(self._reading_lock), self._translated():
             try:
                 yield self._held(reading=True)
             except self._errors:
@@ -219,13 +233,6 @@ class Database:
         """Whether another file stands where this one was opened (a damaged outbox was set aside)."""
         return self.path is not None and self._file != sqlite.identity(self.path)
 
-    def be_patient(self, seconds: float) -> None:
-        """Wait for other writers no longer than this from now on, or than the configuration says."""
-        self._patience = min(self._patience, seconds)
-        for reading, connection in list(self._connections.items()):
-            if reading or self._journal != "wal":
-                _driven(connection).execute(f"PRAGMA busy_timeout = {int(self._patience * 1000)}")
-
     def integrity(self) -> str:
         """What SQLite's own check of tables, indexes and CHECKs says: "ok", or its first complaint."""
         with self.read() as connection:
@@ -255,6 +262,7 @@ class Database:
         self._free_at = 0.0
         self._writing = False
         self._connections: dict[bool, Connection] = {}
+        self._busy_timeouts: dict[bool, float] = {}
         self._engine = self._make_engine()
 
     def _make_engine(self) -> Engine:
@@ -270,13 +278,18 @@ class Database:
         return engine
 
     def _on_connect(self, connection: Any, _record: object) -> None:
+        patience = self._patience_now()
         sqlite.configure(
-            connection, journal=self._journal, synchronous=self._synchronous, busy_timeout=self._patience
+            connection, journal=self._journal, synchronous=self._synchronous, busy_timeout=patience
         )
 
     def _on_begin(self, connection: Connection) -> None:
         if not connection.get_execution_options().get(_HELD):
-            sqlite.begin_immediate(_driven(connection), patience=self._patience, turns=self._turns)
+            sqlite.begin_immediate(_driven(connection), patience=self._patience_now(), turns=self._turns)
+
+    def _patience_now(self) -> float:
+        least = limit()
+        return self._patience if least is None else min(self._patience, least)
 
     def _held(self, *, reading: bool) -> Connection:
         assert self.path is not None
@@ -285,11 +298,13 @@ class Database:
             if not reading and not self._network:
                 # Over a network the clocks of several machines would meet in it.
                 self._turns = Turns(self.path.with_name(self.path.name + "-turn"))
-            if not reading and self._journal == "wal":
-                # Ours is the only waiting (see `sqlite.begin_immediate`): SQLite's own is not fair.
-                _driven(connection).execute("PRAGMA busy_timeout = 0")
             self._connections[reading] = connection
         held = self._connections[reading]
+        # Ours is the only waiting for a write (see `sqlite.begin_immediate`): SQLite's own is not fair.
+        timeout = self._patience_now() if reading or self._journal != "wal" else 0.0
+        if self._busy_timeouts.get(reading) != timeout:
+            _driven(held).execute(f"PRAGMA busy_timeout = {int(timeout * 1000)}")
+            self._busy_timeouts[reading] = timeout
         if held.in_transaction():
             held.commit()  # SQLAlchemy's own bookkeeping; SQLite itself is in autocommit here
         return held
@@ -302,6 +317,7 @@ class Database:
         if not reading:
             self._leave_turns()
         connection = self._connections.pop(reading, None)
+        self._busy_timeouts.pop(reading, None)
         if connection is not None:
             try:
                 connection.close()
@@ -337,21 +353,13 @@ class Database:
         except self._foreign as error:
             self._translate(error)
 
-    def _translate(self, error: BaseException) -> NoReturn:
+    def _translate(self, error: BaseException, *, unsure: bool = False) -> NoReturn:
         self._address.scrub(error)
-        cause = getattr(error, "orig", None) or error
-        where = self.path or self._address.shown
-        # The second is what a driver makes of a message of SQLite's with damaged text in it.
-        if isinstance(error, (DamagedNumber, UnicodeDecodeError)) or (
-            self.path and (sqlite.is_damage(cause) or sqlite.is_foreign_schema(cause))
-        ):
-            raise OutboxDamaged(f"{where} is damaged: {cause}", hint=sqlite.SET_ASIDE) from error
-        if "OperationalError" not in {each.__name__ for each in type(cause).__mro__}:
-            raise error  # integrity and programming errors are ours, not the storage's: they stay what they are
-        hint = "hubqueue check finds out why"
-        if sqlite.is_full(cause):
-            hint = "free some space; nothing that was enqueued is lost"
-        raise OutboxUnavailable(f"the outbox {where} cannot be used: {cause}", hint=hint) from error
+        try:
+            translate(error, self.path or self._address.shown, in_file=self.path is not None)
+        except OutboxError as translated:
+            translated.unsure = unsure
+            raise
 
 
 def _driven(connection: Connection) -> Any:

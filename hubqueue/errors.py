@@ -5,6 +5,7 @@ HubqueueError
 ├── UnknownName            a run, an entry or an address nobody has   (also ValueError)
 ├── InvalidModel           an identifier nobody can read              (also ValueError)
 ├── InvalidMetrics         a metric that is not a number              (also ValueError)
+├── InvalidArgument        anything else that cannot be used          (also ValueError, TypeError)
 ├── CheckpointUnreadable   missing, a directory, a link, still moving (also OSError)
 ├── UnknownModel           the hub has no such model, or no data set  (also ValueError)
 ├── ModelUnavailable       the hub did not tell about a model         (also ConnectionError)
@@ -56,6 +57,10 @@ class InvalidMetrics(HubqueueError, ValueError):
     """The metrics or their epoch cannot be sent as numbers."""
 
 
+class InvalidArgument(HubqueueError, ValueError, TypeError):
+    """An argument of a call cannot be used."""
+
+
 class CheckpointUnreadable(HubqueueError, OSError):
     """The checkpoint cannot be copied: missing, not a plain file, or written to without a pause."""
 
@@ -73,7 +78,12 @@ class RunFinished(HubqueueError):
 
 
 class OutboxError(HubqueueError):
-    """The outbox cannot do what was asked."""
+    """The outbox cannot do what was asked.
+
+    `unsure` when it may have been done all the same: the confirmation of a commit got lost. Look before doing it again.
+    """
+
+    unsure = False
 
 
 class OutboxUnavailable(OutboxError):

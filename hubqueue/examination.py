@@ -10,7 +10,6 @@ from pathlib import Path
 
 from hubqueue import sqlite
 from hubqueue.account import origin
-from hubqueue.amounts import plural, size
 from hubqueue.config import DestinationSettings
 from hubqueue.credentials import Credentials
 from hubqueue.destination_choice import choose
@@ -20,6 +19,7 @@ from hubqueue.lifecycle import State
 from hubqueue.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.outcome import Delivered, RetryLater
 from hubqueue.plain import is_intact
+from hubqueue.quantities import plural, size
 from hubqueue.reach import cure, is_served, no_key, obstacle
 from hubqueue.redact import safe_url
 from hubqueue.salvage import salvage

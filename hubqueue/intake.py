@@ -10,7 +10,7 @@ from hubqueue import identifier
 from hubqueue.config import DestinationSettings
 from hubqueue.drafts import ckpt_draft, registration_draft, start_draft
 from hubqueue.entry import Draft, Kind
-from hubqueue.errors import HubqueueError
+from hubqueue.errors import HubqueueError, OutboxError
 from hubqueue.lifecycle import RunState
 from hubqueue.outbox import Outbox
 from hubqueue.transports import DESTINATION_KINDS
@@ -73,19 +73,66 @@ def save_snapshot(
 ) -> int:
     """Copy a checkpoint into the spool and owe it to the hub; the entry's id. Durable when this returns.
 
-    Raises `CheckpointUnreadable`, `SpoolFull` and the `OutboxError`s; nothing is left behind then.
+    Raises `CheckpointUnreadable`, `SpoolFull` and the `OutboxError`s; nothing is left behind then, unless nobody can
+    tell whether the row was written: then the copy stays, and the janitor's sweep decides.
     """
     while True:
-        snapshot = outbox.spool.take(path, label=f"{run_id}-{epoch}")
-        draft = ckpt_draft(snapshot, epoch, is_best=is_best, map=map, final=final, now=outbox.database.now())
+        draft = copy_checkpoint(outbox, run_id, path, epoch, is_best=is_best, map=map, final=final)
+        assert draft.snapshot is not None
         try:
-            entry_id, superseded = outbox.entries.enqueue(run_id, draft)
-        except BaseException:
-            outbox.spool.remove(snapshot.name)
-            raise
-        outbox.spool.remove_behind(superseded.snapshots)
-        # The janitor sweeps old snapshots that no row knows. Should this process have slept for that long between
-        # the copy and the row (a suspended machine, SIGSTOP), the copy is gone and has to be made again.
-        if outbox.spool.exists(snapshot):
+            entry_id = owe(outbox, run_id, draft)
+        except BaseException as error:
+            found = None
+            if is_unsure(error):
+                try:
+                    found = outbox.stats.saved(run_id, draft, after=0)
+                except HubqueueError:
+                    raise error from None
+            if found is None:
+                outbox.spool.remove(draft.snapshot.name)
+            if found is None or not isinstance(error, HubqueueError):
+                raise
+            entry_id = found
+        if not was_swept(outbox, entry_id, draft):
             return entry_id
-        outbox.entries.cancel(ids=[entry_id])
+
+
+def copy_checkpoint(
+    outbox: Outbox,
+    run_id: str,
+    path: str | os.PathLike[str],
+    epoch: int,
+    *,
+    is_best: bool,
+    map: float,
+    final: bool,
+) -> Draft:
+    """Copy a checkpoint into the spool; the draft that owes it. Raises as the spool's `take` does."""
+    snapshot = outbox.spool.take(path, label=f"{run_id}-{epoch}")
+    return ckpt_draft(snapshot, epoch, is_best=is_best, map=map, final=final, now=outbox.database.now())
+
+
+def owe(outbox: Outbox, run_id: str, draft: Draft) -> int:
+    """Enqueue a draft and remove what it supersedes; the entry's id. Durable when this returns."""
+    entry_id, superseded = outbox.entries.enqueue(run_id, draft)
+    outbox.spool.remove_behind(superseded.snapshots)
+    return entry_id
+
+
+def was_swept(outbox: Outbox, entry_id: int, draft: Draft) -> bool:
+    """Whether the copy of a checkpoint is gone before its row stood; then the entry is cancelled.
+
+    The janitor sweeps old snapshots that no row knows. Should this process have slept for that long between the copy
+    and the row (a suspended machine, SIGSTOP), the copy has to be made again.
+    """
+    assert draft.snapshot is not None
+    if outbox.spool.exists(draft.snapshot):
+        return False
+    outbox.entries.cancel(ids=[entry_id])
+    return True
+
+
+def is_unsure(error: BaseException) -> bool:
+    """Whether an enqueue that raised this may have been done all the same."""
+    # What is not hubqueue's own (a KeyboardInterrupt) may come at any moment.
+    return error.unsure if isinstance(error, OutboxError) else not isinstance(error, HubqueueError)

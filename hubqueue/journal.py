@@ -6,9 +6,9 @@ import logging
 from datetime import datetime
 from typing import assert_never
 
-from hubqueue import amounts, events
-from hubqueue.amounts import plural
+from hubqueue import events, quantities
 from hubqueue.events import Fact
+from hubqueue.quantities import plural
 
 _LOG = logging.getLogger("hubqueue.worker")
 
@@ -32,10 +32,10 @@ def word(fact: Fact) -> tuple[int, str] | None:
         case events.AttemptStarted(run_id, kind, entries, size, attempt):
             return (
                 logging.DEBUG,
-                f"run {run_id}: sending {kind}, {_entries(entries)}, {amounts.size(size)}, attempt {attempt}",
+                f"run {run_id}: sending {kind}, {_entries(entries)}, {quantities.size(size)}, attempt {attempt}",
             )
         case events.BatchDelivered(run_id, kind, entries, size, took):
-            line = f"run {run_id}: {kind} delivered, {_entries(entries)}, {amounts.size(size)} in {took.total_seconds():.2f} s"
+            line = f"run {run_id}: {kind} delivered, {_entries(entries)}, {quantities.size(size)} in {took.total_seconds():.2f} s"
             return logging.INFO, line
         case events.RunRegistered(run_id, remote_id, url):
             return logging.INFO, f"run {run_id}: registered as {remote_id}" + (f", {url}" if url else "")

@@ -130,6 +130,12 @@ class Outbox:
         for name in moved.snapshots:
             self.spool.remove(name)
 
+    def reopen(self) -> None:
+        """Check the file again, as at first, and open it. Raises the `OutboxError`s."""
+        self.home.create()
+        self.set_aside = None
+        self.database.open(lock=Lock(self.home.locks / "migrate.lock"))
+
     def close(self) -> None:
         """Close the database. The outbox opens again by itself when it is used again."""
         self.database.close()
@@ -162,6 +168,21 @@ def open_outbox(
     environ = os.environ if environ is None else environ
     place = Home.locate(home, environ)
     settings = place.load_config(Path(config) if config is not None else None, environ)
+    return open_with(
+        place, settings, environ, clock=clock, courtesy=courtesy, set_aside_damaged=set_aside_damaged
+    )
+
+
+def open_with(
+    place: Home,
+    settings: Config,
+    environ: Mapping[str, str],
+    *,
+    clock: Clock | None = None,
+    courtesy: timedelta = timedelta(0),
+    set_aside_damaged: bool = False,
+) -> Outbox:
+    """`open_outbox` where home and settings are known."""
     learn_keys(place.credentials, environ)
     place.create()
     aside: Path | None = None

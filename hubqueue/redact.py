@@ -14,8 +14,10 @@ import unicodedata
 from base64 import b64encode
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
+_T = TypeVar("_T")
 MASK = "***"
 LEAST_KEY = 8
 """The shortest key that is masked inside a text: the letters of a shorter one stand in every second word."""
@@ -64,6 +66,7 @@ _NAMED = {"&": "amp", "<": "lt", ">": "gt", "'": "apos"}
 # A shorter piece of base64 would mask harmless words.
 _LEAST_BASE64 = 8
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?//")
+_LINK = re.compile(r"https?://[^\s/?#@<>\"'\\]+(?:/[^\s?#@<>\"'\\]*)?", re.ASCII | re.IGNORECASE)
 _HOST = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[^:@\s\[\]]*)(?::[0-9]*)?")
 
 
@@ -124,6 +127,23 @@ def hide_key(text: str) -> str:
     for pattern, mask in _PATTERNS:
         text = pattern.sub(mask, text)
     return text
+
+
+def harmless(value: _T) -> _T:
+    """What a row says, however deep, with its control characters made visible: others may write rows, too."""
+    made: Any = value
+    if isinstance(value, str):
+        made = _visible(value)
+    elif isinstance(value, dict):
+        made = {name: harmless(each) for name, each in value.items()}
+    elif isinstance(value, list):
+        made = [harmless(each) for each in value]
+    return cast("_T", made)
+
+
+def link(url: str | None) -> str | None:
+    """An address out of a row, if a person may follow it: of http or https, without user info and blanks."""
+    return url if url is not None and url.isprintable() and _LINK.fullmatch(url) else None
 
 
 def safe_url(url: str) -> str:

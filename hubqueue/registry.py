@@ -100,6 +100,12 @@ class Registry:
                 self._entries.put(tx, run_id, told)
             return True
 
+    def note_unsaved(self, run_id: str, count: int, why: str) -> None:
+        """Remember with a run that so many more of its metrics and checkpoints could not be saved, and why the last one."""
+        with self.database.write() as tx:
+            more = {"unsaved": runs.c.unsaved + count, "unsaved_why": why}
+            tx.execute(update(runs).where(runs.c.id == run_id).values(more))
+
     def resume(self, destination: str) -> Lifted:
         """Lift the hold of a destination and those of its runs, and end their backoff: they are tried now.
 

@@ -10,19 +10,21 @@ that succeeds; what is still unsaved at the end is counted in `Leftover.unsaved`
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from hubqueue import identifier
 from hubqueue import metrics as values
 from hubqueue.backlog import Backlog
+from hubqueue.ballast import Ballast
+from hubqueue.called_with import Ending, check_path, check_start, ending
 from hubqueue.clock import Clock
 from hubqueue.closing import close_run
 from hubqueue.config import Config, DestinationSettings
@@ -30,26 +32,26 @@ from hubqueue.credentials import Credentials
 from hubqueue.destination_choice import choose
 from hubqueue.drafts import console_draft, metrics_draft
 from hubqueue.entry import Draft, Kind
-from hubqueue.errors import HubqueueError, OutboxDamaged, RunFinished
+from hubqueue.errors import RunFinished
 from hubqueue.home import Home
-from hubqueue.intake import open_run, save_snapshot
+from hubqueue.intake import copy_checkpoint, owe, was_swept
 from hubqueue.known_keys import without_keys
 from hubqueue.leftover import Leftover, look, word
 from hubqueue.lifecycle import RunState
-from hubqueue.locks import Lock
-from hubqueue.outbox import Outbox, open_outbox, replace_damaged
+from hubqueue.opening import Opening
+from hubqueue.outbox import Outbox
+from hubqueue.patience import impatient
 from hubqueue.senders import Nobody, Sender, WorkerMode, sender
-from hubqueue.survival import settings_of, survive
+from hubqueue.sharing import SHARED
+from hubqueue.survival import Survivor, settings_of
 from hubqueue.transports import DESTINATION_KINDS
+from hubqueue.unsaved import Unsaved
 from hubqueue.upload_bar import UploadBar
 
 Path_ = str | os.PathLike[str]
 _T = TypeVar("_T")
 _LOG = logging.getLogger("hubqueue")
-# How often a storage that could not be opened is tried again.
-_REOPEN = 5.0
 _POLL = 0.1
-_SET_ASIDE = "the outbox was damaged: it is kept as %s, and a new one was started (hubqueue check tells more)"
 # What `finish` grants a locked database at least, in seconds, for each of its few statements.
 _LEAST_PATIENCE = 0.1
 
@@ -70,10 +72,10 @@ def start_run(
     `model` is a model file (`yolov8n.pt`: a new model is registered with `args`), a model URL or a model id.
     `worker`: "auto" starts a detached worker process when none is alive, "thread" sends from this process,
     "none" only saves. `resume` is the `Run.id` of a run to go on with, which the hub need not know yet.
-    Raises `InvalidModel` and `ConfigError`; storage trouble is logged and survived, with `strict` it is raised.
+    Raises `InvalidModel`, `InvalidArgument` and `ConfigError` for what only the caller can fix; storage trouble is
+    logged and survived, with `strict` it is raised.
     """
-    if worker not in ("auto", "thread", "none"):
-        raise ValueError(f"worker must be 'auto', 'thread' or 'none', not {worker!r}")
+    check_start(model, args, worker)
     place = Home.locate(home)
     settings = settings_of(place, config, strict=strict)
     target = choose(settings, Credentials(place.credentials, os.environ), destination, model=str(model))
@@ -102,46 +104,42 @@ class Run:
         config_path: Path_ | None = None,
         clock: Clock | None = None,
     ) -> None:
-        self._home, self._config, self._destination = home, config, destination
-        self._named, self._args, self._resume = named, args, resume
-        self._mode, self._strict, self._clock = worker, strict, clock
+        self._home, self._destination, self._named = home, destination, named
         self._config_path = None if config_path is None else os.path.abspath(config_path)
-        self._outbox: Outbox | None = None
-        self._id: str | None = None
-        self._lock: Lock | None = None
+        self._mode = worker
+        self._opening = Opening(home, config, destination, named, args, resume=resume, clock=clock)
         self._sender: Sender | None = None
-        self._backlog = Backlog()
+        self._unsaved = Unsaved()
+        self._backlog = Backlog(self._give_way)
+        self._survivor = Survivor(strict=strict, name=lambda: self.id, hear=self._unsaved.because)
         self._ended: RunState | None = None
-        self._guard = threading.RLock()
-        self._reopen_at = 0.0
         _LIVING.add(self)
 
     @property
     def id(self) -> str | None:
         """The local id, as `hubqueue status` shows it; None as long as the storage could not be opened."""
-        return self._id
+        return self._opening.run_id
 
     @property
     def outbox(self) -> Outbox | None:
-        """The outbox it is in; None as long as the storage could not be opened."""
-        return self._outbox
+        """The outbox it is in; None as long as the storage could not be opened. Shared with other runs of the process."""
+        return self._opening.outbox
 
     @property
     def remote_id(self) -> str | None:
         """The id at the hub; None until the hub has answered."""
-        found: str | None = self._told("remote_id")
-        return found or self._named.model_id
+        return self._opening.model_id
 
     @property
     def url(self) -> str | None:
         """Where the run can be looked at; None until the hub has answered."""
-        found: str | None = self._told("url")
+        found: str | None = self._opening.told("url")
         return found
 
     @property
     def cancelled(self) -> bool:
         """Whether the hub has asked the training to stop."""
-        return bool(self._told("cancelled"))
+        return bool(self._opening.told("cancelled"))
 
     def log_metrics(self, metrics: Mapping[str, object], *, epoch: int) -> int | None:
         """Save the metrics of an epoch (0-based); the id of the entry, None when it could only be kept in memory.
@@ -166,51 +164,57 @@ class Run:
         newest `best` one are kept; `final` (with `map`, the mAP50-95) is sent without regard to the pace. Trouble
         is logged (raised when `strict`), `RunFinished` is raised after `finish`.
         """
+        check_path(path)
         number = values.epoch_number(epoch)
         score = values.finite_number("map", map)
 
-        def save() -> int:
-            outbox, run_id = self._opened()
-            return save_snapshot(outbox, run_id, path, number, is_best=is_best, map=score, final=final)
+        def copy() -> Draft:
+            outbox, run_id = self._opening.opened()
+            return copy_checkpoint(outbox, run_id, path, number, is_best=is_best, map=score, final=final)
 
         self._refuse_finished()
-        saved = self._attempt("checkpoint", save)
-        with self._guard:
-            self._backlog.lost += saved is None
-        self._nudge()
-        return saved
+        while (draft := self._attempt("checkpoint", copy)) is not None:
+            saved, outbox = self._save(draft), self.outbox
+            if saved is None or outbox is None:
+                return saved
+            if not self._attempt("checkpoint", partial(was_swept, outbox, saved, draft)):
+                return saved
+        with self._opening.guard:
+            self._unsaved.lose()
+        self._attempt("loss of a checkpoint", self._note)
+        return None
 
     def finish(
         self,
         *,
-        timeout: float = 30.0,
+        timeout: float | None = 30.0,
         status: Literal["finished", "failed"] = "finished",
         results: Mapping[str, object] | None = None,
         error: str | None = None,
     ) -> Leftover:
-        """End the run and wait for its uploads, at most `timeout` seconds; what is still owed then.
+        """End the run and wait for its uploads, at most `timeout` seconds (None: until they are done); what is left.
 
         `results` (such as `{"metrics": {…}, "bestEpoch": 7}`) or `error` are for a hub that wants to hear of the
-        end. What is left goes on after this process has ended: a detached worker sends it, or the next one does.
-        Calling it again waits again.
+        end. What is left is sent after this process has ended: by a detached worker, or by the next one.
+        Calling it again waits again. A wrong argument raises `InvalidArgument`, and the run is ended all the same.
         """
-        deadline, state = time.monotonic() + max(0.0, timeout), RunState(status)
-        if self._outbox is not None:
-            self._outbox.database.be_patient(max(_LEAST_PATIENCE, timeout / 4))
-        with self._guard:
-            self._reopen_at = 0.0  # the last chance
-            self._attempt("metrics", lambda: self._backlog.save(self._enqueue))
-            if self._ended is None:
-                self._attempt("end of the run", lambda: self._end(state, results, error))
-        self._attempt("worker", lambda: self._sending().finish())
-        with UploadBar(self._home, self._id) as bar:
-            left = self.wait(timeout=deadline - time.monotonic(), each=bar.show)
-        if self._sender is not None:
-            self._sender.close(deadline)
-            self._sender = None
-            left = self._left()
+        end = ending(timeout, status, results, error)
+        try:
+            with impatient(max(_LEAST_PATIENCE, end.timeout / 4)):
+                self._close(end)
+                self._attempt("worker", lambda: self._sending().finish())
+                with UploadBar(self._home, self.id) as bar:
+                    left = self.wait(timeout=end.deadline - time.monotonic(), each=bar.show)
+                if self._sender is not None:
+                    self._sender.close(end.deadline)
+                    left = self._left() if self._sender.sends else left
+                    self._sender = None
+        finally:
+            self._opening.give_back()
         if left:
-            _LOG.warning("run %s: %s", self._id, word(left))
+            _LOG.warning("run %s: %s", self.id, word(left))
+        if end.problem:
+            raise end.problem
         return left
 
     def wait(self, *, timeout: float, each: Callable[[Leftover], None] = lambda _left: None) -> Leftover:
@@ -240,12 +244,12 @@ class Run:
             self.finish(status="failed" if name else "finished", error=name)
 
     def __repr__(self) -> str:
-        return f"<hubqueue.Run {self._id} to {self._destination.name}>"
+        return f"<hubqueue.Run {self.id} to {self._destination.name}>"
 
     def _begin(self) -> None:
         if self._named.api_key:
             self._attempt("key", self._store_key)
-        self._attempt("start of the run", self._opened)
+        self._attempt("start of the run", self._opening.opened)
         self._nudge()
 
     def _store_key(self) -> None:
@@ -255,113 +259,90 @@ class Run:
         Credentials(self._home.credentials, os.environ).store(self._destination, self._named.api_key)
 
     def _attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
-        return survive(what, lambda: self._mended(act), strict=self._strict)
-
-    def _mended(self, act: Callable[[], _T]) -> _T:
-        """Do something; when the outbox turns out to be damaged, once more with a new one in its place."""
-        try:
-            return act()
-        except OutboxDamaged:
-            if self._outbox is None:
-                raise
-            # What can still be read keeps the hub from getting a second model.
-            self._named = dataclasses.replace(self._named, model_id=self.remote_id)
-            self._outbox.close()
-            self._outbox = self._id = None
-            self._reopen_at = 0.0
-            aside = replace_damaged(self._home, self._config)
-            _LOG.error(_SET_ASIDE, aside)
-            return act()
-
-    def _opened(self) -> tuple[Outbox, str]:
-        """The outbox and the run's id in it; opened and registered when that has not succeeded yet."""
-        with self._guard:
-            if self._outbox is None or self._id is None:
-                self._open()
-            assert self._outbox is not None and self._id is not None
-            return self._outbox, self._id
-
-    def _open(self) -> None:
-        if time.monotonic() < self._reopen_at:
-            raise HubqueueError(
-                "the outbox could not be opened a moment ago", hint="hubqueue check finds out why"
-            )
-        self._reopen_at = time.monotonic() + _REOPEN
-        outbox = open_outbox(self._home.path, self._config_path, clock=self._clock, set_aside_damaged=True)
-        if outbox.set_aside is not None:
-            _LOG.error(_SET_ASIDE, outbox.set_aside)
-        self._id = self._register(outbox)
-        self._outbox = outbox
-
-    def _register(self, outbox: Outbox) -> str:
-        target = self._destination
-        run_id, goes_on = open_run(outbox, self._named, self._args, target, resume=self._resume)
-        self._lock = Lock(outbox.run_lock(run_id))
-        if not self._lock.try_acquire():
-            _LOG.warning("run %s: another process is training this model too; both share its lanes", run_id)
-        if goes_on:
-            _LOG.info("run %s goes on", run_id)
-        held = self._told("destination_held", outbox, run_id)
-        if held:
-            cure = f"hubqueue resume {target.name}"
-            _LOG.warning("destination %s is held: %s; once mended: %s", target.name, held, cure)
-        return run_id
+        return self._survivor.attempt(what, lambda: self._opening.repaired(act))
 
     def _save(self, draft: Draft) -> int | None:
-        with self._guard:
+        with self._opening.guard:
             self._refuse_finished()
             self._backlog.put(draft)
-            saved = self._attempt(str(draft.kind), lambda: self._backlog.save(self._enqueue))
+            what = "checkpoint" if draft.kind is Kind.CKPT else str(draft.kind)
+            saved = self._attempt(what, lambda: self._backlog.save(self._enqueue))
+            if saved is not None and self._unsaved.lost:
+                self._attempt("loss of a checkpoint", self._note)
         self._nudge()
         return saved
 
-    def _enqueue(self, draft: Draft) -> int:
-        outbox, run_id = self._opened()
-        entry_id, superseded = outbox.entries.enqueue(run_id, draft)
-        outbox.discard(superseded)
+    def _enqueue(self, draft: Draft, unsure: bool) -> int:
+        outbox, run_id = self._opening.opened()
+        entry_id = None
+        if unsure:
+            entry_id = outbox.stats.saved(run_id, draft, after=self._opening.first_entry)
+        if entry_id is None:
+            entry_id = owe(outbox, run_id, draft)
         return entry_id
 
-    def _end(self, state: RunState, results: Mapping[str, object] | None, error: str | None) -> None:
-        outbox, run_id = self._opened()
-        close_run(outbox, run_id, state, results=results, error=error)
-        self._ended = state
-        if self._lock is not None:
-            self._lock.release()
+    def _give_way(self, draft: Draft, unsure: bool, replaced: bool) -> None:
+        """A draft leaves the memory without having been saved, as far as is known."""
+        if not replaced:
+            self._unsaved.lose()
+        if draft.snapshot is not None and not unsure and self.outbox is not None:
+            self.outbox.spool.remove(draft.snapshot.name)
 
-    def _told(self, column: str, outbox: Outbox | None = None, run_id: str | None = None) -> Any:
-        """What the worker has written on the run; None when there is nothing, or no storage."""
-        outbox, run_id = outbox or self._outbox, run_id or self._id
-        try:
-            row = None if outbox is None or run_id is None else outbox.stats.run(run_id)
-        except HubqueueError as error:
-            _LOG.debug("the run could not be read: %s", error)
-            return None
-        return None if row is None else row[column]
+    def _note(self, *, waiting: int = 0) -> None:
+        outbox, run_id = self._opening.opened()
+        self._unsaved.note(outbox, run_id, waiting=waiting)
+
+    def _close(self, end: Ending) -> None:
+        """Save what waits in memory, for the last time, and end the run."""
+
+        def save() -> None:
+            self._attempt("metrics", lambda: self._backlog.save(self._enqueue))
+
+        def close() -> None:
+            outbox, run_id = self._opening.opened()
+            close_run(outbox, run_id, end.state, results=end.results, error=end.error)
+            self._ended = end.state
+            self._opening.ended()
+
+        with self._opening.guard:
+            self._opening.try_again()
+            save()
+            if self._backlog and Ballast(self._home.ballast).release():
+                save()  # on a full disk this is what the ballast is for: after this, the memory is gone
+            if self._unsaved.lost or self._backlog or self._unsaved.noted:
+                self._attempt("loss", lambda: self._note(waiting=len(self._backlog)))
+            if self._ended is None:
+                self._attempt("end of the run", close)
 
     def _refuse_finished(self) -> None:
         if self._ended is not None:
-            raise RunFinished(f"run {self._id} is {self._ended}", hint="start another: hubqueue.start_run")
+            raise RunFinished(f"run {self.id} is {self._ended}", hint="start another: hubqueue.start_run")
 
     def _nudge(self) -> None:
         self._attempt("worker", lambda: self._sending().nudge())
 
     def _sending(self) -> Sender:
         if self._sender is None:
-            self._opened()
-            self._sender = sender(self._mode, self._home, self._config_path, self._told("destination"))
+            self._opening.opened()
+            self._sender = sender(
+                self._mode, self._home, self._config_path, self._opening.told("destination")
+            )
         return self._sender
 
     def _left(self) -> Leftover:
-        return look(self._outbox, self._id, unsaved=len(self._backlog))
+        unsaved, why, outbox = len(self._backlog) + self._unsaved.lost, self._unsaved.why, self.outbox
+        if outbox is None:
+            return look(None, None, unsaved=unsaved, why=why)
+        with SHARED.used(outbox):
+            return look(outbox, self.id, unsaved=unsaved, why=why)
 
 
-# A thread of the parent may hold a guard at the moment of a fork; the child gets a free one.
 _LIVING: weakref.WeakSet[Run] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
     for run in list(_LIVING):
-        run._guard = threading.RLock()
+        run._opening.after_fork()
         run._sender = Nobody()  # the child only saves; the parent's worker sends
 
 

@@ -166,7 +166,7 @@ runs = Table(
     Column("created_at", Moment, nullable=False),
     Column("finished_at", Moment),
     Column("last_beat_at", Moment),
-    # Metrics and checkpoints that could not be saved, and why the last of them could not.
+    # How many metrics and checkpoints never reached the disk, and why the last of them did not.
     _counter("unsaved"),
     Column("unsaved_why", Text),
     CheckConstraint(_one_of("state", RunState), name="state"),

@@ -118,3 +118,5 @@ class InProcess:
             self._service.run()
         except HubqueueError as error:
             _LOG.warning("the worker thread has ended: %s; it starts again with the next call", error)
+        finally:
+            self._outbox.close()  # it opens again by itself should the thread begin again

@@ -248,6 +248,17 @@ def is_foreign_schema(error: BaseException) -> bool:
     return said.startswith(("no such column", "no such table")) or said.endswith("already exists")
 
 
+def refuses_the_values(error: BaseException) -> bool:
+    """Whether the error may be about the very values of a statement: a constraint, a wrong type, or too long a text.
+
+    A trigger's refusal is not: there is none in an outbox that refuses anything.
+    """
+    name = error_name(error)
+    if name.startswith("SQLITE_CONSTRAINT"):
+        return name != "SQLITE_CONSTRAINT_TRIGGER"
+    return name in ("SQLITE_MISMATCH", "SQLITE_TOOBIG")
+
+
 def is_full(error: BaseException) -> bool:
     """Whether the error says that there is no room left."""
     return error_name(error) in {

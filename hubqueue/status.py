@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubqueue.addresses import Address
-from hubqueue.amounts import plural
 from hubqueue.entry import Kind
 from hubqueue.gauge import upload_of
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import is_held
+from hubqueue.quantities import plural
 from hubqueue.reach import cure, is_served, obstacle
-from hubqueue.redact import clean
+from hubqueue.redact import clean, harmless, link
 from hubqueue.schema import EPOCH
 from hubqueue.sqlite import asides, report_of
-from hubqueue.stats import COUNTED
+from hubqueue.survey import COUNTED
 
 if TYPE_CHECKING:
     from hubqueue.config import Config
@@ -59,8 +59,8 @@ def status(outbox: Outbox, *, run_id: str | None = None, finished: int | None = 
     """
     now = outbox.database.now()
     totals = outbox.stats.totals()
-    destinations = _destinations(outbox, now)
-    runs = [_run(outbox, row, now) for row in outbox.stats.runs(run_id=run_id, finished=finished)]
+    destinations = [harmless(each) for each in _destinations(outbox, now)]
+    runs = [harmless(_run(outbox, row, now)) for row in outbox.stats.runs(run_id=run_id, finished=finished)]
     worker = _worker(outbox, now)
     worker["starting"] = not worker["alive"] and _starts(outbox, runs, now)
     for destination in destinations:
@@ -137,6 +137,9 @@ def _attention(
         if run["held"]:
             hint = f"hubqueue resume {run['destination']}, or give it up: hubqueue cancel --run {run['id']}"
             found.append({"what": f"run {run['id']} is held: {run['held']}", "hint": hint})
+        if run["unsaved"]:
+            what = f"run {run['id']}: {run['unsaved']} could not be saved ({run['unsaved_why']})"
+            found.append({"what": what, "hint": "these are lost; hubqueue check finds what else is wrong"})
         for lane in run["lanes"]:
             if lane["unknown"]:
                 found.append(
@@ -172,7 +175,7 @@ def _worker(outbox: Outbox, now: datetime) -> dict[str, Any]:
             "alive": _lives(outbox, row, now),
             "id": row["id"],
             "pid": row["pid"],
-            "host": row["host"],
+            "host": harmless(row["host"]),
             "started_at": _shown(outbox, row["started_at"]),
             "seen_at": _shown(outbox, row["seen_at"]),
         }
@@ -260,10 +263,12 @@ def _run(outbox: Outbox, row: Mapping[str, Any], now: datetime) -> dict[str, Any
         "address": row["destination"],
         "model": row["model"],
         "remote_id": row["remote_id"],
-        "url": row["url"],
+        "url": link(row["url"]),
         "state": str(state),
         "cancelled": row["cancelled"],
         "held": row["held"],
+        "unsaved": row["unsaved"],
+        "unsaved_why": row["unsaved_why"],
         "created_at": _shown(outbox, row["created_at"]),
         "finished_at": _shown(outbox, row["finished_at"]),
         "last_heartbeat_at": _shown(outbox, row["last_beat_at"]),

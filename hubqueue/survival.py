@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -15,36 +16,88 @@ from hubqueue.errors import (
     OutboxAlien,
     OutboxTooNew,
     OutboxUnavailable,
+    SpoolError,
+    WorkerError,
 )
 from hubqueue.home import Home
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger("hubqueue")
+_START = "start of the run"
+_WORKER = "worker"
+_CHECKPOINT = "checkpoint"
+_NUMBERS = re.compile(r"[0-9]+")
+# So many different troubles are told apart.
+_KINDS = 50
 
 
 def survive(what: str, act: Callable[[], _T], *, strict: bool) -> _T | None:
-    """Do something that needs the storage; None when it failed and that was logged.
+    """Do something that needs the storage; None when it failed and that was logged. With `strict` everything is raised."""
+    return Survivor(strict=strict).attempt(what, act)
+
+
+class Survivor:
+    """Does what needs the storage. Trouble is logged once of each kind, then counted until it is over.
 
     With `strict` everything is raised. A wrong setting that shows at the start of a run (an outbox of another
-    program or of a newer version) is raised always: only the caller can mend it.
+    program or of a newer version) is raised always: only the caller can fix it.
     """
-    try:
-        return act()
-    except (OutboxAlien, OutboxTooNew):
-        raise
-    except CheckpointUnreadable as error:
-        if strict:
+
+    def __init__(
+        self,
+        *,
+        strict: bool,
+        name: Callable[[], str | None] = lambda: None,
+        hear: Callable[[BaseException], None] = lambda _error: None,
+    ) -> None:
+        self._strict, self._name, self._hear = strict, name, hear
+        self._repeated: dict[tuple[str, str], int] = {}
+
+    def attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
+        """Do something; None when it failed and that was logged or counted. `hear` is told of what was survived."""
+        try:
+            done = act()
+        except (OutboxAlien, OutboxTooNew):
             raise
-        _LOG.warning("the checkpoint was not saved: %s%s", error, hint_of(error))
-    except (HubqueueError, OSError) as error:
-        if strict:
-            raise
-        _LOG.warning("the %s could not be saved yet: %s%s", what, error, hint_of(error))
-    except Exception:
-        if strict:
-            raise
-        _LOG.exception("the %s could not be saved: a defect in hubqueue; the training goes on", what)
-    return None
+        except Exception as error:
+            if self._strict:
+                raise
+            self._hear(error)
+            self._tell(what, error)
+            return None
+        self._heal(what)
+        return done
+
+    def _tell(self, what: str, error: Exception) -> None:
+        if isinstance(error, CheckpointUnreadable):
+            _LOG.warning("the checkpoint was not saved: %s%s", error, hint_of(error))
+            return
+        known = isinstance(error, HubqueueError | OSError)
+        kind = (_part(error), _NUMBERS.sub("#", str(error)) if known else type(error).__name__)
+        if kind in self._repeated or len(self._repeated) >= _KINDS:
+            self._repeated[kind] = self._repeated.get(kind, 0) + 1
+            return
+        self._repeated[kind] = 0
+        if not known:
+            _LOG.error(
+                "the %s could not be saved: a defect in hubqueue; the training goes on", what, exc_info=error
+            )
+        elif what == _START:
+            _LOG.error("NOTHING of this run can be saved: %s%s", error, hint_of(error))
+        elif isinstance(error, WorkerError):
+            _LOG.warning("no worker could be started: %s%s", error, hint_of(error))
+        else:
+            _LOG.warning("the %s could not be saved yet: %s%s", what, error, hint_of(error))
+
+    def _heal(self, what: str) -> None:
+        if not self._repeated or what == _WORKER:
+            return
+        healed = ("storage", "spool") if what == _CHECKPOINT else ("storage",)
+        over = [kind for kind in self._repeated if kind[0] in healed]
+        if over:
+            more = sum(self._repeated.pop(kind) for kind in over)
+            again = f" ({more} more failures were not shown)" if more else ""
+            _LOG.warning("run %s: saving works again%s", self._name(), again)
 
 
 def settings_of(home: Home, config: str | os.PathLike[str] | None, *, strict: bool) -> Config:
@@ -66,3 +119,9 @@ def hint_of(error: BaseException) -> str:
     """The hint of an error, to be put behind its message; empty where it has none."""
     hint = getattr(error, "hint", None)
     return f" ({hint})" if hint else ""
+
+
+def _part(error: Exception) -> str:
+    if isinstance(error, WorkerError):
+        return "worker"
+    return "spool" if isinstance(error, SpoolError) else "storage"

@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from hubqueue.amounts import plural, size, span
 from hubqueue.cli.screen import fitted, wrapped
 from hubqueue.cli.words import ago, moment, until
+from hubqueue.quantities import plural, size, span
 
 _HTTP_STATUS = re.compile(r"\d{3} [A-Z][\w' -]*")
 _STATE_COLOURS = {"running": "green", "interrupted": "yellow", "failed": "red"}

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from hubqueue.amounts import size
 from hubqueue.cli import screen
 from hubqueue.cli.frame import (
     ATTENTION,
@@ -29,6 +28,8 @@ from hubqueue.cli.named import find_entries, find_run, no_entry, no_run
 from hubqueue.cli.words import table, when
 from hubqueue.entry import Kind
 from hubqueue.lifecycle import State
+from hubqueue.quantities import size
+from hubqueue.redact import harmless
 
 _REFRESH = 1.0
 limit_option = click.option(
@@ -178,7 +179,7 @@ def show(place: Place, entry: int, as_json: bool) -> None:
         (found,) = find_entries(outbox, [entry])
         to_wall = outbox.database.to_wall
         shown = _entry(found, to_wall)
-        shown["payload"] = json.loads(outbox.stats.payload(entry) or "null")
+        shown["payload"] = harmless(json.loads(outbox.stats.payload(entry) or "null"))
         shown["history"] = [_attempt(row, to_wall) for row in outbox.stats.attempts(entry_id=entry)]
     if as_json:
         print_json(shown)
@@ -263,7 +264,7 @@ def _entry(row: dict[str, Any], to_wall: Any) -> dict[str, Any]:
         "attempts",
         "reason",
     )
-    shown = {name: row[name] for name in names}
+    shown = harmless({name: row[name] for name in names})
     for name in ("enqueued_at", "settled_at"):
         shown[name] = None if row[name] is None else to_wall(row[name])
     return shown
@@ -285,21 +286,11 @@ def _entry_row(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _attempt(row: dict[str, Any], to_wall: Any) -> dict[str, Any]:
-    shown = {
-        name: row[name]
-        for name in (
-            "id",
-            "run_id",
-            "kind",
-            "entries",
-            "first_key",
-            "last_key",
-            "size",
-            "worker",
-            "outcome",
-            "reason",
-        )
-    }
+    names = (
+        *("id", "run_id", "kind", "entries", "first_key"),
+        *("last_key", "size", "worker", "outcome", "reason"),
+    )
+    shown = harmless({name: row[name] for name in names})
     for name in ("claimed_at", "started_at", "ended_at"):
         shown[name] = None if row[name] is None else to_wall(row[name])
     return shown

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from hubqueue.amounts import plural
 from hubqueue.cli.mistakes import nearest
 from hubqueue.errors import UnknownName
+from hubqueue.quantities import plural
 
 if TYPE_CHECKING:
     from hubqueue.outbox import Outbox

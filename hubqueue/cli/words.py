@@ -7,8 +7,8 @@ from datetime import datetime
 
 import click
 
-from hubqueue.amounts import span
 from hubqueue.cli.screen import fitted
+from hubqueue.quantities import span
 
 
 def moment(text: str | None) -> datetime | None:

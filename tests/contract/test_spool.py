@@ -475,7 +475,7 @@ def sleepy(self, source, *, label):
     return snapshot
 spool.Spool.take = sleepy
 run.save_checkpoint(sys.argv[1], epoch=0)
-print(len(count), len(list(run._outbox.spool.path.iterdir())), run._outbox.stats.owed().entries)
+print(len(count), len(list(run.outbox.spool.path.iterdir())), run.outbox.stats.owed().entries)
 """
     out, _ = python(code, environ_of(home), str(source)).communicate(timeout=60)
 

@@ -209,7 +209,7 @@ def test_the_end_waits_for_a_dead_hub_no_longer_than_its_deadline(
 
     session.upload_model(8, tmp_path / "best.pt", map=0.5, final=True)
 
-    assert "still owed, safe on the disk for the next worker" in caplog.text
+    assert "waiting; saved on disk, a worker will send" in caplog.text
     assert len([each for each in at_hub.requests if each.kind == "ckpt"]) < 11
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from stage import environ_of, hubqueue, platform_environ, python
 
+from hubqueue.redact import link
 from hubqueue.sandbox import Sandbox
 
 # No form gives these away: they are found by the name they stand under, or because the home knows them.
@@ -98,3 +99,55 @@ def test_an_argument_of_the_command_line_is_masked_before_it_is_saved(home: Path
         ((payload,),) = connection.execute("SELECT payload FROM entries").fetchall()
     assert "7" in payload
     assert "***" in payload
+
+
+EVIL = "\x1b]0;owned\x07\x9b2J\u202e"
+
+
+def test_what_others_wrote_into_a_shared_database_is_shown_harmless(home: Path) -> None:
+    environ = environ_of(home, "http://127.0.0.1:9")
+    run = hubqueue(environ, "enqueue", "run", "yolo26n.pt").stdout.strip()
+    hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "loss=1")
+    with closing(sqlite3.connect(home / "outbox.db")) as connection:
+        connection.execute(
+            "UPDATE runs SET model = ?, url = ?, held = ?", (EVIL, "javascript:alert(1)", EVIL)
+        )
+        connection.execute("UPDATE destinations SET url = ?, held = ?", (f"http://x/{EVIL}", EVIL))
+        connection.execute("UPDATE lanes SET last_error = ?", (EVIL,))
+        connection.execute(
+            "UPDATE entries SET key = ?, reason = ?, payload = ?", (EVIL, EVIL, json.dumps(EVIL))
+        )
+        connection.execute(
+            "INSERT INTO attempts (lane_id, token, worker, entries, first_key, last_key, size, claimed_at, outcome, reason)"
+            " SELECT id, 1, ?, 1, ?, ?, 5, 1, ?, ? FROM lanes",
+            (EVIL,) * 5,
+        )
+        connection.execute(
+            "INSERT INTO workers VALUES (?, 1, ?, ?, 1, 1)",
+            (EVIL, EVIL, EVIL),
+        )
+        connection.commit()
+
+    for words in (
+        "status",
+        "status --json",
+        "runs --all",
+        "runs --json",
+        "entries",
+        "entries --json",
+        "show 1",
+        "log",
+    ):
+        shown = hubqueue(environ, *words.split())
+        said = shown.stdout + shown.stderr
+        assert not set(said) & set("\x1b\x07\x9b\u202e"), words
+        assert "javascript:" not in said, words
+        assert "Traceback" not in said, words
+
+
+def test_a_link_is_one_of_the_web_or_none() -> None:
+    assert link("https://hub.example.org/models/a%20b") == "https://hub.example.org/models/a%20b"
+    assert link("http://127.0.0.1:8080") == "http://127.0.0.1:8080"
+    for bad in (None, "", "javascript:alert(1)", "data:text/html,x", "https://u:p@h/x", "https://h/x y", "https://h/x?k=1",
+                "https://h/<script>", 'https://h/"', "https://h\\@x/", "https:///x", "file:///etc/passwd", "https://h/\x1b"):  # fmt: skip
+        assert link(bad) is None

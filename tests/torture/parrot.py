@@ -13,7 +13,7 @@ from urllib.parse import quote, quote_plus
 
 from peer import answer
 
-_STEP, _WINDOW = 6, 12
+_STEP, _WINDOW, _PART = 6, 12, 8
 
 
 def spellings(key: str) -> dict[str, str]:
@@ -42,9 +42,11 @@ def spellings(key: str) -> dict[str, str]:
 
 
 def needles(*keys: str) -> re.Pattern[bytes]:
-    """What finds eighteen signs in a row of any spelling of any of the keys."""
+    """What finds eight signs in a row of any of the keys, and eighteen of any other spelling of them."""
     parts = set()
     for key in keys:
+        for form in (key, key.lower(), key.upper()):
+            parts |= {form[at : at + _PART] for at in range(len(form) - _PART + 1)}
         for form in spellings(key).values():
             step, window = (_STEP, _WINDOW) if len(form) <= 2 * len(key) else (18, 36)
             parts |= {form[at : at + window] for at in range(0, len(form) - window + 1, step)}
@@ -76,6 +78,9 @@ class Parrot:
             data = {"id": f"{self._models:020d}", "agentId": "agent-1"}
             return answer(json.dumps({"success": True, "data": data}).encode())
         form = dice.choice(list(spellings(key).values()))
+        if dice.random() < 0.3:
+            # The key but for its first or last sign, or a part out of its middle.
+            form = dice.choice((key[:-1], key[1:], key[3 : 3 + max(8, dice.randrange(len(key)))]))
         status = dice.choice(
             ("200 OK", "200 OK", "400 Bad", "429 Slow", "500 Error", "503 Down", "302 Found")
         )

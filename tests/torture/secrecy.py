@@ -12,12 +12,13 @@ import random
 import re
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,20 +52,23 @@ _RULES = (
     *("any:cut-head:0.2", "metrics:gzip:0.3", "404:0.05", "any:redirect:0.3:to={other}/v1/models/x"),
 )
 _TRAINER = """
-import json, logging, os, sys, traceback
+import http.client, json, logging, os, sys, traceback
 from urllib.parse import quote
 os.umask(0)
 logging.basicConfig(level=logging.DEBUG)
+http.client.HTTPConnection.debuglevel = 1
 import hubqueue
 told = json.load(sys.stdin)
 for number, model in enumerate(told["models"]):
     try:
         run = hubqueue.start_run(model, worker=told["worker"], strict=number % 2 == 0, args={
-            "data": "https://x.invalid/data.zip?api_key=" + quote(told["key"], safe=""), "api_key": told["key"], "epochs": 3})
+            "data": "https://x.invalid/data.zip?api_key=" + quote(told["key"], safe=""), "api_key": told["key"], "epochs": 3,
+            "deep": [{"hubToken": told["key"]}], "note": "with " + told["key"][:-1], told["key"]: 1})
         for epoch in range(2):
-            run.log_metrics({"loss": epoch}, epoch=epoch)
+            run.log_metrics({"loss": epoch, "loss/" + told["key"][1:]: 1}, epoch=epoch)
+        run.log_console("the key is " + told["key"])
         run.save_checkpoint(told["ckpt"], epoch=1)
-        print(run, {name: value for name, value in vars(run).items() if name != "_args"}, run.url, flush=True)
+        print(run, vars(run), run.url, flush=True)
         print(run.finish(timeout=told["patience"]), flush=True)
         run.log_metrics({"loss": 1}, epoch=9)
     except Exception:
@@ -193,6 +197,8 @@ def _mistakes(scene: Scene, hub: str) -> None:
         ("HUBQUEUE_DESTINATIONS__HUB__PROXY", f"http://user:{coded}@127.0.0.1:9"),
         ("HUBQUEUE_OUTBOX__URL", f"postgresql+psycopg://user:{coded}@127.0.0.1:9/x"),
         ("HUBQUEUE_OUTBOX__URL", f"mysql://user:{coded}@127.0.0.1:9/x"),
+        ("HUBQUEUE_OUTBOX__URL", f"postgresql+psycopg://127.0.0.1:9/x?user=u&password={coded}"),
+        ("HUBQUEUE_OUTBOX__URL", f"postgresql+psycopg://127.0.0.1:9/x?pasword={coded}"),
         ("HUBQUEUE_SPOOL__MAX_BYTES", key),
         ("HUB_API_KEY", key + "\ud83d"[:0] + " \t" + key),
     ):
@@ -342,6 +348,7 @@ def main(argv: list[str] | None = None) -> int:
             for fault in faults[:5]:
                 chosen.require(False, f"home {number} ({scene.way}): {fault}")
             shutil.rmtree(scene.folder)
+        _two_hubs(chosen, Path(folder))
         chosen.say(
             f"{homes * runs} runs in {homes} homes, {said} outputs of processes, {asked} requests to the hub; "
             f"homes with a leak: {faulty}"
@@ -349,6 +356,78 @@ def main(argv: list[str] | None = None) -> int:
         chosen.require(asked > homes * runs, "too few requests: these runs prove nothing")
         _control(chosen)
     return chosen.exit_code
+
+
+def _two_hubs(chosen: Options, folder: Path) -> None:
+    """Two hubs of one type with a key each, one behind a proxy that has a password: no host hears another one's."""
+    plain, loud = keys(random.Random(f"{chosen.seed}/two"))
+    password = "".join(
+        random.Random(f"{chosen.seed}/proxy").choice("ghijkmnpqrstuvwxyz23456789") for _ in range(24)
+    )
+    scene = Scene(folder / "two", "two hubs", plain, loud)
+    scene.folder.mkdir()
+    (scene.folder / "last.pt").write_bytes(b"weights" * 500)
+
+    def tell(connection: socket.socket, _request: bytes) -> None:
+        data = {"id": "abcdefghij0123456789", "agentId": "agent-1"}
+        connection.sendall(answer(json.dumps({"success": True, "data": data}).encode()))
+
+    with Peer(tell) as first, Peer(tell) as second, Peer(tell) as proxy:
+        environ = scene.environ(
+            first.url,
+            HUBQUEUE_KEY_HUB=plain,
+            HUBQUEUE_KEY_SECOND=loud,
+            HUBQUEUE_DESTINATIONS__SECOND__TYPE="hub",
+            HUBQUEUE_DESTINATIONS__SECOND__URL=second.url,
+            HUBQUEUE_DESTINATIONS__HUB__PROXY=proxy.url.replace("://", f"://user:{password}@"),
+        )
+        for destination in ("hub", "second"):
+            _call(scene, environ, "enqueue", "run", "yolo26n.pt", "--to", destination)
+            run = scene.said[-1][1].decode().split()[-1]
+            _call(scene, environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "loss=1")
+            _call(
+                scene,
+                environ,
+                "enqueue",
+                "checkpoint",
+                "--run",
+                run,
+                "--epoch",
+                "0",
+                str(scene.folder / "last.pt"),
+            )
+        for command in ("drain --timeout 10", "status --json", "check --json"):
+            _call(scene, environ, *command.split())
+        heard = {"hub": (*first.requests, *proxy.requests), "second": tuple(second.requests)}
+    told = b"".join(text for _, text in scene.said)
+    told += b"".join(path.read_bytes() for path in scene.folder.rglob("*") if path.is_file())
+    chosen.require(
+        needles(plain, loud, password).search(told) is None, "two hubs: a key or a password was told"
+    )
+    crossed = _crossed(heard, {"hub": plain, "second": loud})
+    chosen.require(not crossed, f"two hubs: {crossed}")
+    chosen.require(
+        password.encode() not in b"".join(heard["second"]), "the password of the proxy went elsewhere"
+    )
+    swapped = _crossed({"hub": heard["second"], "second": heard["hub"]}, {"hub": plain, "second": loud})
+    counts = ", ".join(f"{name} {len(requests)}" for name, requests in heard.items())
+    chosen.say(
+        f"two hubs of one type, one behind a proxy: requests {counts}; with a key of the other: {len(crossed)}"
+    )
+    chosen.say(f"control: the same requests swapped, noticed {len(swapped)}")
+    chosen.require(len(swapped) >= 4, "requests with the wrong key were not noticed, or too few were sent")
+    shutil.rmtree(scene.folder)
+
+
+def _crossed(heard: Mapping[str, Sequence[bytes]], own: Mapping[str, str]) -> list[str]:
+    """Requests that carry the key of another destination."""
+    return [
+        f"{name} heard the key of {other}"
+        for name, requests in heard.items()
+        for other, key in own.items()
+        for request in requests
+        if other != name and needles(key).search(request)
+    ]
 
 
 def _control(chosen: Options) -> None:
@@ -363,7 +442,10 @@ def _control(chosen: Options) -> None:
         for name, form in spellings(key).items()
         if not found.search(form.encode())
     ]
-    chosen.say(f"control: {len(spellings(plain))} spellings each of two keys planted, missed {len(missed)}")
+    cut = [part for key in (plain, loud) for part in (key[:-1], key[1:], key[:8], key[-8:], key[9:17])]
+    missed += [part for part in cut if not found.search(part.encode())]
+    planted = f"{len(spellings(plain))} spellings each of two keys and {len(cut)} parts of them"
+    chosen.say(f"control: {planted} planted, missed {len(missed)}")
     chosen.require(not missed, f"the search misses {missed}")
 
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them: sizes, lengths of time, counted nouns. One place, so that they look the same everywhere. Pure."""
+"""Numbers as people read them: sizes, lengths of time, counted nouns. Pure: values in, text out."""
 
 from __future__ import annotations
 
