@@ -19,6 +19,7 @@ from hubqueue.lifecycle import State
 from hubqueue.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.outcome import Delivered, RetryLater
 from hubqueue.plain import is_intact
+from hubqueue.quantities import plural, size
 from hubqueue.reach import cure, is_served, no_key, obstacle
 from hubqueue.redact import safe_url
 from hubqueue.salvage import salvage
@@ -128,12 +129,12 @@ def _spool(outbox: Outbox) -> Iterator[Finding]:
                 )
     free, reserve = outbox.spool.free_bytes(), max(outbox.config.spool.min_free_bytes, _LEAST_FREE)
     if free < reserve:
-        hint = "free some space; no checkpoint is taken before"
+        hint = "free space; checkpoints are refused until then"
         yield Finding(
-            "spool", False, f"only {free} bytes are free on the disk, {reserve} are kept in reserve", hint
+            "spool", False, f"{size(free)} free on the disk, {size(reserve)} reserve required", hint
         )
     elif not bad:
-        yield Finding("spool", True, f"{outbox.spool.path}, {outbox.spool.bytes_used()} bytes used")
+        yield Finding("spool", True, f"{outbox.spool.path}, {size(outbox.spool.bytes_used())} used")
 
 
 def _credentials(outbox: Outbox) -> Iterator[Finding]:
@@ -147,7 +148,9 @@ def _credentials(outbox: Outbox) -> Iterator[Finding]:
         except HubqueueError:
             continue  # reported above
         if keys:
-            yield Finding("credentials", True, f"{len(keys)} key(s) for {target.name} ({origin(target.url)})")
+            yield Finding(
+                "credentials", True, f"{plural(len(keys), 'key')} for {target.name} ({origin(target.url)})"
+            )
         else:
             missing = no_key(outbox, target)
             yield Finding("credentials", False, missing.what, missing.hint)

@@ -82,7 +82,7 @@ def _no_body(snapshot: Snapshot) -> BinaryIO:
 
 
 def _unavailable(target: DestinationSettings, model_id: str, reason: str) -> ModelUnavailable:
-    hint = f"hubqueue check --online tells more; a key is stored with: hubqueue login {target.name}"
+    hint = f"hubqueue check finds out why; a key is stored with: hubqueue login {target.name}"
     return ModelUnavailable(f"{target.name} did not tell about model {model_id}: {reason}", hint=hint)
 
 

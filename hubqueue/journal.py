@@ -6,8 +6,9 @@ import logging
 from datetime import datetime
 from typing import assert_never
 
-from hubqueue import events
+from hubqueue import events, quantities
 from hubqueue.events import Fact
+from hubqueue.quantities import plural
 
 _LOG = logging.getLogger("hubqueue.worker")
 
@@ -31,10 +32,10 @@ def word(fact: Fact) -> tuple[int, str] | None:
         case events.AttemptStarted(run_id, kind, entries, size, attempt):
             return (
                 logging.DEBUG,
-                f"run {run_id}: sending {kind}, {_entries(entries)}, {size} bytes, attempt {attempt}",
+                f"run {run_id}: sending {kind}, {_entries(entries)}, {quantities.size(size)}, attempt {attempt}",
             )
         case events.BatchDelivered(run_id, kind, entries, size, took):
-            line = f"run {run_id}: {kind} delivered, {_entries(entries)}, {size} bytes in {took.total_seconds():.2f} s"
+            line = f"run {run_id}: {kind} delivered, {_entries(entries)}, {quantities.size(size)} in {took.total_seconds():.2f} s"
             return logging.INFO, line
         case events.RunRegistered(run_id, remote_id, url):
             return logging.INFO, f"run {run_id}: registered as {remote_id}" + (f", {url}" if url else "")
@@ -75,9 +76,15 @@ def word(fact: Fact) -> tuple[int, str] | None:
         case events.RunInterrupted(run_id):
             return logging.WARNING, f"run {run_id}: interrupted, its process has ended; its heartbeat stops"
         case events.LeasesReclaimed(workers, lanes):
-            return logging.WARNING, f"{_count(workers, 'worker')} died; {_unfinished(lanes)} will be retried"
+            return (
+                logging.WARNING,
+                f"{plural(workers, 'worker')} died; {plural(lanes, 'unfinished upload')} will be retried",
+            )
         case events.Tidied(pruned, swept):
-            return logging.DEBUG, f"tidied: {_count(pruned, 'row')} pruned, {_count(swept, 'file')} swept"
+            return (
+                logging.DEBUG,
+                f"tidied: {plural(pruned, 'row')} pruned, {plural(swept, 'file')} swept",
+            )
         case events.Salvaged(path, said):
             return logging.WARNING, f"the damaged outbox {path}: {said}"
         case unknown:
@@ -85,15 +92,7 @@ def word(fact: Fact) -> tuple[int, str] | None:
 
 
 def _entries(count: int) -> str:
-    return "1 entry" if count == 1 else f"{count} entries"
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _unfinished(lanes: int) -> str:
-    return "1 unfinished upload" if lanes == 1 else f"{lanes} unfinished uploads"
+    return plural(count, "entry", "entries")
 
 
 def _time(moment: datetime) -> str:

@@ -16,6 +16,7 @@ from hubqueue.entry import Kind
 from hubqueue.gauge import upload_of
 from hubqueue.lifecycle import RunState
 from hubqueue.locks import is_held
+from hubqueue.quantities import plural
 from hubqueue.reach import cure, is_served, obstacle
 from hubqueue.redact import clean, harmless, link
 from hubqueue.schema import EPOCH
@@ -145,7 +146,7 @@ def _attention(
                     {"what": f"run {run['id']}: {lane['held']}", "hint": "upgrade hubqueue on this machine"}
                 )
     if totals["dead"]:
-        refused = "1 entry was" if totals["dead"] == 1 else f"{totals['dead']} entries were"
+        refused = plural(totals["dead"], "entry was", "entries were")
         what = f"{refused} refused by the hub (dead)"
         found.append(
             {
@@ -156,7 +157,7 @@ def _attention(
     unserved = [each for each in destinations if each["waiting"] and not (each["served"] or each["obstacle"])]
     if unserved and not worker["alive"] and not worker["starting"]:
         hint = "start a worker: hubqueue worker --detach; or send now: hubqueue drain"
-        waiting = "1 upload is" if totals["pending"] == 1 else f"{totals['pending']} uploads are"
+        waiting = plural(totals["pending"], "upload is", "uploads are")
         found.append({"what": f"{waiting} waiting and no worker is running", "hint": hint})
     return [*found, *(_aside(path) for path in asides(outbox.home.outbox))]
 

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from hubqueue.cli.screen import fitted, wrapped
-from hubqueue.cli.words import ago, moment, plural, size, span, until
+from hubqueue.cli.words import ago, moment, until
+from hubqueue.quantities import plural, size, span
 
 _HTTP_STATUS = re.compile(r"\d{3} [A-Z][\w' -]*")
 _STATE_COLOURS = {"running": "green", "interrupted": "yellow", "failed": "red"}

@@ -25,9 +25,10 @@ from hubqueue.cli.frame import (
 from hubqueue.cli.glance import glance
 from hubqueue.cli.mistakes import Whole
 from hubqueue.cli.named import find_entries, find_run, no_entry, no_run
-from hubqueue.cli.words import size, table, when
+from hubqueue.cli.words import table, when
 from hubqueue.entry import Kind
 from hubqueue.lifecycle import State
+from hubqueue.quantities import size
 from hubqueue.redact import harmless
 
 _REFRESH = 1.0
@@ -155,7 +156,7 @@ def entries(
     if as_json:
         print_json(shown)
     elif not shown:
-        click.echo("no such entries")
+        click.echo("no entry matches")
     else:
         headings = ("ENTRY", "RUN", "KIND", "KEY", "STATE", "SIZE", "ATTEMPTS", "ENQUEUED", "REASON")
         click.echo(table(headings, [_entry_row(entry) for entry in shown]))

@@ -12,8 +12,8 @@ from hubqueue.account import origin
 from hubqueue.cli.frame import ATTENTION, DONE, USAGE, Place, json_option, leave, pass_place, print_json
 from hubqueue.cli.mistakes import Whole
 from hubqueue.cli.named import find_entries, find_run, no_entry, no_run
-from hubqueue.cli.words import plural
 from hubqueue.lifecycle import State
+from hubqueue.quantities import plural
 
 
 @click.command()

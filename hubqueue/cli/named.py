@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from hubqueue.cli.mistakes import nearest
-from hubqueue.cli.words import plural
 from hubqueue.errors import UnknownName
+from hubqueue.quantities import plural
 
 if TYPE_CHECKING:
     from hubqueue.outbox import Outbox

@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hubqueue.cli.words import plural
 from hubqueue.daemon import worker_lives
 from hubqueue.home import Home
 from hubqueue.locks import Lock, forget, is_held
 from hubqueue.outbox import Outbox
+from hubqueue.quantities import plural
 
 _PREFIX = "stoppable-"
 _LOOK = 0.05

@@ -113,7 +113,7 @@ def sandbox(
         )
         hub.serve_forever()
     except KeyboardInterrupt:
-        pass
+        click.echo("sandbox stopped")
     finally:
         hub.stop()
 

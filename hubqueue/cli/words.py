@@ -1,4 +1,4 @@
-"""Numbers as people read them, and tables that line up. Pure: values in, text out."""
+"""Moments as people read them, and tables that line up."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from datetime import datetime
 import click
 
 from hubqueue.cli.screen import fitted
-from hubqueue.quantities import plural, size, span
-
-__all__ = ["ago", "moment", "plural", "size", "span", "table", "until"]
+from hubqueue.quantities import span
 
 
 def moment(text: str | None) -> datetime | None:

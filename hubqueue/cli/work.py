@@ -21,9 +21,10 @@ import click
 from hubqueue.cli.frame import ATTENTION, DONE, LEFT, Place, leave, pass_place, run_option
 from hubqueue.cli.mistakes import Number
 from hubqueue.cli.named import find_run, no_run
-from hubqueue.cli.words import plural, until
+from hubqueue.cli.words import until
 from hubqueue.lifecycle import State
 from hubqueue.locks import is_held
+from hubqueue.quantities import plural
 
 # How many refused entries a drain names.
 _SHOWN = 3

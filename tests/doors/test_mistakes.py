@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -211,3 +212,22 @@ def test_a_terminal_of_few_letters_shows_everything(home: Path, encoding: str) -
         )
         assert (done.returncode, done.stderr) == (0, b""), command
         done.stdout.decode("utf-8" if encoding == "ascii" else encoding)
+
+
+def test_metrics_that_are_typed_on_a_terminal_are_asked_for(home: Path) -> None:
+    environ = environ_of(home)
+    run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "hubqueue", "enqueue", "metrics", "--run", run, "--epoch", "0"]
+    process = subprocess.Popen(
+        command, env=environ, stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    os.close(slave)
+    assert process.stderr is not None
+    asked = process.stderr.readline()
+    os.write(master, b'{"loss": 1}\n\x04')
+    said, _ = process.communicate(timeout=60)
+    os.close(master)
+
+    assert "reading JSON" in asked and "Ctrl-D ends" in asked
+    assert (process.returncode, said) == (0, "entry 2\n")

@@ -26,14 +26,14 @@ from hubqueue.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
 SIZE = 24 << 20
-# What the line to the hub carries: a block each pause, about 4 MB/s.
-BLOCK, PAUSE = 65_536, 0.015
+# What the line to the hub carries: a block each pause, about 4 MB/s (or 0.6).
+BLOCK, PAUSE, LONG_PAUSE = 65_536, 0.015, 0.1
 
 
 @pytest.fixture
-def environ(home: Path, hub: Sandbox) -> Iterator[dict[str, str]]:
+def environ(request: pytest.FixtureRequest, home: Path, hub: Sandbox) -> Iterator[dict[str, str]]:
     """A hub at the end of a slow line, and a checkpoint of 24 MiB that waits for it."""
-    with slow_line(hub.port) as port:
+    with slow_line(hub.port, getattr(request, "param", PAUSE)) as port:
         yield _with_a_checkpoint(home, environ_of(home, f"http://127.0.0.1:{port}"))
 
 
@@ -47,7 +47,7 @@ def _with_a_checkpoint(home: Path, environ: dict[str, str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def slow_line(port: int) -> Iterator[int]:
+def slow_line(port: int, pause: float) -> Iterator[int]:
     """A relay to a port of this machine that lets through so much a second; its own port."""
     over = threading.Event()
 
@@ -64,7 +64,7 @@ def slow_line(port: int) -> Iterator[int]:
             while True:
                 client = listener.accept()[0]
                 hub = socket.create_connection(("127.0.0.1", port))
-                for direction in ((client, hub, PAUSE), (hub, client, 0.0)):
+                for direction in ((client, hub, pause), (hub, client, 0.0)):
                     threading.Thread(target=carry, args=direction, daemon=True).start()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -138,6 +138,7 @@ def uploading(environ: dict[str, str]) -> dict[str, Any] | None:
     return found
 
 
+@pytest.mark.parametrize("environ", [LONG_PAUSE], indirect=True)
 def test_the_status_shows_bytes_rate_and_time_left(environ: dict[str, str]) -> None:
     assert uploading(environ) is None
     with worker(environ) as process:
@@ -201,9 +202,12 @@ def test_finish_shows_the_upload_on_a_terminal_and_nowhere_else(environ: dict[st
     said = shown.rest()
     hidden = python(FINISH, environ, body)
     unseen = hidden.communicate(timeout=90)[0]
+    notebook = "import sys, types; sys.modules['ipykernel'] = types.ModuleType('ipykernel')" + FINISH
+    in_notebook = python(notebook, environ, body).communicate(timeout=90)[0]
     hubqueue(environ, "stop")
 
     assert "uploading" in said
+    assert "uploading" in in_notebook and "M/25.2M" in in_notebook
     assert "M/25.2M" in said
     assert unseen.strip() == "False False"
 
