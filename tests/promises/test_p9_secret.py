@@ -145,11 +145,9 @@ def test_links_are_not_followed(home: Path, tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "elsewhere").is_file()
 
 
-def test_a_linked_home_and_a_linked_checkpoint_are_refused(home: Path, tmp_path: Path) -> None:
+def test_a_linked_checkpoint_is_refused(home: Path, tmp_path: Path) -> None:
     real = tmp_path / "real"
     real.mkdir(mode=0o700)
-    home.symlink_to(real)
-    assert hubqueue(environ_of(home), "enqueue", "run", "yolov8n.pt").returncode == 1
     (tmp_path / "last.pt").symlink_to("/etc/hostname")
 
     run = hubqueue(environ_of(real), "enqueue", "run", "yolov8n.pt").stdout.strip()
