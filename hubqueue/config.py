@@ -136,6 +136,7 @@ class _Reader:
         self._take_file(self._load(text))
         self._take_environment()
         default = self._choose_default()
+        named = ("default_destination",) in self._values or len(self._names) == 1
         self._check_retry()
         destinations = {name: self._destination(name) for name in self._names}
         if self._problems:
@@ -148,8 +149,8 @@ class _Reader:
             retry=RetrySettings(**self._section("retry")),
             worker=WorkerSettings(**self._section("worker")),
             destinations={name: DestinationSettings(**keys) for name, keys in destinations.items()},
-            implied=frozenset(self._implied) - {default},
-            default_named=("default_destination",) in self._values or len(self._names) == 1,
+            implied=frozenset(self._implied) - ({default} if named else set()),
+            default_named=named,
         )
 
     def _load(self, text: str) -> dict[str, Any]:

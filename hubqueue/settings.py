@@ -158,7 +158,7 @@ class Config:
     retry: RetrySettings = RetrySettings()
     worker: WorkerSettings = WorkerSettings()
     destinations: Mapping[str, DestinationSettings] = field(default_factory=_built_in)
-    implied: frozenset[str] = field(default=frozenset({"hub"}), compare=False)
+    implied: frozenset[str] = field(default=frozenset(DESTINATION_TYPES), compare=False)
     default_named: bool = field(default=False, compare=False)
 
     def destination(self, name: str | None = None) -> DestinationSettings:

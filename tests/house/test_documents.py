@@ -26,6 +26,7 @@ PROMISES = (
     "bounded",
     "secret",
     "honest",
+    "addressed",
 )
 
 

@@ -49,7 +49,7 @@ def test_an_empty_configuration_is_all_defaults() -> None:
     platform = config.destinations["platform"]
     assert (platform.type, platform.url) == ("platform", "https://platform.ultralytics.com")
     assert (platform.requests_per_minute, platform.uploads_per_minute) == (100, 10)
-    assert config.implied == {"hub"}
+    assert config.implied == {"hub", "platform"}
     assert config.default_destination == "platform"
     assert config.rate_limits == RateLimits(timedelta(seconds=3), timedelta(minutes=15), timedelta(minutes=5))
 
