@@ -335,7 +335,9 @@ _CONCERNED = union_all(
 
 # What each run asks, most of them at its end.
 _WAITS = case((NOT_HELD, 0), else_=lanes.c.pending)
-_WAITS = case((lanes.c.kind.in_([literal_column(f"'{kind}'") for kind in Kind]), _WAITS), else_=lanes.c.pending)
+_WAITS = case(
+    (lanes.c.kind.in_([literal_column(f"'{kind}'") for kind in Kind]), _WAITS), else_=lanes.c.pending
+)
 _SUMS = [func.coalesce(func.sum(each), 0) for each in (lanes.c.pending, lanes.c.bytes, _WAITS)]
 _ALL_OWED = select(*_SUMS).select_from(LANES_OF_RUNS).where(OWING)
 _OWED = Prepared(_ALL_OWED)
