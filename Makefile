@@ -7,6 +7,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 ULTRALYTICS := .venv-ultralytics
+OLDEST := .venv-oldest
 BENCH := .venv-bench
 # A build of torch for the processor; torchvision is only read, whatever it was built for.
 TORCH ?= torch==2.13.0+cpu torchvision==0.28.0
@@ -15,7 +16,7 @@ TORCH ?= torch==2.13.0+cpu torchvision==0.28.0
 WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow soak test-ultralytics torture bench lint format wheel clean
+.PHONY: help demo test test-slow test-oldest soak test-ultralytics torture bench lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -42,6 +43,18 @@ test-slow: $(STAMP) ## Run the slow tests: small scales of the torture.
 
 soak: $(STAMP) ## Run the tests 20 times beside two busy loops (SOAK="--runs 5 --busy 4").
 	@$(BIN)/python tests/soak.py $(SOAK)
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt constraints.txt
+	@echo "installing into $(OLDEST)"
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@# The tools of the tests are those of constraints.txt; what hubqueue itself needs is as old as it may be.
+	@sed -n 's/^\([A-Za-z0-9_-]*\)==.*/^\1==/p' constraints-oldest.txt | grep -vif - constraints.txt >$(OLDEST)/tools.txt
+	@$(OLDEST)/bin/python -m pip --quiet --disable-pip-version-check --no-input install \
+		-c constraints-oldest.txt -c $(OLDEST)/tools.txt -e '.[dev]' 2>$(OLDEST)/install.log || { cat $(OLDEST)/install.log >&2; exit 1; }
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed ## Run the tests that need no training with the least versions that hubqueue takes.
+	@$(OLDEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal tests/unit tests/contract tests/promises tests/doors
 
 $(ULTRALYTICS)/.installed: pyproject.toml constraints.txt tests/trainings/requirements.txt
 	@echo "installing into $(ULTRALYTICS) (about 2 GB)"
@@ -85,4 +98,4 @@ wheel: $(STAMP) ## Build the wheel into dist/.
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean: ## Remove the environment and everything that was built.
-	@rm -rf $(VENV) $(ULTRALYTICS) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(OLDEST) $(ULTRALYTICS) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

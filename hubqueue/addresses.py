@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
@@ -34,6 +35,11 @@ class Address:
     type: str
     url: str
     account: str | None
+
+    @classmethod
+    def of_run(cls, row: Mapping[str, Any]) -> Self:
+        """The row that a run belongs to, out of what `Stats.run` tells."""
+        return cls(row["destination"], row["label"], row["type"], row["address"], row["account"])
 
     def fits(self, target: DestinationSettings) -> bool:
         """Whether a configured destination is at this address."""

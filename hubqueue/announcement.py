@@ -25,7 +25,7 @@ def announce(
     row = outbox.stats.run(run_id)
     if row is None:
         return
-    address = Address(row["destination"], *(row[name] for name in ("label", "type", "address", "account")))
+    address = Address.of_run(row)
     begun = f"run {run_id}" + (" continues" if continues else "")
     where = f"{target.name} ({origin(address.url)})"
     if resume not in (None, "last", run_id):

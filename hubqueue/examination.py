@@ -23,6 +23,7 @@ from hubqueue.quantities import plural, size
 from hubqueue.reach import cure, is_served, no_key, obstacle
 from hubqueue.redact import safe_url
 from hubqueue.salvage import salvage
+from hubqueue.schema_check import differences
 from hubqueue.transports import connect
 
 # Below this, in bytes, the outbox itself is in danger.
@@ -77,6 +78,8 @@ def _home(home: Home) -> Iterator[Finding]:
         yield Finding("home", True, f"{home.path} is on {home.file_system()}, a network file system ({hint})")
     else:
         yield Finding("home", True, f"{home.path} ({home.file_system()})")
+    for what, hint in home.problems():
+        yield Finding("home", True, f"{what} ({hint})")
 
 
 def _asides(home: Home) -> Iterator[Finding]:
@@ -99,6 +102,10 @@ def _outbox(outbox: Outbox) -> Iterator[Finding]:
         True,
         f"{described['url']}, revision {described['revision']}, {described['backend']} {described['version']}, {journal}",
     )
+    with outbox.database.read() as connection:
+        for difference in differences(connection):
+            hint = "nobody but hubqueue may change it; ask whoever did, and undo the change"
+            yield Finding("outbox", False, f"the schema is not hubqueue's: {difference}", hint)
     wrong = outbox.stats.miscounted()
     if wrong:
         hint = "somebody changed the database by hand; please report it"

@@ -68,7 +68,8 @@ class Home:
         """Make the home and its folders, private. Raises `OutboxUnavailable`, also for a home that others may change."""
         ownership.refuse_way(self.path)
         made = [] if self.outbox.exists() else unsynced(self.path)
-        for folder in (self.path, self.spool, self.locks):
+        make_private_folder(self.path, follow=True)
+        for folder in (self.spool, self.locks):
             make_private_folder(folder)
         sync_names(made)
 
@@ -120,16 +121,17 @@ class Home:
         return mounts.is_network(self.file_system())
 
 
-def make_private_folder(path: Path, *, shared: bool = False) -> None:
+def make_private_folder(path: Path, *, shared: bool = False, follow: bool = False) -> None:
     """Make a folder 0700 whatever the umask, and those above it that are missing.
 
-    One that is there stays as it is, if it is a folder that nobody else may change; one that is `shared` may be that
-    of several users if it is sticky, so that each can only delete what is its own. Raises `OutboxUnavailable`.
+    One that is there stays as it is, if it is a folder that nobody else may change; a link is one only to `follow`. What
+    is `shared` may be that of several users if it is sticky, so that each can only delete what is its own. Raises
+    `OutboxUnavailable`.
     """
     try:
         for folder in reversed([path, *path.parents]):
             _make_missing(folder)
-        if not path.is_dir():
+        if not path.is_dir() or (path.is_symlink() and not follow):
             raise OutboxUnavailable(f"{path} is not a folder", hint="choose another home: HUBQUEUE_HOME")
         if not (shared and path.stat().st_mode & stat.S_ISVTX):
             ownership.refuse_folder(path)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from hubqueue.addresses import Address
 from hubqueue.entry import Kind
 from hubqueue.errors import HubqueueError
 from hubqueue.outbox import Outbox
 from hubqueue.quantities import plural, size
-from hubqueue.stats import Stats
+from hubqueue.reach import is_served, obstacle
 from hubqueue.survival import hint_of
 
 _LOG = logging.getLogger("hubqueue")
@@ -45,13 +48,15 @@ class Leftover:
         return bool(self.entries or self.unsaved or self.dead)
 
 
-def count(stats: Stats, run_id: str, *, unsaved: int, why: str | None) -> Leftover:
+def count(outbox: Outbox, run_id: str, *, unsaved: int, why: str | None) -> Leftover:
     """What a run owes now. Raises the `OutboxError`s."""
-    owed = stats.owed(run_id)
-    refused, reasons = stats.refused(run_id)
+    owed = outbox.stats.owed(run_id)
+    refused, reasons = outbox.stats.refused(run_id)
     held = None
-    if owed.held and (row := stats.run(run_id)) is not None:
-        held = row["held"] or row["destination_held"] or "held"
+    if owed.entries and (row := outbox.stats.run(run_id)) is not None:
+        held = (
+            row["held"] or row["destination_held"] or _barred(outbox, row) or ("held" if owed.held else None)
+        )
     return Leftover(
         owed.entries,
         owed.bytes,
@@ -64,12 +69,21 @@ def count(stats: Stats, run_id: str, *, unsaved: int, why: str | None) -> Leftov
     )
 
 
+def _barred(outbox: Outbox, row: Mapping[str, Any]) -> str | None:
+    """Why nobody can send for a run: its key is missing here, and no worker has it."""
+    address = Address.of_run(row)
+    found = obstacle(outbox, address)
+    if found is None or (address.account is not None and is_served(outbox, address.name)):
+        return None
+    return found.what
+
+
 def look(outbox: Outbox | None, run_id: str | None, *, unsaved: int, why: str | None) -> Leftover:
     """What a run owes now, as far as it can be told: what cannot be read counts as unsaved."""
     if outbox is None or run_id is None:
         return Leftover(unsaved=unsaved, unsaved_why=why)
     try:
-        return count(outbox.stats, run_id, unsaved=unsaved, why=why)
+        return count(outbox, run_id, unsaved=unsaved, why=why)
     except HubqueueError as error:
         _LOG.warning("what is left cannot be read: %s%s", error, hint_of(error))
         return Leftover(unsaved=max(1, unsaved), unsaved_why=why or str(error))

@@ -41,6 +41,7 @@ from hubqueue.lifecycle import RunState
 from hubqueue.opening import Opening
 from hubqueue.outbox import Outbox
 from hubqueue.patience import impatient
+from hubqueue.run_page import run_page
 from hubqueue.senders import Nobody, Sender, WorkerMode, sender
 from hubqueue.sharing import SHARED
 from hubqueue.survival import Survivor, settings_of
@@ -71,7 +72,7 @@ def start_run(
 
     `model` is a model file (`yolov8n.pt`: a new model is registered with `args`), a model URL or a model id.
     `worker`: "auto" starts a detached worker process when none is alive, "thread" sends from this process,
-    "none" only saves. `resume` is the `Run.id` of a run to go on with, which the hub need not know yet.
+    "none" only saves. `resume` is the `Run.id` of a run to continue ("last": the newest), which the hub need not know yet.
     Raises `InvalidModel`, `InvalidArgument` and `ConfigError` for what only the caller can fix; storage trouble is
     logged and survived, with `strict` it is raised.
     """
@@ -245,6 +246,9 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<hubqueue.Run {self.id} to {self._destination.name}>"
+
+    def _repr_html_(self) -> str:
+        return run_page(self.id, self._destination.name, self.url, self._left())
 
     def _begin(self) -> None:
         if self._named.api_key:

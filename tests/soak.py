@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(target: str, seed: int) -> tuple[int, str]:
     """One run of the tests: its exit code, and what it printed."""
-    command = ["make", "--no-print-directory", target, f"PYTEST_OPTIONS=-p randomly --randomly-seed={seed}"]
+    command = ["make", "--no-print-directory", target, f"PYTEST_OPTIONS=--randomly-seed={seed}"]
     # A group of its own, so that its end is the end of everything that it has started.
     process = subprocess.Popen(
         command,

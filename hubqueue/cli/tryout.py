@@ -104,11 +104,12 @@ def sandbox(
     signal.signal(signal.SIGTERM, on_signal)
     try:
         hub.start()
+        key = "KEY" if keys else "sandbox-key"
         click.echo(
             f"sandbox at {hub.url}, storing what it receives in {hub.data} (Ctrl-C ends it)\n"
             f"  look at it:  {hub.url}/\n"
-            f"  as a HUB:    export ULTRALYTICS_HUB_API={hub.url} HUB_API_KEY=sandbox-key\n"
-            f"  as Platform: export ULTRALYTICS_PLATFORM_URL={hub.url} ULTRALYTICS_API_KEY=sandbox-key"
+            f"  as a HUB:    export ULTRALYTICS_HUB_API={hub.url} HUB_API_KEY={key}\n"
+            f"  as Platform: export ULTRALYTICS_PLATFORM_URL={hub.url} ULTRALYTICS_API_KEY={key}"
         )
         hub.serve_forever()
     except KeyboardInterrupt:

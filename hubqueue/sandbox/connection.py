@@ -7,8 +7,10 @@ whether there was a key.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
+import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,8 +19,8 @@ from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from hubqueue.sandbox import mischief, page
-from hubqueue.sandbox.answers import Answer, Refused, reason_phrase
+from hubqueue.sandbox import guard, mischief, page
+from hubqueue.sandbox.answers import HUB, Answer, Refused, reason_phrase
 from hubqueue.sandbox.faults import Rule
 from hubqueue.sandbox.records import RequestRecord
 from hubqueue.sandbox.request import BLOCK, Body, Request, RequestCut
@@ -27,6 +29,8 @@ from hubqueue.sandbox.routes import Route
 if TYPE_CHECKING:
     from hubqueue.sandbox.server import HubServer
 
+# A body of this size is read to its end even where the request is refused; a larger one ends the connection.
+_REFUSED_LIMIT = 16 << 20
 _HOST = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
 _log = logging.getLogger("hubqueue.sandbox")
 
@@ -41,6 +45,7 @@ class Connection(BaseHTTPRequestHandler):
     server: HubServer
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
+    timeout = 120.0  # for each read and write: a client that says nothing for so long is left
     _read_at = 0.0
 
     def setup(self) -> None:
@@ -66,7 +71,7 @@ class Connection(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
-    do_POST = do_PATCH = do_DELETE = do_PUT = do_GET  # noqa: N815 - the names that http.server looks for
+    do_HEAD = do_POST = do_PATCH = do_DELETE = do_PUT = do_GET  # noqa: N815 - the names that http.server looks for
 
     def log_message(self, format: str, *args: Any) -> None:
         # Arguments may hold what a client sent: escaped, and never on stderr by itself.
@@ -75,6 +80,13 @@ class Connection(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         target = urlsplit(self.path)
         body = Body(self.rfile.read, self._announced())
+        refused = guard.refusal(
+            self.command, target.path, self.headers, loopback_only=self.server.loopback_only
+        )
+        if refused is not None:
+            status, reason = refused
+            self._leave(HUB.refusal(status, reason, close=True), body)
+            return
         if page.is_for_people(self.command, target.path):
             self._tell_people(target.path, body)
             return
@@ -100,11 +112,25 @@ class Connection(BaseHTTPRequestHandler):
             _log.debug("%s %r -> %d %s", record.method, record.path, record.status, record.fault or "")
 
     def _tell_people(self, path: str, body: Body) -> None:
+        if body.length > _REFUSED_LIMIT:
+            self._leave(HUB.refusal(413, "nothing of that size belongs here", close=True), body)
+            return
         try:
             body.drain()
         except RequestCut:
             raise HangUp from None
         self.send(page.show(self.command, path, self.server.archive))
+
+    def _leave(self, answer: Answer, body: Body) -> None:
+        """Send a last answer, and read on for a while: a client that still sends would not see it otherwise."""
+        self.send(answer)
+        self.close_connection = True
+        try:
+            self.connection.shutdown(socket.SHUT_WR)
+            while body.received < _REFUSED_LIMIT and body.read(BLOCK):
+                pass
+        except (RequestCut, OSError):
+            raise HangUp from None
 
     def _announced(self) -> int:
         """The announced length of the body, 0 when none was; `_exchange` refuses what cannot be delimited."""
@@ -134,6 +160,10 @@ class Connection(BaseHTTPRequestHandler):
         receipt = f"{self.command} {record.path} {key}" if key else None
         request = Request(self.command, record.path, query, self.headers, body, self._root(), receipt)
         late, answer = self._carry_out(route, request, record, rule)
+        if late is None and answer is not None and answer.status >= 400 and body.left > _REFUSED_LIMIT:
+            record.status = answer.status
+            self._leave(dataclasses.replace(answer, close=True), body)
+            return
         body.drain()
         if late is not None:
             mischief.answer(self, late, answer, record, route.dialect)
@@ -207,6 +237,10 @@ class Connection(BaseHTTPRequestHandler):
                 yield block
 
     def send(self, answer: Answer) -> None:
-        """Send a whole answer. Raises OSError when the client is gone."""
+        """Send a whole answer, of which HEAD gets the head. Raises OSError when the client is gone."""
+        if self.command == "HEAD":
+            size = answer.file.stat().st_size if answer.file else len(answer.body)
+            self.wfile.write(self.head(answer, size))
+            return
         for piece in self.pieces(answer):
             self.wfile.write(piece)

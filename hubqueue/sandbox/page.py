@@ -22,6 +22,17 @@ _SHOWN_REQUESTS = 20
 _LISTED_REQUESTS = 1000
 _DOCUMENTS = ("/api/models", "/api/runs", "/api/requests")
 _CANCEL = re.compile(r"/api/runs/([^/]+)/cancel")
+_ICON = "/favicon.ico"
+# No script, nothing from elsewhere, and in nobody's frame, where a click could be stolen.
+_OF_PAGE = (
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'",
+    ),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "same-origin"),  # with none at all browsers call the origin of the cancel button null
+    ("Cache-Control", "no-store"),
+)
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; margin-bottom: 1.5rem; }
@@ -32,8 +43,8 @@ code { font-size: 90%; }
 
 def is_for_people(method: str, path: str) -> bool:
     """Whether this request is answered here."""
-    if method == "GET":
-        return path == "/" or path.startswith("/api/")
+    if method in ("GET", "HEAD"):
+        return path in ("/", _ICON) or path.startswith("/api/")
     return method == "POST" and _CANCEL.fullmatch(path) is not None
 
 
@@ -42,9 +53,11 @@ def show(method: str, path: str, archive: Archive) -> Answer:
     with archive.changed:
         if method == "POST":
             return _cancelled(path, archive)
+        if path == _ICON:
+            return Answer(204)  # browsers ask for it
         if path == "/":
             shown = _page(archive).encode("utf-8", "replace")
-            return Answer(200, shown, content_type="text/html; charset=utf-8")
+            return Answer(200, shown, content_type="text/html; charset=utf-8", headers=_OF_PAGE)
         if path == "/api/models":
             return as_json(200, {"models": [_summary(model) for model in archive.models()]})
         if path == "/api/runs":

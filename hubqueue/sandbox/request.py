@@ -34,6 +34,11 @@ class Body:
         self._given = 0
         self._looked_at = b""
 
+    @property
+    def left(self) -> int:
+        """How many bytes were announced and not read yet."""
+        return self.length - self._given
+
     def read(self, wanted: int) -> bytes:
         """At most `wanted` bytes, b"" when all was read. Raises `RequestCut` when the client is gone."""
         wanted = min(wanted, self.length - self._given)

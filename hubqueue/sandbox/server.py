@@ -27,6 +27,7 @@ from hubqueue.sandbox.archive import Archive
 from hubqueue.sandbox.budget import Budget
 from hubqueue.sandbox.connection import Connection
 from hubqueue.sandbox.faults import Faults
+from hubqueue.sandbox.guard import is_loopback
 from hubqueue.sandbox.hub import Hub
 from hubqueue.sandbox.model import Model
 from hubqueue.sandbox.platform import Platform
@@ -35,6 +36,7 @@ from hubqueue.sandbox.routes import Route, Service
 from hubqueue.sandbox.tracking import copied
 
 _STOP_GRACE = 5.0
+_MOST_CONNECTIONS = 1000
 _log = logging.getLogger("hubqueue.sandbox")
 
 
@@ -252,6 +254,8 @@ class HubServer(ThreadingHTTPServer):
         if ":" in host:
             self.address_family = socket.AF_INET6
         self.archive = archive
+        # Whoever asks for another address wants to be reached under names that only they know.
+        self.loopback_only = is_loopback(host)
         self._services = services
         self.faults = faults
         self.latency = latency
@@ -271,6 +275,13 @@ class HubServer(ThreadingHTTPServer):
         """The route of a request in whichever service has its path; the first one's refusal when none has."""
         routes = [service.route(method, path) for service in self._services]
         return min(routes, key=lambda route: (route.take is None, route.status != 405))
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if len(self._open) >= _MOST_CONNECTIONS:
+            _log.warning("more than %d connections at once: one is refused", _MOST_CONNECTIONS)
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
 
     def opened(self, connection: socket.socket) -> None:
         """A connection is being served. Refused with OSError while the server stops."""

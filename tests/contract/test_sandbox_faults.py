@@ -43,7 +43,7 @@ def model_id(sandbox: Sandbox) -> str:
 
 def request(method: str, path: str, body: bytes = b"", *, key: str = "good-key", **headers: str) -> bytes:
     head = {
-        "Host": "hub",
+        "Host": "localhost",
         "x-api-key": key,
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),

@@ -36,7 +36,7 @@ def model_id(sandbox: Sandbox) -> str:
 
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
     head = {
-        "Host": "platform",
+        "Host": "localhost",
         "Connection": "close",
         "Authorization": "Bearer good-key",
         "Content-Type": "application/json",

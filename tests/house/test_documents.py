@@ -14,7 +14,7 @@ from hubqueue.config import parse
 from hubqueue.lifecycle import MOVES
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PROMISES = (
     "durable",
     "proof",
@@ -130,3 +130,10 @@ def test_the_changelog_knows_this_version() -> None:
     from hubqueue import __version__
 
     assert f"[{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_tests_that_the_threats_name_are_there() -> None:
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", (ROOT / "docs" / "threats.md").read_text()))
+
+    assert named
+    assert {path for path in named if not (ROOT / path).exists()} == set()

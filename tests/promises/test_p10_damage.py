@@ -15,7 +15,7 @@ from hubqueue.testing import FakeClock
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_damaged_outbox_is_never_a_healthy_one_with_less_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     failed = damage.main(["--seed", "5", "--scale", "quick"])
 

@@ -6,7 +6,7 @@ import pytest
 from torture import power
 from torture.disk import can_build
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.mark.skipif(not can_build(), reason="needs Linux and a C compiler")

@@ -9,7 +9,7 @@ from torture.oracle import Broken, Proof, proof, read
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_no_bad_peer_passes_for_a_delivery(capsys: pytest.CaptureFixture[str]) -> None:
     failed = peers.main(["--seed", "7", "--scale", "quick"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torture import rules
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_the_rules_hold_after_every_move(capsys: pytest.CaptureFixture[str]) -> None:

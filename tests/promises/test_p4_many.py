@@ -7,7 +7,7 @@ import os
 import pytest
 from torture import many
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torture import simulation
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_the_limits_hold_and_are_used_whatever_happens_for_a_day(capsys: pytest.CaptureFixture[str]) -> None:

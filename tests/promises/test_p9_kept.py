@@ -151,3 +151,14 @@ def test_a_link_is_one_of_the_web_or_none() -> None:
     for bad in (None, "", "javascript:alert(1)", "data:text/html,x", "https://u:p@h/x", "https://h/x y", "https://h/x?k=1",
                 "https://h/<script>", 'https://h/"', "https://h\\@x/", "https:///x", "file:///etc/passwd", "https://h/\x1b"):  # fmt: skip
         assert link(bad) is None
+
+
+@pytest.mark.parametrize("key", ["k", "a", "model"])
+def test_a_short_key_does_not_keep_a_model_from_being_registered(hub: Sandbox, home: Path, key: str) -> None:
+    environ = environ_of(home, hub.url, HUB_API_KEY=key)
+    hubqueue(environ, "enqueue", "run", "yolo26n.pt")
+
+    drained = hubqueue(environ, "drain", "--timeout", "20")
+
+    assert drained.returncode == 0, drained.stdout + drained.stderr
+    assert any(request.status == 200 for request in hub.requests)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def other_host() -> Iterator[Sandbox]:
 def test_a_canary_key_is_nowhere_but_in_the_requests(
     hub: Sandbox, other_host: Sandbox, home: Path, tmp_path: Path
 ) -> None:
-    environ = environ_of(home, hub.url, HUB_API_KEY=CANARY)
+    # One of its own: the list of processes is that of the whole machine, where others may run this test, too.
+    canary = secrets.token_hex(21)
+    environ = environ_of(home, hub.url, HUB_API_KEY=canary)
     (tmp_path / "last.pt").write_bytes(os.urandom(1000))
     for rule in ("401:times=1", "metrics:html:times=1", "metrics:500:times=1", "ckpt:reset:times=1"):
         hub.fail(rule)
@@ -58,10 +61,10 @@ print(run, vars(run))
         said += [shown.stdout, shown.stderr]
     said.append(end(worker))
 
-    assert CANARY not in "".join(said)
-    assert CANARY not in command_lines
-    assert files_with(home, CANARY) == []
-    assert files_with(hub.data, CANARY) == []
+    assert canary not in "".join(said)
+    assert canary not in command_lines
+    assert files_with(home, canary) == []
+    assert files_with(hub.data, canary) == []
     assert other_host.requests == []
     assert any(request.status == 200 for request in hub.requests)
 
@@ -142,11 +145,9 @@ def test_links_are_not_followed(home: Path, tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "elsewhere").is_file()
 
 
-def test_a_linked_home_and_a_linked_checkpoint_are_refused(home: Path, tmp_path: Path) -> None:
+def test_a_linked_checkpoint_is_refused(home: Path, tmp_path: Path) -> None:
     real = tmp_path / "real"
     real.mkdir(mode=0o700)
-    home.symlink_to(real)
-    assert hubqueue(environ_of(home), "enqueue", "run", "yolov8n.pt").returncode == 1
     (tmp_path / "last.pt").symlink_to("/etc/hostname")
 
     run = hubqueue(environ_of(real), "enqueue", "run", "yolov8n.pt").stdout.strip()

@@ -10,7 +10,7 @@ from torture import secrecy
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_key_is_told_to_nobody_whatever_happens(capsys: pytest.CaptureFixture[str]) -> None:
     failed = secrecy.main(["--seed", "4", "--scale", "quick"])
 

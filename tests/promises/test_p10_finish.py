@@ -1,0 +1,213 @@
+"""P10 at the end of a run: `finish` says what the hub refused and what was never saved, and no argument hides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import hubqueue as package
+from hubqueue.errors import HubqueueError
+from hubqueue.leftover import Leftover, word
+from hubqueue.outbox import open_outbox
+from hubqueue.run import Run
+from hubqueue.sandbox import Sandbox
+
+
+@pytest.fixture
+def at_hub(home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HUBQUEUE_HOME", str(home))
+    monkeypatch.setenv("ULTRALYTICS_HUB_API", hub.url)
+    monkeypatch.setenv("HUB_API_KEY", "key-of-the-tests")
+    monkeypatch.setenv("HUBQUEUE_RATE_LIMITS__METRICS", "0.05")
+    return home
+
+
+@pytest.fixture
+def blocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "home"
+    file.write_text("a file where the home should be")
+    monkeypatch.setenv("HUBQUEUE_HOME", str(file))
+    return file
+
+
+def test_a_refused_checkpoint_is_told_at_the_end(
+    at_hub: Path, hub: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.fail("ckpt:413:bytes=1000")
+    (tmp_path / "best.pt").write_bytes(b"x" * 5000)
+    run = package.start_run("yolov8n.pt", worker="thread", strict=True)
+    run.save_checkpoint(tmp_path / "best.pt", epoch=0, final=True)
+
+    left = run.finish(timeout=60)
+
+    assert left
+    assert (left.entries, left.dead) == (0, 1)
+    assert "413" in left.reasons[0]
+    assert f"run {run.id}: the hub refused 1 checkpoint (413" in caplog.text
+    assert "see: hubqueue entries --state dead" in caplog.text
+
+
+def test_a_refused_epoch_is_told_at_the_end(
+    at_hub: Path, hub: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.fail("metrics:400:epoch=1")
+    run = package.start_run("yolov8n.pt", worker="thread", strict=True)
+    for epoch in range(3):
+        run.log_metrics({"loss": 1.0}, epoch=epoch)
+
+    left = run.finish(timeout=60)
+
+    assert (bool(left), left.entries, left.dead) == (True, 0, 1)
+    assert "the hub refused 1 epoch (400" in caplog.text
+
+
+def test_finish_without_a_limit_waits_until_everything_is_delivered(at_hub: Path, hub: Sandbox) -> None:
+    run = package.start_run("yolov8n.pt", worker="thread", strict=True)
+    run.log_metrics({"loss": 1.0}, epoch=0)
+
+    assert not run.finish(timeout=None)
+
+    assert hub.metrics(hub.models[0]) == {0: {"loss": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        (
+            Leftover(1, 1059),
+            "1 upload (1.1 kB) is waiting; saved on disk, a worker will send it; see: hubqueue status",
+        ),
+        (
+            Leftover(2, 5, held="no key"),
+            "2 uploads (5 B) are waiting; on hold: no key; see: hubqueue status",
+        ),
+        (
+            Leftover(dead=3, refused={"metrics": 2, "ckpt": 1}, reasons=("400", "413")),
+            "the hub refused 2 epochs, 1 checkpoint (400; 413); see: hubqueue entries --state dead",
+        ),
+        (
+            Leftover(unsaved=6, unsaved_why="disk full"),
+            "6 could not be saved (disk full); see: hubqueue status",
+        ),
+    ],
+)
+def test_what_is_left_is_a_plain_sentence(left: Leftover, said: str) -> None:
+    assert word(left) == said
+
+
+def test_what_could_not_be_saved_stands_with_the_run(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUBQUEUE_HOME", str(home))
+    monkeypatch.setenv("HUBQUEUE_SPOOL__MAX_BYTES", "10")
+    (tmp_path / "last.pt").write_bytes(b"x" * 1000)
+    run = package.start_run("yolov8n.pt", worker="none")
+    for epoch in range(2):
+        run.save_checkpoint(tmp_path / "last.pt", epoch=epoch)
+
+    with open_outbox(home) as outbox:
+        before = outbox.status()
+    run.save_checkpoint(tmp_path / "last.pt", epoch=2)
+    left = run.finish(timeout=0)
+
+    assert before["runs"][0]["unsaved"] == 2
+    assert left.unsaved == 3
+    with open_outbox(home) as outbox:
+        shown = outbox.status()
+    (told,) = shown["runs"]
+    assert told["unsaved"] == 3
+    assert "does not fit" in told["unsaved_why"]
+    assert f"run {run.id}: 3 could not be saved (a snapshot" in shown["attention"][0]["what"]
+
+
+def test_what_was_lost_while_nothing_could_be_written_is_noted_later(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUBQUEUE_HOME", str(home))
+    monkeypatch.setenv("HUBQUEUE_SPOOL__MAX_BYTES", "10")
+    monkeypatch.setenv("HUBQUEUE_OUTBOX__BUSY_TIMEOUT", "0.1")
+    (tmp_path / "last.pt").write_bytes(b"x" * 1000)
+    run = package.start_run("yolov8n.pt", worker="none")
+    with open_outbox(home) as other, other.database.write():
+        run.save_checkpoint(tmp_path / "last.pt", epoch=0)
+
+    run.log_metrics({"loss": 1.0}, epoch=0)
+
+    with open_outbox(home) as outbox:
+        assert outbox.status()["runs"][0]["unsaved"] == 1
+
+
+def test_an_unwritable_home_is_one_loud_line_and_one_at_the_end(
+    blocked: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "last.pt").write_bytes(b"weights")
+    run = package.start_run("yolov8n.pt")
+    for epoch in range(5):
+        run.log_metrics({"loss": 1.0}, epoch=epoch)
+        run.save_checkpoint(tmp_path / "last.pt", epoch=epoch)
+
+    left = run.finish(timeout=0)
+
+    first, last = [record.getMessage() for record in caplog.records]
+    assert first.startswith("NOTHING of this run can be saved: ")
+    assert "(choose another home: HUBQUEUE_HOME)" in first
+    assert f"{left.unsaved} could not be saved ({blocked} is not a folder)" in last
+    assert left.unsaved == 10
+
+
+def test_the_end_of_a_trouble_is_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HUBQUEUE_HOME", str(home))
+    monkeypatch.setenv("HUBQUEUE_OUTBOX__BUSY_TIMEOUT", "0.05")
+    run = package.start_run("yolov8n.pt", worker="none")
+    with open_outbox(home) as other, other.database.write():
+        for epoch in range(3):
+            run.log_metrics({"loss": 1.0}, epoch=epoch)
+
+    run.log_metrics({"loss": 1.0}, epoch=3)
+
+    first, last = [record.getMessage() for record in caplog.records]
+    assert "could not be saved yet" in first
+    assert last == f"run {run.id}: saving works again (2 more failures were not shown)"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        (lambda _run: package.start_run(None, worker="none"), ValueError),  # type: ignore[arg-type]
+        (lambda _run: package.start_run("yolov8n.pt", args=[1], worker="none"), TypeError),  # type: ignore[arg-type]
+        (lambda _run: package.start_run("yolov8n.pt", worker="soon"), ValueError),  # type: ignore[arg-type]
+        (lambda run: run.save_checkpoint(None, epoch=0), TypeError),
+    ],
+)
+def test_a_wrong_argument_is_one_clear_line(
+    home: Path, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Run], object], kind: type[Exception]
+) -> None:
+    monkeypatch.setenv("HUBQUEUE_HOME", str(home))
+    run = package.start_run("yolov8n.pt", worker="none")
+
+    with pytest.raises(HubqueueError) as raised:
+        wrong(run)
+
+    assert isinstance(raised.value, kind)
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"status": "success"}, {"results": [1]}, {"timeout": "soon"}, {"timeout": float("nan")}]
+)
+def test_no_wrong_argument_of_finish_leaves_a_run_running(
+    home: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, object]
+) -> None:
+    monkeypatch.setenv("HUBQUEUE_HOME", str(home))
+    run = package.start_run("yolov8n.pt", worker="none")
+
+    with pytest.raises(HubqueueError, match=next(iter(wrong))) as raised:
+        run.finish(**{"timeout": 0, **wrong})  # type: ignore[arg-type]
+
+    assert raised.value.hint
+    with open_outbox(home) as outbox:
+        assert [row["state"] for row in outbox.stats.runs()] == ["finished"]

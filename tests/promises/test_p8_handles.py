@@ -1,0 +1,132 @@
+"""P8 in a process that trains again and again: a finished run holds nothing, and the next one opens little anew."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+import hubqueue as package
+from hubqueue.outbox import open_outbox
+from hubqueue.run import Run
+from hubqueue.sandbox import Sandbox
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")
+
+
+@pytest.fixture(autouse=True)
+def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUBQUEUE_HOME", str(home))
+
+
+def descriptors() -> list[str]:
+    """What the process has open, by name."""
+    found = []
+    for each in Path("/proc/self/fd").iterdir():
+        try:
+            found.append(str(each.readlink()))
+        except FileNotFoundError:
+            continue
+    return sorted(found)
+
+
+def train(**options: object) -> Run:
+    run = package.start_run("yolov8n.pt", strict=True, **options)  # type: ignore[arg-type]
+    run.log_metrics({"loss": 1.0}, epoch=0)
+    run.finish(timeout=30)
+    return run
+
+
+@needs_proc
+def test_finished_runs_hold_no_descriptor(home: Path) -> None:
+    before = descriptors()
+
+    runs = [train(worker="none") for _ in range(20)]
+
+    assert all(run.url is None for run in runs)  # and none after a look
+    assert descriptors() == before
+
+
+@needs_proc
+def test_finished_runs_with_a_worker_of_their_own_hold_no_descriptor(
+    hub: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ULTRALYTICS_HUB_API", hub.url)
+    monkeypatch.setenv("HUB_API_KEY", "key-of-the-tests")
+    train(worker="thread")
+    before = [each for each in descriptors() if "socket" not in each]
+
+    runs = [train(worker="thread") for _ in range(5)]
+
+    assert all(run.url for run in runs)
+    # The sockets are those of the hub, which lives in this process too.
+    assert [each for each in descriptors() if "socket" not in each] == before
+
+
+def test_the_next_run_of_a_process_opens_the_same_outbox() -> None:
+    first = train(worker="none")
+    assert first.outbox is not None
+    known = len(first.outbox.database._engine._compiled_cache)  # type: ignore[arg-type]
+
+    second = train(worker="none")
+
+    assert second.outbox is first.outbox
+    assert len(first.outbox.database._engine._compiled_cache) == known  # type: ignore[arg-type]
+
+
+def test_the_end_of_one_run_is_nothing_to_the_others() -> None:
+    first = package.start_run("yolov8n.pt", worker="none", strict=True)
+    second = package.start_run("yolov8s.pt", worker="none", strict=True)
+    assert first.outbox is second.outbox is not None
+
+    first.finish(timeout=0)
+
+    assert second.outbox.database._patience_now() == 5.0
+    assert second.log_metrics({"loss": 1.0}, epoch=0)
+
+
+def test_other_settings_are_another_outbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = train(worker="none")
+    monkeypatch.setenv("HUBQUEUE_SPOOL__MAX_BYTES", "12345")
+
+    assert train(worker="none").outbox is not first.outbox
+
+
+def test_an_outbox_that_is_gone_is_noticed_by_the_next_run(home: Path) -> None:
+    train(worker="none")
+    shutil.rmtree(home)
+
+    train(worker="none")
+
+    with open_outbox(home, environ=dict(os.environ)) as outbox:
+        assert len(outbox.stats.runs()) == 1
+
+
+def test_an_outbox_that_is_gone_is_noticed_by_a_run_that_goes_on(home: Path) -> None:
+    run = package.start_run("yolov8n.pt", worker="none", strict=True)
+    shutil.rmtree(home)
+
+    run.log_metrics({"loss": 1.0}, epoch=0)
+
+    with open_outbox(home, environ=dict(os.environ)) as outbox:
+        assert [row["key"] for row in outbox.stats.entries(kind="metrics")] == ["0"]
+    run.finish(timeout=0)
+
+
+def test_a_process_that_ends_runs_in_a_fork_leaves_those_of_its_parent_alone() -> None:
+    run = package.start_run("yolov8n.pt", worker="none", strict=True)
+    child = os.fork()
+    if child == 0:
+        try:
+            other = package.start_run("yolov8s.pt", worker="none", strict=True)
+            other.log_metrics({"loss": 1.0}, epoch=0)
+            other.finish(timeout=0)
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert run.log_metrics({"loss": 1.0}, epoch=0)
+    assert run.finish(timeout=0).entries == 2
