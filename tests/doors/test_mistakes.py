@@ -112,7 +112,7 @@ def test_a_drain_tells_both_what_was_refused_and_what_is_left(home: Path, run: s
 
     assert shown.returncode == 1
     assert "1 entry was refused by the hub" in shown.stderr
-    assert "1 upload not sent: timed out" in shown.stderr
+    assert "1 upload not sent: " in shown.stderr
 
 
 @pytest.mark.parametrize(
