@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from hubqueue.account import origin
 from hubqueue.addresses import Address
 from hubqueue.config import DestinationSettings
 from hubqueue.credentials import own_variable, usual_variable
@@ -70,8 +69,7 @@ def no_key(outbox: Outbox, target: DestinationSettings) -> Obstacle:
         elsewhere = outbox.credentials.elsewhere(target)
     except CredentialsError:
         elsewhere = None
-    where = origin(target.url)
-    what = f"there is no key for {target.name} ({where})" + (f": {elsewhere}" if elsewhere else "")
+    what = f"there is no key for {target.name}" + (f": {elsewhere}" if elsewhere else "")
     variable = own_variable(target.name) if elsewhere else usual_variable(target.type)
     return Obstacle(what, f"hubqueue login {target.name}, or set {variable}", key=True)
 

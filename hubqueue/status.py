@@ -190,10 +190,13 @@ def _starts(outbox: Outbox, runs: list[dict[str, Any]], now: datetime) -> bool:
 
     Of a training that starts no worker this is wrong, for the first seconds.
     """
-    listed = {outbox.worker_lock(row["id"]) for row in outbox.stats.workers()}
+    workers = outbox.stats.workers()
+    listed = {outbox.worker_lock(row["id"]) for row in workers}
     if any(is_held(lock) for lock in outbox.home.locks.glob("worker-*.lock") if lock not in listed):
         return True
-    newest = outbox.database.to_wall(now - _STARTING).isoformat()
+    # One that is on the list and dead has come since, and will not come again by itself at once.
+    since = max([now - _STARTING, *(row["started_at"] for row in workers)])
+    newest = outbox.database.to_wall(since).isoformat()
     return any(
         run["state"] == RunState.RUNNING
         and run["created_at"] > newest

@@ -147,7 +147,7 @@ class Attachment:
         epoch = int(trainer.epoch) if self._in_epoch else self._last_epoch + 1
         metrics, left_out = numbers_only(facts.metrics(trainer, self._type, first=epoch == 0))
         if left_out:
-            _LOG.warning("epoch %d: not sent, because no number: %s", epoch, ", ".join(left_out))
+            _LOG.warning("epoch %d: not a number, skipped: %s", epoch, ", ".join(left_out))
         self.run.log_metrics(metrics, epoch=epoch)
         self._in_epoch, self._last_epoch = False, epoch
         self._note(trainer)

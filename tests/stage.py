@@ -24,6 +24,7 @@ from hubqueue.outcome import Outcome, Remote
 from hubqueue.testing import MemoryTransport
 from hubqueue.worker import Worker
 
+_LOGGED = "import logging; logging.getLogger('hubqueue').addHandler(logging.StreamHandler())\n"
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = (Kind.REGISTRATION, Kind.METRICS, Kind.CKPT, Kind.HEARTBEAT)
 ZERO = timedelta(0)
@@ -162,8 +163,8 @@ def platform_environ(home: Path, url: str, **settings: str) -> dict[str, str]:
 
 
 def python(code: str, environ: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
-    """A Python process running `code`, its output on a pipe."""
-    command = [sys.executable, "-c", code, *arguments]
+    """A Python process running `code`, its output on a pipe: warnings among it, not the line that a run begins with."""
+    command = [sys.executable, "-c", _LOGGED + code, *arguments]
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

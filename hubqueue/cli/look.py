@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from hubqueue.cli.frame import (
 from hubqueue.cli.glance import glance
 from hubqueue.cli.mistakes import Whole
 from hubqueue.cli.named import find_entries, find_run, no_entry, no_run
+from hubqueue.cli.signals import on_end
 from hubqueue.cli.words import table, when
 from hubqueue.entry import Kind
 from hubqueue.lifecycle import State
@@ -70,8 +70,7 @@ def status(place: Place, as_json: bool, watch: bool, run_id: str | None, check: 
 def _watch(place: Place, run_id: str | None, shown: dict[str, Any], as_json: bool) -> dict[str, Any]:
     """Show the status until Ctrl-C or SIGTERM; the last one."""
     over = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: over.set())
+    on_end(over.set)
     with screen.alternate() if not as_json else nullcontext(False) as has_screen:
         while True:
             if as_json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -13,7 +12,6 @@ from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from io import TextIOWrapper
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -21,6 +19,7 @@ import click
 from hubqueue.cli.frame import ATTENTION, DONE, LEFT, Place, leave, pass_place, run_option
 from hubqueue.cli.mistakes import Number
 from hubqueue.cli.named import find_run, no_run
+from hubqueue.cli.signals import on_end
 from hubqueue.cli.words import until
 from hubqueue.lifecycle import State
 from hubqueue.locks import is_held
@@ -233,12 +232,7 @@ def _progress(outbox: Outbox, service: Service, run_id: str | None) -> Progress:
 def _obey_signals(service: Service) -> None:
     """The first signal ends the work in order, the second one at once."""
 
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        again = service.stopping
-        service.stop(timedelta(0) if again else None)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    on_end(lambda: service.stop(timedelta(0) if service.stopping else None))
 
 
 def _log_to(home: Home | None, level: int) -> None:

@@ -313,7 +313,7 @@ def test_a_child_of_a_fork_opens_its_own_handle(outbox: Outbox) -> None:
 def test_the_example_configuration_opens(home: Path) -> None:
     example = Path(__file__).resolve().parents[2] / "config.example.toml"
 
-    assert parse(example.read_text(), {}, source="example").destination(None).name == "hub"
+    assert parse(example.read_text(), {}, source="example").destination(None).name == "platform"
 
 
 def _checks(inspector: object, table: str) -> set[str]:

@@ -26,10 +26,11 @@ from hubqueue.errors import (
     OutboxUnavailable,
     SnapshotMissing,
 )
-from hubqueue.gauge import sent_bytes
+from hubqueue.gauge import upload_of
 from hubqueue.home import Home, open_private
 from hubqueue.locks import Lock, is_held
 from hubqueue.outbox import open_outbox
+from hubqueue.settings import DestinationSettings
 from hubqueue.spool import Spool
 from hubqueue.ultralytics_settings import borrowed_key
 
@@ -221,7 +222,7 @@ def test_a_named_configuration_that_others_may_write_is_not_believed(home: Home,
 def _read(home: Home, name: str) -> object:
     if name == "config.toml":
         return home.load_config(None, {})
-    return Credentials(home.credentials, {}).keys("hub", "hub")
+    return Credentials(home.credentials, {}).keys(DestinationSettings("hub"))
 
 
 @pytest.mark.parametrize("command", [("status",), ("worker", "--idle-exit", "0"), ("runs",), ("check",)])
@@ -290,7 +291,7 @@ def test_an_outbox_works_beside_what_is_no_file_in_the_place_of_helpers(
         pass
 
     assert not is_held(home.locks / "worker-9.lock")
-    assert sent_bytes(home, "1") is None
+    assert upload_of(home, "1") is None
 
 
 @SPECIAL

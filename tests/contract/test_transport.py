@@ -617,13 +617,13 @@ def test_a_key_that_is_none_is_not_sent(keys: tuple[str, ...]) -> None:
 
 def test_after_a_refused_key_the_next_one_is_tried() -> None:
     def act(connection: socket.socket, request: bytes) -> None:
-        good = b"x-api-key: right" in request.lower()
+        good = b"x-api-key: right-key" in request.lower()
         connection.sendall(answer() if good else answer(b"{}", status="401 Unauthorized"))
 
     with Peer(act) as peer:
-        hub = transport(peer.url, keys=("wrong", "right"))
+        hub = transport(peer.url, keys=("wrong-key", "right-key"))
         first, second = (hub.send(batch(), Told().attempt) for _ in range(2))
-        alone = send(peer.url, keys=("wrong",))
+        alone = send(peer.url, keys=("wrong-key",))
 
     assert isinstance(first, RetryLater)
     assert second == Delivered()

@@ -75,7 +75,7 @@ def test_the_packages_own_callbacks_deliver_every_epoch_and_the_final_checkpoint
     final = at_hub.checkpoints(model)[-1]
     assert (final.type, final.name, final.map) == ("final", "best.pt", 0.99)
     assert final.path.read_bytes() == trainer.written["best.pt"]
-    assert trainer.hub_session.model_url == WEB + model
+    assert trainer.hub_session.model_url == f"{at_hub.url}/models/{model}"
     assert trainer.hub_session.alive is False
 
 
@@ -300,7 +300,11 @@ def test_a_model_that_can_be_resumed_begins_with_its_last_weights(
     assert session is not None
     assert session.train_args == {"data": session.model.data["data"], "resume": True}
     assert session.model_file == session.model.data["resume"]
-    assert (session.model_id, session.model.id, session.model_url) == (model, model, WEB + model)
+    assert (session.model_id, session.model.id, session.model_url) == (
+        model,
+        model,
+        f"{at_hub.url}/models/{model}",
+    )
 
 
 def test_a_trained_model_is_only_loaded(
@@ -527,7 +531,7 @@ def test_nothing_that_is_handed_over_raises(
 
     model = made_model(at_hub)
     wait_until(lambda: at_hub.metrics(model) == {1: {"loss": 1}})
-    assert "not sent, because no number: 'name'" in caplog.text
+    assert "not a number, skipped: 'name'" in caplog.text
     wait_until(lambda: at_hub.checkpoints(model))
 
 

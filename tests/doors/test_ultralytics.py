@@ -260,7 +260,7 @@ def test_metrics_that_are_no_numbers_are_left_out(
 
     first = at_hub.metrics(only_model(at_hub))[0]
     assert (first["m"], first["nan"]) == (0.5, None)
-    assert "not sent, because no number: 'name'" in caplog.text
+    assert "not a number, skipped: 'name'" in caplog.text
 
 
 def test_the_packages_own_callbacks_for_the_same_hub_are_taken_off(at_hub: Sandbox, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_drain_that_needs_a_person_ends_by_itself(hub: Sandbox, home: Path) ->
     shown = hubqueue(environ, "drain")
 
     assert shown.returncode == 3
-    assert "held" in shown.stderr
+    assert "on hold" in shown.stderr
     assert status(environ)["destinations"][0]["held"]
     assert run in hubqueue(environ, "runs").stdout
 

@@ -116,7 +116,7 @@ def test_an_outbox_that_is_gone_is_noticed_by_a_run_that_goes_on(home: Path) -> 
 
 
 def test_a_process_that_ends_runs_in_a_fork_leaves_those_of_its_parent_alone() -> None:
-    run = package.start_run("yolov8n.pt", worker="none", strict=True)
+    run = package.start_run("yolov8n.pt", destination="hub", worker="none", strict=True)
     child = os.fork()
     if child == 0:
         try:

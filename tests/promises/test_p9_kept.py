@@ -67,7 +67,7 @@ def test_no_key_that_a_training_hands_over_is_kept_or_sent(
     text += _everything(platform.data)
     for secret in (NAMED, KNOWN, STORED, KNOWN[1:], STORED[:-1], STORED[:10], STORED[10:]):
         assert secret not in text
-    assert said.count("look like keys") == 1
+    assert said.count("WARNING:hubqueue:masked, because they look like keys") == 1
     assert "nested.HF_TOKEN" in said
     for kept in (
         '"epochs": "3"',
@@ -154,11 +154,13 @@ def test_a_link_is_one_of_the_web_or_none() -> None:
 
 
 @pytest.mark.parametrize("key", ["k", "a", "model"])
-def test_a_short_key_does_not_keep_a_model_from_being_registered(hub: Sandbox, home: Path, key: str) -> None:
+def test_a_short_key_is_refused_with_a_clear_reason(hub: Sandbox, home: Path, key: str) -> None:
+    """It could not be masked, and its letters stand in every id."""
     environ = environ_of(home, hub.url, HUB_API_KEY=key)
     hubqueue(environ, "enqueue", "run", "yolo26n.pt")
 
     drained = hubqueue(environ, "drain", "--timeout", "20")
 
-    assert drained.returncode == 0, drained.stdout + drained.stderr
-    assert any(request.status == 200 for request in hub.requests)
+    assert drained.returncode == 3
+    assert "the key for hub has fewer than 8 characters" in drained.stderr
+    assert hub.requests == []

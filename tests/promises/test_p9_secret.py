@@ -53,7 +53,7 @@ print(run, vars(run))
     command_lines = subprocess.run(
         ["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True
     ).stdout
-    wait_until(lambda: "held" in hubqueue(environ, "status").stdout)
+    wait_until(lambda: "ON HOLD" in hubqueue(environ, "status").stdout)
     said = [out, hubqueue(environ, "status").stdout, hubqueue(environ, "resume", "hub").stdout]
     wait_until(lambda: '"pending": 0' in hubqueue(environ, "status", "--json").stdout)
     for arguments in (["status", "--json"], ["entries"], ["log", "--json"], ["check"], ["runs", "--all"]):
