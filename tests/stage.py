@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import zygote
+
 from hubqueue.claims import Terms
 from hubqueue.drafts import FINAL_RANK, metrics_draft
 from hubqueue.entry import Draft, Kind
@@ -172,6 +174,8 @@ def hubqueue(
     environ: Mapping[str, str], *arguments: str, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """The `hubqueue` command, as a person calls it."""
+    if zygote.suits(environ):
+        return zygote.run(arguments, environ, stdin, 100)
     command = [sys.executable, "-m", "hubqueue", *arguments]
     return subprocess.run(
         command, env=environ, input=stdin, capture_output=True, text=True, timeout=240, check=False

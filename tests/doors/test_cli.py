@@ -287,6 +287,7 @@ def test_a_drain_on_a_terminal_shows_its_progress(
     environ: dict[str, str], hub: Sandbox, tmp_path: Path
 ) -> None:
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
+    hub.fail("ckpt:drip:seconds=0.02")  # long enough to be seen
     (tmp_path / "best.pt").write_bytes(os.urandom(20_000_000))
     hubqueue(
         environ, "enqueue", "checkpoint", "--run", run, "--epoch", "1", "--final", str(tmp_path / "best.pt")
