@@ -11,12 +11,12 @@ import array
 import atexit
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,7 +26,9 @@ _HELPER: list[tuple[subprocess.Popen[bytes], str]] = []
 
 
 def suits(environ: Mapping[str, str]) -> bool:
-    """Whether a command with this environment starts as the helper did."""
+    """Whether a command with this environment starts as the helper did, on a machine where it can be watched."""
+    if not hasattr(os, "pidfd_open"):
+        return False
     names = {name for name in {*environ, *os.environ} if name.startswith("PYTHON") or name in _START}
     same = all(environ.get(name) == os.environ.get(name) for name in names - {"PYTHONPATH"})
     return same and environ.get("PYTHONPATH", str(ROOT)) == str(ROOT)
@@ -137,19 +139,13 @@ def _handle(link: socket.socket) -> None:
     if child == 0:
         link.close()
         _become(arguments, environ, folder, list(streams))
-    link.setblocking(False)
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            link.setblocking(True)
-            link.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
-            os._exit(0)
-        try:
-            if link.recv(1) == b"":
-                os.kill(child, signal.SIGKILL)
-                os._exit(0)
-        except BlockingIOError:
-            time.sleep(0.005)
+    ended = os.pidfd_open(child)
+    if link in select.select([ended, link], [], [])[0]:
+        os.kill(child, signal.SIGKILL)  # whoever asked has given up
+    else:
+        _, status = os.waitpid(child, 0)
+        link.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+    os._exit(0)
 
 
 def _become(arguments: list[str], environ: dict[str, str], folder: str, streams: list[int]) -> None:
