@@ -13,7 +13,7 @@ BENCH := .venv-bench
 TORCH ?= torch==2.13.0+cpu torchvision==0.28.0
 
 # The tests wait on processes, sockets and disks more than on the processor: more of them at a time than processors.
-WORKERS ?= 4
+WORKERS ?= 6
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help demo test test-slow test-oldest soak test-ultralytics torture bench lint format wheel clean
@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## The whole story on this machine: a run, an outage, a kill -9, everything delivered.
 	@$(BIN)/hubqueue demo
 
-test: $(STAMP) ## Run the tests in random order, some at a time (WORKERS=4, PYTEST_OPTIONS=--randomly-seed=N).
+test: $(STAMP) ## Run the tests in random order, some at a time (WORKERS=6, PYTEST_OPTIONS=--randomly-seed=N).
 	@$(PYTEST) -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_OPTIONS)
 
 test-slow: $(STAMP) ## Run the slow tests: small scales of the torture.

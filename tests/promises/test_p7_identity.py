@@ -125,7 +125,7 @@ def _assert_dead(environ: dict[str, str], entry: int, why: str = "not what was e
     assert why in shown
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(each, marks=pytest.mark.slow) for each in (1, 2))])
 def test_kills_of_the_worker_lose_nothing_and_send_nothing_twice(
     hub: Sandbox, home: Path, tmp_path: Path, seed: int
 ) -> None:
