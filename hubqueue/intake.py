@@ -24,12 +24,17 @@ def open_run(
     *,
     heartbeat: bool = True,
     resume: str | None = None,
+    new_id: str | None = None,
+    unsure_after: int | None = None,
 ) -> tuple[str, bool]:
     """Start a run, with its registration when its model is new to the hub; its id, and whether it continues.
 
     It belongs to the address of `target` and to the account of the key that this environment has for it. A run of a
     model that the hub knows already is continued, lanes and all, and so is the run `resume`, known to the hub or not,
     if it belongs there too. Durable when this returns.
+
+    `new_id` is the id of a new run. A call that repeats one whose confirmation was lost gives the same, and in
+    `unsure_after` the id of the newest entry before it: what is there already is not written again.
     """
     key = named.api_key or outbox.key(target)
     # Who has no key now may continue what was started with one; its account stays.
@@ -42,6 +47,7 @@ def open_run(
         remote_id=named.model_id,
         url=f"{target.web_url}/models/{named.model_id}" if named.model_id else None,
         resume=resume,
+        new_id=new_id,
     )
     name = named.filename or named.model_id or ""
     draft: Draft | None = None
@@ -49,6 +55,12 @@ def open_run(
         draft = start_draft(name, args)  # each start of a training has a number there
     elif named.model_id is None and not goes_on:
         draft = registration_draft(name, args)
+    if (
+        draft is not None
+        and unsure_after is not None
+        and outbox.stats.saved(run_id, draft, after=unsure_after)
+    ):
+        draft = None
     if draft is not None:
         try:
             outbox.discard(outbox.entries.enqueue(run_id, draft)[1])

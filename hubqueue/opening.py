@@ -18,6 +18,7 @@ from hubqueue.home import Home
 from hubqueue.intake import open_run
 from hubqueue.locks import Lock
 from hubqueue.outbox import Outbox, replace_damaged
+from hubqueue.registry import new_run_id
 from hubqueue.sharing import SHARED
 
 _T = TypeVar("_T")
@@ -47,6 +48,7 @@ class Opening:
         self.run_id: str | None = None
         self.guard = threading.RLock()
         self.first_entry = 0  # entries of this run have higher ids, unless it goes on
+        self._new_id: str | None = None
         self._in_use = False
         self._lock: Lock | None = None
         self._retry_at = 0.0
@@ -137,8 +139,19 @@ class Opening:
 
     def _register(self, outbox: Outbox) -> str:
         target = self._destination
-        self.first_entry = outbox.stats.newest_entry()
-        run_id, goes_on = open_run(outbox, self._named, self._args, target, resume=self._resume)
+        # After trouble the run may be there already: the confirmation of its commit may have been lost.
+        unsure = self._new_id is not None
+        if self._new_id is None:
+            self._new_id, self.first_entry = new_run_id(), outbox.stats.newest_entry()
+        run_id, goes_on = open_run(
+            outbox,
+            self._named,
+            self._args,
+            target,
+            resume=self._resume,
+            new_id=self._new_id,
+            unsure_after=self.first_entry if unsure else None,
+        )
         self._lock = Lock(outbox.run_lock(run_id))
         if not self._lock.try_acquire():
             _LOG.warning("run %s: another process is training this model too; both share its lanes", run_id)
@@ -153,6 +166,6 @@ class Opening:
         SHARED.forget(self.outbox)
         if self._in_use:
             SHARED.give_back(self.outbox)
-        self.outbox = self.run_id = None
+        self.outbox = self.run_id = self._new_id = None
         self._in_use = False
         self._retry_at = 0.0

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, delete, insert, select, update
+from sqlalchemy import Connection, Update, and_, delete, insert, select, update
 
 from hubqueue.database import Database
 from hubqueue.entries import Entries, hold
@@ -42,23 +42,26 @@ class Registry:
         url: str | None = None,
         resume: str | None = None,
         among: Collection[str] = (),
+        new_id: str | None = None,
     ) -> tuple[str, bool]:
         """A new run with its lanes, or one that continues: `resume`, or the latest of the same remote model.
 
         Its id, and whether it continues. `destination` is the name of a row (see addresses.py); `resume` is the id of a
         run ("last": the newest one) of that row or of one `among` others, and any other is ignored.
+        `new_id` is for a new run; one that has it already is this very one, whose confirmation was lost.
         An end of the run that was not told to the hub yet is not told any more: the run goes on.
         """
         with self.database.write() as tx:
             now = self.database.now()
             found = self._resumable(tx, (destination, *among), resume, remote_id)
             if found is not None:
-                again = {"state": RunState.RUNNING, "finished_at": None}
-                tx.execute(update(runs).where(runs.c.id == found).values(again))
+                tx.execute(_again(found))
                 self._entries.outdate(tx, found, Kind.COMPLETION, "the run goes on")
                 run_id = found
+            elif new_id is not None and tx.execute(_again(new_id)).rowcount:
+                run_id = new_id
             else:
-                run_id = secrets.token_hex(6)
+                run_id = new_id or new_run_id()
                 row = {"destination": destination, "model": model, "remote_id": remote_id, "url": url}
                 tx.execute(insert(runs).values(id=run_id, state=RunState.RUNNING, created_at=now, **row))
             have = set(tx.scalars(select(lanes.c.kind).where(lanes.c.run_id == run_id)))
@@ -158,3 +161,12 @@ class Registry:
         if found is None and remote_id is not None:
             found = tx.scalar(newest.where(runs.c.remote_id == remote_id))
         return found
+
+
+def new_run_id() -> str:
+    """An id for a run, before it is in any outbox."""
+    return secrets.token_hex(6)
+
+
+def _again(run_id: str) -> Update:
+    return update(runs).where(runs.c.id == run_id).values(state=RunState.RUNNING, finished_at=None)
