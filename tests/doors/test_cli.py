@@ -376,3 +376,15 @@ def test_the_sandbox_command_serves(home: Path, tmp_path: Path) -> None:
     assert run
     assert process.returncode == 0
     assert list((tmp_path / "kept").rglob("*"))
+
+
+def test_check_names_a_schema_that_somebody_has_changed(home: Path) -> None:
+    environ = environ_of(home, "http://127.0.0.1:9")
+    hubqueue(environ, "enqueue", "run", "yolov8n.pt")
+    with open_outbox(home, environ={}) as outbox, outbox.database.write() as tx:
+        tx.exec_driver_sql("CREATE TRIGGER spy AFTER INSERT ON entries BEGIN SELECT 1; END")
+
+    checked = hubqueue(environ, "check", "--offline")
+
+    assert checked.returncode == 1
+    assert "trigger spy" in checked.stdout

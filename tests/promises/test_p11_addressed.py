@@ -9,6 +9,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +299,33 @@ def test_no_account_is_kept_as_its_key(home: Path) -> None:
     with open_outbox(home, environ={}) as outbox:
         accounts = [each.account for each in outbox.addresses.all() if each.account]
     assert accounts and all("$" in each for each in accounts)
+
+
+def test_a_key_of_one_destination_never_comes_to_another_of_its_type(
+    hub: Sandbox, tmp_path: Path, home: Path
+) -> None:
+    """Also not after a 401: then the destination is on hold, and no other key is tried."""
+    with ExitStack() as stack:
+        lab = stack.enter_context(Sandbox(tmp_path / "lab", keys=("key-that-nobody-has",)))
+        at_hub, at_lab = (stack.enter_context(Relay(each.url)) for each in (hub, lab))
+        both = shell(
+            home,
+            None,
+            "key-of-the-type",
+            HUBQUEUE_CONFIG=str(tmp_path / "config.toml"),
+            HUBQUEUE_KEY_HUB=KEY_A,
+        )
+        (tmp_path / "config.toml").write_text(
+            f'[destinations.hub]\nurl = "{at_hub.url}"\n'
+            f'[destinations.lab]\ntype = "hub"\nurl = "{at_lab.url}"\n'
+        )
+        assert hubqueue(both, "login", "lab", stdin=KEY_B).returncode == 0
+        for destination in ("hub", "lab"):
+            hubqueue(both, "enqueue", "run", "yolov8n.pt", "--to", destination)
+
+        drained = hubqueue(both, "drain", "--timeout", "30")
+
+        assert drained.returncode == 3
+        assert {key for _, key in at_hub.keys} == {KEY_A}
+        assert {key for _, key in at_lab.keys} == {KEY_B}
+    assert len(hub.models) == 1
