@@ -136,7 +136,7 @@ def _attention(
     for run in runs:
         if run["held"]:
             hint = f"hubqueue resume {run['destination']}, or give it up: hubqueue cancel --run {run['id']}"
-            found.append({"what": f"run {run['id']} is held: {run['held']}", "hint": hint})
+            found.append({"what": f"run {run['id']} is on hold: {run['held']}", "hint": hint})
         if run["unsaved"]:
             what = f"run {run['id']}: {run['unsaved']} could not be saved ({run['unsaved_why']})"
             found.append({"what": what, "hint": "these are lost; hubqueue check finds what else is wrong"})
