@@ -42,6 +42,8 @@ class Sharing:
         """An opened outbox, set aside and started anew where it is damaged; to be given back. Raises the `OutboxError`s."""
         found = None if clock is not None else self._known(home, config)
         if found is not None:
+            if found.users > 1:
+                return found.outbox  # in use, so open, and its file is still the one
             try:
                 found.outbox.reopen()
                 return found.outbox

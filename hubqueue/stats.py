@@ -31,7 +31,7 @@ from hubqueue.readiness import (
     WAITING,
     due_among,
 )
-from hubqueue.schema import destinations, entries, lanes, moment_of, runs
+from hubqueue.schema import Moment, destinations, entries, lanes, moment_of, runs
 from hubqueue.survey import OF_DESTINATION, Survey
 
 
@@ -111,8 +111,13 @@ class Stats(Survey):
 
     def run(self, run_id: str) -> Mapping[str, Any] | None:
         """One run's row, with its destination's hold; None when there is none."""
-        query = select(runs, *OF_DESTINATION).join(destinations).where(runs.c.id == run_id)
-        return next(iter(self._all(query)), None)
+        with self.database.read() as connection:
+            rows = _RUN.run(connection, {"run": run_id})
+        if not rows:
+            return None
+        row = dict(zip(_RUN_COLUMNS, rows[0], strict=True))
+        moments = {name: row[name] and moment_of(row[name]) for name in _RUN_MOMENTS}
+        return {**row, **moments, "cancelled": bool(row["cancelled"])}
 
     def run_ids(self) -> list[str]:
         """The ids of all runs, newest first."""
@@ -159,6 +164,11 @@ _OWED = Prepared(_owed(NOT_HELD))
 _OWED_BY_RUN = Prepared(_owed(NOT_HELD).where(lanes.c.run_id == bindparam("run")), ("run",))
 _DEAD_BY_KIND = Prepared(
     select(lanes.c.kind, lanes.c.dead).where(lanes.c.run_id == bindparam("run"), lanes.c.dead > 0), ("run",)
+)
+_RUN_COLUMNS = [each.name for each in (*runs.c, *OF_DESTINATION)]
+_RUN_MOMENTS = [each.name for each in runs.c if isinstance(each.type, Moment)]
+_RUN = Prepared(
+    select(runs, *OF_DESTINATION).join(destinations).where(runs.c.id == bindparam("run")), ("run",)
 )
 _NEWEST_ENTRY = Prepared(select(func.max(entries.c.id)))
 
