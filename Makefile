@@ -39,7 +39,7 @@ test: $(STAMP) ## Run the tests in random order, some at a time (WORKERS=6, PYTE
 	@$(PYTEST) -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_OPTIONS)
 
 test-slow: $(STAMP) ## Run the slow tests: small scales of the torture.
-	@$(PYTEST) -m slow $(PYTEST_OPTIONS)
+	@$(PYTEST) -m slow -n 2 --dist worksteal $(PYTEST_OPTIONS)
 
 soak: $(STAMP) ## Run the tests 20 times beside two busy loops (SOAK="--runs 5 --busy 4").
 	@$(BIN)/python tests/soak.py $(SOAK)
