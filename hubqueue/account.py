@@ -10,6 +10,8 @@ import hmac
 from functools import lru_cache
 from urllib.parse import urlsplit
 
+UNKNOWN = "?"
+"""The account of a run whose key could not be read when it began: not none, and nobody else's."""
 _LENGTH = 24
 _PORTS = {"http": 80, "https": 443}
 

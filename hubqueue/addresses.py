@@ -14,12 +14,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, Table, and_, func, insert, select, text, update
 
-from hubqueue.account import opens, seal
+from hubqueue.account import UNKNOWN, opens, seal
 from hubqueue.database import Database
 from hubqueue.prepared import Prepared
-from hubqueue.schema import destinations, runs
+from hubqueue.schema import EPOCH, destinations, lanes, runs
 from hubqueue.settings import DestinationSettings
 
 
@@ -44,6 +44,12 @@ class Address:
     def fits(self, target: DestinationSettings) -> bool:
         """Whether a configured destination is at this address."""
         return (self.label, self.type, self.url) == (target.name, target.type, target.url)
+
+    def is_for(self, key: str | None) -> bool:
+        """Whether it is the row of runs that are started with this key: none, or one that could not be read, included."""
+        if key is None or key == UNKNOWN:
+            return self.account == key
+        return self.key_among([key]) is not None
 
     def key_among(self, keys: Sequence[str]) -> int | None:
         """The position of the key of this account among some keys; None when it is not there."""
@@ -78,12 +84,12 @@ class Addresses:
 
         Runs that were started for the address without a key are taken along: this is their first key.
         """
-        known = self.all()
+        known, takes = self.all(), key is not None and key != UNKNOWN
         found, open_to = _pick(known, target, key), _pick(known, target, None)
-        if found is None or (key is not None and open_to is not None and self.runs_of(open_to.name)):
+        if found is None or (takes and open_to is not None and self.runs_of(open_to.name)):
             with self.database.write() as tx:
                 found = self._make(tx, target, key)
-                if key is not None and open_to is not None:
+                if takes and open_to is not None:
                     theirs = update(runs).where(runs.c.destination == open_to.name)
                     tx.execute(theirs.values(destination=found.name))
         return found.name
@@ -106,12 +112,27 @@ class Addresses:
         run_ids: Collection[str] = (),
         names: Collection[str] = (),
     ) -> int:
-        """Address runs anew, those named or all of some rows; how many. Only a person decides this."""
+        """Address runs anew, those named or all of some rows; how many. Only a person decides this.
+
+        What is under way for them to the old address is not believed any more: its leases end.
+        """
         with self.database.write() as tx:
+            _alone(tx, lanes)
             to = self._make(tx, target, key)
-            which = runs.c.id.in_(run_ids) if run_ids else runs.c.destination.in_(names)
-            moved = update(runs).where(which, runs.c.destination != to.name)
-            return tx.execute(moved.values(destination=to.name, held=None)).rowcount
+            which = and_(
+                runs.c.id.in_(run_ids) if run_ids else runs.c.destination.in_(names),
+                runs.c.destination != to.name,
+            )
+            theirs = lanes.c.run_id.in_(select(runs.c.id).where(which))
+            ended = {"lease_token": lanes.c.lease_token + 1, "lease_until": EPOCH, "retry_at": EPOCH}
+            tx.execute(update(lanes).where(theirs).values(ended))
+            return tx.execute(update(runs).where(which).values(destination=to.name, held=None)).rowcount
+
+    def claim_unknown(self, target: DestinationSettings, key: str) -> None:
+        """Give the runs whose key could not be read when they began to the key that this home keeps for their address."""
+        theirs = [each.name for each in self.all() if each.account == UNKNOWN and each.fits(target)]
+        if any(self.runs_of(name) for name in theirs):
+            self.move(target, key, names=theirs)
 
     def runs_of(self, name: str) -> int:
         """How many runs belong to a row."""
@@ -126,17 +147,21 @@ class Addresses:
         found = _pick(_rows(tx), target, key)
         if found is not None:
             return found
-        account = None if key is None else seal(key, secrets.token_hex(8))
+        account = key if key is None or key == UNKNOWN else seal(key, secrets.token_hex(8))
         return _insert(tx, target.name, target.type, target.url, account)
 
 
 _COUNT = Prepared(select(func.count()).select_from(destinations))
 
 
-def _alone(tx: Connection) -> None:
-    """Keep other homes from adding the same row meanwhile. On SQLite nobody else writes during a transaction."""
+def _alone(tx: Connection, *more: Table) -> None:
+    """Keep other homes from adding the same row meanwhile. On SQLite nobody else writes during a transaction.
+
+    In the order in which a settle takes its rows, or the two would wait for each other.
+    """
     if tx.dialect.name == "postgresql":
-        tx.execute(text("LOCK TABLE destinations IN SHARE ROW EXCLUSIVE MODE"))
+        names = ", ".join(each.name for each in (*more, runs, destinations))
+        tx.execute(text(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE"))
 
 
 def _rows(connection: Connection) -> list[Address]:
@@ -146,7 +171,7 @@ def _rows(connection: Connection) -> list[Address]:
 
 def _pick(known: Iterable[Address], target: DestinationSettings, key: str | None) -> Address | None:
     for each in known:
-        if each.fits(target) and (each.account is None if key is None else each.key_among([key]) is not None):
+        if each.is_for(key) and each.fits(target):
             return each
     return None
 

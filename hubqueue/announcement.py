@@ -6,6 +6,7 @@ at all, Python would drop the former: then it is written to stderr.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 
@@ -47,4 +48,5 @@ def _say(level: int, text: str) -> None:
     if _LOG.isEnabledFor(level) and (_LOG.hasHandlers() or level >= logging.WARNING):
         _LOG.log(level, "%s", text)
     elif not _LOG.hasHandlers() and sys.stderr is not None:
-        sys.stderr.write(f"hubqueue: {text}\n")
+        with contextlib.suppress(OSError, ValueError):  # a full disk, a closed pipe
+            sys.stderr.write(f"hubqueue: {text}\n")

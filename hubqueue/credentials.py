@@ -7,6 +7,7 @@ that the ultralytics package keeps, are only for the vendor's address or for one
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -35,7 +36,7 @@ class Credentials:
     def __init__(self, path: Path, environ: Mapping[str, str]) -> None:
         self._path, self._environ = path, environ
         self._seen: tuple[int, int] | None = None
-        self._stored: dict[str, dict[str, str]] = {}  # by destination, then by address
+        self._stored: dict[str, dict[str, tuple[str, ...]]] = {}  # by destination, then by address
 
     def keys(self, target: DestinationSettings) -> tuple[str, ...]:
         """The keys that may be sent to a destination, in the order in which they are tried; the first is its account.
@@ -48,7 +49,7 @@ class Credentials:
         named, vendors = self._environ.get(own_variable(target.name), ""), self._vendors(target)
         found = [named, vendors if target.name == target.type else ""]
         try:
-            found.append(self.stored(target) or "")
+            found += self._kept(target)
         except CredentialsError:
             if not any(each.strip() for each in found):
                 raise
@@ -57,9 +58,8 @@ class Credentials:
         return tuple(dict.fromkeys(key.strip() for key in found if key.strip()))
 
     def stored(self, target: DestinationSettings) -> str | None:
-        """The key that is stored for a destination at its address. One without an address is for the vendor's."""
-        kept, address = self._load().get(target.name, {}), origin(target.url)
-        return kept.get(address) or (kept.get("") if address == _vendor(target.type) else None)
+        """The key that a person has stored for a destination at its address."""
+        return next(iter(self._kept(target)), None)
 
     def elsewhere(self, target: DestinationSettings) -> str | None:
         """Why a key that is there is not for this destination, in one line; None where no key is kept back."""
@@ -71,16 +71,12 @@ class Credentials:
 
     def store(self, target: DestinationSettings, key: str) -> None:
         """Keep a key for a destination at its address, replacing the one before. Raises `CredentialsError`."""
-        if not _KEY.fullmatch(key):
-            hint = "a key has no spaces; please copy it again"
-            raise CredentialsError(f"that is not a key for {target.name}", hint=hint)
-        if len(key) < LEAST_KEY:
-            hint = "a shorter one could not be told from ordinary text, and be masked; please copy it again"
-            raise CredentialsError(f"a key has at least {LEAST_KEY} characters", hint=hint)
-        kept = {name: dict(keys) for name, keys in self._load().items()}
-        kept.setdefault(target.name, {})[origin(target.url)] = key
-        kept[target.name].pop("", None)  # now the address is known
-        self._write(kept)
+        self._keep(target, (key, *self._kept(target)[1:]))
+
+    def add(self, target: DestinationSettings, key: str) -> None:
+        """Keep one more key for a destination at its address, behind those that are there. Raises `CredentialsError`."""
+        if key not in self._kept(target):
+            self._keep(target, (*self._kept(target), key))
 
     def forget(self, destination: str) -> None:
         """Drop the stored keys of a destination."""
@@ -103,13 +99,26 @@ class Credentials:
             wrong.append(str(error))
         return tuple(wrong)
 
+    def _kept(self, target: DestinationSettings) -> tuple[str, ...]:
+        """The stored keys for a destination at its address; those without an address are for the vendor's."""
+        kept, address = self._load().get(target.name, {}), origin(target.url)
+        return kept.get(address) or (kept.get("", ()) if address == _vendor(target.type) else ())
+
+    def _keep(self, target: DestinationSettings, keys: tuple[str, ...]) -> None:
+        for key in keys:
+            check_key(target.name, key)
+        kept = {name: dict(by_address) for name, by_address in self._load().items()}
+        kept.setdefault(target.name, {})[origin(target.url)] = tuple(dict.fromkeys(keys))
+        kept[target.name].pop("", None)  # now the address is known
+        self._write(kept)
+
     def _vendors(self, target: DestinationSettings) -> str:
         return self._environ.get(_KEY_OF_TYPE.get(target.type, ""), "") if _is_open(target) else ""
 
     def __repr__(self) -> str:
         return f"<Credentials of {self._path}>"
 
-    def _load(self) -> dict[str, dict[str, str]]:
+    def _load(self) -> dict[str, dict[str, tuple[str, ...]]]:
         try:
             content, found = read_trusted(self._path, follow=False)
         except FileNotFoundError:
@@ -134,13 +143,15 @@ class Credentials:
         self._seen = version
         return self._stored
 
-    def _write(self, keys: Mapping[str, Mapping[str, str]]) -> None:
+    def _write(self, keys: Mapping[str, Mapping[str, tuple[str, ...]]]) -> None:
         lines = ["# Keys of hubqueue. Written by `hubqueue login`; keep it private.\n"]
         for name, by_address in sorted(keys.items()):
             table = name if _NAME.fullmatch(name) else f'"{name}"'
-            for address, key in sorted(by_address.items()):
+            for address, (first, *others) in sorted(by_address.items()):
                 lines.append(f'\n[{table}."{address}"]\n' if address else f"\n[{table}]\n")
-                lines.append(f'key = "{key}"\n')
+                lines.append(f'key = "{first}"\n')
+                if others:  # of identifiers that had a key in them
+                    lines.append(f"secrets = {json.dumps(others)}\n")
         draft = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}")
         try:
             with os.fdopen(
@@ -168,11 +179,26 @@ def usual_variable(type: str) -> str:
     return _KEY_OF_TYPE[type]
 
 
-def _by_address(table: Mapping[str, object]) -> dict[str, str]:
+def check_key(destination: str, key: str) -> None:
+    """Refuse what cannot be a key. Raises `CredentialsError`."""
+    if not _KEY.fullmatch(key):
+        hint = "a key has no spaces; please copy it again"
+        raise CredentialsError(f"that is not a key for {destination}", hint=hint)
+    if len(key) < LEAST_KEY:
+        hint = "a shorter one could not be told from ordinary text, and be masked; please copy it again"
+        raise CredentialsError(f"a key has at least {LEAST_KEY} characters", hint=hint)
+
+
+def _by_address(table: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
     """The keys of a destination by the address they are for; an older hubqueue wrote none ("")."""
-    found = {"": table.get("key")}
-    found |= {address: each.get("key") for address, each in table.items() if isinstance(each, dict)}
-    return {address: key for address, key in found.items() if isinstance(key, str)}
+    tables = {"": table} | {address: each for address, each in table.items() if isinstance(each, dict)}
+    found = {}
+    for address, each in tables.items():
+        others = each.get("secrets")
+        keys = (each.get("key"), *(others if isinstance(others, list) else ()))
+        if texts := tuple(key for key in keys if isinstance(key, str)):
+            found[address] = texts
+    return found
 
 
 def _vendor(type: str) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from hubqueue import launch
 from hubqueue.home import Home
-from hubqueue.locks import is_held, serving
+from hubqueue.locks import is_held, serving, waiting
 
 
 def worker_lives(home: Home, destination: str | None = None) -> bool:
-    """Whether a worker of this home lives, in the foreground or not, that sends for a row of `destinations`, or any."""
+    """Whether a worker of this home lives, in the foreground or not, that takes care of a row of `destinations`, or any."""
     if destination is not None:
-        return is_held(serving(home.locks, destination))
+        return is_held(serving(home.locks, destination)) or is_held(waiting(home.locks, destination))
     return any(is_held(path) for path in home.locks.glob("worker-*.lock"))
 
 

@@ -84,7 +84,7 @@ def look(outbox: Outbox | None, run_id: str | None, *, unsaved: int, why: str | 
         return Leftover(unsaved=unsaved, unsaved_why=why)
     try:
         return count(outbox, run_id, unsaved=unsaved, why=why)
-    except HubqueueError as error:
+    except (HubqueueError, OSError) as error:
         _LOG.warning("what is left cannot be read: %s%s", error, hint_of(error))
         return Leftover(unsaved=max(1, unsaved), unsaved_why=why or str(error))
 

@@ -92,8 +92,18 @@ def is_held(path: Path) -> bool:
 
 
 def serving(folder: Path, destination: str) -> Path:
-    """The lock that a worker holds which sends for a row of `destinations`. A name out of a database is no file name."""
-    return folder / f"serves-{hashlib.sha256(destination.encode()).hexdigest()[:16]}.lock"
+    """The lock that a worker holds which sends for a row of `destinations`."""
+    return folder / f"serves-{_digest(destination)}.lock"
+
+
+def waiting(folder: Path, destination: str) -> Path:
+    """The lock that a worker holds which will send for a row of `destinations` as soon as there is a key."""
+    return folder / f"waits-{_digest(destination)}.lock"
+
+
+def _digest(name: str) -> str:
+    # A name out of a database is no file name.
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def forget(path: Path) -> None:

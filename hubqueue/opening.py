@@ -49,7 +49,7 @@ class Opening:
         self.guard = threading.RLock()
         self.first_entry = 0  # entries of this run have higher ids, unless it goes on
         self._new_id: str | None = None
-        self._in_use = False
+        self._in_use = self._continues = False
         self._lock: Lock | None = None
         self._retry_at = 0.0
         self._trouble: HubqueueError | OSError | None = None
@@ -136,6 +136,10 @@ class Opening:
             self._trouble = error
             raise
         self.outbox, self._in_use, self._trouble = outbox, True, None
+        try:
+            announce(outbox, self._destination, self.run_id, continues=self._continues, resume=self._resume)
+        except Exception as error:  # a line for a person never decides whether a run is saved
+            _LOG.debug("the run could not be announced: %s", error)
 
     def _register(self, outbox: Outbox) -> str:
         target = self._destination
@@ -155,7 +159,9 @@ class Opening:
         self._lock = Lock(outbox.run_lock(run_id))
         if not self._lock.try_acquire():
             _LOG.warning("run %s: another process is training this model too; both share its lanes", run_id)
-        announce(outbox, target, run_id, continues=goes_on, resume=self._resume)
+        if goes_on:
+            outbox.registry.revive(run_id)  # a worker may have missed the lock a moment ago
+        self._continues = goes_on
         return run_id
 
     def _leave_damaged(self) -> None:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from hubqueue import sqlite
+from hubqueue.account import UNKNOWN
 from hubqueue.ballast import Ballast
 from hubqueue.clock import Clock
 from hubqueue.config import Config, DestinationSettings
@@ -22,7 +23,7 @@ from hubqueue.database import Database
 from hubqueue.errors import CredentialsError, OutboxDamaged, OutboxUnavailable
 from hubqueue.home import Home
 from hubqueue.known_keys import learn_keys
-from hubqueue.locks import Lock, serving
+from hubqueue.locks import Lock, serving, waiting
 from hubqueue.spool import Spool
 
 if TYPE_CHECKING:
@@ -109,6 +110,10 @@ class Outbox:
         """The lock that a worker holds which sends for a row of `destinations`."""
         return serving(self.home.locks, destination)
 
+    def waiting_lock(self, destination: str) -> Path:
+        """The lock that a worker holds which waits for the key of a row of `destinations`."""
+        return waiting(self.home.locks, destination)
+
     def worker_lock(self, worker: str) -> Path:
         """The lock that a worker holds as long as it lives."""
         return self.home.locks / f"worker-{worker}.lock"
@@ -119,11 +124,14 @@ class Outbox:
             self.addresses.note(each, self.key(each))
 
     def key(self, target: DestinationSettings) -> str | None:
-        """The key of this environment for a destination: the account of the runs that are started in it."""
+        """The key of this environment for a destination: the account of the runs that are started in it.
+
+        `addresses.UNKNOWN` where there may be one that cannot be read now; `status` and `check` say why.
+        """
         try:
             return next(iter(self.credentials.keys(target)), None)
         except CredentialsError:
-            return None  # `status` and `check` say why
+            return UNKNOWN
 
     def discard(self, moved: Moved) -> None:
         """Remove the snapshots of entries that need them no more. What stays behind is swept later."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from hubqueue.account import UNKNOWN
 from hubqueue.addresses import Address
 from hubqueue.config import DestinationSettings
 from hubqueue.credentials import own_variable, usual_variable
@@ -56,6 +57,10 @@ def obstacle(outbox: Outbox, address: Address) -> Obstacle | None:
         return Obstacle(str(error), error.hint or "hubqueue check finds out why", key=True)
     if not keys:
         return no_key(outbox, target)
+    if address.account == UNKNOWN:
+        what = f"the key for {address.label} could not be read when they began"
+        hint = f"store it: hubqueue login {address.label}; or send them with this one: hubqueue readdress {address.name}"
+        return Obstacle(what, hint)
     if address.account is not None and address.key_among(tuple(keys)) is None:
         what = f"they were started with another key for {address.label} ({safe_url(address.url)}) than this shell has"
         hint = f"send them with the other key, or with this one: hubqueue readdress {address.name}"
@@ -79,6 +84,11 @@ def cure(destination: str, url: str, held: str) -> str:
     then = f"then: hubqueue resume {destination}"
     if "certificate" in held:
         return f"set destinations.{destination}.ca_bundle, or correct the clock of this machine; {then}"
-    if "key" in held:
+    if is_about_key(held):
         return f"hubqueue login {destination}"
     return f"check destinations.{destination}.url (now {safe_url(url)}), {then}"
+
+
+def is_about_key(held: str | None) -> bool:
+    """Whether a destination is on hold because of the key: refused, too short, or with signs that no key has."""
+    return held is not None and held.startswith("the key ")

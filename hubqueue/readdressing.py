@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from hubqueue.account import opens, origin
 from hubqueue.addresses import Address
 from hubqueue.config import DestinationSettings
+from hubqueue.credentials import check_key
 from hubqueue.errors import ConfigError, UnknownName
 from hubqueue.outbox import Outbox
+from hubqueue.reach import is_about_key
 from hubqueue.redact import clean, safe_url
 from hubqueue.settings import did_you_mean
 
@@ -38,15 +40,17 @@ def log_in(outbox: Outbox, target: DestinationSettings, key: str) -> int:
     Those are the runs of the stored key that it replaces, and those at this address whose key was refused.
     """
     before = outbox.credentials.stored(target)
-    outbox.credentials.store(target, key)
-    held = {row["name"] for row in outbox.stats.destinations() if row["held"]}
+    check_key(target.name, key)
+    held = {row["name"] for row in outbox.stats.destinations() if is_about_key(row["held"])}
     theirs = [
         each.name
         for each in outbox.addresses.all()
         if each.fits(target) and each.account is not None and not opens(key, each.account)
         if each.name in held or (before is not None and opens(before, each.account))
     ]
+    # Before the old key is gone: a login that is cut short can be repeated.
     moved = outbox.addresses.move(target, key, names=theirs) if theirs else 0
+    outbox.credentials.store(target, key)
     outbox.registry.resume(target.name)
     return moved
 

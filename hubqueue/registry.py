@@ -89,6 +89,13 @@ class Registry:
                 self._entries.put(tx, run["id"], draft)
             return True
 
+    def revive(self, run_id: str) -> None:
+        """Take back that a run was interrupted: its process lives, and holds the lock of the run by now."""
+        with self.database.write() as tx:
+            taken_for_dead = and_(runs.c.id == run_id, runs.c.state == RunState.INTERRUPTED)
+            if tx.execute(_again(run_id).where(taken_for_dead)).rowcount:
+                self._entries.outdate(tx, run_id, Kind.COMPLETION, "the run goes on")
+
     def end_run(self, run_id: str, state: RunState, *, told: Draft | None = None) -> bool:
         """The script said how the run ended (or the janitor found its process gone); False when it had ended.
 

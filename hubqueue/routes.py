@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from hubqueue.account import UNKNOWN
 from hubqueue.addresses import Address
 from hubqueue.config import DestinationSettings
 from hubqueue.errors import CredentialsError
@@ -29,9 +31,10 @@ def routes(outbox: Outbox, *, keyless: bool = False) -> list[Route]:
     return list(_routes(outbox, keyless))
 
 
-def sendable(outbox: Outbox) -> set[str]:
-    """The rows that a worker with this environment takes care of."""
-    return {each.name for each in routes(outbox)} | set(waiting(outbox))
+def sendable(outbox: Outbox) -> list[Path]:
+    """The locks of the rows that a worker with this environment takes care of."""
+    serves = [outbox.serving_lock(each.name) for each in routes(outbox)]
+    return serves + [outbox.waiting_lock(name) for name in waiting(outbox)]
 
 
 def waiting(outbox: Outbox) -> list[str]:
@@ -60,11 +63,23 @@ def adopt(outbox: Outbox) -> None:
     """Give the runs that were started without a key to the account that this environment has at their address."""
     rows = outbox.addresses.all()
     for target in outbox.config.destinations.values():
+        if any(each.account == UNKNOWN and each.fits(target) for each in rows) and (
+            kept := stored_key(outbox, target)
+        ):
+            outbox.addresses.claim_unknown(target, kept)
         unkeyed = [each for each in rows if each.account is None and each.fits(target)]
         if unkeyed and any(outbox.addresses.runs_of(each.name) for each in unkeyed):
             key = outbox.key(target)
-            if key is not None:
+            if key is not None and key != UNKNOWN:
                 outbox.addresses.note(target, key)
+
+
+def stored_key(outbox: Outbox, target: DestinationSettings) -> str | None:
+    """The key that this home keeps for a destination; None where there is none, or it cannot be read now."""
+    try:
+        return outbox.credentials.stored(target)
+    except CredentialsError:
+        return None
 
 
 def _keys(outbox: Outbox, target: DestinationSettings, row: Address) -> Callable[[], tuple[str, ...]]:

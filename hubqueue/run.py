@@ -260,7 +260,7 @@ class Run:
         # A key inside an identifier is for the worker, which knows only the environment and this file.
         assert self._named.api_key is not None
         self._home.create()
-        Credentials(self._home.credentials, os.environ).store(self._destination, self._named.api_key)
+        Credentials(self._home.credentials, os.environ).add(self._destination, self._named.api_key)
 
     def _attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
         return self._survivor.attempt(what, lambda: self._opening.repaired(act))
@@ -328,9 +328,8 @@ class Run:
     def _sending(self) -> Sender:
         if self._sender is None:
             self._opening.opened()
-            self._sender = sender(
-                self._mode, self._home, self._config_path, self._opening.told("destination")
-            )
+            row = partial(self._opening.told, "destination")
+            self._sender = sender(self._mode, self._home, self._config_path, row)
         return self._sender
 
     def _left(self) -> Leftover:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hubqueue import pages
+from hubqueue.account import UNKNOWN
 from hubqueue.drafts import FINAL_RANK
 from hubqueue.entry import Draft, Kind, Snapshot
 from hubqueue.errors import HubqueueError
@@ -219,7 +220,11 @@ def _bring(
     label = kept.get("label") or run["destination"].partition("@")[0]
     target = outbox.config.destinations.get(label)
     type = kept.get("type") or (target.type if target else "hub")
-    url = kept.get("url") or (target.url if target else "")
+    url, account = kept.get("url") or "", kept.get("account") if kept else UNKNOWN
+    if not kept:
+        saved.lost.append(
+            f"the address of run {run['id']}: hubqueue readdress --run sends it where you choose"
+        )
     drafts, missing = [], 0
     for entry in entries:
         snapshot = _snapshot(outbox, saved.path, entry)
@@ -230,7 +235,7 @@ def _bring(
     if missing:
         saved.lost.append(f"{missing} checkpoints of run {run['id']} whose files are gone")
     try:
-        name = outbox.addresses.keep(label, type, url, kept.get("account"))
+        name = outbox.addresses.keep(label, type, url, account)
         if outbox.registry.adopt_run(
             {**run, "destination": name}, kinds=DESTINATION_KINDS[type], drafts=drafts
         ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, Protocol
@@ -22,10 +23,10 @@ _LOOK = 30.0
 _LOOK_AT_END = 1.0
 
 
-def sender(mode: WorkerMode, home: Home, config: str | None, destination: str) -> Sender:
-    """Who sends in a mode of `start_run` for a run of a row of `destinations`."""
+def sender(mode: WorkerMode, home: Home, config: str | None, row: Callable[[], str | None]) -> Sender:
+    """Who sends in a mode of `start_run`. `row` gives the row of `destinations` that the run belongs to now."""
     if mode == "auto":
-        return Detached(home, config, destination)
+        return Detached(home, config, row)
     return InProcess(home.path, config) if mode == "thread" else Nobody()
 
 
@@ -67,15 +68,17 @@ class Detached:
 
     sends = True
 
-    def __init__(self, home: Home, config: str | None, destination: str) -> None:
-        self._home, self._config, self._destination = home, config, destination
+    def __init__(self, home: Home, config: str | None, row: Callable[[], str | None]) -> None:
+        self._home, self._config, self._row = home, config, row
         self._look_at, self._every = 0.0, _LOOK
 
     def nudge(self) -> None:
         now = time.monotonic()
         if now >= self._look_at:
-            self._look_at = now + self._every
-            daemon.ensure_worker(self._home, self._destination, config=self._config)
+            destination = self._row()
+            if destination is not None:  # else the storage is in trouble: at the next call
+                self._look_at = now + self._every
+                daemon.ensure_worker(self._home, destination, config=self._config)
 
     def finish(self) -> None:
         # Somebody waits now: a worker that was just leaving, or died, is replaced without delay.

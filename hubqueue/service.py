@@ -127,7 +127,8 @@ class Service:
 
     def _look_around(self) -> float:
         self._janitor.look_around()
-        self.worker.look_around()
+        if self.worker.look_around():
+            self.wake()
         return _AROUND
 
     def _renew(self) -> float:

@@ -155,10 +155,13 @@ def _attention(
             }
         )
     unserved = [each for each in destinations if each["waiting"] and not (each["served"] or each["obstacle"])]
-    if unserved and not worker["alive"] and not worker["starting"]:
+    # A worker of another home on the same database says only that it lives.
+    shared = outbox.config.outbox.url is not None and worker["alive"]
+    if unserved and not shared and not worker["starting"]:
         hint = "start a worker: hubqueue worker --detach; or send now: hubqueue drain"
-        waiting = plural(totals["pending"], "upload is", "uploads are")
-        found.append({"what": f"{waiting} waiting and no worker is running", "hint": hint})
+        waiting = plural(sum(each["waiting"] for each in unserved), "upload is", "uploads are")
+        which = "no worker with their address and key" if worker["alive"] else "no worker"
+        found.append({"what": f"{waiting} waiting and {which} is running", "hint": hint})
     return [*found, *(_aside(path) for path in asides(outbox.home.outbox))]
 
 
@@ -226,8 +229,10 @@ def _destinations(outbox: Outbox, now: datetime) -> list[dict[str, Any]]:
     found = []
     for row in outbox.stats.destinations():
         address = Address(*(row[name] for name in ("name", "label", "type", "url", "account")))
-        if row["runs"] or row["held"] or any(map(address.fits, named)):
-            found.append(_destination(outbox, row, address, owed.get(row["name"], 0), now))
+        if row["runs"] or any(map(address.fits, named)):
+            # Whatever held one that has no runs any more, is over.
+            shown = row if row["runs"] else {**row, "held": None}
+            found.append(_destination(outbox, shown, address, owed.get(row["name"], 0), now))
     return found
 
 
@@ -235,8 +240,7 @@ def _destination(
     outbox: Outbox, row: Mapping[str, Any], address: Address, waiting: int, now: datetime
 ) -> dict[str, Any]:
     barred = obstacle(outbox, address)
-    # A worker without the key leaves the runs alone, too.
-    served = is_served(outbox, address.name) and (address.account is not None or barred is None)
+    served = is_served(outbox, address.name)
     return {
         "name": address.label,
         "type": address.type,

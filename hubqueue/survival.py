@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -62,10 +63,12 @@ class Survivor:
         except Exception as error:
             if self._strict:
                 raise
-            self._hear(error)
-            self._tell(what, error)
+            with contextlib.suppress(Exception):  # not even a log that cannot be written reaches the training
+                self._hear(error)
+                self._tell(what, error)
             return None
-        self._heal(what)
+        with contextlib.suppress(Exception):
+            self._heal(what)
         return done
 
     def _tell(self, what: str, error: Exception) -> None:

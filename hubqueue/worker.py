@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubqueue import events
@@ -81,7 +82,7 @@ class Worker:
         self._lock = Lock(outbox.worker_lock(self.id))
         self._dial = dial
         self._rows = -1
-        self._serving: dict[str, Lock] = {}
+        self._serving: dict[Path, Lock] = {}
         self._transports: dict[str, Transport] = {}
         self._delivery = Delivery(outbox, self._transports, emit, START_GRACE)
         self._crews: tuple[_Crew, ...] = ()
@@ -108,11 +109,14 @@ class Worker:
         self._emit(events.WorkerStarted(self.id, os.getpid(), str(self._outbox.home.path)))
         return True
 
-    def look_around(self) -> None:
-        """Find out which runs this worker may send for: rows come with new runs, keys with a login."""
+    def look_around(self) -> bool:
+        """Find out which runs this worker may send for: rows come with new runs, keys with a login. Whether it is news."""
+        before = self.serves
         adopt(self._outbox)
         self._take(routes(self._outbox, keyless=self._dial is not None))
-        self._hold({*self._transports, *waiting(self._outbox)})
+        serves, waits = self._outbox.serving_lock, self._outbox.waiting_lock
+        self._hold({*map(serves, self._transports), *map(waits, waiting(self._outbox))})
+        return self.serves != before
 
     @property
     def serves(self) -> frozenset[str]:
@@ -182,7 +186,8 @@ class Worker:
         with self._state:
             for crew in self._crews:
                 crew.retired = crew.destination not in wanted
-            kept = [crew for crew in self._crews if crew.at_work or not crew.retired]
+            busy = {crew.destination for crew in self._crews if crew.at_work}
+            kept = [crew for crew in self._crews if crew.destination in busy or not crew.retired]
         for name in set(self._transports) - {crew.destination for crew in kept}:
             self._transports.pop(name).close()
         for route in found:
@@ -196,13 +201,13 @@ class Worker:
             return self._dial(self._outbox, route.settings)
         return connect(route.settings, keys=route.keys, open_body=self._outbox.spool.open)
 
-    def _hold(self, names: set[str]) -> None:
+    def _hold(self, paths: set[Path]) -> None:
         """Say for which rows somebody is at work. Where another worker says so already, it stays the one."""
-        for name in self._serving.keys() - names:
-            self._serving.pop(name).release()
-        for name in sorted(names):
-            lock = self._serving.get(name) or Lock(self._outbox.serving_lock(name))
-            self._serving[name] = lock
+        for path in self._serving.keys() - paths:
+            self._serving.pop(path).release()
+        for path in sorted(paths):
+            lock = self._serving.get(path) or Lock(path)
+            self._serving[path] = lock
             if not lock.held:
                 lock.acquire(_INSTANT)
 

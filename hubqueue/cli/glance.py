@@ -25,10 +25,12 @@ def glance(status: Mapping[str, Any], now: datetime) -> str:
 
 def _headline(status: Mapping[str, Any], now: datetime) -> str:
     totals = status["totals"]
+    unsaved = sum(run["unsaved"] for run in status["runs"])
     if not totals["pending"]:
-        text = (
-            f"all uploaded, {totals['delivered']} delivered" if totals["delivered"] else "nothing to upload"
-        )
+        whole = "nothing is waiting" if totals["dead"] or unsaved else "all uploaded"
+        text = f"{whole}, {totals['delivered']} delivered" if totals["delivered"] else "nothing to upload"
+        text += f", {totals['dead']} refused" if totals["dead"] else ""
+        text += f", {unsaved} not saved" if unsaved else ""
     else:
         waiting = sum(lane["bytes"] for run in status["runs"] for lane in run["lanes"])
         text = f"{plural(totals['pending'], 'upload')} waiting ({size(waiting)})"

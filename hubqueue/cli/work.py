@@ -101,7 +101,7 @@ def _detach(place: Place, idle_exit: float | None) -> None:
         )
     with place.open() as outbox:
         outbox.note_destinations()
-        mine = [outbox.serving_lock(name) for name in sendable(outbox)]
+        mine = sendable(outbox)
     if all(map(is_held, mine)):
         click.echo("a worker of this home is running already")
         leave(DONE)

@@ -42,7 +42,7 @@ class Api:
         self.keys = keys
         self._name, self._with_key = settings.name, with_key
         self._wire = Wire(settings)
-        # Hashes of keys that were refused: after a 401 or 403 the next candidate gets its turn.
+        # Hashes of keys that were refused: after a 401 the next candidate gets its turn.
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
@@ -71,7 +71,7 @@ class Api:
         answer = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=(key,))
         if not isinstance(answer, Answer):
             return answer
-        if answer.status in (401, 403):
+        if answer.status == 401:
             return self._refuse(key, answer)
         outcome = outcome_of_status(answer, host=self._wire.host, unknown=unknown, secrets=(key,))
         if outcome is not None and answer.status not in judged:
@@ -110,7 +110,7 @@ class Api:
         return key
 
     def _refuse(self, key: str, answer: Answer) -> Outcome:
-        """A 401 or 403: the next candidate gets its turn; when there is none the destination is held."""
+        """A 401: the next candidate gets its turn; when there is none the destination is held."""
         refused = outcome_of_status(answer, host=self._wire.host, secrets=(key,))
         assert isinstance(refused, Blocked)
         with self._lock:

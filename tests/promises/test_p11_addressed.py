@@ -8,17 +8,24 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from relay import Relay
-from stage import end, environ_of, hubqueue, platform_environ, python, start_worker, wait_until
+from stage import TERMS, ZERO, end, environ_of, hubqueue, platform_environ, python, start_worker, wait_until
 
+from hubqueue.entry import Kind
+from hubqueue.errors import LeaseLost
 from hubqueue.outbox import open_outbox
+from hubqueue.outcome import Remote
 from hubqueue.sandbox import Sandbox
+from hubqueue.worker import Worker
 
 KEY_A, KEY_B = "key-of-account-a", "key-of-account-b"
 TRAIN = """
@@ -329,3 +336,124 @@ def test_a_key_of_one_destination_never_comes_to_another_of_its_type(
         assert {key for _, key in at_hub.keys} == {KEY_A}
         assert {key for _, key in at_lab.keys} == {KEY_B}
     assert len(hub.models) == 1
+
+
+def test_a_login_leaves_the_runs_of_another_account_that_is_on_hold_alone(hub: Sandbox, home: Path) -> None:
+    """Its certificate or its address is the trouble, not its key."""
+    train(shell(home, hub.url, KEY_A))
+    with open_outbox(home, environ={}) as outbox, outbox.database.write() as tx:
+        tx.exec_driver_sql(
+            "UPDATE destinations SET held = 'certificate refused: not trusted' WHERE account > ''"
+        )
+
+    said = hubqueue(shell(home, hub.url, None), "login", "hub", stdin=KEY_B)
+
+    assert (said.returncode, "will be sent with this one" in said.stdout) == (0, False)
+    assert hubqueue(shell(home, hub.url, KEY_A), "drain", "--timeout", "30").returncode == 0
+
+
+def test_a_key_that_is_away_for_a_moment_stops_no_lane(home: Path, hub: Sandbox) -> None:
+    """A checkpoint was under way when it went: the other lanes of its destination come back with it."""
+    environ = shell(home, hub.url, None)
+    with open_outbox(home, environ=environ) as outbox:
+        target = outbox.config.destination("hub")
+        outbox.credentials.store(target, KEY_A)
+        outbox.note_destinations()
+        worker = Worker(outbox, emit=lambda _fact: None)
+        worker.start()
+        (name,) = worker.serves
+        crew = next(each for each in worker._crews if Kind.CKPT in each.paces and each.destination == name)
+        crew.at_work[1] = None  # type: ignore[assignment]  # an upload
+        kept = outbox.home.credentials.read_bytes()
+        outbox.home.credentials.unlink()
+        worker.look_around()
+
+        outbox.home.credentials.write_bytes(kept)
+        outbox.home.credentials.chmod(0o600)
+        worker.look_around()
+
+        crew.at_work.clear()
+        kinds = {kind for each in worker._crews if not each.retired for kind in each.paces}
+        worker.stop(timedelta(0))
+    assert {Kind.METRICS, Kind.CKPT, Kind.HEARTBEAT} <= kinds
+
+
+def test_another_accounts_worker_is_no_comfort(hub: Sandbox, home: Path) -> None:
+    """Status says that nobody sends, although some worker is alive."""
+    ours, theirs = shell(home, hub.url, KEY_A), shell(home, hub.url, KEY_B)
+    worker = start_worker(ours)
+    wait_until(lambda: status(ours)["worker"]["alive"])
+    train(theirs)
+
+    shown = status(theirs)
+    end(worker)
+
+    assert not shown["healthy"]
+    assert "no worker with their address and key is running" in shown["attention"][0]["what"]
+
+
+def test_an_identifier_with_a_key_leaves_the_stored_one(hub: Sandbox, home: Path) -> None:
+    environ = shell(home, hub.url, None)
+    hubqueue(environ, "login", "hub", stdin=KEY_A)
+    train(environ)
+    code = f"import hubqueue; hubqueue.start_run('{'b' * 42}_{'m' * 20}', worker='none', strict=True)"
+    assert python(code, environ).wait(60) == 0
+
+    assert hubqueue(environ, "drain", "--timeout", "30").returncode in (0, 3)
+
+    assert len(hub.models) == 1
+    assert [row["obstacle"] for row in status(environ)["destinations"] if row["waiting"]] in ([], [None])
+
+
+def test_a_late_response_of_the_old_address_is_not_believed(home: Path, hub: Sandbox, other: Sandbox) -> None:
+    here, there = shell(home, hub.url, KEY_A), shell(home, other.url, KEY_A)
+    train(here)
+    with open_outbox(home, environ=here) as outbox:
+        (row,) = [each for each in outbox.addresses.all() if each.account and each.url == hub.url]
+        lease = outbox.claims.claim(row.name, {Kind.REGISTRATION: ZERO}, TERMS)
+        assert lease is not None
+
+        assert hubqueue(there, "readdress", row.name).returncode == 0
+
+        with pytest.raises(LeaseLost):
+            outbox.settlement.ack(lease, started_at=None, remote=Remote(id="model-of-the-old-hub"))
+    assert hubqueue(there, "drain", "--timeout", "30").returncode == 0
+    assert (len(hub.models), len(other.models)) == (0, 1)
+
+
+def test_a_run_whose_key_could_not_be_read_is_nobody_elses(hub: Sandbox, home: Path) -> None:
+    environ = shell(home, hub.url, None)
+    hubqueue(environ, "login", "hub", stdin=KEY_A)
+    kept = (home / "credentials.toml").read_bytes()
+    (home / "credentials.toml").write_text("not TOML at all [")
+    with Relay(hub.url) as relay:
+        train(shell(home, relay.url, None))
+        assert hubqueue(shell(home, relay.url, KEY_B), "drain", "--timeout", "20").returncode == 3
+        assert relay.keys == []
+
+        (home / "credentials.toml").write_bytes(kept.replace(hub.url.encode(), relay.url.encode()))
+        assert hubqueue(shell(home, relay.url, None), "drain", "--timeout", "30").returncode == 0
+        assert {key for _, key in relay.keys} == {KEY_A}
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "closed"])
+def test_a_stderr_that_cannot_be_written_costs_no_run(home: Path, output: str) -> None:
+    code = TRAIN.replace("worker=sys.argv[1], strict=True", 'worker="none"').replace(
+        "float(sys.argv[2])", "0"
+    )
+    end_of = "2>/dev/full" if output == "/dev/full" else "2>&-"
+    command = f'exec "$0" -c "$1" {end_of}'
+
+    done = subprocess.run(
+        ["bash", "-c", command, sys.executable, code],
+        env=shell(home, "http://127.0.0.1:9", KEY_A),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0
+    assert done.stdout.split()[0] != "None"
+    with open_outbox(home, environ={}) as outbox:
+        assert outbox.stats.totals()["pending"] == 2

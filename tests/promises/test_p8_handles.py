@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def test_finished_runs_hold_no_descriptor(home: Path) -> None:
     runs = [train(worker="none") for _ in range(20)]
 
     assert all(run.url is None for run in runs)  # and none after a look
-    assert descriptors() == before
+    assert Counter(descriptors()) <= Counter(before)  # what earlier tests left may go
 
 
 @needs_proc
@@ -62,7 +63,7 @@ def test_finished_runs_with_a_worker_of_their_own_hold_no_descriptor(
 
     assert all(run.url for run in runs)
     # The sockets are those of the hub, which lives in this process too.
-    assert [each for each in descriptors() if "socket" not in each] == before
+    assert Counter(each for each in descriptors() if "socket" not in each) <= Counter(before)
 
 
 def test_the_next_run_of_a_process_opens_the_same_outbox() -> None:
