@@ -219,7 +219,10 @@ class _Reader:
         name = path[-1]
         if _looks_secret(name) and not isinstance(value, dict):
             place = path[1] if path[0] == "destinations" and len(path) > 2 else "DESTINATION"
-            self._problem(f"{_shown(path)} must not stand here; use `hubqueue login {place}`", self._source)
+            self._problem(
+                f"{_shown(path)}: keys do not belong in the config file; use: hubqueue login {place}",
+                self._source,
+            )
             return
         kind = "section" if len(path) == 1 and isinstance(value, dict) else "key"
         guess = did_you_mean(name, known)

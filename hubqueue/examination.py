@@ -85,7 +85,7 @@ def _home(home: Home) -> Iterator[Finding]:
 def _asides(home: Home) -> Iterator[Finding]:
     for path in sqlite.asides(home.outbox):
         said = sqlite.report_of(path) or "a worker will look what can be saved from it"
-        hint = "once everything owed has arrived, move the file and its spool away"
+        hint = "when everything from it has been uploaded, move the file and its spool away"
         yield Finding("outbox", False, f"a damaged outbox was set aside: {path}; {said}", hint)
 
 

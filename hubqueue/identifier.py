@@ -67,7 +67,7 @@ def parse_plain(identifier: str | PathLike[str]) -> Identifier:
     if _PLAIN_ID.fullmatch(written):
         return Identifier(model_id=written)
     raise InvalidModel(
-        f"{_shown(written)} is not a model", hint="give a .pt, .yaml or .yml file, or a model id"
+        f"{_shown(written)} is not a model file or id", hint="give a .pt, .yaml or .yml file, or a model id"
     )
 
 
@@ -92,7 +92,7 @@ def parse(
         if exists is not None and exists(written):
             return Identifier(filename=written)
         return Identifier(model_id=written)
-    raise InvalidModel(f"{_shown(written)} is not a model", hint=_FORMS)
+    raise InvalidModel(f"{_shown(written)} is not a model file, URL or id", hint=_FORMS)
 
 
 def _from_address(written: str, web_url: str) -> Identifier:

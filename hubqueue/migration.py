@@ -80,7 +80,7 @@ def _upgrade(connection: Connection) -> None:
     if found is not None and found not in known:
         raise OutboxTooNew(
             f"the outbox has revision {found}, this hubqueue knows up to {REVISION}",
-            hint="a newer hubqueue wrote it; upgrade this one: pip install --upgrade hubqueue",
+            hint="a newer hubqueue wrote it; upgrade this one as you installed it",
         )
     command.upgrade(config, "head")
     connection.commit()

@@ -65,7 +65,7 @@ def moment_of(microseconds: int) -> datetime:
     try:
         return EPOCH + timedelta(microseconds=microseconds)
     except (OverflowError, TypeError) as error:
-        raise DamagedNumber("a moment in it is none") from error
+        raise DamagedNumber("invalid timestamp") from error
 
 
 class DamagedNumber(ValueError):

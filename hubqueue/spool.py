@@ -33,6 +33,7 @@ from hubqueue.hashing import BLOCK as _BLOCK
 from hubqueue.hashing import HashBehind, from_file
 from hubqueue.home import make_private_folder, open_private, sync_folder, sync_names, unsynced
 from hubqueue.ownership import open_plain
+from hubqueue.quantities import size as bytes_of
 from hubqueue.snapshot_body import SnapshotBody
 
 _TRIES = 5
@@ -218,12 +219,13 @@ class Spool:
         if used + size > cap:
             hint = "wait for uploads, give some up (hubqueue cancel), or raise spool.max_bytes"
             return SpoolFull(
-                f"a snapshot of {size} bytes does not fit: {used} of {cap} bytes are used", hint=hint
+                f"a snapshot of {bytes_of(size)} does not fit: {bytes_of(used)} of {bytes_of(cap)} are used",
+                hint=hint,
             )
         free, reserve = self.free_bytes(), self._settings.min_free_bytes
         if free - size < reserve:
             hint = "free some space, or lower spool.min_free_bytes"
-            message = f"a snapshot of {size} bytes would leave less than {reserve} of {free} free bytes"
+            message = f"a snapshot of {bytes_of(size)} would leave less than {bytes_of(reserve)} of {bytes_of(free)} free"
             return SpoolFull(message, hint=hint)
         return None
 

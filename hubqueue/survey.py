@@ -67,6 +67,11 @@ class Survey:
         query = query.select_from(LANES_OF_RUNS).where(OWING).group_by(destinations.c.name)
         return {row["name"]: int(row["waiting"]) for row in self._all(query)}
 
+    def unsaved(self, run_id: str | None = None) -> int:
+        """How many metrics and checkpoints could not be saved, of a run or of all."""
+        which = true() if run_id is None else runs.c.id == run_id
+        return int(self._scalar(select(func.coalesce(func.sum(runs.c.unsaved), 0)).where(which)) or 0)
+
     def failing(self, destination: str) -> tuple[datetime | None, str | None]:
         """Since when no attempt at a destination has succeeded (None: the last one did), and why the last one failed.
 

@@ -17,7 +17,7 @@ from hubqueue.cli.frame import VERSION, Door, place_options
 @click.version_option(__version__, "-V", "--version", message=VERSION)
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Get a training run's metrics and checkpoints to its hub, whatever happens.
+    """Upload the metrics and checkpoints of training runs, even if the network fails or a process is killed.
 
     \b
     Examples:

@@ -194,7 +194,7 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
         else:
             reason = "nothing to send"
         left = outbox.stats.owed(run_id)
-        dead = outbox.stats.dead(run_id)
+        dead, unsaved = outbox.stats.dead(run_id), outbox.stats.unsaved(run_id)
         refused = outbox.stats.entries(state=State.DEAD, run_id=run_id, limit=_SHOWN) if dead else []
     if dead:
         click.echo(f"{plural(dead, 'entry was', 'entries were')} refused by the hub", err=True)
@@ -204,12 +204,14 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
         if dead > len(refused):
             click.echo(f"  and {dead - len(refused)} more", err=True)
         click.echo("hint: hubqueue entries --state dead", err=True)
+    if unsaved:
+        click.echo(f"{unsaved} could not be saved by the training, and are lost: hubqueue status", err=True)
     if left.entries:
         click.echo(f"{plural(left.entries, 'upload')} not sent: {reason}", err=True)
         click.echo("hint: hubqueue status shows why", err=True)
-    elif not dead:
+    elif not (dead or unsaved):
         click.echo(reason)
-    leave(ATTENTION if dead else LEFT if left.entries else DONE)
+    leave(ATTENTION if dead or unsaved else LEFT if left.entries else DONE)
 
 
 def _progress(outbox: Outbox, service: Service, run_id: str | None) -> Progress:

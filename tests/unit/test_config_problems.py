@@ -196,7 +196,7 @@ def test_toml_that_no_reader_can_take_is_a_problem_too(text: str) -> None:
 def test_a_key_in_the_file_is_refused_with_the_way_to_store_it(section: str, key: str) -> None:
     (problem,) = problems_of(f"{section}\n{key} = '{SECRET}'")
 
-    assert "must not stand here; use `hubqueue login " in problem
+    assert "keys do not belong in the config file; use: hubqueue login " in problem
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,9 @@ def test_a_key_in_the_file_is_refused_with_the_way_to_store_it(section: str, key
     ],
 )
 def test_a_key_in_the_file_is_told_the_login_of_its_destination(place: str, login: str) -> None:
-    assert problems_of(f"{place} = '{SECRET}'") == (f"{place} must not stand here; use `{login}`",)
+    assert problems_of(f"{place} = '{SECRET}'") == (
+        f"{place}: keys do not belong in the config file; use: {login}",
+    )
 
 
 def test_a_key_in_a_settings_variable_is_refused_with_the_right_variable() -> None:

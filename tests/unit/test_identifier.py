@@ -115,8 +115,8 @@ def test_everything_else_is_refused_with_the_forms_that_exist(written: str) -> N
 @pytest.mark.parametrize(
     ("written", "shown"),
     [
-        ("yolov8n", "'yolov8n' is not a model"),
-        (f"{KEY}_short", "'***' is not a model"),
+        ("yolov8n", "'yolov8n' is not a model file, URL or id"),
+        (f"{KEY}_short", "'***' is not a model file, URL or id"),
         (f"https://evil.org/x?api_key={KEY}", f"'https://evil.org/x' is not a model of {WEB}"),
         (f"{WEB}/models/short", f"'{WEB}/models/short' has no model id of 20 letters and digits"),
     ],
