@@ -38,10 +38,12 @@ def sendable(outbox: Outbox) -> list[Path]:
 
 
 def waiting(outbox: Outbox) -> list[str]:
-    """The rows at an address of this environment whose runs still wait for their first key."""
+    """The rows at an address of this environment whose runs still wait for a key: their first, or one to be read again."""
     targets = outbox.config.destinations.values()
     return [
-        each.name for each in outbox.addresses.all() if each.account is None and any(map(each.fits, targets))
+        each.name
+        for each in outbox.addresses.all()
+        if each.account in {None, UNKNOWN} and any(map(each.fits, targets))
     ]
 
 

@@ -21,6 +21,7 @@ _LOG = logging.getLogger("hubqueue")
 # How often a producer looks whether its detached worker still lives.
 _LOOK = 30.0
 _LOOK_AT_END = 1.0
+_LONGEST_LOOK = 300.0
 
 
 def sender(mode: WorkerMode, home: Home, config: str | None, row: Callable[[], str | None]) -> Sender:
@@ -70,7 +71,8 @@ class Detached:
 
     def __init__(self, home: Home, config: str | None, row: Callable[[], str | None]) -> None:
         self._home, self._config, self._row = home, config, row
-        self._look_at, self._every = 0.0, _LOOK
+        self._look_at = 0.0
+        self._every = self._usual = _LOOK
 
     def nudge(self) -> None:
         now = time.monotonic()
@@ -78,11 +80,14 @@ class Detached:
             destination = self._row()
             if destination is not None:  # else the storage is in trouble: at the next call
                 self._look_at = now + self._every
-                daemon.ensure_worker(self._home, destination, config=self._config)
+                started = daemon.ensure_worker(self._home, destination, config=self._config)
+                # One that was started and is not there at the next look cannot send for this run.
+                self._every = min(self._every * 2, _LONGEST_LOOK) if started else self._usual
 
     def finish(self) -> None:
         # Somebody waits now: a worker that was just leaving, or died, is replaced without delay.
-        self._look_at, self._every = 0.0, _LOOK_AT_END
+        self._look_at = 0.0
+        self._every = self._usual = _LOOK_AT_END
         self.nudge()
 
     def close(self, deadline: float) -> None:
