@@ -71,7 +71,7 @@ def test_the_spool_has_a_cap(home: Path, tmp_path: Path) -> None:
         run = new_run(outbox)
         save_snapshot(outbox, run, tmp_path / "last.pt", 0, is_best=False, map=0, final=False)
 
-        with pytest.raises(SpoolFull, match="1000"):
+        with pytest.raises(SpoolFull, match=r"1\.0 kB"):
             save_snapshot(outbox, run, tmp_path / "last.pt", 1, is_best=True, map=0, final=False)
 
         assert outbox.spool.bytes_used() == 600
