@@ -75,10 +75,6 @@ class Addresses:
             ((found,),) = _COUNT.run(connection, {})
         return int(found)
 
-    def find(self, target: DestinationSettings, key: str | None) -> Address | None:
-        """The row for a destination and a key, if there is one."""
-        return _pick(self.all(), target, key)
-
     def note(self, target: DestinationSettings, key: str | None) -> str:
         """The name of the row for a destination and a key; made when it is missing.
 
