@@ -69,7 +69,8 @@ class Delivery:
             self._emit(fact)
 
         def on_bytes(sent: int) -> None:
-            self._emit(events.UploadProgressed(lease.batch.run.id, lease.attempt_id, sent, lease.batch.size))
+            size = lease.batch.size  # of the files; what leaves has a head and a frame around them as well
+            self._emit(events.UploadProgressed(lease.batch.run.id, lease.attempt_id, min(sent, size), size))
 
         try:
             attempt = Attempt(on_start, on_bytes, stop, partial(self._outbox.settlement.note_progress, lease))

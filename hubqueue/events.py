@@ -38,7 +38,7 @@ class AttemptStarted:
 
 @dataclass(frozen=True, slots=True)
 class UploadProgressed:
-    """`sent` of `size` bytes have left. Told often; not logged."""
+    """`sent` of `size` bytes have left, never more. Told often; not logged."""
 
     run_id: str
     attempt_id: int

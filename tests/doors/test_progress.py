@@ -181,9 +181,24 @@ def test_a_drain_says_why_it_stands_still(home: Path) -> None:
     environ = environ_of(home, "http://127.0.0.1:9")
     hubqueue(environ, "enqueue", "run", "yolov8n.pt")
 
-    said = hubqueue_on_terminal(environ, "drain", "--timeout", "4", on="stderr").rest()
+    shown = hubqueue_on_terminal(environ, "drain", on="stderr")
+    shown.until("hub: 127.0.0.1: connection refused; next try")
+    shown.process.terminate()
+    shown.rest()
 
-    assert "hub: 127.0.0.1: connection refused; next try" in said
+
+def test_an_upload_is_shown_until_the_hub_has_answered(hub: Sandbox, home: Path) -> None:
+    environ = _with_a_checkpoint(home, environ_of(home, hub.url))
+    hub.fail("ckpt:silence")
+
+    shown = hubqueue_on_terminal(environ, "drain", on="stderr")
+    shown.until("100%")
+    found = uploading(environ)
+    end(shown.process)
+    said = shown.rest()
+
+    assert "ckpt of " in said
+    assert found and found["sent"] == found["size"]
 
 
 FINISH = """
