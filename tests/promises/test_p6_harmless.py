@@ -365,18 +365,17 @@ print(run.finish(timeout=60).entries)
 
 def test_many_trainers_start_one_worker(at_home: Path, hub: Sandbox) -> None:
     code = "import hubqueue; hubqueue.start_run('yolov8n.pt', strict=True).finish(timeout=60)"
-    environ = environ_of(at_home, hub.url, HUBQUEUE_WORKER__IDLE_EXIT="1")
+    # The worker stays until all trainers have come, however slow the machine is.
+    environ = environ_of(at_home, hub.url, HUBQUEUE_WORKER__IDLE_EXIT="600")
     trainers = [python(code, environ) for _ in range(4)]
 
     for trainer in trainers:
         out, _ = trainer.communicate(timeout=90)
         assert (trainer.returncode, out) == (0, "")
+    assert hubqueue(environ, "stop").returncode == 0
 
-    # One at a time: on a slow machine the first may have idled away before the last trainer came.
     log = (at_home / "worker.log").read_text()
-    changes = re.findall(r" worker \w+ (started|stopped): ", log)
-    assert changes
-    assert changes == [("started", "stopped")[index % 2] for index in range(len(changes))]
+    assert re.findall(r" worker \w+ (started|stopped): ", log) == ["started", "stopped"]
     assert len(hub.models) == 4
 
 
