@@ -16,11 +16,11 @@ from typing import Self
 
 from benchmarks.place import ROOT, python
 from benchmarks.timing import SCALARS
-from hubqueue.entry import Kind
-from hubqueue.metrics import metrics_text
-from hubqueue.outbox import Outbox, open_outbox
-from hubqueue.plain import checksum
-from hubqueue.transports import DESTINATION_KINDS
+from hubqueue.destinations.registry import DESTINATION_KINDS
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.plain import checksum
+from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.producer.metrics import metrics_text
 
 _CHUNK = 50_000
 # As an enqueue leaves an entry (without `settled`), and as a claim and an ack of a hundred leave it.

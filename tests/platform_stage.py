@@ -10,17 +10,17 @@ from types import MappingProxyType
 
 from stage import PATIENCE, ZERO, platform_environ, totals
 
-from hubqueue import identifier
-from hubqueue.closing import close_run
-from hubqueue.drafts import metrics_draft
-from hubqueue.events import Fact
-from hubqueue.intake import open_run, save_snapshot
-from hubqueue.lifecycle import RunState
-from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.destinations.hub import identifier
+from hubqueue.domain.drafts import metrics_draft
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.producer.intake import open_run, save_snapshot
 from hubqueue.sandbox import Sandbox
 from hubqueue.sandbox.records import RunRecord, UploadRecord
 from hubqueue.testing import FakeClock
-from hubqueue.worker import Worker
+from hubqueue.worker.closing import close_run
+from hubqueue.worker.events import Fact
+from hubqueue.worker.worker import Worker
 
 ARGS = MappingProxyType({"project": "coco", "name": "exp-1", "epochs": 3})
 

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from hubqueue.errors import ConfigError
+from hubqueue.domain.errors import ConfigError
 from hubqueue.sandbox.answers import Answer, Refused
 from hubqueue.sandbox.model import Fact, Model
 from hubqueue.sandbox.records import RequestRecord, RunRecord

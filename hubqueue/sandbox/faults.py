@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hubqueue.errors import ConfigError
+from hubqueue.domain.errors import ConfigError
 
 KINDS = ("registration", "metrics", "ckpt", "heartbeat", "event", "completion", "auth", "read", "any")
 

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 from stage import environ_of, kill, python
 
-from hubqueue.credentials import Credentials
-from hubqueue.errors import ConfigError, CredentialsError, OutboxUnavailable
-from hubqueue.home import Home, open_private
-from hubqueue.locks import Lock, forget, is_held
-from hubqueue.mounts import type_of_mount
-from hubqueue.settings import TYPE_DEFAULTS, DestinationSettings
+from hubqueue.config.credentials import Credentials
+from hubqueue.config.home import Home, open_private
+from hubqueue.config.mounts import type_of_mount
+from hubqueue.config.settings import TYPE_DEFAULTS, DestinationSettings
+from hubqueue.domain.errors import ConfigError, CredentialsError, OutboxUnavailable
+from hubqueue.outbox.locks import Lock, forget, is_held
 
 HOLDER = """
 import sys, threading
 from pathlib import Path
-from hubqueue.locks import Lock
+from hubqueue.outbox.locks import Lock
 lock = Lock(Path(sys.argv[1]))
 assert lock.try_acquire()
 print("held", flush=True)

@@ -17,22 +17,22 @@ import pytest
 from stage import environ_of, hubqueue
 
 import hubqueue as package
-from hubqueue.config import SpoolSettings
-from hubqueue.credentials import Credentials
-from hubqueue.errors import (
+from hubqueue.config.credentials import Credentials
+from hubqueue.config.home import Home, open_private
+from hubqueue.config.reader import SpoolSettings
+from hubqueue.config.settings import DestinationSettings
+from hubqueue.config.ultralytics_settings import borrowed_key
+from hubqueue.domain.errors import (
     CheckpointUnreadable,
     ConfigError,
     CredentialsError,
     OutboxUnavailable,
     SnapshotMissing,
 )
-from hubqueue.gauge import upload_of
-from hubqueue.home import Home, open_private
-from hubqueue.locks import Lock, is_held
-from hubqueue.outbox import open_outbox
-from hubqueue.settings import DestinationSettings
-from hubqueue.spool import Spool
-from hubqueue.ultralytics_settings import borrowed_key
+from hubqueue.outbox.gauge import upload_of
+from hubqueue.outbox.locks import Lock, is_held
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.outbox.spool.spool import Spool
 
 STRANGER = 54321
 needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="plays another user")

@@ -24,13 +24,13 @@ import urllib3
 from peer import GOOD, Peer, answer
 from stage import PATIENCE
 
-from hubqueue.config import DestinationSettings
-from hubqueue.entry import Entry, Kind, Snapshot
-from hubqueue.lane import Batch, RunRef
-from hubqueue.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, Remote, RetryLater, Scope
-from hubqueue.transports.base import Attempt
-from hubqueue.transports.http import outcome_of_error
-from hubqueue.transports.hub import HubTransport
+from hubqueue.config.reader import DestinationSettings
+from hubqueue.destinations.base import Attempt
+from hubqueue.destinations.hub.transport import HubTransport
+from hubqueue.destinations.wire.exchange import outcome_of_error
+from hubqueue.domain.entry import Entry, Kind, Snapshot
+from hubqueue.domain.lane import Batch, RunRef
+from hubqueue.domain.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, Remote, RetryLater, Scope
 
 KEY = "5ec4e7" * 7
 MODEL = "abcdefghij0123456789"

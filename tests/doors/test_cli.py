@@ -16,7 +16,7 @@ import pytest
 from stage import end, environ_of, hubqueue, log, must_claim, new_run, start_worker, wait_until
 
 from hubqueue import __version__
-from hubqueue.outbox import open_outbox
+from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
 

@@ -16,16 +16,17 @@ from callbacks import hub_callbacks
 from stage import environ_of, hubqueue, python, wait_until
 from trainer import V82, Trainer
 
-from hubqueue import HUBTrainingSession, hub_model
-from hubqueue.cadence import Cadence, Timers
-from hubqueue.daemon import worker_lives
-from hubqueue.entry import Kind
-from hubqueue.errors import UnknownModel
-from hubqueue.events import BatchDelivered, UploadProgressed
-from hubqueue.gauge import Gauge, Upload, upload_of
-from hubqueue.home import Home
+from hubqueue import HUBTrainingSession
+from hubqueue.config.home import Home
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.errors import UnknownModel
+from hubqueue.integrations.cadence import Cadence, Timers
+from hubqueue.integrations.hub_session import model as hub_model
+from hubqueue.outbox.gauge import Gauge, Upload, upload_of
+from hubqueue.producer.progress import UploadBar
 from hubqueue.sandbox import Sandbox
-from hubqueue.upload_bar import UploadBar
+from hubqueue.worker.daemon import worker_lives
+from hubqueue.worker.events import BatchDelivered, UploadProgressed
 
 EPOCHS = """
 import hubqueue, os

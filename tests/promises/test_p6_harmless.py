@@ -17,11 +17,11 @@ import pytest
 from stage import PATIENCE, environ_of, hubqueue, python, totals, wait_until
 
 import hubqueue as package
-from hubqueue.drafts import metrics_draft
-from hubqueue.errors import ConfigError, InvalidMetrics, InvalidModel, OutboxUnavailable, RunFinished
-from hubqueue.lifecycle import State
-from hubqueue.locks import Lock
-from hubqueue.outbox import open_outbox
+from hubqueue.domain.drafts import metrics_draft
+from hubqueue.domain.errors import ConfigError, InvalidMetrics, InvalidModel, OutboxUnavailable, RunFinished
+from hubqueue.domain.lifecycle import State
+from hubqueue.outbox.locks import Lock
+from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
 
@@ -449,7 +449,7 @@ def test_a_damage_that_shows_later_costs_no_metric_either(
 
 def test_a_run_ends_on_a_rollback_journal(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection has SQLite's own patience, which the end of a run shortens."""
-    monkeypatch.setattr("hubqueue.home.Home.is_network_file_system", lambda _home: True)
+    monkeypatch.setattr("hubqueue.config.home.Home.is_network_file_system", lambda _home: True)
     run = package.start_run("yolov8n.pt", home=home, worker="none", strict=True, destination="hub")
     run.log_metrics({"loss": 1}, epoch=0)
 

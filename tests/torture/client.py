@@ -8,11 +8,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import BinaryIO
 
-from hubqueue.config import DestinationSettings
-from hubqueue.entry import Entry, Kind, Snapshot
-from hubqueue.lane import Batch, RunRef
-from hubqueue.transports.base import Attempt
-from hubqueue.transports.hub import HubTransport
+from hubqueue.config.reader import DestinationSettings
+from hubqueue.destinations.base import Attempt
+from hubqueue.destinations.hub.transport import HubTransport
+from hubqueue.domain.entry import Entry, Kind, Snapshot
+from hubqueue.domain.lane import Batch, RunRef
 
 KEY = "5ec4e7c0de15a1ff00d5ba5eba11deadbea7facade"
 MODEL = "abcdefghij0123456789"

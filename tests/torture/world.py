@@ -17,16 +17,16 @@ from typing import Any
 
 from torture.month import DAY, HOUR, Hub, Mortal, Outage, Plan, Station, Training, What, bad_days, trainings
 
-from hubqueue import identifier
-from hubqueue.closing import close_run
-from hubqueue.drafts import FINAL_RANK, metrics_draft
-from hubqueue.entry import Draft, Kind
-from hubqueue.events import Fact
-from hubqueue.intake import open_run
-from hubqueue.lifecycle import RunState
-from hubqueue.locks import Lock
-from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.destinations.hub import identifier
+from hubqueue.domain.drafts import FINAL_RANK, metrics_draft
+from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.locks import Lock
+from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.producer.intake import open_run
 from hubqueue.testing import FakeClock
+from hubqueue.worker.closing import close_run
+from hubqueue.worker.events import Fact
 
 BATCH = 2
 """Epochs in one request: few, so that backlogs exist."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hubqueue.config import (
+from hubqueue.config.reader import (
     SECTIONS,
     Config,
     DestinationSettings,
@@ -20,8 +20,8 @@ from hubqueue.config import (
     parse,
     variable,
 )
-from hubqueue.entry import Kind
-from hubqueue.errors import ConfigError
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 SECRET = "hunter2hunter2"

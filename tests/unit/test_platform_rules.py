@@ -10,17 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue import identifier
-from hubqueue.budget import Allowance, Budget
-from hubqueue.drafts import completion_draft, console_draft
-from hubqueue.entry import Kind
-from hubqueue.errors import InvalidModel
-from hubqueue.lane import RunRef
-from hubqueue.lifecycle import RunState
-from hubqueue.plain import plain
-from hubqueue.training_start import project_slug, slug, training_started
-from hubqueue.transports import machine
-from hubqueue.transports import platform_events as events
+from hubqueue.destinations.hub import identifier
+from hubqueue.destinations.platform import events, machine
+from hubqueue.destinations.platform.start import project_slug, slug, training_started
+from hubqueue.domain.budget import Allowance, Budget
+from hubqueue.domain.drafts import completion_draft, console_draft
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.errors import InvalidModel
+from hubqueue.domain.lane import RunRef
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.domain.plain import plain
 
 RUN = RunRef("0123456789ab", "platform", "yolo26n.pt", "model-1", None, "7", None)
 START = datetime(2026, 1, 1, tzinfo=UTC)
