@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from stage import PATIENCE, ZERO, platform_environ, totals
 
-from hubqueue.destinations.hub import identifier
+from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import metrics_draft
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox, open_outbox
@@ -39,7 +39,7 @@ class Stage:
 
     def start(self, model: str = "yolo26n.pt", resume: str | None = None, **args: object) -> str:
         target = self.outbox.config.destination("platform")
-        named = identifier.of_type("platform", model, web_url=target.web_url)
+        named = declaration("platform").identify(model, target)
         self.run_id, _ = open_run(self.outbox, named, {**ARGS, **args}, target, resume=resume)
         return self.run_id
 

@@ -12,7 +12,7 @@ from hubqueue.config.choice import choose
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.home import Home
 from hubqueue.config.reader import DestinationSettings
-from hubqueue.destinations.registry import connect
+from hubqueue.config.registry import declaration
 from hubqueue.domain.account import origin
 from hubqueue.domain.errors import ConfigError, HubqueueError, OutboxDamaged
 from hubqueue.domain.lifecycle import State
@@ -193,7 +193,7 @@ def _destinations(outbox: Outbox) -> Iterator[Finding]:
         if not outbox.key(target):
             continue  # reported above
         keys = partial(outbox.credentials.keys, target)
-        transport = connect(target, keys=keys, open_body=outbox.spool.open)
+        transport = declaration(target.type).open(target, keys, outbox.spool.open)
         try:
             outcome = transport.check()
         except HubqueueError as error:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hubqueue.destinations.registry import DESTINATION_KINDS
-from hubqueue.domain.drafts import completion_draft
-from hubqueue.domain.entry import Kind
+from hubqueue.config.registry import declaration, is_known
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox
 
@@ -24,6 +22,7 @@ def close_run(
     `results` are those of a finished training, `error` says why another one failed. Durable when this returns.
     """
     row, told = outbox.stats.run(run_id), None
-    if row is not None and Kind.COMPLETION in DESTINATION_KINDS.get(row["type"], ()):
-        told = completion_draft(state, results=results, error=error)
+    completion = declaration(row["type"]).completion if row is not None and is_known(row["type"]) else None
+    if completion is not None:
+        told = completion(state, results=results, error=error)
     return outbox.registry.end_run(run_id, state, told=told)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from hubqueue.config.config import did_you_mean
 from hubqueue.config.credentials import check_key
 from hubqueue.config.reader import DestinationSettings
-from hubqueue.config.settings import did_you_mean
 from hubqueue.domain.account import opens, origin
 from hubqueue.domain.errors import ConfigError, UnknownName
 from hubqueue.domain.redact import clean, safe_url

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubqueue.__about__ import __version__
+from hubqueue.config.declaration import Transport
 from hubqueue.config.reader import DestinationSettings
-from hubqueue.destinations.base import Transport
-from hubqueue.destinations.registry import MOST_EPOCHS, connect
+from hubqueue.config.registry import declaration
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import HubqueueError, WorkerError
 from hubqueue.domain.lane import Lease
@@ -199,7 +199,7 @@ class Worker:
     def _connect(self, route: Route) -> Transport:
         if self._dial is not None:
             return self._dial(self._outbox, route.settings)
-        return connect(route.settings, keys=route.keys, open_body=self._outbox.spool.open)
+        return declaration(route.settings.type).open(route.settings, route.keys, self._outbox.spool.open)
 
     def _hold(self, paths: set[Path]) -> None:
         """Say for which rows somebody is at work. Where another worker says so already, it stays the one."""
@@ -262,7 +262,7 @@ class Worker:
 
 def _crews(name: str, destination: DestinationSettings, outbox: Outbox, worker: str) -> list[_Crew]:
     settings, limits = outbox.config.worker, destination.rate_limits
-    most = MOST_EPOCHS[destination.type] or settings.batch_entries
+    most = declaration(destination.type).most_epochs or settings.batch_entries
     terms = Terms(worker, settings.lease, most, settings.batch_bytes, budget=destination.budget)
     sizes = {
         _LIGHT: settings.light_threads,

@@ -14,14 +14,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from hubqueue.config.ultralytics_settings import borrowed_key
 from stage import environ_of, hubqueue
 
 import hubqueue as package
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.home import Home, open_private
 from hubqueue.config.reader import SpoolSettings
-from hubqueue.config.settings import DestinationSettings
-from hubqueue.config.ultralytics_settings import borrowed_key
+from hubqueue.destinations.hub.settings import HubSettings
 from hubqueue.domain.errors import (
     CheckpointUnreadable,
     ConfigError,
@@ -222,7 +222,7 @@ def test_a_named_configuration_that_others_may_write_is_not_believed(home: Home,
 def _read(home: Home, name: str) -> object:
     if name == "config.toml":
         return home.load_config(None, {})
-    return Credentials(home.credentials, {}).keys(DestinationSettings("hub"))
+    return Credentials(home.credentials, {}).keys(HubSettings("hub"))
 
 
 @pytest.mark.parametrize("command", [("status",), ("worker", "--idle-exit", "0"), ("runs",), ("check",)])

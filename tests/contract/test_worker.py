@@ -27,7 +27,7 @@ from stage import (
     wait_until,
 )
 
-from hubqueue.domain.drafts import registration_draft
+from hubqueue.destinations.hub.registration import registration_draft
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lane import Batch
 from hubqueue.domain.lifecycle import RunState

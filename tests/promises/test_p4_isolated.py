@@ -119,7 +119,7 @@ def test_a_run_whose_hub_is_silent_does_not_slow_another(
         hub.fail("any:silence:seconds=60")
         facts: list[Fact] = []
         with open_outbox(home, environ=environ, clock=clock) as outbox:
-            from hubqueue.domain.drafts import registration_draft
+            from hubqueue.destinations.hub.registration import registration_draft
 
             outbox.note_destinations()
             for destination in ("hub", "second"):

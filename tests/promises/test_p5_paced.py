@@ -159,7 +159,7 @@ def test_with_a_backlog_the_allowed_rate_is_used_and_never_exceeded(hub: Sandbox
     environ = environ_of(home, hub.url, **settings)
     with open_outbox(home, environ=environ) as outbox:
         run = new_run(outbox, remote_id=None)
-        from hubqueue.domain.drafts import registration_draft
+        from hubqueue.destinations.hub.registration import registration_draft
 
         outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
         log(outbox, run, *range(8))

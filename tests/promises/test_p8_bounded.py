@@ -25,7 +25,7 @@ from stage import (
     wait_for_removals,
 )
 
-from hubqueue.domain.drafts import registration_draft
+from hubqueue.destinations.hub.registration import registration_draft
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import SpoolFull
 from hubqueue.domain.lifecycle import RunState

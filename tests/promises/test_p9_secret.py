@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from stage import ROOT, end, environ_of, hubqueue, log, new_run, python, start_worker, wait_until
 
-from hubqueue.domain.drafts import registration_draft
+from hubqueue.destinations.hub.registration import registration_draft
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
