@@ -12,12 +12,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from hubqueue.domain.errors import OutboxUnavailable
-from hubqueue.outbox.gauge import Gauge
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.reach import served
 from hubqueue.outbox.stats import Owed
 from hubqueue.worker.events import Emit, Fact
 from hubqueue.worker.janitor import Janitor
+from hubqueue.worker.progress import UploadProgress
 from hubqueue.worker.scheduler import Scheduler
 from hubqueue.worker.worker import Connect, Worker
 
@@ -33,10 +33,10 @@ class Service:
 
     def __init__(self, outbox: Outbox, *, emit: Emit, dial: Connect | None = None) -> None:
         self._outbox = outbox
-        gauge = Gauge(outbox.home)
+        progress = UploadProgress(outbox.home)
 
         def tell(fact: Fact) -> None:
-            gauge.hear(fact)
+            progress.note(fact)
             emit(fact)
 
         self._janitor = Janitor(outbox, emit)

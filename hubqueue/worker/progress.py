@@ -1,8 +1,4 @@
-"""How far the running uploads are, for the processes that wait for them or show them: one small file a run, in the locks' folder.
-
-Best effort: never synced, never in the way of an upload, and gone when the upload has ended. What a killed worker left
-behind is not shown: the file names its worker, whose lock says whether it lives.
-"""
+"""The progress of uploads, written down for other processes: one small file a run (see `outbox/uploads.py`)."""
 
 from __future__ import annotations
 
@@ -11,15 +7,12 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from hubqueue.config.home import Home, open_private
-from hubqueue.config.ownership import read_small
 from hubqueue.domain.clock import SystemClock
 from hubqueue.domain.entry import Kind
-from hubqueue.outbox.locks import is_held
+from hubqueue.outbox.uploads import upload_file
 from hubqueue.worker import events
 from hubqueue.worker.events import Fact
 
@@ -28,21 +21,6 @@ _LEAST = 1 << 20
 _EVERY = 0.25
 # The rate is that of the last seconds: what the line does now, not what it did an hour ago.
 _WINDOW = 10.0
-_PREFIX = "upload-"
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """A running upload: bytes sent, bytes in all, bytes a second (None as long as it cannot be told)."""
-
-    sent: int
-    size: int
-    rate: float | None
-
-    @property
-    def seconds_left(self) -> float | None:
-        """How long it still takes at this rate."""
-        return (self.size - self.sent) / self.rate if self.rate else None
 
 
 @dataclass(slots=True)
@@ -51,8 +29,8 @@ class _Track:
     samples: deque[tuple[float, int]] = field(default_factory=deque)
 
 
-class Gauge:
-    """Hears the worker's facts and writes the sent bytes of checkpoints down."""
+class UploadProgress:
+    """Receives the worker's events and writes the sent bytes of checkpoints down."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -61,13 +39,13 @@ class Gauge:
         self._lock = threading.Lock()  # facts come from the sending threads
         self._tracks: dict[str, _Track] = {}
 
-    def hear(self, fact: Fact) -> None:
+    def note(self, fact: Fact) -> None:
         """Note how far an upload is, or that it has ended."""
         match fact:
             case events.WorkerStarted(worker=worker):
                 self._worker = worker
             case events.UploadProgressed(run_id, _, sent, size) if size >= _LEAST:
-                self._note(run_id, sent, size)
+                self._sent(run_id, sent, size)
             case (
                 events.BatchDelivered(run_id=run_id, kind=Kind.CKPT)
                 | events.AttemptFailed(run_id=run_id, kind=Kind.CKPT)
@@ -79,7 +57,7 @@ class Gauge:
             case _:
                 pass
 
-    def _note(self, run_id: str, sent: int, size: int) -> None:
+    def _sent(self, run_id: str, sent: int, size: int) -> None:
         now = self._clock.elapsed()
         with self._lock:
             track = self._tracks.setdefault(run_id, _Track(now - _EVERY))
@@ -96,13 +74,13 @@ class Gauge:
         self._write(run_id, sent=sent, size=size, at=now, gap=gap, since=since, sent_then=sent_then)
 
     def _write(self, run_id: str, **values: float) -> None:
-        told = {"worker": self._worker, "boot": self._clock.boot_id, **values}
-        file = _file(self._home, run_id)
+        kept = {"worker": self._worker, "boot": self._clock.boot_id, **values}
+        file = upload_file(self._home, run_id)
         draft = file.with_name(f".{file.name}")
         with contextlib.suppress(OSError):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             with os.fdopen(open_private(draft, flags), "w", encoding="ascii") as writing:
-                writing.write(json.dumps(told))
+                writing.write(json.dumps(kept))
             draft.replace(file)  # a reader never sees half of it
 
     def _clear(self, run_id: str) -> None:
@@ -110,35 +88,4 @@ class Gauge:
             known = self._tracks.pop(run_id, None)
         if known is not None:
             with contextlib.suppress(OSError):
-                _file(self._home, run_id).unlink(missing_ok=True)
-
-
-def upload_of(home: Home, run_id: str) -> Upload | None:
-    """How far a run's running upload is; None when there is none, or nobody tells."""
-    clock = SystemClock()
-    try:
-        told = json.loads(read_small(_file(home, run_id)))
-        sent, size, since, then = (told[name] for name in ("sent", "size", "since", "sent_then"))
-        silent = clock.elapsed() - told["at"] - told["gap"]
-        if told["boot"] != clock.boot_id or not 0 <= then <= sent <= size:
-            return None
-        # Silence that is longer than usual counts as well: a line that stands still shows a rate that falls.
-        passed = told["at"] - since + max(0.0, silent)
-        if told["worker"] is not None and not is_held(home.locks / f"worker-{told['worker']}.lock"):
-            return None
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return Upload(sent, size, (sent - then) / passed if sent > then and passed > 0 else None)
-
-
-def uploads(home: Home) -> Iterator[tuple[str, Upload]]:
-    """The running uploads of a home, by run."""
-    for file in sorted(home.locks.glob(f"{_PREFIX}*")):
-        run_id = file.name.removeprefix(_PREFIX)
-        found = upload_of(home, run_id)
-        if found is not None:
-            yield run_id, found
-
-
-def _file(home: Home, run_id: str) -> Path:
-    return home.locks / f"{_PREFIX}{run_id}"
+                upload_file(self._home, run_id).unlink(missing_ok=True)
