@@ -1,4 +1,4 @@
-"""The progress of uploads, written down for other processes: one small file a run (see `outbox/uploads.py`)."""
+"""The progress of uploads, written to a small file a run for other processes (see `outbox/uploads.py`)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hubqueue.outbox.uploads import upload_file
 from hubqueue.worker import events
 from hubqueue.worker.events import Fact
 
-# Smaller uploads are over before anybody looks, and a file system is not asked more often than this.
+# In bytes and seconds. A smaller upload ends before a person reads its progress; files are not written more often.
 _LEAST = 1 << 20
 _EVERY = 0.25
-# The rate is that of the last seconds: what the line does now, not what it did an hour ago.
+# In seconds. The rate covers only the last ones: the current speed of the network, not that of an hour ago.
 _WINDOW = 10.0
 
 
@@ -30,7 +30,7 @@ class _Track:
 
 
 class UploadProgress:
-    """Receives the worker's events and writes the sent bytes of checkpoints down."""
+    """Receives the worker's events and writes the progress of checkpoint uploads."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
@@ -40,7 +40,7 @@ class UploadProgress:
         self._tracks: dict[str, _Track] = {}
 
     def note(self, fact: Fact) -> None:
-        """Note how far an upload is, or that it has ended."""
+        """Record the progress of an upload, or its end."""
         match fact:
             case events.WorkerStarted(worker=worker):
                 self._worker = worker
@@ -62,7 +62,7 @@ class UploadProgress:
         with self._lock:
             track = self._tracks.setdefault(run_id, _Track(now - _EVERY))
             if track.samples and sent < track.samples[-1][1]:
-                track.samples.clear()  # it began anew
+                track.samples.clear()  # it restarted
             if track.samples and sent < size and now - track.written_at < _EVERY:
                 return
             track.written_at = now
@@ -81,7 +81,7 @@ class UploadProgress:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             with os.fdopen(open_private(draft, flags), "w", encoding="ascii") as writing:
                 writing.write(json.dumps(kept))
-            draft.replace(file)  # a reader never sees half of it
+            draft.replace(file)  # a reader never sees a partial file
 
     def _clear(self, run_id: str) -> None:
         with self._lock:
