@@ -216,10 +216,10 @@ def test_finish_shows_the_upload_on_a_terminal_and_nowhere_else(environ: dict[st
     body = str(home.parent / "best.pt")
     shown = Terminal(environ, sys.executable, "-c", FINISH, body, on="stderr")
     said = shown.rest()
-    hidden = python(FINISH, environ, body)
+    hidden = python(FINISH, environ, body, fresh=True)
     unseen = hidden.communicate(timeout=90)[0]
     notebook = "import sys, types; sys.modules['ipykernel'] = types.ModuleType('ipykernel')" + FINISH
-    in_notebook = python(notebook, environ, body).communicate(timeout=90)[0]
+    in_notebook = python(notebook, environ, body, fresh=True).communicate(timeout=90)[0]
     hubqueue(environ, "stop")
 
     assert "uploading" in said

@@ -64,7 +64,7 @@ assert snapshot() == before
 assert not [t for t in threading.enumerate() if t is not threading.main_thread()], threading.enumerate()
 print("as it was")
 """
-    process = python(code, environ_of(at_home))
+    process = python(code, environ_of(at_home), fresh=True)
 
     out, _ = process.communicate(timeout=60)
 
@@ -314,7 +314,7 @@ import threading
 threading.Event().wait(1)
 print("end of the script")
 """
-    process = python(code, environ_of(at_home, hub.url))
+    process = python(code, environ_of(at_home, hub.url), fresh=True)
 
     out, _ = process.communicate(timeout=40)
 
