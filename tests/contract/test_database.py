@@ -25,6 +25,8 @@ from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.testing import FakeClock
 from hubqueue.worker.janitor import Janitor
 
+pytestmark = pytest.mark.usefixtures("new_home")
+
 YEAR = 31_536_000
 
 

@@ -25,6 +25,8 @@ from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.worker.daemon import worker_lives
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 SIZE = 24 << 20
 # What the line to the hub carries: a block each pause, about 3 MB/s (or 0.6).
 BLOCK, PAUSE, LONG_PAUSE = 65_536, 0.02, 0.1

@@ -35,6 +35,8 @@ from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 MIB = 1 << 20
 
 
