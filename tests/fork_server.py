@@ -117,12 +117,18 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
 
 def _stream(number: int, name: str, before: io.TextIOWrapper) -> io.TextIOWrapper:
     """A standard stream as the interpreter makes it: by line on a terminal, and where errors are written."""
-    mode = "rb" if number == 0 else "wb"
-    buffer: Any = open(number, mode, closefd=False)  # noqa: SIM115 - open as long as the process
-    buffer.raw.name = name
-    by_line = number == 2 or buffer.raw.isatty()
-    newline = None if number == 0 else "\n"
-    stream = io.TextIOWrapper(buffer, before.encoding, before.errors, newline, line_buffering=by_line)
+    at_once = before.write_through  # PYTHONUNBUFFERED
+    raw: Any = io.FileIO(number, "rb" if number == 0 else "wb", closefd=False)
+    raw.name = name
+    buffer: Any = raw if at_once else io.BufferedReader(raw) if number == 0 else io.BufferedWriter(raw)
+    stream = io.TextIOWrapper(
+        buffer,
+        before.encoding,
+        before.errors,
+        None if number == 0 else "\n",
+        line_buffering=not at_once and (number == 2 or raw.isatty()),
+        write_through=at_once,
+    )
     stream.mode = "r" if number == 0 else "w"  # type: ignore[misc]
     return stream
 
@@ -139,7 +145,8 @@ def _run(program: str) -> NoReturn:
     except BaseException as error:
         code = None if isinstance(error, KeyboardInterrupt) else 1
         frames = error.__traceback__
-        sys.excepthook(type(error), error, frames and frames.tb_next)  # without this one
+        error = error.with_traceback(frames and frames.tb_next)  # without this frame
+        sys.excepthook(type(error), error, error.__traceback__)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
