@@ -153,15 +153,19 @@ class Faults:
 
 
 def parse_rule(text: str) -> Rule:
-    """Read one rule. Raises `ConfigError` with every problem of it, and a suggestion where one is near."""
+    """Read one rule. Raises `ConfigError` with a suggestion where one is near.
+
+    The error names the first wrong word only; where the words are right, every wrong option.
+    """
     words, options = _split(text)
     problems: list[str] = []
     kind = words.pop(0) if words and words[0] in KINDS else "any"
     what = words.pop(0) if words else ""
     status = _status_of(what)
     if status is None and what not in BEHAVIOURS:
-        problems.append(_unknown_what(what, more=bool(words)))
-    probability = _probability_of(words, problems)
+        # What follows an unknown word has no sure meaning: a second error about it would be a guess.
+        raise _invalid(text, [_unknown_what(what, more=bool(words))])
+    probability = _probability_of(words, text)
     values = _values_of(options, problems)
     stores = values.pop("store", BEHAVIOURS.get(what, False))
     if not problems:
@@ -169,12 +173,16 @@ def parse_rule(text: str) -> Rule:
         if not stores and BEHAVIOURS.get(what, False):
             problems.append(f"{what} always carries the request out: store=no does not go with it")
     if problems:
-        raise ConfigError(
-            tuple(f"fault rule {text!r}: {problem}" for problem in problems),
-            hint="a rule is [KIND:]WHAT[:PROBABILITY][:option=value]..., such as metrics:429:retry-after=5",
-        )
+        raise _invalid(text, problems)
     return Rule(
         text=text, kind=kind, what=what, status=status, stores=stores, probability=probability, **values
+    )
+
+
+def _invalid(text: str, problems: Iterable[str]) -> ConfigError:
+    return ConfigError(
+        tuple(f"fault rule {text!r}: {problem}" for problem in problems),
+        hint="a rule is [KIND:]WHAT[:PROBABILITY][:option=value]..., such as metrics:429:retry-after=5",
     )
 
 
@@ -212,18 +220,17 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else " (known: " + ", ".join(known) + ")"
 
 
-def _probability_of(words: list[str], problems: list[str]) -> float:
+def _probability_of(words: list[str], text: str) -> float:
     if not words:
         return 1.0
     if len(words) > 1:
-        problems.append(f"{words[1]!r} has no meaning there (options are written name=value)")
+        raise _invalid(text, [f"{words[1]!r} has no meaning there (options are written name=value)"])
     try:
         probability = float(words[0])
     except ValueError:
-        problems.append(f"{words[0]!r} is not a probability")
-        return 1.0
+        raise _invalid(text, [f"{words[0]!r} is not a probability"]) from None
     if not 0 < probability <= 1:
-        problems.append(f"the probability {words[0]} is not above 0 and at most 1")
+        raise _invalid(text, [f"the probability {words[0]} is not above 0 and at most 1"])
     return probability
 
 

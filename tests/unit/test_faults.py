@@ -113,6 +113,17 @@ def test_a_rule_that_means_nothing_is_refused(text: str) -> None:
         parse_rule(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["metrix:503", "metrix:503:0.3:times=x", "slience:often", "503:often:times=x", "503:0.3:0.4:tmies=1"],
+)
+def test_after_a_wrong_word_nothing_is_guessed(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_rule(text)
+
+    assert len(caught.value.problems) == 1
+
+
 def test_every_problem_of_every_rule_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         Faults(["503:tmies=1:after=x", "404", "slience"])
