@@ -1,4 +1,4 @@
-"""A kit for tests of code that uses hubqueue: a clock to move, a transport in memory, a ready outbox.
+"""A kit for tests of code that uses hubqueue: a clock to move, a transport in memory, a ready outbox, the sandbox.
 
 from hubqueue.testing import FakeClock, MemoryTransport, outbox_in
 
@@ -14,10 +14,14 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from hubqueue.config import DestinationSettings
+from hubqueue.destinations.sandbox import Sandbox
 from hubqueue.lane import Batch
 from hubqueue.outbox import Outbox, open_outbox
 from hubqueue.outcome import Delivered, Outcome, Remote
 from hubqueue.transports.base import Attempt
+
+# The sandbox is named here with its types; in hubqueue.sandbox its names are loaded when they are first used.
+__all__ = ["FakeClock", "MemoryTransport", "Sandbox", "outbox_in"]
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 

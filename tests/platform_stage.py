@@ -17,8 +17,7 @@ from hubqueue.events import Fact
 from hubqueue.intake import open_run, save_snapshot
 from hubqueue.lifecycle import RunState
 from hubqueue.outbox import Outbox, open_outbox
-from hubqueue.sandbox import Sandbox
-from hubqueue.sandbox.records import RunRecord, UploadRecord
+from hubqueue.sandbox import RunRecord, Sandbox, UploadRecord
 from hubqueue.testing import FakeClock
 from hubqueue.worker import Worker
 

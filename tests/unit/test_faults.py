@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubqueue.errors import ConfigError
-from hubqueue.sandbox.faults import BEHAVIOURS, KINDS, Faults, parse_rule
+from hubqueue.sandbox import parse_rule
+from hubqueue.sandbox.faults import BEHAVIOURS, KINDS, Faults
 
 
 def test_a_bare_status_with_a_probability_is_for_every_kind() -> None:
@@ -139,6 +140,10 @@ def test_any_text_is_a_rule_or_a_configuration_error(text: str) -> None:
         assert error.problems
     else:
         assert rule.kind in KINDS and (rule.what in BEHAVIOURS or rule.status)
+
+
+def test_a_server_without_events_takes_any_name_of_one() -> None:
+    assert Faults(["503:event=whatever"]).pick("event", body_bytes=0, event="whatever") is not None
 
 
 def test_a_rule_is_only_for_its_kind() -> None:
