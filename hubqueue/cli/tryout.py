@@ -45,7 +45,7 @@ from hubqueue.cli.mistakes import Number, Whole
     type=Number(min=0),
     default=0.0,
     metavar="SECONDS",
-    help="Delay each answer by SECONDS.",
+    help="Delay each response by SECONDS.",
 )
 @click.option(
     "--url-lifetime",
