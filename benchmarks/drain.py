@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.crowd import fill, new_runs
 from benchmarks.place import Place, python, version
 from benchmarks.report import Found, Line
-from hubqueue.outbox import open_outbox
+from hubqueue.outbox.outbox import open_outbox
 
 # Epochs a second, and the seconds of the process besides.
 Rate = tuple[float, float]

@@ -14,13 +14,13 @@ from benchmarks.crowd import new_runs
 from benchmarks.place import Place
 from benchmarks.report import Found, Line
 from benchmarks.timing import SCALARS, of_rounds, ratio, shown, timed
-from hubqueue.claims import Terms
-from hubqueue.drafts import metrics_draft
-from hubqueue.entry import Kind
-from hubqueue.lane import Lease
-from hubqueue.metrics import metrics_text
-from hubqueue.outbox import Outbox, open_outbox
-from hubqueue.outcome import Remote
+from hubqueue.domain.drafts import metrics_draft
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.lane import Lease
+from hubqueue.domain.outcome import Remote
+from hubqueue.outbox.moves.claim import Terms
+from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.producer.metrics import metrics_text
 
 _BATCH = 10
 _TERMS = Terms("worker-1", timedelta(seconds=60), max_entries=_BATCH, max_bytes=1 << 20)

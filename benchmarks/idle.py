@@ -9,8 +9,8 @@ import time
 from benchmarks.place import Place, python
 from benchmarks.processes import ended, processor_seconds, resident, wait_until
 from benchmarks.report import Found, Line
-from hubqueue.daemon import worker_lives
-from hubqueue.home import Home
+from hubqueue.config.home import Home
+from hubqueue.worker.daemon import worker_lives
 
 _MIB = 1 << 20
 

@@ -23,8 +23,8 @@ from benchmarks.place import Place, python
 from benchmarks.processes import wait_until
 from benchmarks.report import Found, Line
 from benchmarks.timing import SCALARS, quantile, shown
-from hubqueue.daemon import worker_lives
-from hubqueue.home import Home
+from hubqueue.config.home import Home
+from hubqueue.worker.daemon import worker_lives
 
 _WAYS = {
     "thread": ("in-process (worker='thread')", 0.1, "p95 < 100 ms"),

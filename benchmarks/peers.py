@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from benchmarks.place import journal
-from hubqueue.sqlite import load_driver
+from hubqueue.outbox.database.sqlite import load_driver
 
 Metrics = Mapping[str, float]
 

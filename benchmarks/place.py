@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from hubqueue.home import Home
-from hubqueue.sqlite import journal_for, load_driver
+from hubqueue.config.home import Home
+from hubqueue.outbox.database.sqlite import journal_for, load_driver
 
 if TYPE_CHECKING:
     from benchmarks.crowd import Crowd

@@ -9,8 +9,8 @@ import hubqueue
 from benchmarks.place import Place, python
 from benchmarks.report import Found, Line
 from benchmarks.timing import SCALARS
-from hubqueue.metrics import metrics_text
-from hubqueue.outbox import open_outbox
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.producer.metrics import metrics_text
 
 _CYCLES = 3
 

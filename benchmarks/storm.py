@@ -18,9 +18,9 @@ from benchmarks.place import Place, python
 from benchmarks.processes import ended, wait_until
 from benchmarks.report import Found, Line
 from benchmarks.timing import of_rounds, ratio, shown
-from hubqueue.daemon import worker_lives
-from hubqueue.home import Home
-from hubqueue.outbox import open_outbox
+from hubqueue.config.home import Home
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.worker.daemon import worker_lives
 
 _TRAINERS = 4
 _BACKLOG = 200_000

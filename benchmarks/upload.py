@@ -16,9 +16,9 @@ from benchmarks.place import Place, python, version
 from benchmarks.processes import ended, forget_peak, peak, resident, wait_until
 from benchmarks.report import Found, Line
 from benchmarks.timing import shown
-from hubqueue.daemon import worker_lives
-from hubqueue.home import Home
-from hubqueue.outbox import open_outbox
+from hubqueue.config.home import Home
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.worker.daemon import worker_lives
 
 # Seconds, and bytes of memory more than before.
 Cost = tuple[float, int]

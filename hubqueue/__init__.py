@@ -18,20 +18,20 @@ from typing import TYPE_CHECKING, Any
 from hubqueue.__about__ import __version__
 
 if TYPE_CHECKING:
-    from hubqueue.errors import HubqueueError
-    from hubqueue.leftover import Leftover
-    from hubqueue.outbox import Outbox, open_outbox
-    from hubqueue.run import Run, start_run
-    from hubqueue.session import HUBTrainingSession
+    from hubqueue.domain.errors import HubqueueError
+    from hubqueue.integrations.hub_session.session import HUBTrainingSession
+    from hubqueue.outbox.outbox import Outbox, open_outbox
+    from hubqueue.producer.leftover import Leftover
+    from hubqueue.producer.run import Run, start_run
 
 _HOMES = {
-    "HUBTrainingSession": "hubqueue.session",
-    "HubqueueError": "hubqueue.errors",
-    "Leftover": "hubqueue.leftover",
-    "Outbox": "hubqueue.outbox",
-    "Run": "hubqueue.run",
-    "open_outbox": "hubqueue.outbox",
-    "start_run": "hubqueue.run",
+    "HUBTrainingSession": "hubqueue.integrations.hub_session.session",
+    "HubqueueError": "hubqueue.domain.errors",
+    "Leftover": "hubqueue.producer.leftover",
+    "Outbox": "hubqueue.outbox.outbox",
+    "Run": "hubqueue.producer.run",
+    "open_outbox": "hubqueue.outbox.outbox",
+    "start_run": "hubqueue.producer.run",
 }
 
 __all__ = [

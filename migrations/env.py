@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from hubqueue.schema import metadata
+from hubqueue.outbox.database.schema import metadata
 
 connection = context.config.attributes["connection"]
 context.configure(connection=connection, target_metadata=metadata, transactional_ddl=True)

@@ -11,7 +11,7 @@ import hypothesis.core
 import pytest
 from postgres import Postgres, find_postgres
 
-from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 

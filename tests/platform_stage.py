@@ -10,16 +10,16 @@ from types import MappingProxyType
 
 from stage import PATIENCE, ZERO, platform_environ, totals
 
-from hubqueue import identifier
-from hubqueue.closing import close_run
-from hubqueue.drafts import metrics_draft
-from hubqueue.events import Fact
-from hubqueue.intake import open_run, save_snapshot
-from hubqueue.lifecycle import RunState
-from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.config.registry import declaration
+from hubqueue.domain.drafts import metrics_draft
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.producer.intake import open_run, save_snapshot
 from hubqueue.sandbox import RunRecord, Sandbox, UploadRecord
 from hubqueue.testing import FakeClock
-from hubqueue.worker import Worker
+from hubqueue.worker.closing import close_run
+from hubqueue.worker.events import Fact
+from hubqueue.worker.worker import Worker
 
 ARGS = MappingProxyType({"project": "coco", "name": "exp-1", "epochs": 3})
 
@@ -38,7 +38,7 @@ class Stage:
 
     def start(self, model: str = "yolo26n.pt", resume: str | None = None, **args: object) -> str:
         target = self.outbox.config.destination("platform")
-        named = identifier.of_type("platform", model, web_url=target.web_url)
+        named = declaration("platform").identify(model, target)
         self.run_id, _ = open_run(self.outbox, named, {**ARGS, **args}, target, resume=resume)
         return self.run_id
 

@@ -16,15 +16,15 @@ from typing import Self
 
 import zygote
 
-from hubqueue.claims import Terms
-from hubqueue.drafts import FINAL_RANK, metrics_draft
-from hubqueue.entry import Draft, Kind
-from hubqueue.events import Fact
-from hubqueue.lane import Batch, Lease
-from hubqueue.outbox import Outbox
-from hubqueue.outcome import Outcome, Remote
+from hubqueue.domain.drafts import FINAL_RANK, metrics_draft
+from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.lane import Batch, Lease
+from hubqueue.domain.outcome import Outcome, Remote
+from hubqueue.outbox.moves.claim import Terms
+from hubqueue.outbox.outbox import Outbox
 from hubqueue.testing import MemoryTransport
-from hubqueue.worker import Worker
+from hubqueue.worker.events import Fact
+from hubqueue.worker.worker import Worker
 
 _LOGGED = "import logging; logging.getLogger('hubqueue').addHandler(logging.StreamHandler())\n"
 ROOT = Path(__file__).resolve().parent.parent

@@ -116,14 +116,6 @@ def _serve(place: str) -> None:
 def _load() -> None:
     """What most commands load anyway."""
 
-    import hubqueue.cli.look
-    import hubqueue.cli.make
-    import hubqueue.cli.mend
-    import hubqueue.cli.work
-    import hubqueue.examination
-    import hubqueue.service
-    import hubqueue.status  # noqa: F401
-
 
 def _handle(link: socket.socket) -> None:
     """Run one command in a child, and send its exit code. The child ends when the link does."""

@@ -17,12 +17,12 @@ import click
 from hubqueue.__about__ import __version__
 from hubqueue.cli import screen
 from hubqueue.cli.mistakes import Corrected, worded
-from hubqueue.errors import ConfigError, HubqueueError, OutboxAlien, OutboxTooNew
+from hubqueue.domain.errors import ConfigError, HubqueueError, OutboxAlien, OutboxTooNew
 
 if TYPE_CHECKING:
-    from hubqueue.config import Config
-    from hubqueue.home import Home
-    from hubqueue.outbox import Outbox
+    from hubqueue.config.home import Home
+    from hubqueue.config.reader import Config
+    from hubqueue.outbox.outbox import Outbox
 
 # What writing to a stream fails with: its disk is full, or it was closed.
 _OF_A_STREAM = (errno.ENOSPC, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -102,7 +102,7 @@ class Place:
 
     def home(self) -> Home:
         """The home, not opened."""
-        from hubqueue.home import Home
+        from hubqueue.config.home import Home
 
         return Home.locate(self.home_option)
 
@@ -113,7 +113,7 @@ class Place:
 
     def open(self, *, courtesy: timedelta = timedelta(0)) -> Outbox:
         """The opened outbox; it is made where there is none."""
-        from hubqueue.outbox import open_outbox
+        from hubqueue.outbox.outbox import open_outbox
 
         return open_outbox(self.home_option, self.config_option, courtesy=courtesy)
 

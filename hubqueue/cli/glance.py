@@ -11,7 +11,7 @@ import click
 
 from hubqueue.cli.screen import fitted, wrapped
 from hubqueue.cli.words import ago, moment, until
-from hubqueue.quantities import plural, size, span
+from hubqueue.domain.quantities import plural, size, span
 
 _HTTP_STATUS = re.compile(r"\d{3} [A-Z][\w' -]*")
 _STATE_COLOURS = {"running": "green", "interrupted": "yellow", "failed": "red"}

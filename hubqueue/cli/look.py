@@ -26,10 +26,10 @@ from hubqueue.cli.mistakes import Whole
 from hubqueue.cli.named import find_entries, find_run, no_entry, no_run
 from hubqueue.cli.signals import on_end
 from hubqueue.cli.words import table, when
-from hubqueue.entry import Kind
-from hubqueue.lifecycle import State
-from hubqueue.quantities import size
-from hubqueue.redact import harmless
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.lifecycle import State
+from hubqueue.domain.quantities import size
+from hubqueue.domain.redact import harmless
 
 _REFRESH = 1.0
 limit_option = click.option(
@@ -103,7 +103,7 @@ def runs(place: Place, as_json: bool, everything: bool) -> None:
     if not place.has_outbox():
         print_json([]) if as_json else click.echo("no runs yet")
         return
-    from hubqueue.status import status as describe
+    from hubqueue.outbox.status import status as describe
 
     with place.open() as outbox:
         found = describe(outbox, finished=None if everything else 10)["runs"]
@@ -218,8 +218,8 @@ def log(place: Place, run_id: str | None, limit: int, as_json: bool) -> None:
 
 
 def _status(place: Place, run_id: str | None) -> dict[str, Any]:
-    from hubqueue.status import nothing_yet
-    from hubqueue.status import status as describe
+    from hubqueue.outbox.status import nothing_yet
+    from hubqueue.outbox.status import status as describe
 
     if place.has_outbox():
         with place.open() as outbox:

@@ -11,8 +11,8 @@ import click
 from hubqueue.cli.frame import Place, pass_place
 from hubqueue.cli.mistakes import Corrected, Number, Whole
 from hubqueue.cli.named import find_run
-from hubqueue.errors import InvalidMetrics, InvalidModel, RunFinished
-from hubqueue.lifecycle import RunState
+from hubqueue.domain.errors import InvalidMetrics, InvalidModel, RunFinished
+from hubqueue.domain.lifecycle import RunState
 
 _run = click.option(
     "--run", "run_id", required=True, metavar="ID", help="The run, as `hubqueue enqueue run` printed it."
@@ -55,13 +55,13 @@ def run(place: Place, model: str, pairs: tuple[str, ...], destination: str | Non
     Example:
       RUN=$(hubqueue enqueue run yolov8n.pt --arg epochs=100 --arg data=coco8.yaml)
     """
-    from hubqueue import identifier
-    from hubqueue.destination_choice import choose
-    from hubqueue.intake import open_run
+    from hubqueue.config.choice import choose
+    from hubqueue.config.registry import declaration
+    from hubqueue.producer.intake import open_run
 
     with place.open() as outbox:
         target = choose(outbox.config, outbox.credentials, destination, model=model)
-        named = identifier.of_type(target.type, model, web_url=target.web_url)
+        named = declaration(target.type).identify(model, target)
         if named.api_key:
             hint = f"store it with `hubqueue login {target.name}`, and name the model by its id: {named.model_id}"
             what = "do not pass a key on the command line: other users of this machine can see it"
@@ -82,8 +82,8 @@ def metrics(place: Place, run_id: str, epoch: int, pairs: tuple[str, ...]) -> No
       hubqueue enqueue metrics --run $RUN --epoch 3 train/box_loss=1.2 'metrics/mAP50(B)=0.4'
       echo '{"train/box_loss": 1.2}' | hubqueue enqueue metrics --run $RUN --epoch 3
     """
-    from hubqueue.drafts import metrics_draft
-    from hubqueue.metrics import metrics_text
+    from hubqueue.domain.drafts import metrics_draft
+    from hubqueue.producer.metrics import metrics_text
 
     values = _pairs(pairs) if pairs else _read_json()
     with place.open() as outbox:
@@ -116,8 +116,8 @@ def checkpoint(
     Example:
       hubqueue enqueue checkpoint --run $RUN --epoch 99 --final --map 0.51 best.pt
     """
-    from hubqueue.intake import save_snapshot
-    from hubqueue.metrics import finite_number
+    from hubqueue.producer.intake import save_snapshot
+    from hubqueue.producer.metrics import finite_number
 
     with place.open() as outbox:
         run_id = _open_run(outbox, run_id)
@@ -137,7 +137,7 @@ def end(place: Place, run_id: str, failed: bool) -> None:
     Example:
       hubqueue enqueue end --run $RUN
     """
-    from hubqueue.closing import close_run
+    from hubqueue.worker.closing import close_run
 
     with place.open() as outbox:
         run_id = find_run(outbox, run_id)

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from hubqueue.account import origin
 from hubqueue.cli.frame import ATTENTION, DONE, USAGE, Place, json_option, leave, pass_place, print_json
 from hubqueue.cli.mistakes import Whole
 from hubqueue.cli.named import find_entries, find_run, no_entry, no_run
-from hubqueue.lifecycle import State
-from hubqueue.quantities import plural
+from hubqueue.domain.account import origin
+from hubqueue.domain.lifecycle import State
+from hubqueue.domain.quantities import plural
 
 
 @click.command()
@@ -121,8 +121,8 @@ def login(place: Place, destination: str) -> None:
       hubqueue login hub
       hubqueue login hub < key.txt
     """
-    from hubqueue.credentials import own_variable, usual_variable
-    from hubqueue.readdressing import log_in
+    from hubqueue.config.credentials import own_variable, usual_variable
+    from hubqueue.worker.readdressing import log_in
 
     target = place.config().destination(destination)
     prompt = sys.stdin.isatty()
@@ -136,7 +136,9 @@ def login(place: Place, destination: str) -> None:
         click.echo(f"{plural(moved, 'run')} of the key before will be sent with this one")
     if tried_first != key.strip():
         set_too = [
-            name for name in (own_variable(target.name), usual_variable(target.type)) if os.environ.get(name)
+            name
+            for name in (own_variable(target.name), usual_variable(target.type))
+            if name and os.environ.get(name)
         ]
         click.echo(f"note: {' and '.join(set_too)} is also set and takes precedence", err=True)
 
@@ -160,7 +162,7 @@ def readdress(
       hubqueue readdress hub
       hubqueue readdress --run 0bf51cd3352d
     """
-    from hubqueue.readdressing import moves
+    from hubqueue.worker.readdressing import moves
 
     if bool(addresses) == (run_id is not None):
         raise click.UsageError("name the addresses, or a run with --run")
@@ -183,8 +185,8 @@ def prune(place: Place) -> None:
     Example:
       hubqueue prune
     """
-    from hubqueue import journal
-    from hubqueue.janitor import Janitor
+    from hubqueue.worker import log as journal
+    from hubqueue.worker.janitor import Janitor
 
     with place.open() as outbox:
         gone = Janitor(outbox, journal.write).prune()
@@ -218,7 +220,7 @@ def check(place: Place, offline: bool, set_aside: bool, as_json: bool) -> None:
       hubqueue check
       hubqueue check --offline --json
     """
-    from hubqueue.examination import examine
+    from hubqueue.worker.check import examine
 
     findings = examine(place.home_option, place.config_option, online=not offline, set_aside=set_aside)
     if as_json:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from hubqueue.cli.mistakes import nearest
-from hubqueue.errors import UnknownName
-from hubqueue.quantities import plural
+from hubqueue.domain.errors import UnknownName
+from hubqueue.domain.quantities import plural
 
 if TYPE_CHECKING:
-    from hubqueue.outbox import Outbox
+    from hubqueue.outbox.outbox import Outbox
 
 _MOST = 8
 

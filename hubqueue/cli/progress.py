@@ -10,9 +10,9 @@ from typing import Any, NoReturn, Self, TextIO
 from tqdm import tqdm
 
 from hubqueue.cli.screen import cut
-from hubqueue.entry import Kind
-from hubqueue.gauge import Upload
-from hubqueue.stats import Owed
+from hubqueue.domain.entry import Kind
+from hubqueue.outbox.stats import Owed
+from hubqueue.outbox.uploads import Upload
 
 _WHY_EVERY = 1.0
 

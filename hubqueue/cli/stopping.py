@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hubqueue.daemon import worker_lives
-from hubqueue.home import Home
-from hubqueue.locks import Lock, forget, is_held
-from hubqueue.outbox import Outbox
-from hubqueue.quantities import plural
+from hubqueue.config.home import Home
+from hubqueue.domain.quantities import plural
+from hubqueue.outbox.locks import Lock, forget, is_held
+from hubqueue.outbox.outbox import Outbox
+from hubqueue.worker.daemon import worker_lives
 
 _PREFIX = "stoppable-"
 _LOOK = 0.05

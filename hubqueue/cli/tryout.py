@@ -137,6 +137,6 @@ def demo(keep: Path | None) -> None:
     Example:
       hubqueue demo
     """
-    from hubqueue.demo import tell
+    from hubqueue.cli.demo import tell
 
     leave(DONE if tell(keep, say=click.echo, style=click.style) else ATTENTION)

@@ -8,7 +8,7 @@ from datetime import datetime
 import click
 
 from hubqueue.cli.screen import fitted
-from hubqueue.quantities import span
+from hubqueue.domain.quantities import span
 
 
 def moment(text: str | None) -> datetime | None:

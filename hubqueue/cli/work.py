@@ -21,9 +21,9 @@ from hubqueue.cli.mistakes import Number
 from hubqueue.cli.named import find_run, no_run
 from hubqueue.cli.signals import on_end
 from hubqueue.cli.words import until
-from hubqueue.lifecycle import State
-from hubqueue.locks import is_held
-from hubqueue.quantities import plural
+from hubqueue.domain.lifecycle import State
+from hubqueue.domain.quantities import plural
+from hubqueue.outbox.locks import is_held
 
 # How many refused entries a drain names.
 _SHOWN = 3
@@ -32,9 +32,9 @@ _START = 15.0
 
 if TYPE_CHECKING:
     from hubqueue.cli.progress import Progress
-    from hubqueue.home import Home
-    from hubqueue.outbox import Outbox
-    from hubqueue.service import Service
+    from hubqueue.config.home import Home
+    from hubqueue.outbox.outbox import Outbox
+    from hubqueue.worker.service import Service
 
 
 @click.command()
@@ -68,10 +68,10 @@ def worker(place: Place, idle_exit: float | None, detach: bool, detached: bool, 
     """
     if detach:
         _detach(place, idle_exit)
-    from hubqueue import journal
     from hubqueue.cli.stopping import stoppable
-    from hubqueue.outbox import COURTESY
-    from hubqueue.service import Service, idle_for
+    from hubqueue.outbox.outbox import COURTESY
+    from hubqueue.worker import log as journal
+    from hubqueue.worker.service import Service, idle_for
 
     os.umask(0o077)
     place.home().create()  # before a lock or a log is written into it: what is no folder of ours is left alone
@@ -91,9 +91,9 @@ def worker(place: Place, idle_exit: float | None, detach: bool, detached: bool, 
 
 def _detach(place: Place, idle_exit: float | None) -> None:
     """Start a worker in the background, unless one is running."""
-    from hubqueue.daemon import start_worker
-    from hubqueue.errors import WorkerError
-    from hubqueue.routes import sendable
+    from hubqueue.domain.errors import WorkerError
+    from hubqueue.worker.daemon import start_worker
+    from hubqueue.worker.routes import sendable
 
     if idle_exit is not None:
         raise click.UsageError(
@@ -162,11 +162,11 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
       hubqueue drain
       hubqueue drain --timeout 300 || hubqueue status
     """
-    from hubqueue import journal
-    from hubqueue.outbox import COURTESY
-    from hubqueue.salvage import salvage
-    from hubqueue.service import Service, nothing_left
-    from hubqueue.sqlite import asides
+    from hubqueue.outbox.database.sqlite import asides
+    from hubqueue.outbox.outbox import COURTESY
+    from hubqueue.outbox.salvage import salvage
+    from hubqueue.worker import log as journal
+    from hubqueue.worker.service import Service, nothing_left
 
     if not place.has_outbox() and not asides(place.home().outbox):
         if run_id is not None:
@@ -216,8 +216,8 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
 
 def _progress(outbox: Outbox, service: Service, run_id: str | None) -> Progress:
     from hubqueue.cli.progress import Progress, standstill
-    from hubqueue.gauge import Upload, uploads
-    from hubqueue.status import status
+    from hubqueue.outbox.status import status
+    from hubqueue.outbox.uploads import Upload, uploads
 
     def running() -> Iterator[tuple[str, Upload]]:
         return (each for each in uploads(outbox.home) if run_id in {None, each[0]})
@@ -250,8 +250,8 @@ def _log_to(home: Home | None, level: int) -> None:
 def _log_file(home: Home) -> logging.Handler:
     from logging.handlers import RotatingFileHandler
 
-    from hubqueue.errors import WorkerError
-    from hubqueue.home import open_private
+    from hubqueue.config.home import open_private
+    from hubqueue.domain.errors import WorkerError
 
     class Private(RotatingFileHandler):
         """Made 0600, and never through a symbolic link."""

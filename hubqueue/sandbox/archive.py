@@ -31,7 +31,7 @@ from typing import Any, BinaryIO, Protocol
 
 from filelock import FileLock, Timeout
 
-from hubqueue.errors import ConfigError
+from hubqueue.domain.errors import ConfigError
 from hubqueue.sandbox.request import RequestRecord
 from hubqueue.sandbox.response import Refused, Response
 

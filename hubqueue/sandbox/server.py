@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hubqueue.errors import ConfigError
+from hubqueue.domain.errors import ConfigError
 from hubqueue.sandbox.archive import Archive
 from hubqueue.sandbox.connection import Connection
 from hubqueue.sandbox.faults import Faults

@@ -1,6 +1,6 @@
 """The outbox: runs, lanes, entries, attempts.
 
-Revision 0001. Moments are integers (microseconds of steady UTC); see hubqueue/schema.py for what each means. Outboxes
+Revision 0001. Moments are integers (microseconds of steady UTC); see hubqueue/outbox/database/schema.py for what each means. Outboxes
 made before revision 0004 was released may have AUTOINCREMENT on two tables, and keep it: see docs/decisions/0019-pages-of-an-enqueue.md.
 """
 

@@ -13,17 +13,17 @@ import pytest
 from sqlalchemy import Connection, create_engine, event, inspect, select
 from stage import ack, environ_of, keys, log, must_claim, new_run, python, totals
 
-from hubqueue import schema
-from hubqueue.config import parse
-from hubqueue.drafts import metrics_draft
-from hubqueue.errors import ConfigError, OutboxAlien, OutboxDamaged, OutboxUnavailable
-from hubqueue.home import Home
-from hubqueue.janitor import Janitor
-from hubqueue.migration import current_revision
-from hubqueue.outbox import Outbox, open_outbox
-from hubqueue.schema import EPOCH, Moment
-from hubqueue.sqlite import load_driver
+from hubqueue.config.home import Home
+from hubqueue.config.reader import parse
+from hubqueue.domain.drafts import metrics_draft
+from hubqueue.domain.errors import ConfigError, OutboxAlien, OutboxDamaged, OutboxUnavailable
+from hubqueue.outbox.database import schema
+from hubqueue.outbox.database.migration import current_revision
+from hubqueue.outbox.database.schema import EPOCH, Moment
+from hubqueue.outbox.database.sqlite import load_driver
+from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.testing import FakeClock
+from hubqueue.worker.janitor import Janitor
 
 YEAR = 31_536_000
 
@@ -56,13 +56,13 @@ def test_alembic_finds_nothing_to_change(outbox: Outbox) -> None:
 def test_the_newest_migration_is_the_one_the_program_wants() -> None:
     from alembic.script import ScriptDirectory
 
-    from hubqueue.migration import _scripts
+    from hubqueue.outbox.database.migration import _scripts
 
     assert ScriptDirectory(str(_scripts())).get_heads() == [schema.REVISION]
 
 
 def test_many_processes_make_one_outbox(home: Path) -> None:
-    code = "from hubqueue.outbox import open_outbox; import os; print(open_outbox(os.environ['HUBQUEUE_HOME']).database.outbox_id)"
+    code = "from hubqueue.outbox.outbox import open_outbox; import os; print(open_outbox(os.environ['HUBQUEUE_HOME']).database.outbox_id)"
     processes = [python(code, environ_of(home)) for _ in range(6)]
 
     said = [process.communicate(timeout=90)[0].strip() for process in processes]
@@ -113,8 +113,8 @@ def test_a_locked_database_is_waited_for_and_then_said_in_one_line(home: Path) -
 def test_writers_of_many_threads_and_processes_meet_no_lock_error(home: Path) -> None:
     code = """
 import os, sys
-from hubqueue.outbox import open_outbox
-from hubqueue.drafts import metrics_draft
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.domain.drafts import metrics_draft
 with open_outbox(os.environ["HUBQUEUE_HOME"]) as outbox:
     for epoch in range(150):
         outbox.entries.enqueue(sys.argv[1], metrics_draft("{}", int(sys.argv[2]) * 1000 + epoch))
@@ -177,7 +177,7 @@ def test_an_interrupt_between_begin_and_work_leaves_no_transaction_open(
         raise KeyboardInterrupt
 
     run = new_run(outbox)
-    monkeypatch.setattr("hubqueue.turns.Turns.take", interrupt)
+    monkeypatch.setattr("hubqueue.outbox.database.turns.Turns.take", interrupt)
     with pytest.raises(KeyboardInterrupt):
         log(outbox, run, 0)
 
@@ -330,7 +330,7 @@ def test_an_outbox_of_an_earlier_revision_goes_on_as_it_was(
 ) -> None:
     from alembic import command
 
-    from hubqueue.migration import _config
+    from hubqueue.outbox.database.migration import _config
 
     Home.locate(home, {}).create()
     engine = create_engine(f"sqlite:///{home / 'outbox.db'}", module=load_driver("auto"))

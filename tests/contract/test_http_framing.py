@@ -8,7 +8,7 @@ import pytest
 from peer import GOOD, Peer, answer
 from torture.client import attempt, batch, transport
 
-from hubqueue.outcome import Delivered, RetryLater
+from hubqueue.domain.outcome import Delivered, RetryLater
 
 
 def _outcome(data: bytes, *, close: bool = True) -> object:

@@ -20,18 +20,19 @@ import pytest
 from peer import Peer, answer
 from stage import PATIENCE
 
-from hubqueue.config import DestinationSettings, SpoolSettings
-from hubqueue.entry import Entry, Kind, Snapshot
-from hubqueue.errors import SnapshotAltered
-from hubqueue.hashing import BLOCK
-from hubqueue.lane import Batch, RunRef
-from hubqueue.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater
-from hubqueue.snapshot_body import SnapshotBody
-from hubqueue.spool import Spool
-from hubqueue.transports.base import Attempt
-from hubqueue.transports.body import Blocks
-from hubqueue.transports.hub import HubTransport
-from hubqueue.transports.watch import Watch
+from hubqueue.config.reader import SpoolSettings
+from hubqueue.destinations.base import Attempt
+from hubqueue.destinations.hub.settings import HubSettings
+from hubqueue.destinations.hub.transport import HubTransport
+from hubqueue.destinations.wire.body import Blocks
+from hubqueue.destinations.wire.watchdog import Watch
+from hubqueue.domain.entry import Entry, Kind, Snapshot
+from hubqueue.domain.errors import SnapshotAltered
+from hubqueue.domain.lane import Batch, RunRef
+from hubqueue.domain.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater
+from hubqueue.outbox.spool.body import SnapshotBody
+from hubqueue.outbox.spool.hashing import BLOCK
+from hubqueue.outbox.spool.spool import Spool
 
 _NOW = 1_767_225_600_000_000
 _LARGE = bytes(30_000_000)  # more than the buffers of both ends of a socket hold
@@ -57,7 +58,7 @@ def hub(
     open_body: Callable[[Snapshot], Blocks] | None = None,
     **settings: object,
 ) -> HubTransport:
-    chosen = DestinationSettings("hub", url=url, **settings)  # type: ignore[arg-type]
+    chosen = HubSettings("hub", url=url, **settings)  # type: ignore[arg-type]
     return HubTransport(chosen, lambda: (key,), open_body or (lambda _snapshot: io.BytesIO(body)))
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from stage import ROOT, environ_of, wait_until
 
-from hubqueue.daemon import worker_lives
-from hubqueue.home import Home
+from hubqueue.config.home import Home
 from hubqueue.sandbox import Sandbox
+from hubqueue.worker.daemon import worker_lives
 
 TRAINING = """
 import logging, os, sys

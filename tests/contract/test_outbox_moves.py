@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import text
 from stage import PACES, TERMS, ack, ckpt, claim, keys, log, must_claim, new_run, totals
 
-from hubqueue.claims import Terms
-from hubqueue.entry import Draft, Kind
-from hubqueue.errors import LeaseLost
-from hubqueue.outbox import Outbox
-from hubqueue.outcome import Remote, Scope
+from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.errors import LeaseLost
+from hubqueue.domain.outcome import Remote, Scope
+from hubqueue.outbox.moves.claim import Terms
+from hubqueue.outbox.outbox import Outbox
 from hubqueue.testing import FakeClock
 
 OTHER = Terms("worker-2", TERMS.lease, TERMS.max_entries, TERMS.max_bytes)

@@ -13,8 +13,8 @@ from peer import Peer, answer
 from platform_stage import Stage, staged
 from stage import PATIENCE, platform_environ, totals
 
-from hubqueue.entry import Kind
-from hubqueue.lifecycle import RunState
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.lifecycle import RunState
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 

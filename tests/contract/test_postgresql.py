@@ -15,9 +15,9 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from stage import log, must_claim, new_run, totals
 
-from hubqueue.errors import OutboxUnavailable
-from hubqueue.migration import _config
-from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.domain.errors import OutboxUnavailable
+from hubqueue.outbox.database.migration import _config
+from hubqueue.outbox.outbox import Outbox, open_outbox
 
 
 def connect(url: str) -> psycopg.Connection[tuple[object, ...]]:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from stage import ack, ckpt, environ_of, hubqueue, log, must_claim, new_run, totals
 
-from hubqueue import pages, salvage
-from hubqueue.drafts import FINAL_RANK
-from hubqueue.entry import Draft, Kind
-from hubqueue.outbox import Outbox, open_outbox, replace_damaged
+from hubqueue.domain.drafts import FINAL_RANK
+from hubqueue.domain.entry import Draft, Kind
+from hubqueue.outbox import salvage
+from hubqueue.outbox.database import pages
+from hubqueue.outbox.database.sqlite import asides, report_of
+from hubqueue.outbox.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.sandbox import Sandbox
-from hubqueue.sqlite import asides, report_of
 from hubqueue.testing import FakeClock
 
 PAGE = 4096

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from hubqueue.errors import ConfigError
+from hubqueue.domain.errors import ConfigError
 from hubqueue.sandbox import Sandbox
 
 PATIENCE = 120.0

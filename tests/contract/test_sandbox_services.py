@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from hubqueue.destinations.services import services
-from hubqueue.errors import ConfigError
+from hubqueue.domain.errors import ConfigError
 from hubqueue.sandbox.archive import Archive, Fact
 from hubqueue.sandbox.request import Request
 from hubqueue.sandbox.response import PLAIN, Response, as_json

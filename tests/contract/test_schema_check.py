@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import text
 
-from hubqueue.outbox import Outbox
-from hubqueue.schema_check import differences
+from hubqueue.outbox.database.schema_check import differences
+from hubqueue.outbox.outbox import Outbox
 
 
 def found(outbox: Outbox, *statements: str) -> list[str]:

@@ -21,21 +21,21 @@ from typing import Any
 import pytest
 from stage import PATIENCE, environ_of, python
 
-from hubqueue.ballast import Ballast
-from hubqueue.config import SpoolSettings
-from hubqueue.entry import Snapshot
-from hubqueue.errors import (
+from hubqueue.config.reader import SpoolSettings
+from hubqueue.domain.entry import Snapshot
+from hubqueue.domain.errors import (
     CheckpointUnreadable,
     OutboxUnavailable,
     SnapshotAltered,
     SnapshotMissing,
     SpoolFull,
 )
-from hubqueue.hashing import BLOCK, HashBehind, from_file
-from hubqueue.lifecycle import State
-from hubqueue.outbox import open_outbox
-from hubqueue.snapshot_body import SnapshotBody
-from hubqueue.spool import Spool
+from hubqueue.domain.lifecycle import State
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.outbox.spool.ballast import Ballast
+from hubqueue.outbox.spool.body import SnapshotBody
+from hubqueue.outbox.spool.hashing import BLOCK, HashBehind, from_file
+from hubqueue.outbox.spool.spool import Spool
 
 ROOMY = SpoolSettings(min_free_bytes=0)
 
@@ -464,7 +464,7 @@ def test_a_snapshot_that_was_swept_before_its_row_is_made_again(home: Path, sour
     """A process that slept for an hour between the copy and the row finds the copy gone."""
     code = """
 import os, sys, hubqueue
-from hubqueue import spool
+from hubqueue.outbox.spool import spool
 run = hubqueue.start_run("yolov8n.pt", worker="none", strict=True)
 take, count = spool.Spool.take, []
 def sleepy(self, source, *, label):
@@ -516,7 +516,7 @@ def test_a_disk_that_fails_for_a_moment_buries_no_checkpoint(
     def fail(*_given: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("hubqueue.spool.os.open", fail)
+    monkeypatch.setattr("hubqueue.outbox.spool.spool.os.open", fail)
     with pytest.raises(OutboxUnavailable):
         spool.verify(snapshot)
 

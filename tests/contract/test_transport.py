@@ -24,13 +24,13 @@ import urllib3
 from peer import GOOD, Peer, answer
 from stage import PATIENCE
 
-from hubqueue.config import DestinationSettings
-from hubqueue.entry import Entry, Kind, Snapshot
-from hubqueue.lane import Batch, RunRef
-from hubqueue.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, Remote, RetryLater, Scope
-from hubqueue.transports.base import Attempt
-from hubqueue.transports.http import outcome_of_error
-from hubqueue.transports.hub import HubTransport
+from hubqueue.destinations.base import Attempt
+from hubqueue.destinations.hub.settings import HubSettings
+from hubqueue.destinations.hub.transport import HubTransport
+from hubqueue.destinations.wire.exchange import outcome_of_error
+from hubqueue.domain.entry import Entry, Kind, Snapshot
+from hubqueue.domain.lane import Batch, RunRef
+from hubqueue.domain.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, Remote, RetryLater, Scope
 
 KEY = "5ec4e7" * 7
 MODEL = "abcdefghij0123456789"
@@ -40,7 +40,7 @@ def transport(
     url: str, *, keys: tuple[str, ...] = (KEY,), body: bytes = b"", **settings: object
 ) -> HubTransport:
     quick = {"answer_timeout": timedelta(seconds=10), "connect_timeout": timedelta(seconds=5)}
-    chosen = DestinationSettings(name="hub", url=url, **{**quick, **settings})  # type: ignore[arg-type]
+    chosen = HubSettings(name="hub", url=url, **{**quick, **settings})  # type: ignore[arg-type]
 
     def open_body(_snapshot: Snapshot) -> BinaryIO:
         return io.BytesIO(body)

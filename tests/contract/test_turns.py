@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hubqueue.turns import Turns
+from hubqueue.outbox.database.turns import Turns
 
 _SECOND = 1_000_000_000
 

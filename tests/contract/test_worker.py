@@ -27,18 +27,19 @@ from stage import (
     wait_until,
 )
 
-from hubqueue import events, journal
-from hubqueue.drafts import registration_draft
-from hubqueue.entry import Kind
-from hubqueue.intake import save_snapshot
-from hubqueue.janitor import Janitor
-from hubqueue.lane import Batch
-from hubqueue.lifecycle import RunState
-from hubqueue.locks import Lock
-from hubqueue.outbox import Outbox, open_outbox
-from hubqueue.outcome import Delivered, Outcome, Remote, RetryLater
+from hubqueue.destinations.hub.registration import registration_draft
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.lane import Batch
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.domain.outcome import Delivered, Outcome, Remote, RetryLater
+from hubqueue.outbox.locks import Lock
+from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
+from hubqueue.worker import events
+from hubqueue.worker import log as journal
+from hubqueue.worker.janitor import Janitor
 
 
 def test_a_run_is_registered_first_and_bound_late(outbox: Outbox, clock: FakeClock) -> None:
@@ -195,7 +196,7 @@ def test_stopping_aborts_and_gives_back_what_is_in_flight(outbox: Outbox) -> Non
 
     class Slow:
         def send(self, batch: Batch, attempt: object) -> Outcome:
-            from hubqueue.outcome import Aborted
+            from hubqueue.domain.outcome import Aborted
 
             reached.set()
             attempt.stop.wait(60)  # type: ignore[attr-defined]
@@ -204,7 +205,7 @@ def test_stopping_aborts_and_gives_back_what_is_in_flight(outbox: Outbox) -> Non
         def close(self) -> None:
             pass
 
-    from hubqueue.worker import Worker
+    from hubqueue.worker.worker import Worker
 
     worker = Worker(outbox, emit=bench.facts.append, dial=lambda *_: Slow())  # type: ignore[arg-type,return-value]
     worker.start()
@@ -312,7 +313,7 @@ print(run.id)
 
 
 def test_the_worker_works_through_a_jump_of_the_clock_of_its_scheduler() -> None:
-    from hubqueue.scheduler import Scheduler
+    from hubqueue.worker.scheduler import Scheduler
 
     calls: list[int] = []
     again = threading.Event()
@@ -340,7 +341,7 @@ def test_the_worker_works_through_a_jump_of_the_clock_of_its_scheduler() -> None
 
 
 def test_wakes_during_a_work_are_not_lost() -> None:
-    from hubqueue.scheduler import Scheduler
+    from hubqueue.worker.scheduler import Scheduler
 
     count, seen = 0, threading.Condition()
 
@@ -363,7 +364,7 @@ def test_wakes_during_a_work_are_not_lost() -> None:
 
 
 def test_a_scheduler_may_be_stopped_while_it_hands_out_its_jobs() -> None:
-    from hubqueue.scheduler import Scheduler
+    from hubqueue.worker.scheduler import Scheduler
 
     # A thread of APScheduler that fails here fails the test: pytest turns it into an error.
     for _ in range(200):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from stage import environ_of, hubqueue
 
-from hubqueue.demo import DemoFailed, _Story
-from hubqueue.run import start_run
+from hubqueue.cli.demo import DemoFailed, _Story
+from hubqueue.producer.run import start_run
 from hubqueue.sandbox import Sandbox
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from stage import environ_of, hubqueue, log, must_claim, new_run
 
-from hubqueue.outbox import open_outbox
+from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
 

@@ -18,11 +18,11 @@ from platform_stage import Stage, staged
 from stage import hubqueue, kill, platform_environ, python, start_worker, totals, wait_until
 from trainer import V84, Trainer
 
-from hubqueue.entry import Kind
-from hubqueue.outbox import open_outbox
+from hubqueue.domain.entry import Kind
+from hubqueue.integrations.ultralytics.attachment import attach
+from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
-from hubqueue.ultralytics import attach
 
 WEIGHTS = b"weights " * 200_000
 

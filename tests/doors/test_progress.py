@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 from stage import end, environ_of, hubqueue, kill, log, new_run, python, start_worker, wait_until
 
-from hubqueue.daemon import worker_lives
-from hubqueue.home import Home
-from hubqueue.outbox import open_outbox
+from hubqueue.config.home import Home
+from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
+from hubqueue.worker.daemon import worker_lives
 
 SIZE = 24 << 20
 # What the line to the hub carries: a block each pause, about 3 MB/s (or 0.6).

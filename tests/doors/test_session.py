@@ -16,8 +16,8 @@ from stage import environ_of, hubqueue, python, totals, wait_until
 from trainer import V82, V83, Habits, Trainer
 
 from hubqueue import HUBTrainingSession
-from hubqueue.errors import ModelUnavailable, UnknownModel
-from hubqueue.outbox import open_outbox
+from hubqueue.domain.errors import ModelUnavailable, UnknownModel
+from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
 KEY = "key-of-the-tests"
@@ -346,7 +346,7 @@ def test_no_such_model_and_no_answer_are_told_apart(
         sessions().create_session(WEB + "x" * 20)
 
     at_hub.fail("read:503")
-    monkeypatch.setattr("hubqueue.hub_model.PATIENCE", 0.5)
+    monkeypatch.setattr("hubqueue.integrations.hub_session.model.PATIENCE", 0.5)
     with pytest.raises(ModelUnavailable, match="did not tell"):
         sessions().create_session(WEB + "x" * 20)
 
@@ -359,7 +359,7 @@ def test_uploading_to_a_model_id_needs_no_answer_from_the_hub(
 ) -> None:
     model = model_of(at_hub, environ_of(home, at_hub.url))
     at_hub.fail("any:reset")
-    monkeypatch.setattr("hubqueue.hub_model.PATIENCE", 0.5)
+    monkeypatch.setattr("hubqueue.integrations.hub_session.model.PATIENCE", 0.5)
 
     session = sessions()(model)
     session.metrics_queue[0] = '{"loss": 1.0}'

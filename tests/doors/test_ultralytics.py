@@ -1,4 +1,4 @@
-"""`hubqueue.ultralytics.attach`: trainings with the habits of ultralytics 8.2, 8.3 and 8.4 reach the hub whole."""
+"""`hubqueue.integrations.ultralytics.attachment.attach`: trainings with the habits of ultralytics 8.2, 8.3 and 8.4 reach the hub whole."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from stage import environ_of, hubqueue, totals, wait_until
 from trainer import V82, V83, V84, Habits, Trainer
 
-from hubqueue.errors import ConfigError
-from hubqueue.outbox import open_outbox
+from hubqueue.domain.errors import ConfigError
+from hubqueue.integrations.ultralytics.attachment import Attachment, attach
+from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
-from hubqueue.ultralytics import Attachment, attach
 
 HABITS = {"8.2": V82, "8.3": V83, "8.4": V84}
 
@@ -192,7 +192,7 @@ def test_the_hubs_wish_to_stop_stops_the_trainer(at_hub: Sandbox, home: Path, tm
         with attachment.run.outbox.database.write() as tx:
             from sqlalchemy import update
 
-            from hubqueue.schema import runs
+            from hubqueue.outbox.database.schema import runs
 
             tx.execute(update(runs).values(cancelled=True))
 
@@ -307,7 +307,7 @@ def test_a_model_without_a_suffix_is_registered_as_a_file(at_hub: Sandbox, tmp_p
 
 
 def test_a_snapshot_takes_a_small_share_of_the_time() -> None:
-    from hubqueue.cadence import SHARE, Cadence
+    from hubqueue.integrations.cadence import SHARE, Cadence
 
     now = [0.0]
     cadence = Cadence(lambda: now[0])

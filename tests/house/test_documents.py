@@ -10,8 +10,8 @@ import click
 import pytest
 
 from hubqueue.cli import main
-from hubqueue.config import parse
-from hubqueue.lifecycle import MOVES
+from hubqueue.config.reader import parse
+from hubqueue.domain.lifecycle import MOVES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]

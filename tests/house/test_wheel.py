@@ -37,7 +37,7 @@ def test_the_wheel_carries_the_migrations_and_the_types(wheel: Path) -> None:
 
 def test_what_the_wheel_installs_makes_an_outbox(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = "import hubqueue, hubqueue.migration; print(hubqueue.migration._scripts()); print(hubqueue.open_outbox().status()['outbox']['revision'])"
+    code = "import hubqueue, hubqueue.outbox.database.migration; print(hubqueue.outbox.database.migration._scripts()); print(hubqueue.open_outbox().status()['outbox']['revision'])"
     environ = {"PYTHONPATH": str(tmp_path / "site"), "HUBQUEUE_HOME": str(tmp_path / "home"), "PATH": ""}
 
     shown = subprocess.run(

@@ -9,8 +9,8 @@ import pytest
 from stage import Bench, claim, environ_of, hubqueue, log, new_run, totals
 from torture import damage
 
-from hubqueue.errors import OutboxDamaged
-from hubqueue.outbox import open_outbox
+from hubqueue.domain.errors import OutboxDamaged
+from hubqueue.outbox.outbox import open_outbox
 from hubqueue.testing import FakeClock
 
 

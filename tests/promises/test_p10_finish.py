@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import hubqueue as package
-from hubqueue.errors import HubqueueError
-from hubqueue.leftover import Leftover, word
-from hubqueue.outbox import open_outbox
-from hubqueue.run import Run
+from hubqueue.domain.errors import HubqueueError
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.producer.leftover import Leftover, word
+from hubqueue.producer.run import Run
 from hubqueue.sandbox import Sandbox
 
 

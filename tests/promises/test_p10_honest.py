@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from stage import end, environ_of, hubqueue, kill, log, must_claim, new_run, python, start_worker, wait_until
 
-from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 

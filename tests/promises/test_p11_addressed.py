@@ -20,12 +20,12 @@ import pytest
 from relay import Relay
 from stage import TERMS, ZERO, end, environ_of, hubqueue, platform_environ, python, start_worker, wait_until
 
-from hubqueue.entry import Kind
-from hubqueue.errors import LeaseLost
-from hubqueue.outbox import open_outbox
-from hubqueue.outcome import Remote
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.errors import LeaseLost
+from hubqueue.domain.outcome import Remote
+from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
-from hubqueue.worker import Worker
+from hubqueue.worker.worker import Worker
 
 KEY_A, KEY_B = "key-of-account-a", "key-of-account-b"
 TRAIN = """

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from stage import environ_of, kill, python
 
-from hubqueue.lifecycle import State
-from hubqueue.outbox import open_outbox
-from hubqueue.sqlite import journal_for
+from hubqueue.domain.lifecycle import State
+from hubqueue.outbox.database.sqlite import journal_for
+from hubqueue.outbox.outbox import open_outbox
 
 TRAINER = """
 import hubqueue, os, sys

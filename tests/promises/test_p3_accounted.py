@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from stage import KINDS, TERMS, ckpt, log
 
-from hubqueue.claims import Terms
-from hubqueue.entry import Kind
-from hubqueue.errors import LeaseLost
-from hubqueue.lane import Lease
-from hubqueue.outbox import Outbox, open_outbox
-from hubqueue.outcome import Remote, Scope
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.errors import LeaseLost
+from hubqueue.domain.lane import Lease
+from hubqueue.domain.outcome import Remote, Scope
+from hubqueue.outbox.moves.claim import Terms
+from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.testing import FakeClock
 
 PACES = {Kind.METRICS: TERMS.lease / 20, Kind.CKPT: TERMS.lease * 15}

@@ -18,12 +18,12 @@ from sqlalchemy.engine import make_url
 from stage import totals
 
 import hubqueue as package
-from hubqueue.backlog import Backlog
-from hubqueue.drafts import metrics_draft
-from hubqueue.entry import Draft
-from hubqueue.errors import OutboxUnavailable
-from hubqueue.outbox import Outbox, open_outbox
-from hubqueue.run import Run
+from hubqueue.domain.drafts import metrics_draft
+from hubqueue.domain.entry import Draft
+from hubqueue.domain.errors import OutboxUnavailable
+from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.producer.backlog import Backlog
+from hubqueue.producer.run import Run
 
 Statement = Callable[[str], None]
 
@@ -330,7 +330,7 @@ def test_a_checkpoint_whose_confirmation_got_lost_keeps_its_body(
 def test_a_shell_command_whose_confirmation_got_lost_keeps_the_body_too(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hubqueue.intake import save_snapshot
+    from hubqueue.producer.intake import save_snapshot
 
     (tmp_path / "best.pt").write_bytes(b"weights")
     with cutting(url, monkeypatch) as proxy:

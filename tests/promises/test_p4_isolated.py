@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from stage import PATIENCE, Bench, ckpt, environ_of, log, new_run, totals
 
-from hubqueue.entry import Kind
-from hubqueue.events import Fact
-from hubqueue.lane import Batch
-from hubqueue.outbox import Outbox, open_outbox
-from hubqueue.outcome import Delivered, Outcome, Rejected, RetryLater, Scope
+from hubqueue.destinations.base import Attempt
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.lane import Batch
+from hubqueue.domain.outcome import Delivered, Outcome, Rejected, RetryLater, Scope
+from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock, MemoryTransport
-from hubqueue.transports.base import Attempt
-from hubqueue.worker import Worker
+from hubqueue.worker.events import Fact
+from hubqueue.worker.worker import Worker
 
 
 def test_a_poisoned_epoch_is_buried_alone(outbox: Outbox, clock: FakeClock) -> None:
@@ -119,7 +119,7 @@ def test_a_run_whose_hub_is_silent_does_not_slow_another(
         hub.fail("any:silence:seconds=60")
         facts: list[Fact] = []
         with open_outbox(home, environ=environ, clock=clock) as outbox:
-            from hubqueue.drafts import registration_draft
+            from hubqueue.destinations.hub.registration import registration_draft
 
             outbox.note_destinations()
             for destination in ("hub", "second"):

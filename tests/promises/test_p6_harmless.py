@@ -17,11 +17,11 @@ import pytest
 from stage import PATIENCE, environ_of, hubqueue, python, totals, wait_until
 
 import hubqueue as package
-from hubqueue.drafts import metrics_draft
-from hubqueue.errors import ConfigError, InvalidMetrics, InvalidModel, OutboxUnavailable, RunFinished
-from hubqueue.lifecycle import State
-from hubqueue.locks import Lock
-from hubqueue.outbox import open_outbox
+from hubqueue.domain.drafts import metrics_draft
+from hubqueue.domain.errors import ConfigError, InvalidMetrics, InvalidModel, OutboxUnavailable, RunFinished
+from hubqueue.domain.lifecycle import State
+from hubqueue.outbox.locks import Lock
+from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
 
@@ -365,18 +365,17 @@ print(run.finish(timeout=60).entries)
 
 def test_many_trainers_start_one_worker(at_home: Path, hub: Sandbox) -> None:
     code = "import hubqueue; hubqueue.start_run('yolov8n.pt', strict=True).finish(timeout=60)"
-    environ = environ_of(at_home, hub.url, HUBQUEUE_WORKER__IDLE_EXIT="1")
+    # The worker stays until all trainers have come, however slow the machine is.
+    environ = environ_of(at_home, hub.url, HUBQUEUE_WORKER__IDLE_EXIT="600")
     trainers = [python(code, environ) for _ in range(4)]
 
     for trainer in trainers:
         out, _ = trainer.communicate(timeout=90)
         assert (trainer.returncode, out) == (0, "")
+    assert hubqueue(environ, "stop").returncode == 0
 
-    # One at a time: on a slow machine the first may have idled away before the last trainer came.
     log = (at_home / "worker.log").read_text()
-    changes = re.findall(r" worker \w+ (started|stopped): ", log)
-    assert changes
-    assert changes == [("started", "stopped")[index % 2] for index in range(len(changes))]
+    assert re.findall(r" worker \w+ (started|stopped): ", log) == ["started", "stopped"]
     assert len(hub.models) == 4
 
 
@@ -450,7 +449,7 @@ def test_a_damage_that_shows_later_costs_no_metric_either(
 
 def test_a_run_ends_on_a_rollback_journal(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection has SQLite's own patience, which the end of a run shortens."""
-    monkeypatch.setattr("hubqueue.home.Home.is_network_file_system", lambda _home: True)
+    monkeypatch.setattr("hubqueue.config.home.Home.is_network_file_system", lambda _home: True)
     run = package.start_run("yolov8n.pt", home=home, worker="none", strict=True, destination="hub")
     run.log_metrics({"loss": 1}, epoch=0)
 

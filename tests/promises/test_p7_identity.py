@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from stage import environ_of, hubqueue, kill, log, new_run, python, start_worker, wait_until
 
-from hubqueue.drafts import registration_draft
-from hubqueue.intake import save_snapshot
-from hubqueue.outbox import open_outbox
+from hubqueue.destinations.hub.registration import registration_draft
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
 
 

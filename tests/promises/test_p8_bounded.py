@@ -25,13 +25,13 @@ from stage import (
     wait_for_removals,
 )
 
-from hubqueue.drafts import registration_draft
-from hubqueue.entries import Moved
-from hubqueue.entry import Kind
-from hubqueue.errors import SpoolFull
-from hubqueue.intake import save_snapshot
-from hubqueue.lifecycle import RunState
-from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.destinations.hub.registration import registration_draft
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.errors import SpoolFull
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.moves.enqueue import Moved
+from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 
@@ -312,7 +312,7 @@ def test_a_worker_beside_others_that_write_holds_the_database_for_few_entries_on
 
 
 def test_a_batch_has_a_cap_of_bytes(home: Path, clock: FakeClock) -> None:
-    from hubqueue.drafts import metrics_draft
+    from hubqueue.domain.drafts import metrics_draft
 
     with open_outbox(home, environ={}, clock=clock) as outbox:
         run = new_run(outbox)
@@ -357,7 +357,7 @@ def test_a_move_that_finds_nothing_does_not_grow_with_what_is_kept(outbox: Outbo
 
 
 def test_finished_rows_make_room_again(outbox: Outbox, clock: FakeClock) -> None:
-    from hubqueue.janitor import Janitor
+    from hubqueue.worker.janitor import Janitor
 
     run = new_run(outbox)
     log(outbox, run, *range(20))

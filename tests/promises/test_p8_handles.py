@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import hubqueue as package
-from hubqueue.outbox import open_outbox
-from hubqueue.run import Run
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.producer.run import Run
 from hubqueue.sandbox import Sandbox
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")

@@ -13,8 +13,8 @@ from postgres import Postgres
 from sqlalchemy import text
 from stage import environ_of, hubqueue, log, new_run
 
-from hubqueue.database_address import Address
-from hubqueue.outbox import open_outbox
+from hubqueue.outbox.database.address import Address
+from hubqueue.outbox.outbox import open_outbox
 
 PASSWORD = "Zq8-kW3vXm2Lp"
 SHORT = "pw7!"
@@ -61,9 +61,7 @@ def test_no_command_shows_a_password_that_a_driver_quotes(home: Path, rest: str)
     shown = [
         hubqueue(environ, *words.split()) for words in ("status", "check --json", "enqueue run yolo26n.pt")
     ]
-    code = (
-        "import logging; logging.basicConfig(level=1); from hubqueue.outbox import open_outbox; open_outbox()"
-    )
+    code = "import logging; logging.basicConfig(level=1); from hubqueue.outbox.outbox import open_outbox; open_outbox()"
     raised = subprocess.run(
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
     )

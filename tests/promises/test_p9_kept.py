@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from stage import environ_of, hubqueue, platform_environ, python
 
-from hubqueue.redact import link
+from hubqueue.domain.redact import link
 from hubqueue.sandbox import Sandbox
 
 # No form gives these away: they are found by the name they stand under, or because the home knows them.

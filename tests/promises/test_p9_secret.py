@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from stage import ROOT, end, environ_of, hubqueue, log, new_run, python, start_worker, wait_until
 
-from hubqueue.drafts import registration_draft
-from hubqueue.outbox import open_outbox
+from hubqueue.destinations.hub.registration import registration_draft
+from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
 CANARY = "c0ffee" * 7  # 42 hexadecimal digits, as the keys of the HUB are
@@ -160,8 +160,8 @@ def test_a_linked_checkpoint_is_refused(home: Path, tmp_path: Path) -> None:
 
 
 def test_the_text_of_a_server_is_made_harmless(home: Path, tmp_path: Path) -> None:
-    from hubqueue.outcome import Blocked, Scope
-    from hubqueue.transports.http import Answer, outcome_of_status
+    from hubqueue.destinations.wire.exchange import Answer, outcome_of_status
+    from hubqueue.domain.outcome import Blocked, Scope
 
     evil = '{"message": "\\u001b[2J\\u202e wipe ' + CANARY + " " + "x" * 5000 + '"}'
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import BinaryIO
 
-from hubqueue.config import DestinationSettings
-from hubqueue.entry import Entry, Kind, Snapshot
-from hubqueue.lane import Batch, RunRef
-from hubqueue.transports.base import Attempt
-from hubqueue.transports.hub import HubTransport
+from hubqueue.destinations.base import Attempt
+from hubqueue.destinations.hub.settings import HubSettings
+from hubqueue.destinations.hub.transport import HubTransport
+from hubqueue.domain.entry import Entry, Kind, Snapshot
+from hubqueue.domain.lane import Batch, RunRef
 
 KEY = "5ec4e7c0de15a1ff00d5ba5eba11deadbea7facade"
 MODEL = "abcdefghij0123456789"
@@ -25,7 +25,7 @@ def transport(
     """A transport whose deadlines are all `seconds`, unless `settings` says otherwise."""
     names = ("connect_timeout", "answer_timeout", "stall_window")
     quick: dict[str, object] = {name: timedelta(seconds=seconds) for name in names}
-    chosen = DestinationSettings(name="hub", url=url, **{**quick, **settings})  # type: ignore[arg-type]
+    chosen = HubSettings(name="hub", url=url, **{**quick, **settings})  # type: ignore[arg-type]
     return HubTransport(chosen, lambda: (KEY,), lambda _snapshot: open_body())
 
 

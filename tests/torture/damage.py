@@ -20,12 +20,12 @@ from pathlib import Path
 from stage import ack, keys, must_claim, new_run
 from torture.frame import Options, options
 
-from hubqueue.drafts import ckpt_draft, metrics_draft
-from hubqueue.entry import Kind
-from hubqueue.examination import Finding, examine
-from hubqueue.outbox import open_outbox
-from hubqueue.sqlite import asides, load_driver, report_of
+from hubqueue.domain.drafts import ckpt_draft, metrics_draft
+from hubqueue.domain.entry import Kind
+from hubqueue.outbox.database.sqlite import asides, load_driver, report_of
+from hubqueue.outbox.outbox import open_outbox
 from hubqueue.testing import FakeClock
+from hubqueue.worker.check import Finding, examine
 
 SENTENCE = (
     "a damaged outbox is never taken for a healthy one with less in it: the file is kept as it was, what can be read of "

@@ -33,14 +33,14 @@ from torture.disk import Shim, build, can_build
 from torture.frame import Options, options
 
 from hubqueue import start_run
-from hubqueue.ballast import Ballast
 from hubqueue.cli import main as command_line
-from hubqueue.errors import HubqueueError
-from hubqueue.lane import Batch
-from hubqueue.outbox import COURTESY, open_outbox
-from hubqueue.outcome import Outcome
-from hubqueue.service import Service, nothing_left
+from hubqueue.domain.errors import HubqueueError
+from hubqueue.domain.lane import Batch
+from hubqueue.domain.outcome import Outcome
+from hubqueue.outbox.outbox import COURTESY, open_outbox
+from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.testing import MemoryTransport
+from hubqueue.worker.service import Service, nothing_left
 
 SENTENCE = (
     "whichever call of an enqueue, a drain or a status fails, what was acknowledged is there, a training sees no "

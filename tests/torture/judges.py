@@ -15,7 +15,7 @@ from stage import totals
 from torture.month import HOUR, Note, What
 from torture.world import BATCH, World
 
-from hubqueue.entry import Kind
+from hubqueue.domain.entry import Kind
 
 PACES = {Kind.METRICS: 3.0, Kind.CKPT: 900.0, Kind.HEARTBEAT: 300.0}
 CAP = 300.0

@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from hubqueue import start_run
-from hubqueue.database import Database
-from hubqueue.delivery import Delivery
-from hubqueue.entry import Kind
-from hubqueue.errors import OutboxUnavailable
-from hubqueue.outbox import open_outbox
-from hubqueue.outcome import Remote
-from hubqueue.service import Service
-from hubqueue.settlement import Settlement
-from hubqueue.transports.http import Wire
+from hubqueue.destinations.wire.exchange import Wire
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.errors import OutboxUnavailable
+from hubqueue.domain.outcome import Remote
+from hubqueue.outbox.database.database import Database
+from hubqueue.outbox.moves.settle import Settlement
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.worker.delivery import Delivery
+from hubqueue.worker.service import Service
 
 _STORAGE = ("before commit", "after commit", "before fsync", "after fsync", "before rename", "after rename")
 POINTS = {

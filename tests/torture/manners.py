@@ -23,7 +23,7 @@ from torture import tls
 from torture.client import KEY, attempt, batch, transport
 from torture.frame import Options
 
-from hubqueue.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater
+from hubqueue.domain.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater
 
 Act = Callable[[socket.socket, bytes, threading.Event], None]
 _LARGE = 12_000_000  # more than the buffers of both ends hold

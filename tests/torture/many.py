@@ -60,7 +60,7 @@ print(json.dumps({"run": run.id, "epochs": written}))
 
 _READER = """
 import sys, threading, time
-from hubqueue.outbox import open_outbox
+from hubqueue.outbox.outbox import open_outbox
 
 deadline, looks = time.monotonic() + float(sys.argv[1]), 0
 while time.monotonic() < deadline:

@@ -17,16 +17,16 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from hubqueue.entry import Kind
-from hubqueue.events import Fact
-from hubqueue.janitor import Janitor
-from hubqueue.lane import Batch
-from hubqueue.locks import Lock
-from hubqueue.outbox import Outbox
-from hubqueue.outcome import Delivered, Outcome, Remote, RetryLater, Scope
+from hubqueue.destinations.base import Attempt
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.lane import Batch
+from hubqueue.domain.outcome import Delivered, Outcome, Remote, RetryLater, Scope
+from hubqueue.outbox.locks import Lock
+from hubqueue.outbox.outbox import Outbox
 from hubqueue.testing import MemoryTransport
-from hubqueue.transports.base import Attempt
-from hubqueue.worker import Worker
+from hubqueue.worker.events import Fact
+from hubqueue.worker.janitor import Janitor
+from hubqueue.worker.worker import Worker
 
 HOUR, DAY = 3600.0, 86_400.0
 # Outages in which the worker is away for a while, too.

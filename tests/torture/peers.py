@@ -22,7 +22,7 @@ from torture.frame import Failed, Options, options
 from torture.oracle import Broken, Proof, proof, read
 from torture.script import ScriptedPeer
 
-from hubqueue.outcome import Delivered
+from hubqueue.domain.outcome import Delivered
 
 SENTENCE = (
     "No answer passes for a delivery that it does not prove, none holds the worker beyond its deadlines, "

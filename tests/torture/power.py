@@ -28,14 +28,16 @@ from stage import totals
 from torture.disk import Disk, Shim, build, can_build, changes
 from torture.frame import Options, options
 
-from hubqueue import spool, sqlite, start_run
-from hubqueue.drafts import metrics_draft
-from hubqueue.errors import HubqueueError
-from hubqueue.lane import Batch
-from hubqueue.outbox import Outbox, open_outbox
-from hubqueue.outcome import Outcome
+from hubqueue import start_run
+from hubqueue.domain.drafts import metrics_draft
+from hubqueue.domain.errors import HubqueueError
+from hubqueue.domain.lane import Batch
+from hubqueue.domain.outcome import Outcome
+from hubqueue.outbox.database import sqlite
+from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.outbox.spool import spool
 from hubqueue.testing import MemoryTransport
-from hubqueue.worker import Worker
+from hubqueue.worker.worker import Worker
 
 SENTENCE = (
     "whatever a power cut leaves of what was not synced, the outbox opens, its accounts hold, nothing acknowledged is "

@@ -31,21 +31,21 @@ from sqlalchemy import bindparam, literal_column, select, update
 from stage import totals
 from torture.frame import options
 
-from hubqueue import identifier
-from hubqueue.budget import Budget
-from hubqueue.claims import Terms
-from hubqueue.closing import close_run
-from hubqueue.drafts import FINAL_RANK, metrics_draft
-from hubqueue.entry import Draft, Kind
-from hubqueue.errors import LeaseLost
-from hubqueue.intake import open_run
-from hubqueue.lane import Lease
-from hubqueue.lifecycle import RunState
-from hubqueue.outbox import open_outbox
-from hubqueue.outcome import Remote, Scope
-from hubqueue.prepared import Prepared
-from hubqueue.schema import lanes
+from hubqueue.config.registry import declaration
+from hubqueue.domain.budget import Budget
+from hubqueue.domain.drafts import FINAL_RANK, metrics_draft
+from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.errors import LeaseLost
+from hubqueue.domain.lane import Lease
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.domain.outcome import Remote, Scope
+from hubqueue.outbox.database.prepared import Prepared
+from hubqueue.outbox.database.schema import lanes
+from hubqueue.outbox.moves.claim import Terms
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.producer.intake import open_run
 from hubqueue.testing import FakeClock
+from hubqueue.worker.closing import close_run
 
 SENTENCE = (
     "after every move the entries add up, a lane has one holder and keeps its order and its spacing, tokens only rise, a "
@@ -275,7 +275,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def _begin(self, destination: str, resume: str | None) -> str:
         target = self.outbox.config.destination(destination)
         model = f"{len(self.runs):020d}" if destination == "hub" and resume is None else "yolo26n.pt"
-        named = identifier.of_type(target.type, model, web_url=target.web_url)
+        named = declaration(target.type).identify(model, target)
         run_id, _ = open_run(self.outbox, named, {}, target, resume=resume)
         if resume is None:
             self.runs.append((destination, run_id))
@@ -355,10 +355,16 @@ def _fences_nothing(names: tuple[str, ...]) -> Prepared:
 
 # What is broken, where, and what stands in its place.
 _CONTROLS: dict[str, tuple[str, object]] = {
-    "a settle that compares no tokens": ("hubqueue.settlement._fenced", _fences_nothing),
+    "a settle that compares no tokens": ("hubqueue.outbox.moves.settle._fenced", _fences_nothing),
     "a claim that keeps no spacing": (f"{__name__}._PACES", dict.fromkeys(Kind, timedelta())),
-    "a move that is not counted": ("hubqueue.entries._TALLY", Prepared(select(literal_column("1")))),
-    "a key for each attempt": ("hubqueue.claims.idempotency_key", lambda *_content: str(uuid.uuid4())),
+    "a move that is not counted": (
+        "hubqueue.outbox.moves.enqueue._TALLY",
+        Prepared(select(literal_column("1"))),
+    ),
+    "a key for each attempt": (
+        "hubqueue.outbox.moves.claim.idempotency_key",
+        lambda *_content: str(uuid.uuid4()),
+    ),
 }
 
 

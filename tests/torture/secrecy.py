@@ -28,9 +28,9 @@ from stage import ROOT, wait_until
 from torture.frame import Options, options
 from torture.parrot import Parrot, keys, needles
 
-from hubqueue.daemon import worker_lives
-from hubqueue.home import Home
+from hubqueue.config.home import Home
 from hubqueue.sandbox import Sandbox
+from hubqueue.worker.daemon import worker_lives
 
 SENTENCE = (
     "In no spelling is a key in a file (credentials.toml aside), an output, a process list or another host's "

@@ -22,9 +22,9 @@ from torture.judges import Found
 from torture.month import DAY, HOUR, Mortal, Plan, What
 from torture.world import World
 
-from hubqueue import backoff, delivery
-from hubqueue.backoff import next_attempt_at
-from hubqueue.schema import EPOCH, lanes
+from hubqueue.outbox.database.schema import EPOCH, lanes
+from hubqueue.worker import backoff, delivery
+from hubqueue.worker.backoff import next_attempt_at
 
 SENTENCE = (
     "whatever happens to hub, workers, machine and clock, no two request starts of a lane are closer than its limit, a "

@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from peer import answer
 from torture.client import KEY, attempt, batch, transport
 
-from hubqueue.outcome import Blocked, Delivered, Outcome, RetryLater, Scope
+from hubqueue.domain.outcome import Blocked, Delivered, Outcome, RetryLater, Scope
 
 _DAY = datetime.timedelta(days=1)
 _Key = ec.EllipticCurvePrivateKey

@@ -10,7 +10,7 @@ from email.utils import format_datetime
 
 from torture.frame import Options
 
-from hubqueue.headers import asked_wait
+from hubqueue.destinations.wire.waits import asked_wait
 
 _DAY = timedelta(days=1)
 _NOW = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)

@@ -17,16 +17,16 @@ from typing import Any
 
 from torture.month import DAY, HOUR, Hub, Mortal, Outage, Plan, Station, Training, What, bad_days, trainings
 
-from hubqueue import identifier
-from hubqueue.closing import close_run
-from hubqueue.drafts import FINAL_RANK, metrics_draft
-from hubqueue.entry import Draft, Kind
-from hubqueue.events import Fact
-from hubqueue.intake import open_run
-from hubqueue.lifecycle import RunState
-from hubqueue.locks import Lock
-from hubqueue.outbox import Outbox, open_outbox
+from hubqueue.config.registry import declaration
+from hubqueue.domain.drafts import FINAL_RANK, metrics_draft
+from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.locks import Lock
+from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.producer.intake import open_run
 from hubqueue.testing import FakeClock
+from hubqueue.worker.closing import close_run
+from hubqueue.worker.events import Fact
 
 BATCH = 2
 """Epochs in one request: few, so that backlogs exist."""
@@ -157,7 +157,7 @@ class World:
 
     def _begin(self, training: Training) -> None:
         target = self.outbox.config.destination("hub")
-        model = identifier.of_type("hub", "yolo26n.pt", web_url=target.web_url)
+        model = declaration("hub").identify("yolo26n.pt", target)
         training.id, goes_on = open_run(self.outbox, model, {}, target, resume=training.id or None)
         training.lock = Lock(self.outbox.run_lock(training.id))
         assert training.lock.try_acquire(), "a run's lock is taken"

@@ -76,7 +76,9 @@ def main(door: str, model: str, folder: Path, last: str | None) -> None:
     for event in Witness.EVENTS:
         yolo.add_callback(event, getattr(witness, event))
     if door.startswith("attach"):
-        importlib.import_module("hubqueue.ultralytics").attach(yolo, console=door == "attach-console")
+        importlib.import_module("hubqueue.integrations.ultralytics.attachment").attach(
+            yolo, console=door == "attach-console"
+        )
     if from_hub:
         yolo.train()  # with the hub's arguments, from the hub's last weights when it has some
     else:

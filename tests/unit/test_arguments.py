@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hubqueue.arguments import hide_in, hide_secrets, is_secret_name
+from hubqueue.domain.arguments import hide_in, hide_secrets, is_secret_name
 
 KEY = "0123456789abcdef0123456789abcdef0123456789"
 

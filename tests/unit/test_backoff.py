@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.backoff import equal_jitter, next_attempt_at
-from hubqueue.settings import RetrySettings
+from hubqueue.config.settings import RetrySettings
+from hubqueue.worker.backoff import equal_jitter, next_attempt_at
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 RETRY = RetrySettings(base=timedelta(seconds=1), cap=timedelta(seconds=300))

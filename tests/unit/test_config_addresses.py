@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hubqueue.config import Config, parse
-from hubqueue.errors import ConfigError
+from hubqueue.config.reader import Config, parse
+from hubqueue.domain.errors import ConfigError
 
 SECRET = "hunter2hunter2"
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.config import SECTIONS, Config, parse, variable
-from hubqueue.errors import ConfigError
+from hubqueue.config.reader import SECTIONS, Config, parse, variable
+from hubqueue.domain.errors import ConfigError
 
 SECRET = "hunter2hunter2"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from stage import platform_environ
 
-from hubqueue.console_lines import ConsoleLines
-from hubqueue.outbox import open_outbox
-from hubqueue.run import start_run
+from hubqueue.integrations.ultralytics.console_lines import ConsoleLines
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.producer.run import start_run
 
 KEY = "Vx3-qL8w_Tn5bZk2Jr7+uE9p=Cs6mAd1Yf0"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.errors import ConfigError
+from hubqueue.domain.errors import ConfigError
 from hubqueue.sandbox import parse_rule
 from hubqueue.sandbox.faults import BEHAVIOURS, KINDS, Faults
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from hubqueue.headers import MAX_WAIT, asked_wait
+from hubqueue.destinations.wire.waits import MAX_WAIT, asked_wait
 
 NOW = datetime(1994, 11, 6, 8, 49, 7, tzinfo=UTC)
 IN_30_S = "Sun, 06 Nov 1994 08:49:37 GMT"

@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from hubqueue.errors import InvalidModel
-from hubqueue.identifier import Identifier, parse
+from hubqueue.destinations.hub.identifier import Identifier, parse
+from hubqueue.domain.errors import InvalidModel
 
 WEB = "https://hub.ultralytics.com"
 ID = "AbcDEF0123456789wxyz"

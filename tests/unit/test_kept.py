@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.transports.kept import is_kept_address, is_kept_id, is_kept_name
+from hubqueue.destinations.wire.kept import is_kept_address, is_kept_id, is_kept_name
 
 KEY = "Vx3-qL8w_Tn5bZk2Jr7"
 NEVER = (

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.errors import InvalidMetrics
-from hubqueue.metrics import epoch_number, finite_number, metrics_text
+from hubqueue.domain.errors import InvalidMetrics
+from hubqueue.producer.metrics import epoch_number, finite_number, metrics_text
 
 
 class Scalar:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from hubqueue.plain import DEEPEST, is_deep
-from hubqueue.transports.http import Answer
+from hubqueue.destinations.wire.exchange import Answer
+from hubqueue.domain.plain import DEEPEST, is_deep
 
 
 @pytest.mark.parametrize(

@@ -10,17 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue import identifier
-from hubqueue.budget import Allowance, Budget
-from hubqueue.drafts import completion_draft, console_draft
-from hubqueue.entry import Kind
-from hubqueue.errors import InvalidModel
-from hubqueue.lane import RunRef
-from hubqueue.lifecycle import RunState
-from hubqueue.plain import plain
-from hubqueue.training_start import project_slug, slug, training_started
-from hubqueue.transports import machine
-from hubqueue.transports import platform_events as events
+from hubqueue.destinations.platform import events, identifier, machine
+from hubqueue.destinations.platform.end import completion_draft, console_draft
+from hubqueue.destinations.platform.start import project_slug, slug, training_started
+from hubqueue.domain.budget import Allowance, Budget
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.errors import InvalidModel
+from hubqueue.domain.lane import RunRef
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.domain.plain import plain
 
 RUN = RunRef("0123456789ab", "platform", "yolo26n.pt", "model-1", None, "7", None)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -182,7 +180,7 @@ def test_any_value_is_plain_json() -> None:
 
 @pytest.mark.parametrize("model", ["yolo26n.pt", "/data/my model.yaml", "0123456789abcdef01234567"])
 def test_what_names_a_model_on_platform(model: str) -> None:
-    found = identifier.parse_plain(model)
+    found = identifier.parse(model)
 
     assert (found.filename or found.model_id) == model
 
@@ -192,7 +190,7 @@ def test_what_names_a_model_on_platform(model: str) -> None:
 )
 def test_what_names_none(model: str) -> None:
     with pytest.raises(InvalidModel):
-        identifier.parse_plain(model)
+        identifier.parse(model)
 
 
 def test_the_load_of_this_machine_is_plain_numbers() -> None:

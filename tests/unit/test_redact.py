@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.redact import LEAST_KEY, clean, hide_key, hide_known, remember, safe_url, tells
+from hubqueue.domain.redact import LEAST_KEY, clean, hide_key, hide_known, remember, safe_url, tells
 
 KEY = "0123456789abcdef0123456789abcdef0123456789"
 PLATFORM_KEY = "ul_" + "0123456789abcdef" * 2 + "01234567"

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from hubqueue.registration import create_model_payload
+from hubqueue.destinations.hub.registration import create_model_payload
 
 
 def test_the_payload_has_the_shape_that_the_hub_knows() -> None:

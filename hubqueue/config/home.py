@@ -1,0 +1,190 @@
+"""The home: the folder that holds the outbox, the spool, the locks, the keys and the log.
+
+Files are made 0600 in a 0700 folder whatever the umask, and none is opened through a symbolic link.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubqueue.config import mounts, ownership
+from hubqueue.config.reader import Config, parse
+from hubqueue.domain.errors import ConfigError, OutboxUnavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where one outbox lives."""
+
+    path: Path
+
+    @classmethod
+    def locate(
+        cls, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] = os.environ
+    ) -> Home:
+        """The home: the argument, else HUBQUEUE_HOME, else the platform's user data folder."""
+        chosen = home if home is not None else environ.get("HUBQUEUE_HOME") or None
+        if chosen is None:
+            from platformdirs import user_data_path
+
+            return cls(user_data_path("hubqueue", appauthor=False))
+        return cls(Path(os.path.abspath(os.path.expanduser(chosen))))
+
+    @property
+    def outbox(self) -> Path:
+        return self.path / "outbox.db"
+
+    @property
+    def spool(self) -> Path:
+        return self.path / "spool"
+
+    @property
+    def locks(self) -> Path:
+        return self.path / "locks"
+
+    @property
+    def credentials(self) -> Path:
+        return self.path / "credentials.toml"
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def worker_log(self) -> Path:
+        return self.path / "worker.log"
+
+    @property
+    def ballast(self) -> Path:
+        return self.path / "ballast"
+
+    def create(self) -> None:
+        """Make the home and its folders, private. Raises `OutboxUnavailable`, also for a home that others may change."""
+        ownership.refuse_way(self.path)
+        made = [] if self.outbox.exists() else unsynced(self.path)
+        make_private_folder(self.path, follow=True)
+        for folder in (self.spool, self.locks):
+            make_private_folder(folder)
+        sync_names(made)
+
+    def problems(self) -> list[tuple[str, str]]:
+        """What is not refused, but worth knowing: that others may read the home, or replace it. A line and a hint each."""
+        return list(ownership.doubts(self.path))
+
+    def load_config(self, config: Path | None, environ: Mapping[str, str]) -> Config:
+        """The settings: of the file given, else of HUBQUEUE_CONFIG, else of config.toml here, else defaults.
+
+        Raises `ConfigError` with every problem; a file that was named has to be there. Raises `OutboxUnavailable` for
+        a home or a file that others may change, and for a config.toml that cannot be read.
+        """
+        named = config or (Path(environ["HUBQUEUE_CONFIG"]) if environ.get("HUBQUEUE_CONFIG") else None)
+        if named is None:
+            self._refuse_strangers()
+        chosen = named or self.config_file
+        try:
+            content, _ = ownership.read_trusted(chosen, named=named is not None)
+            text = content.decode("utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            if named is not None:
+                hint = "name an existing file with --config or HUBQUEUE_CONFIG"
+                raise ConfigError((f"there is no configuration {chosen}",), hint=hint) from None
+            return parse("", environ, source="the environment")
+        except UnicodeDecodeError as error:
+            raise ConfigError((f"cannot read the configuration {chosen}: it is not UTF-8 text",)) from error
+        except OSError as error:
+            problem = f"cannot read the configuration {chosen}: {error.strerror}"
+            if named is not None:
+                raise ConfigError((problem,), hint="name a readable file") from error
+            raise OutboxUnavailable(
+                problem, hint=f"make it a readable file, or remove it: {chosen}"
+            ) from error
+        return parse(text, environ, source=str(chosen))
+
+    def _refuse_strangers(self) -> None:
+        """Refuse a home that others may change, before anything in it is believed."""
+        ownership.refuse_way(self.path)
+        if self.path.is_dir():
+            ownership.refuse_folder(self.path)
+
+    def file_system(self) -> str:
+        """The type of the file system the home is on, such as ext4 or nfs4; "unknown" where nobody tells."""
+        return mounts.type_of(self.path)
+
+    def is_network_file_system(self) -> bool:
+        """Whether the home is on a network file system, where a write-ahead log is not safe."""
+        return mounts.is_network(self.file_system())
+
+
+def make_private_folder(path: Path, *, shared: bool = False, follow: bool = False) -> None:
+    """Make a folder 0700 whatever the umask, and those above it that are missing.
+
+    One that is there stays as it is, if it is a folder that nobody else may change; a link is one only to `follow`. What
+    is `shared` may be that of several users if it is sticky, so that each can only delete what is its own. Raises
+    `OutboxUnavailable`.
+    """
+    try:
+        for folder in reversed([path, *path.parents]):
+            _make_missing(folder)
+        if not path.is_dir() or (path.is_symlink() and not follow):
+            raise OutboxUnavailable(f"{path} is not a folder", hint="choose another home: HUBQUEUE_HOME")
+        if not (shared and path.stat().st_mode & stat.S_ISVTX):
+            ownership.refuse_folder(path)
+    except OSError as error:
+        hint = "choose a writable home: HUBQUEUE_HOME"
+        raise OutboxUnavailable(f"cannot make {path}: {error.strerror}", hint=hint) from error
+
+
+def _make_missing(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    with suppress(FileExistsError):  # another process was faster, or it is no folder
+        folder.mkdir(mode=0o700)
+        folder.chmod(0o700)
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open a file of ours, made 0600 whatever the umask, never through a symbolic link; the descriptor.
+
+    Raises OSError for what is not a plain file, without waiting for it, and for a file of another user.
+    """
+    made = flags & os.O_CREAT and not path.exists()
+    descriptor = ownership.open_plain(path, flags | getattr(os, "O_NOFOLLOW", 0))
+    if not ownership.is_ours(os.fstat(descriptor)):
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, "it belongs to another user", str(path))
+    if made and hasattr(os, "fchmod"):
+        os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def sync_folder(path: Path) -> None:
+    """Bring a folder's own entries (a new or renamed file) to the disk."""
+    if os.name == "nt":
+        return  # a folder cannot be opened there, and NTFS logs its own changes
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def unsynced(path: Path) -> list[Path]:
+    """The folders on the way to this one whose names may not be on the disk yet.
+
+    Those that are missing, and the deepest one that is there: whoever made it may have died before its name was synced.
+    """
+    there = next(each for each in (path, *path.parents) if each.is_dir())
+    return [each for each in (path, *path.parents) if each.is_relative_to(there)]
+
+
+def sync_names(folders: Iterable[Path]) -> None:
+    """Bring the names of folders to the disk, as far as their parents may be opened."""
+    for folder in folders:
+        with suppress(PermissionError):
+            sync_folder(folder.parent)

@@ -1,0 +1,89 @@
+"""What a hub is told about a new model: the body of the create-model request.
+
+Promises strict JSON values and no path of this machine in the model's name. Refuses nothing: an argument that
+JSON does not know is sent as its text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from os import PathLike, fspath
+from typing import Any
+
+from hubqueue.domain.arguments import hide_secrets
+from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.identifier import FILE_SUFFIXES, Identifier
+from hubqueue.domain.redact import hide_key
+
+
+def registration(model: Identifier, args: Mapping[str, object], *, continues: bool) -> Draft | None:
+    """What a start of a training owes: the registration of a model that the HUB does not know yet."""
+    if model.filename is None or continues:
+        return None
+    return registration_draft(model.filename, args)
+
+
+def registration_draft(model: str, args: Mapping[str, object]) -> Draft:
+    """The registration of a new model: the HUB's create-model payload."""
+    return Draft(
+        Kind.REGISTRATION, "registration", 0, json.dumps(create_model_payload(model, hide_secrets(args)))
+    )
+
+
+def create_model_payload(model: str | PathLike[str], args: Mapping[str, object]) -> dict[str, Any]:
+    """The JSON object that registers `model` (a .pt, .yaml or .yml file, with or without folders) at a HUB.
+
+    `args` are the training arguments: `data`, `batch`, `epochs`, `imgsz`, `patience`, `device`, `cache`; the
+    others are not sent. Defaults and shape are those of the HUB's own training session. `device` and `cache`
+    are always text: None becomes "None", False becomes "False".
+    """
+    name = _file_name(model)
+    return {
+        "config": {
+            "batchSize": _plain(args.get("batch", -1)),
+            "epochs": _plain(args.get("epochs", 300)),
+            "imageSize": _plain(args.get("imgsz", 640)),
+            "patience": _plain(args.get("patience", 100)),
+            "device": str(args.get("device", "")),
+            "cache": str(args.get("cache", "ram")),
+        },
+        "dataset": {"name": _dataset(args.get("data"))},
+        "lineage": {
+            "architecture": {"name": _architecture(name)},
+            "parent": {"name": name} if name.endswith(".pt") else {},
+        },
+        "meta": {"name": name},
+    }
+
+
+def _file_name(model: str | PathLike[str]) -> str:
+    # Both separators: a script written on Windows may hand its path to a run elsewhere.
+    return re.split(r"[/\\]", fspath(model))[-1]
+
+
+def _architecture(name: str) -> str:
+    for suffix in FILE_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
+
+
+def _dataset(data: object) -> str:
+    # A dataset may be an address with a key in it, and this text stays in the outbox.
+    return "" if data is None else hide_key(str(data))
+
+
+def _plain(value: object) -> object:
+    """`value` as JSON knows it: numbers, text, null and flat lists of them stay, the rest becomes text."""
+    if isinstance(value, list | tuple):
+        return [_scalar(item) for item in value]
+    return _scalar(value)
+
+
+def _scalar(value: object) -> object:
+    # Exact types: a number of another library looks like one and is none for the JSON encoder.
+    if type(value) in (int, str, bool, type(None)) or (type(value) is float and math.isfinite(value)):
+        return value
+    return str(value)

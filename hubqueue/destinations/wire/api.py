@@ -1,0 +1,129 @@
+"""Asking a hub's own API: with a key, for a JSON object, and what an answer without one means."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from hubqueue.config.reader import DestinationSettings
+from hubqueue.destinations.base import Attempt
+from hubqueue.destinations.wire.body import Body
+from hubqueue.destinations.wire.exchange import Answer, Request, Wire, outcome_of_status
+from hubqueue.domain.outcome import Blocked, Outcome, RetryLater, Scope
+from hubqueue.domain.redact import LEAST_KEY, clean, remember
+
+_USABLE_KEY = re.compile(r"[!-~]+")
+_NEXT_KEY = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A complete answer: its JSON object, or None when it is none. What it proves is for the protocol to say."""
+
+    json: dict[str, Any] | None
+    answer: Answer
+    key: str
+
+
+class Api:
+    """The API of one destination. `with_key` gives the headers that carry a key. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        settings: DestinationSettings,
+        keys: Callable[[], tuple[str, ...]],
+        with_key: Callable[[str], Mapping[str, str]],
+    ) -> None:
+        self.keys = keys
+        self._name, self._with_key = settings.name, with_key
+        self._wire = Wire(settings)
+        # Hashes of keys that were refused: after a 401 the next candidate gets its turn.
+        self._refused: set[str] = set()
+        self._lock = threading.Lock()
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Body,
+        attempt: Attempt,
+        *,
+        headers: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        unknown: Scope = Scope.RUN,
+        judged: Collection[int] = (),
+    ) -> Told | Outcome:
+        """What the hub said to a request, or what came instead.
+
+        `unknown` is what a 404 holds; answers with a status in `judged` are for the caller to judge.
+        """
+        key = self._key()
+        if not isinstance(key, str):
+            return key
+        sent = {**(headers or {}), **self._with_key(key)}
+        if idempotency_key is not None:
+            sent["Idempotency-Key"] = idempotency_key
+        answer = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=(key,))
+        if not isinstance(answer, Answer):
+            return answer
+        if answer.status == 401:
+            return self._refuse(key, answer)
+        outcome = outcome_of_status(answer, host=self._wire.host, unknown=unknown, secrets=(key,))
+        if outcome is not None and answer.status not in judged:
+            return outcome
+        found = answer.json() if _is_plain(answer) else None
+        return Told(found if isinstance(found, dict) else None, answer, key)
+
+    def unproved(self, told: Told) -> RetryLater:
+        """A 2xx that does not prove a delivery, with the start of what it says."""
+        start = clean(told.answer.body.decode("utf-8", "replace"), limit=60, secrets=(told.key,))
+        shown = f": {start}" if start else ""
+        said = f"{self._wire.host} responded {told.answer.status}, but not like a hub"
+        return RetryLater(f"{said} (login page or wrong URL?){shown}")
+
+    def lacks(self, what: str) -> RetryLater:
+        """A response without something that is needed. Its text is not shown: there may be a signed URL in it."""
+        return RetryLater(f"the hub's response has no {what}; will retry")
+
+    def close(self) -> None:
+        """Close the connections that are kept alive."""
+        self._wire.close()
+
+    def _key(self) -> str | Outcome:
+        candidates = self.keys()
+        remember(candidates)
+        if not candidates:
+            return Blocked(f"there is no key for {self._name}", Scope.DESTINATION)
+        with self._lock:
+            fresh = [key for key in candidates if _digest(key) not in self._refused]
+        key = (fresh or list(candidates))[0]
+        if not _USABLE_KEY.fullmatch(key):
+            return Blocked(f"the key for {self._name} has characters that no key has", Scope.DESTINATION)
+        if len(key) < LEAST_KEY:
+            what = f"the key for {self._name} has fewer than {LEAST_KEY} characters"
+            return Blocked(f"{what}, so it could not be masked", Scope.DESTINATION)
+        return key
+
+    def _refuse(self, key: str, answer: Answer) -> Outcome:
+        """A 401: the next candidate gets its turn; when there is none the destination is held."""
+        refused = outcome_of_status(answer, host=self._wire.host, secrets=(key,))
+        assert isinstance(refused, Blocked)
+        with self._lock:
+            self._refused.add(_digest(key))
+            if any(_digest(each) not in self._refused for each in self.keys()):
+                return RetryLater(f"{refused.reason}; the next key is tried", _NEXT_KEY)
+            self._refused.clear()
+        return refused
+
+
+def _is_plain(answer: Answer) -> bool:
+    return answer.headers.get("Content-Encoding", "identity").strip().lower() in ("", "identity")
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

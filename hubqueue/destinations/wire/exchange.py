@@ -1,0 +1,302 @@
+"""One request, one answer, one outcome: bounded, streamed, never redirected.
+
+Refuses what `requests` would do by itself: follow redirects, read .netrc and proxy variables, keep cookies,
+decompress, retry, take an answer to half a request for an answer. An `Answer` is complete, headers and body;
+everything else is an outcome.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from requests import exceptions
+
+from hubqueue.__about__ import __version__
+from hubqueue.config.reader import DestinationSettings
+from hubqueue.destinations.base import Attempt
+from hubqueue.destinations.wire.body import Body, BodyChanged
+from hubqueue.destinations.wire.connections import CURRENT, TellingAdapter
+from hubqueue.destinations.wire.framing import AnswerBroken
+from hubqueue.destinations.wire.waits import asked_wait
+from hubqueue.destinations.wire.watchdog import WATCHDOG, Watch
+from hubqueue.domain.outcome import Aborted, Blocked, Outcome, Rejected, RetryLater, Scope
+from hubqueue.domain.plain import is_deep
+from hubqueue.domain.redact import clean
+
+MAX_ANSWER = 64 * 1024
+_POOL = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to send. `path` begins with a slash and is put behind the destination's url."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: Body
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A complete answer. `body` is at most 64 KiB."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON; None when it is not JSON (or is null), is nested absurdly deep, or contradicts itself."""
+        if is_deep(self.body):
+            return None
+        try:
+            return json.loads(self.body, object_pairs_hook=_object)
+        except (ValueError, RecursionError):
+            return None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; one that says two things under one name is none."""
+    told = dict(pairs)
+    if len(told) < len(pairs) and any(told[name] != value for name, value in pairs):
+        raise ValueError("it contradicts itself")
+    return told
+
+
+class _TooLong(Exception):
+    """The answer does not end within 64 KiB."""
+
+
+class Wire:
+    """The connections to one destination. Safe to use from several threads."""
+
+    def __init__(self, settings: DestinationSettings) -> None:
+        self._settings = settings
+        self._root = settings.url.rstrip("/")
+        self.host = urlsplit(settings.url).hostname or settings.url
+        # No session: it knows .netrc, proxy variables and cookies, and even when it does not follow a redirect it
+        # reads and decompresses all of its body.
+        self._adapter = TellingAdapter(pool_connections=4, pool_maxsize=_POOL, max_retries=0)
+        self._proxies = {"http": settings.proxy, "https": settings.proxy} if settings.proxy else {}
+        self._verify = str(settings.ca_bundle) if settings.ca_bundle else True
+
+    def exchange(
+        self, request: Request, attempt: Attempt, *, secrets: tuple[str, ...] = ()
+    ) -> Answer | Outcome:
+        """Send a request and read its answer. Network trouble comes back as an outcome, not as an exception."""
+        settings = self._settings
+        watch = Watch(
+            stop=attempt.stop,
+            connect=settings.connect_timeout.total_seconds(),
+            window=settings.stall_window.total_seconds(),
+            rate=float(settings.stall_rate),
+            answer=settings.answer_timeout.total_seconds(),
+            size=len(request.body),
+            on_bytes=attempt.on_bytes,
+        )
+        CURRENT.watch, CURRENT.on_start = watch, attempt.on_start
+        WATCHDOG.add(watch)
+        try:
+            answer = self._read(self._send(request))
+            if ended := self._ended(watch):
+                return ended  # an answer without a length ends with the connection: it was the watch that ended it
+            if 200 <= answer.status < 300 and not watch.whole:
+                # urllib3 passes over a broken pipe and reads what the peer had said until then.
+                return RetryLater(
+                    f"{self.host} responded {answer.status} before it had the whole request, which proves nothing"
+                )
+            return answer
+        except _TooLong:
+            return RetryLater(f"{self.host} responded with more than {MAX_ANSWER} bytes")
+        except BodyChanged as error:
+            return RetryLater(str(error))
+        except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError) as error:
+            return self._ended(watch) or outcome_of_error(error, host=self.host, secrets=secrets)
+        finally:
+            WATCHDOG.remove(watch)
+            CURRENT.watch = CURRENT.on_start = CURRENT.target = None
+
+    def close(self) -> None:
+        """Close the connections that are kept alive."""
+        self._adapter.close()
+
+    def _ended(self, watch: Watch) -> Outcome | None:
+        """What it means that the watch ended the exchange, if it did."""
+        if watch.stopped:
+            return Aborted("the worker stops")
+        return RetryLater(f"{self.host}: {watch.verdict}") if watch.verdict is not None else None
+
+    def _send(self, request: Request) -> requests.Response:
+        headers = {
+            "User-Agent": f"hubqueue/{__version__}",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            **request.headers,
+        }
+        body = _Sized(request.body)
+        prepared = requests.Request(
+            request.method, self._root + request.path, headers=headers, data=body if len(body) else b""
+        ).prepare()
+        if not len(request.body) and request.method != "GET":
+            prepared.headers["Content-Length"] = "0"
+        settings = self._settings
+        answer = settings.answer_timeout.total_seconds()
+        with closing(body):
+            return self._adapter.send(
+                prepared,
+                stream=True,
+                verify=self._verify,
+                proxies=self._proxies,
+                # The belt; the watch is the braces, and the one that bounds dripped answers.
+                timeout=(settings.connect_timeout.total_seconds(), answer + 5.0),
+            )
+
+    def _read(self, response: requests.Response) -> Answer:
+        try:
+            body = bytearray()
+            while block := response.raw.read(16 * 1024, decode_content=False):
+                body += block
+                if len(body) > MAX_ANSWER:
+                    raise _TooLong
+        except BaseException:
+            response.raw.close()  # an answer half read must not be taken for the next one's
+            raise
+        response.raw.release_conn()
+        return Answer(response.status_code, response.headers, bytes(body))
+
+
+class _Sized:
+    """A body as `requests` knows it: a length makes it send Content-Length and not chunks."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._reading = ExitStack()
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        return self._reading.enter_context(closing(iter(self._body)))
+
+    def close(self) -> None:
+        """End what was begun to be read: an error of urllib3 would keep its file open until it is collected."""
+        self._reading.close()
+
+
+def outcome_of_status(
+    answer: Answer, *, host: str, unknown: Scope = Scope.RUN, secrets: tuple[str, ...] = ()
+) -> Outcome | None:
+    """What a status means; None for 2xx, which the caller has to prove by the body.
+
+    `unknown` is what 404 and 410 hold: the run that the hub does not know, or the destination that has no such
+    endpoint. Unknown 4xx are the entry's own fault, like 400.
+    """
+    status = answer.status
+    if 200 <= status < 300:
+        return None
+    reason = _reason(answer, secrets)
+    wait = asked_wait(answer.headers, now=datetime.now(UTC))
+    if status == 429:
+        return RetryLater(reason, wait, Scope.DESTINATION)
+    if 300 <= status < 400:
+        target = clean(_target(answer, secrets), limit=80, secrets=secrets)
+        return RetryLater(f"{status}: {host} redirects to {target}; not followed")
+    if status in (401, 403):
+        return Blocked(f"the key was refused: {reason}", Scope.DESTINATION)
+    if status in (404, 410):
+        return Blocked(f"{host} does not know this model or address ({reason})", unknown)
+    if status in (408, 409, 423, 425) or status >= 500 or status < 200:
+        # 502 to 504 speak of a hub that is down; another 5xx may be this content's own doing.
+        return RetryLater(reason, wait, suspect=status >= 500 and status not in (502, 503, 504))
+    return Rejected(reason)
+
+
+def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...] = ()) -> Outcome:
+    """What an error of `requests`, `urllib3`, `ssl` or the socket means. The only place that knows them all."""
+    chain = list(_chain(error))
+    if any(isinstance(each, ssl.SSLCertVerificationError) for each in chain):
+        verdict = next(each for each in chain if isinstance(each, ssl.SSLCertVerificationError))
+        said = clean(getattr(verdict, "verify_message", "") or str(verdict), secrets=secrets)
+        return Blocked(f"{host}: certificate refused: {said}", Scope.DESTINATION)
+    contradicted = any(isinstance(each, urllib3.exceptions.InvalidHeader) for each in chain)
+    if isinstance(error, _WRONG_SETTING) and not contradicted:
+        return Blocked(f"{host}: cannot be asked: {type(error).__name__}", Scope.DESTINATION)
+    for each in chain:
+        if isinstance(each, AnswerBroken):
+            return RetryLater(f"{host}: {each}")
+    for kinds, words in _WORDS:
+        if any(isinstance(each, kinds) for each in chain):
+            return RetryLater(f"{host}: {words}")
+    detail = clean(str(chain[-1]), limit=120, secrets=secrets)
+    return RetryLater(f"{host}: {type(chain[-1]).__name__}: {detail}")
+
+
+# Errors of the configuration, not of the network: no retry mends them.
+_WRONG_SETTING = (
+    exceptions.MissingSchema,
+    exceptions.InvalidSchema,
+    exceptions.InvalidURL,
+    exceptions.InvalidHeader,
+    exceptions.URLRequired,
+    urllib3.exceptions.LocationValueError,
+    urllib3.exceptions.URLSchemeUnknown,
+)
+_WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
+    ((urllib3.exceptions.NameResolutionError,), "its name cannot be resolved"),
+    ((exceptions.ProxyError, urllib3.exceptions.ProxyError), "the proxy does not let it through"),
+    ((urllib3.exceptions.InvalidHeader,), "the answer contradicts itself about its length"),
+    ((ConnectionRefusedError,), "connection refused"),
+    ((exceptions.ConnectTimeout,), "no connection in time"),
+    ((urllib3.exceptions.NewConnectionError,), "no connection"),
+    (
+        (exceptions.ReadTimeout, exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError),
+        "no answer in time",
+    ),
+    ((ConnectionResetError, BrokenPipeError, ConnectionAbortedError), "connection reset"),
+    ((http.client.RemoteDisconnected,), "closed without an answer"),
+    ((http.client.IncompleteRead, urllib3.exceptions.IncompleteRead), "the answer was cut off"),
+    ((exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError), "the encrypted connection failed"),
+    ((http.client.HTTPException,), "the answer is not HTTP, or was cut off"),
+    ((exceptions.ChunkedEncodingError,), "the answer was cut off"),
+)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and everything it stands for, outermost first."""
+    seen: set[int] = set()
+    waiting: list[object] = [error]
+    while waiting:
+        each = waiting.pop(0)
+        if isinstance(each, BaseException) and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += [getattr(each, "reason", None), *each.args, each.__cause__, each.__context__]
+
+
+def _target(answer: Answer, secrets: tuple[str, ...]) -> str:
+    """The host that a redirect names. Keys are masked before it is taken apart: half a key is still half a key."""
+    location = clean(answer.headers.get("Location", ""), limit=MAX_ANSWER, secrets=secrets)
+    try:
+        return urlsplit(location).hostname or "itself"
+    except ValueError:
+        return "an invalid address"
+
+
+def _reason(answer: Answer, secrets: tuple[str, ...]) -> str:
+    """The status and what the server says to it, in one safe line."""
+    told = answer.json()
+    said = ""
+    if isinstance(told, dict):
+        said = next((told[name] for name in ("message", "error") if isinstance(told.get(name), str)), "")
+    phrase = http.client.responses.get(answer.status, "")
+    return clean(f"{answer.status} {phrase}" + (f": {said}" if said else ""), secrets=secrets)

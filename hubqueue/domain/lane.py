@@ -1,0 +1,64 @@
+"""A lane, (run, kind): one ordered line with its own pace, backoff, hold and lease."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from hubqueue.domain.entry import Entry, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class RunRef:
+    """What a transport may know of a run. `remote_id` is None until the hub has answered its registration.
+
+    `destination` is the row that the run belongs to (see addresses.py), `label` what the configuration calls it. `remote_run` is what the hub calls this start of the training, `remote_file` where it has the newest checkpoint.
+    """
+
+    id: str
+    destination: str
+    model: str
+    remote_id: str | None
+    agent_id: str | None
+    remote_run: str | None = None
+    remote_file: str | None = None
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one request carries: entries of one lane, in order (none for a heartbeat).
+
+    `idempotency_key` depends only on the entries, so that every attempt at the same batch carries the same. `size` is
+    the bytes of all bodies in it.
+    """
+
+    run: RunRef
+    kind: Kind
+    entries: tuple[Entry, ...]
+    idempotency_key: str
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", sum(entry.size for entry in self.entries))
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The time-limited right to send for a lane.
+
+    `token` is raised by each claim and checked at settle. `failures` counts the attempts that failed in a row
+    before this one, `attempts` those of the batch, this one included. `attempt_id` is its row in the history.
+    `pace` is the lane's at the claim; `paced_until` is what held before it, for an attempt that never starts.
+    """
+
+    lane_id: int
+    token: int
+    until: datetime
+    batch: Batch
+    failures: int
+    attempts: int
+    attempt_id: int
+    claimed_at: datetime
+    pace: timedelta
+    paced_until: datetime

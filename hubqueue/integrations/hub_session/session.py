@@ -1,0 +1,322 @@
+"""`HUBTrainingSession`: the class of that name in ultralytics 8.2 to 8.3, with an outbox underneath.
+
+A drop-in for it: `callbacks/hub.py` of those versions runs with this class in place of theirs, unmodified. What is
+written to `metrics_queue` or handed to `upload_model` is on the disk when the call returns, and reaches the hub
+whatever becomes of this process. The network is touched once, before the training, and only to read a model that
+the hub has already; a model file needs no hub to begin with. `hub-sdk` is not used.
+
+Where it behaves differently, and why, stands in docs/seed-parity.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from hubqueue.config.home import Home
+from hubqueue.config.reader import DestinationSettings
+from hubqueue.destinations.hub import identifier
+from hubqueue.domain.errors import ConfigError, InvalidModel, ModelUnavailable
+from hubqueue.integrations.cadence import Cadence, Timers
+from hubqueue.integrations.hub_session import model as hub_model
+from hubqueue.integrations.hub_session import request_queue as requesting
+from hubqueue.integrations.hub_session.account import Account
+from hubqueue.integrations.hub_session.epoch_texts import EpochTexts
+from hubqueue.integrations.hub_session.model import Model
+from hubqueue.producer.leftover import word
+from hubqueue.producer.metrics import metrics_mapping, numbers_only
+from hubqueue.producer.progress import UploadBar
+from hubqueue.producer.run import Run, start_run
+from hubqueue.producer.senders import WorkerMode
+from hubqueue.producer.survival import settings_of, survive
+
+_LOG = logging.getLogger("hubqueue")
+# Tells the processes of a training on several GPUs which run they belong to.
+_RUN_OF_CHILDREN = "HUBQUEUE_RUN"
+
+
+class HUBTrainingSession:
+    """One training run at a HUB.
+
+    `deadline` is how long, in seconds, `upload_model(final=True)` waits for the hub; the other options are those of
+    `start_run`. Attributes as in the original: `rate_limits` (seconds), `timers`, `filename`, `client`, `model`,
+    `model_file`, `train_args`. Raises `InvalidModel`, `UnknownModel` and
+    `ConfigError`.
+    """
+
+    def __init__(
+        self,
+        identifier: str,
+        *,
+        destination: str | None = None,
+        home: str | os.PathLike[str] | None = None,
+        config: str | os.PathLike[str] | None = None,
+        worker: WorkerMode = "auto",
+        deadline: float = 60.0,
+    ) -> None:
+        self._home = Home.locate(home)
+        self._target = _hub(self._home, config, destination)
+        self._options: dict[str, Any] = {"home": home, "config": config, "worker": worker}
+        self._identifier, self._deadline = str(identifier), deadline
+        self.rate_limits = {"metrics": 3, "ckpt": 900, "heartbeat": 300}
+        self.model_file: str | None = None
+        self.train_args: dict[str, Any] | None = None
+        self.unread: ModelUnavailable | None = None
+        key, model_id, self.filename = self._parse_identifier(self._identifier)
+        self.client = Account(self._home, self._target, key)
+        self.model = Model(self)
+        self._run: Run | None = None
+        self._alive, self._on_several_devices = True, False
+        self._guard = threading.RLock()
+        self._cadence = Cadence()
+        self._background = requesting.Background()
+        self._timers = Timers(self._cadence)
+        self._waiting = EpochTexts(lambda: self._run, self._log, failed=False)
+        self._failed = EpochTexts(lambda: self._run, self._log, failed=True)
+        if _inherited():
+            self._live()
+        elif model_id:
+            try:
+                self.load_model(model_id)
+            except ModelUnavailable as error:
+                # Uploading needs only the id; whoever needs the model's file asks `create_session`.
+                self.unread = error
+                _LOG.warning("%s; what is logged is kept and sent later", error)
+                self._live()
+
+    @classmethod
+    def create_session(cls, identifier: str, args: Any = None, **options: Any) -> Self | None:
+        """A session, with a new model registered for a model file when `args` are given.
+
+        None for what is no model of a HUB, which is logged. Raises `UnknownModel` and `ModelUnavailable` for one
+        of the hub that cannot be begun with, because no training can go on without it.
+        """
+        try:
+            session = cls(identifier, **options)
+        except InvalidModel as error:
+            if "://" in str(identifier):
+                raise
+            _LOG.warning("this training is not sent to a hub: %s", error)
+            return None
+        if session.unread is not None:
+            raise session.unread
+        if args and session.filename:
+            session.create_model(args)
+        return session
+
+    def load_model(self, model_id: str) -> None:
+        """Read a model of the hub, and begin its run unless it is trained already.
+
+        Raises `UnknownModel` (no such model, no data set yet) and `ModelUnavailable` (the hub cannot be asked).
+        """
+        self.model.data = hub_model.read_model(self.client.keys, self._target, model_id)
+        self.model.data.setdefault("id", model_id)
+        if hub_model.is_trained(self.model.data):
+            self.model_file = hub_model.model_file(self.model.data)
+            _LOG.info("model %s is trained already", model_id)
+            return
+        self._set_train_args()
+        self._live()
+        _LOG.info("the run can be seen at %s", self.model_url)
+
+    def create_model(self, model_args: Any) -> None:
+        """Have a new model registered for the file, with the training's arguments. It needs no network now."""
+        args = dict(model_args) if isinstance(model_args, Mapping) else dict(vars(model_args))
+        self._on_several_devices = _names_several(args.get("device"))
+        run = self._live(args)
+        if self._on_several_devices and run.id:
+            os.environ[_RUN_OF_CHILDREN] = run.id
+
+    # What the callbacks read and write.
+
+    @property
+    def metrics_queue(self) -> EpochTexts:
+        """Metrics by epoch that wait for their first request. Writing `[epoch] = text` saves at once."""
+        return self._waiting
+
+    @metrics_queue.setter
+    def metrics_queue(self, given: Mapping[int, Any]) -> None:
+        if given is not self._waiting:
+            self._waiting.clear()
+            self._waiting.update(given)
+
+    @property
+    def metrics_upload_failed_queue(self) -> EpochTexts:
+        """Metrics by epoch that the hub has not taken yet. They are sent again by themselves, restarts included."""
+        return self._failed
+
+    @metrics_upload_failed_queue.setter
+    def metrics_upload_failed_queue(self, given: Mapping[int, Any]) -> None:
+        if given is not self._failed:
+            self._failed.clear()
+            self._failed.update(given)
+
+    @property
+    def timers(self) -> Timers:
+        """When something was last handed over, for the callbacks' own limits; the outbox keeps the hub's."""
+        return self._timers
+
+    @timers.setter
+    def timers(self, given: Mapping[str, float]) -> None:
+        self._timers = Timers(self._cadence, given)
+
+    @property
+    def model_id(self) -> str | None:
+        """The model's id at the hub; None until the hub has answered."""
+        found = self._run.remote_id if self._run is not None else None
+        return found or self.model.data.get("id")
+
+    @property
+    def model_url(self) -> str | None:
+        """Where the model can be looked at; None until the hub has answered."""
+        if self.model_id:
+            return f"{self._target.web_url.rstrip('/')}/models/{self.model_id}"
+        # A training on several GPUs hands this to its processes as the name of the model.
+        return self.filename if self._on_several_devices else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the run goes on. Setting False ends it: its heartbeats stop, what is owed is still sent."""
+        return self._alive
+
+    @alive.setter
+    def alive(self, alive: bool) -> None:
+        with self._guard:
+            run, self._alive = self._run, bool(alive)
+        if not alive and run is not None:
+            os.environ.pop(_RUN_OF_CHILDREN, None) if not _inherited() else None
+            survive("end of the run", lambda: run.finish(timeout=0), strict=False)
+
+    # Uploading.
+
+    def upload_metrics(self) -> None:
+        """Have the metrics sent. They are on their way since they were written; this is for the callbacks."""
+
+    def upload_model(
+        self, epoch: int, weights: str, is_best: bool = False, map: float = 0.0, final: bool = False
+    ) -> None:
+        """Save a copy of a checkpoint and have it sent; `final` waits for the hub, up to the session's deadline.
+
+        A missing file is logged; in place of a missing final `best.pt` the `last.pt` beside it is sent.
+        """
+        path = Path(weights)
+        if final and not path.is_file() and path.with_name("last.pt").is_file():
+            _LOG.warning("there is no %s; the last checkpoint is sent as the final one", path.name)
+            path = path.with_name("last.pt")
+        if not path.is_file():
+            _LOG.warning("there is no checkpoint %s, so none is sent", path)
+            return
+
+        def save() -> None:
+            run = self._live()
+            score = numbers_only({"map": map})[0].get("map") or 0.0
+            run.save_checkpoint(path, epoch=int(epoch), is_best=bool(is_best), map=float(score), final=final)  # type: ignore[arg-type]
+            if final:
+                self._wait(run)
+
+        survive("checkpoint", lambda: self._cadence.timed(save), strict=False)
+
+    def request_queue(
+        self,
+        request_func: Callable[..., Any],
+        retry: int = 3,
+        timeout: float = 30,
+        thread: bool = True,
+        verbose: bool = True,
+        progress_total: int | None = None,
+        stream_response: bool | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Make a request of your own, `retry` times more when it fails within `timeout` seconds.
+
+        `thread=True` does it in the background and returns None at once. `metrics={epoch: text}` that could not
+        be sent are put into the outbox. `progress_total` and `stream_response` read the answer to its end.
+        """
+        metrics = kwargs.get("metrics")
+
+        def call() -> Any:
+            response = requesting.attempt(
+                lambda: request_func(*args, **kwargs),
+                retry=retry,
+                timeout=timeout,
+                verbose=verbose,
+                drain=requesting.drained if progress_total or stream_response else lambda _response: None,
+                stop=self._background.stop,
+            )
+            if metrics and (response is None or not 200 <= response.status_code < 300):
+                self.metrics_upload_failed_queue.update(metrics)
+            return response
+
+        return self._background.put(call) if thread else call()
+
+    _should_retry = staticmethod(requesting.should_retry)
+
+    def _get_failure_message(self, response: Any, retry: int, timeout: float) -> str:
+        return requesting.failure_message(response, retry, timeout)
+
+    def _parse_identifier(self, identifier_: str) -> tuple[str | None, str | None, str | None]:
+        """The key, the model id and the file name in an identifier."""
+        found = identifier.parse(identifier_, web_url=self._target.web_url, exists=os.path.isfile)
+        return found.api_key, found.model_id, found.filename
+
+    def _set_train_args(self) -> None:
+        self.train_args = hub_model.train_args(self.model.data)
+        self.model_file = hub_model.model_file(self.model.data)
+
+    def _live(self, args: Mapping[str, object] | None = None) -> Run:
+        """The run, begun when there is none; one that has ended goes on."""
+        with self._guard:
+            if self._run is None or not self._alive:
+                resume = self._run.id if self._run is not None else _inherited()
+                self._run = start_run(
+                    self._identifier,
+                    args=args,
+                    destination=self._target.name,
+                    resume=resume,
+                    **self._options,
+                )
+                self._alive = True
+            return self._run
+
+    def _log(self, epoch: int, text: object) -> None:
+        def save() -> None:
+            metrics, left_out = numbers_only(metrics_mapping(text))
+            if left_out:
+                _LOG.warning("epoch %s: not a number, skipped: %s", epoch, ", ".join(left_out))
+            self._live().log_metrics(metrics, epoch=int(epoch))
+
+        survive("metrics", save, strict=False)
+
+    def _wait(self, run: Run) -> None:
+        with UploadBar(self._home, run.id) as bar:
+            left = run.wait(timeout=self._deadline, each=bar.show)
+        if left:
+            _LOG.warning("run %s: %s", run.id, word(left))
+
+
+def _hub(home: Home, config: str | os.PathLike[str] | None, destination: str | None) -> DestinationSettings:
+    """The destination named, else the default one if it is a HUB, else the first HUB of the configuration."""
+    settings = settings_of(home, config, strict=False)
+    chosen = settings.destination(destination)
+    if destination is None and chosen.type != "hub":
+        chosen = next((each for each in settings.destinations.values() if each.type == "hub"), chosen)
+    if chosen.type != "hub":
+        hint = "name one of type hub, or use hubqueue.start_run, which serves every type"
+        raise ConfigError((f"destination {chosen.name} is of type {chosen.type}, not hub",), hint=hint)
+    return chosen
+
+
+def _inherited() -> str | None:
+    """The run of the training that started this process as one of its several, if one did."""
+    return os.environ.get(_RUN_OF_CHILDREN) if "LOCAL_RANK" in os.environ else None
+
+
+def _names_several(device: object) -> bool:
+    if isinstance(device, str):
+        return device.strip("[] ").count(",") > 0
+    return isinstance(device, list | tuple) and len(device) > 1

@@ -1,0 +1,102 @@
+"""Bringing the schema up to date, once, however many processes start at the same moment.
+
+The usual case costs one SELECT. Alembic is imported only when the schema is behind, and runs under a lock:
+unlocked, racing upgrades fail each other.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import DBAPIError
+
+from hubqueue.domain.errors import OutboxDamaged, OutboxTooNew
+from hubqueue.outbox.database.schema import APPLICATION_ID, REVISION
+from hubqueue.outbox.database.sqlite import SET_ASIDE
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+_CURRENT = text("SELECT version_num FROM alembic_version")
+_LOCK = text(f"SELECT pg_advisory_lock({APPLICATION_ID})")
+_UNLOCK = text(f"SELECT pg_advisory_unlock({APPLICATION_ID})")
+_REVISION = re.compile(r"[0-9]{4}")
+
+
+def current_revision(connection: Connection) -> str | None:
+    """The revision in the database, None where there is no schema yet."""
+    try:
+        return connection.execute(_CURRENT).scalar()
+    except DBAPIError:
+        connection.rollback()
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        # Another process may have made it between the two looks. If it is damaged, it still is.
+        return connection.execute(_CURRENT).scalar()
+
+
+def upgrade(connection: Connection) -> None:
+    """Bring the schema to this program's revision. The caller holds the lock of the migrations.
+
+    Raises `OutboxTooNew` for a revision that this program does not know.
+    """
+    with _alone(connection):
+        _upgrade(connection)
+
+
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    """Keep out the other homes of one PostgreSQL database: the caller's lock is of its own home."""
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    connection.execute(_LOCK)
+    try:
+        yield
+    finally:
+        connection.rollback()  # what failed left a transaction that takes nothing more
+        connection.execute(_UNLOCK)
+        connection.commit()
+
+
+def _upgrade(connection: Connection) -> None:
+    found = current_revision(connection)
+    if found == REVISION:
+        return  # another process did it while this one waited for the lock
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # before the import, which already talks
+    from alembic import command
+    from alembic.script import ScriptDirectory
+
+    config = _config(connection)
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and not _REVISION.fullmatch(found):
+        raise OutboxDamaged("the revision of the outbox cannot be read", hint=SET_ASIDE)
+    if found is not None and found not in known:
+        raise OutboxTooNew(
+            f"the outbox has revision {found}, this hubqueue knows up to {REVISION}",
+            hint="a newer hubqueue wrote it; upgrade this one as you installed it",
+        )
+    command.upgrade(config, "head")
+    connection.commit()
+
+
+def _config(connection: Connection) -> Config:
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+def _scripts() -> Path:
+    """The migrations: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[2]
+    installed = package / "_migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"

@@ -1,0 +1,298 @@
+"""The tables of the outbox, declared once. A test compares them with what the migrations build.
+
+Moments are integers, microseconds of steady UTC (see `Database.now`); 0 stands for "long ago", so that
+deadlines compare without NULLs. A lane's counters are kept by the statement that moves an entry, and a CHECK
+refuses any transaction after which they do not add up.
+
+The partial indexes are declared for SQLite only, because naming PostgreSQL here would load its dialect with
+every `hubqueue status`; the migrations build them on both.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ColumnElement,
+    Dialect,
+    Executable,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    and_,
+    func,
+    or_,
+    select,
+    text,
+    type_coerce,
+)
+
+from hubqueue.domain.lifecycle import RunState, State
+
+# The newest revision in migrations/versions; a test keeps the two together.
+REVISION = "0005"
+# Says whose database this is ("hubq" in ASCII), so that another program's file is never touched.
+APPLICATION_ID = 0x68756271
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class Moment(TypeDecorator[datetime]):
+    """An aware UTC datetime, stored as integer microseconds."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        return None if value is None else (value - EPOCH) // _MICROSECOND
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else moment_of(value)
+
+
+def moment_of(microseconds: int) -> datetime:
+    """The moment that a table keeps as so many microseconds. Raises `DamagedNumber`."""
+    try:
+        return EPOCH + timedelta(microseconds=microseconds)
+    except (OverflowError, TypeError) as error:
+        raise DamagedNumber("invalid timestamp") from error
+
+
+class DamagedNumber(ValueError):
+    """What stands in the place of a number or a moment cannot be one."""
+
+
+def strangers(table: Table) -> Executable:
+    """Which columns have something else than their numbers or moments (in SQLite, whose columns take anything)."""
+    columns = [column for column in table.columns if isinstance(column.type, Integer | Moment)]
+    return select(*[func.max(_is_none(column)).label(column.name) for column in columns])
+
+
+def _is_none(column: Column[Any]) -> ColumnElement[bool]:
+    wrong = func.typeof(column) != "integer"
+    if isinstance(column.type, Moment):
+        latest = (datetime.max.replace(tzinfo=UTC) - EPOCH) // _MICROSECOND
+        value = type_coerce(column, BigInteger)
+        wrong = or_(wrong, value < 0, value > latest)
+    return and_(column.is_not(None), wrong)
+
+
+_Id = BigInteger().with_variant(Integer, "sqlite")
+_ZERO = text("0")
+
+
+def _counter(name: str) -> Column[Any]:
+    return Column(name, BigInteger, nullable=False, server_default=_ZERO)
+
+
+def _deadline(name: str) -> Column[Any]:
+    return Column(name, Moment, nullable=False, server_default=_ZERO)
+
+
+def _one_of(column: str, values: type[State | RunState]) -> str:
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "%(table_name)s_%(column_0_N_name)s",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "pk": "%(table_name)s_pkey",
+    }
+)
+
+about = Table(
+    "about",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("outbox_id", Text, nullable=False),
+    CheckConstraint("id = 1", name="one_row"),
+)
+
+# For every boot of a machine: what to add to its elapsed seconds to have steady UTC.
+boots = Table(
+    "boots",
+    metadata,
+    Column("boot_id", Text, primary_key=True),
+    Column("starts_at", Moment, nullable=False),
+)
+
+# A row for each destination, address and account that a run was started for (see addresses.py).
+destinations = Table(
+    "destinations",
+    metadata,
+    Column("name", Text, primary_key=True),
+    # What the configuration calls it.
+    Column("label", Text, nullable=False, server_default=text("''")),
+    # A salted hash of the key; none where a run was started without one.
+    Column("account", Text),
+    Column("type", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("held", Text),
+    Column("held_at", Moment),
+    _deadline("resumes_at"),
+    # From when on the hub's budget a minute has room again (see budget.py).
+    _deadline("requests_free_at"),
+    _deadline("uploads_free_at"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("destination", Text, ForeignKey("destinations.name"), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("remote_id", Text),
+    Column("url", Text),
+    Column("agent_id", Text),
+    # What the hub calls this start of the training, and where it keeps its newest checkpoint.
+    Column("remote_run", Text),
+    Column("remote_file", Text),
+    Column("state", Text, nullable=False),
+    Column("cancelled", Boolean, nullable=False, server_default=text("false")),
+    Column("held", Text),
+    Column("created_at", Moment, nullable=False),
+    Column("finished_at", Moment),
+    Column("last_beat_at", Moment),
+    # How many metrics and checkpoints never reached the disk, and why the last of them did not.
+    _counter("unsaved"),
+    Column("unsaved_why", Text),
+    CheckConstraint(_one_of("state", RunState), name="state"),
+    Index("runs_remote", "destination", "remote_id"),
+    Index(
+        "runs_running",
+        "id",
+        sqlite_where=text("state = 'running'"),
+    ),
+)
+
+lanes = Table(
+    "lanes",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("run_id", Text, ForeignKey("runs.id"), nullable=False),
+    # No CHECK on the kind: a newer hubqueue may know more, and this one leaves those lanes alone.
+    Column("kind", Text, nullable=False),
+    # Accounting.
+    _counter("enqueued"),
+    _counter("pending"),
+    _counter("delivered"),
+    _counter("dead"),
+    _counter("superseded"),
+    _counter("cancelled"),
+    _counter("bytes"),
+    # Pacing: `paced_until` keeps the spacing of request starts, `retry_at` the backoff and the hub's wishes.
+    _deadline("paced_until"),
+    _deadline("retry_at"),
+    _counter("failures"),
+    _counter("attempts"),
+    Column("last_error", Text),
+    # The lease. Free when `lease_until` has passed.
+    _counter("lease_token"),
+    _deadline("lease_until"),
+    Column("lease_worker", Text),
+    # Whether `pending` is more than 0, written by the database itself, and only when that changes: an index of it is
+    # not written anew by each enqueue.
+    Column("owing", Boolean, nullable=False, server_default=text("false")),
+    Index("lanes_run_kind", "run_id", "kind", unique=True),
+    Index("lanes_owing", "id", sqlite_where=text("owing = true")),
+    CheckConstraint(
+        "enqueued = pending + delivered + dead + superseded + cancelled "
+        "AND pending >= 0 AND delivered >= 0 AND dead >= 0 AND superseded >= 0 AND cancelled >= 0 AND bytes >= 0",
+        name="accounted",
+    ),
+)
+
+_WAITING = text("state = 'pending'")
+_TRIED = text("state = 'pending' AND batch IS NOT NULL")
+_SETTLED = text("state IN ('delivered', 'superseded', 'cancelled')")
+_DEAD = text("state = 'dead'")
+
+entries = Table(
+    "entries",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("lane_id", _Id, ForeignKey("lanes.id"), nullable=False),
+    Column("key", Text, nullable=False),
+    Column("rank", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("final", Boolean, nullable=False),
+    Column("snapshot", Text),
+    Column("snapshot_size", BigInteger),
+    Column("snapshot_mtime_ns", BigInteger),
+    Column("snapshot_sha256", Text),
+    # The batch this entry was first sent in: a retry sends the same batch, so that its bytes stay the same.
+    Column("batch", BigInteger),
+    # How far the upload came, in its transport's words: where the next attempt goes on.
+    Column("progress", Text),
+    # CRC-32 of key and payload (see plain.py); none where an older hubqueue has written the entry.
+    Column("checksum", BigInteger),
+    Column("claim_token", BigInteger, nullable=False, server_default=_ZERO),
+    Column("attempts", Integer, nullable=False, server_default=_ZERO),
+    Column("reason", Text),
+    Column("enqueued_at", Moment, nullable=False),
+    Column("settled_at", Moment),
+    CheckConstraint(_one_of("state", State), name="state"),
+    # Every index leaves the finished entries out of the way of enqueue and claim.
+    Index(
+        "entries_waiting",
+        "lane_id",
+        "rank",
+        "id",
+        "enqueued_at",
+        sqlite_where=_WAITING,
+    ),
+    Index("entries_tried", "lane_id", "batch", sqlite_where=_TRIED),
+    Index("entries_settled", "settled_at", sqlite_where=_SETTLED),
+    Index("entries_dead", "lane_id", "key", sqlite_where=_DEAD),
+    Index(
+        "entries_snapshot",
+        "snapshot",
+        sqlite_where=text("snapshot IS NOT NULL"),
+    ),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("lane_id", _Id, ForeignKey("lanes.id"), nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("worker", Text, nullable=False),
+    Column("entries", Integer, nullable=False),
+    Column("first_key", Text),
+    Column("last_key", Text),
+    Column("size", BigInteger, nullable=False),
+    Column("claimed_at", Moment, nullable=False),
+    Column("started_at", Moment),
+    Column("ended_at", Moment),
+    Column("outcome", Text),
+    Column("reason", Text),
+    Index("attempts_lane_token", "lane_id", "token"),
+    Index("attempts_ended", "ended_at"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("pid", Integer, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("started_at", Moment, nullable=False),
+    Column("seen_at", Moment, nullable=False),
+)

@@ -1,0 +1,273 @@
+"""How a SQLite outbox is opened so that what was acknowledged survives a power cut.
+
+Which journal is safe depends on the library: from 3.51.3 on write-ahead logging with synchronous = FULL; before
+that the WAL-reset bug can corrupt a database that two connections write, so a rollback journal with
+synchronous = EXTRA is used (FULL alone loses the last commit when the folder entry of the journal comes back).
+Network file systems have no shared memory for a WAL and get the rollback journal too. The settings are made on
+every connection and read back: a connection that did not take them is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+import time
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hubqueue.config.ownership import open_plain, read_small
+from hubqueue.domain.errors import OutboxAlien, OutboxDamaged, OutboxUnavailable
+from hubqueue.outbox.database.schema import APPLICATION_ID
+from hubqueue.outbox.database.turns import Turns
+
+_MAGIC = b"SQLite format 3\x00"
+_WAL_IS_SAFE_FROM = (3, 51, 3)
+# SQLite's own busy handler sleeps for longer and longer and loses every race against a worker that comes
+# back at once; short even pauses are fair.
+_PAUSE = 0.0003
+_BUSY = {
+    "SQLITE_BUSY",
+    "SQLITE_BUSY_SNAPSHOT",
+    "SQLITE_BUSY_RECOVERY",
+    "SQLITE_BUSY_TIMEOUT",
+    "SQLITE_LOCKED",
+}
+_DAMAGED = {
+    "SQLITE_CORRUPT",
+    "SQLITE_NOTADB",
+    "SQLITE_CORRUPT_INDEX",
+    "SQLITE_CORRUPT_SEQUENCE",
+    "SQLITE_CORRUPT_VTAB",
+}
+# Where the header of a SQLite file keeps the application id.
+_MARK_AT = slice(68, 72)
+SET_ASIDE = "keep it aside and start anew: hubqueue check --set-aside"
+_ASIDE = re.compile(r".+\.damaged-[0-9T]+")
+SIDE_FILES = ("-wal", "-shm", "-journal")
+
+
+def load_driver(name: str) -> ModuleType:
+    """The DB-API module: `pysqlite3` (carries a recent SQLite), `sqlite3` (Python's own) or `auto`, the first there is.
+
+    One process must use one of them only: the file locks of two SQLite libraries cancel each other.
+    """
+    if name in ("auto", "pysqlite3"):
+        try:
+            from pysqlite3 import dbapi2
+
+            return dbapi2  # type: ignore[no-any-return]
+        except ImportError:
+            if name == "pysqlite3":
+                raise
+    import sqlite3
+
+    return sqlite3
+
+
+def journal_for(version: tuple[int, ...], *, network: bool) -> tuple[str, str]:
+    """The (journal_mode, synchronous) that lose nothing with this library on this file system."""
+    return ("wal", "FULL") if version >= _WAL_IS_SAFE_FROM and not network else ("delete", "EXTRA")
+
+
+def prepare_file(path: Path, driver: ModuleType, *, create: bool) -> None:
+    """Refuse what is not ours to open, and create the file private (SQLite would use the umask)."""
+    if path.is_symlink():
+        raise OutboxUnavailable(
+            f"{path} is a symbolic link", hint="hubqueue does not follow links; use the real folder as home"
+        )
+    try:
+        if create and not path.exists():
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+            try:
+                descriptor = os.open(path, flags, 0o600)
+            except FileExistsError:
+                pass  # another process was faster, and made it the same way
+            else:
+                if hasattr(os, "fchmod"):
+                    os.fchmod(descriptor, 0o600)
+                os.close(descriptor)
+        with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
+            head = file.read(100)
+    except OSError as error:
+        raise OutboxUnavailable(
+            f"cannot open the outbox {path}: {error.strerror or error}", hint=_hint_for(path)
+        ) from error
+    for suffix in SIDE_FILES:
+        side = path.with_name(path.name + suffix)
+        # SQLite would wait for a pipe in the place of its journal for ever.
+        if side.is_symlink() or (side.exists() and not side.is_file()):
+            hint = f"move it away: mv {side} {side}.not-a-file"
+            raise OutboxUnavailable(f"{side} is not a plain file", hint=hint)
+    if head and not head.startswith(_MAGIC):
+        if path.with_name(path.name + "-journal").exists():
+            return  # the very first transaction, torn by a power cut: SQLite rolls it back, or refuses the file
+        raise OutboxDamaged(f"{path} is not a SQLite database", hint=SET_ASIDE)
+    if head and head[_MARK_AT] != APPLICATION_ID.to_bytes(4, "big"):
+        _refuse_alien(path, driver)
+
+
+def _refuse_alien(path: Path, driver: ModuleType) -> None:
+    """Look inside, without changing anything: tables that hubqueue has not made are another program's.
+
+    The mark of a young outbox may still be in its write-ahead log, so the header alone does not decide.
+    """
+    try:
+        try:
+            tables, mark = _look_inside(path, driver, "mode=ro")
+        except driver.Error as error:
+            if not error_name(error).startswith("SQLITE_READONLY"):
+                raise
+            # A transaction that a power cut ended waits to be rolled back. The first page tells enough without that.
+            tables, mark = _look_inside(path, driver, "immutable=1")
+    except driver.Error as error:
+        if is_damage(error):
+            raise OutboxDamaged(f"{path} is damaged: {error}", hint=SET_ASIDE) from error
+        raise OutboxUnavailable(f"cannot open the outbox {path}: {error}", hint=_hint_for(path)) from error
+    if tables and mark != APPLICATION_ID:
+        hint = "point outbox.url or the home somewhere else; it was left as it is"
+        raise OutboxAlien(f"{path} is the database of another program", hint=hint)
+
+
+def _look_inside(path: Path, driver: ModuleType, how: str) -> tuple[int, int]:
+    """How many tables, and whose mark."""
+    connection = driver.connect(f"{path.resolve().as_uri()}?{how}", uri=True)
+    try:
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        mark = connection.execute("PRAGMA application_id").fetchone()[0]
+    finally:
+        connection.close()
+    return tables, mark
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged outbox (with its journal files), so that nothing overwrites what may be saved from it."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    for suffix in SIDE_FILES:
+        side = path.with_name(path.name + suffix)
+        if side.exists():
+            side.rename(aside.with_name(aside.name + suffix))
+    path.rename(aside)
+    return aside
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one in its place; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def asides(path: Path) -> tuple[Path, ...]:
+    """The damaged outboxes that were set aside in this folder, oldest first."""
+    found = path.parent.glob(f"{path.name}.damaged-*")
+    return tuple(sorted(each for each in found if _ASIDE.fullmatch(each.name) and each.is_file()))
+
+
+def report_beside(aside: Path) -> Path:
+    """The file that tells what was saved from a damaged outbox."""
+    return aside.with_name(aside.name + ".saved")
+
+
+def report_of(aside: Path) -> str | None:
+    """What was saved from a damaged outbox, in words; None when nobody has looked yet."""
+    try:
+        return str(json.loads(read_small(report_beside(aside)))["said"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def configure(connection: Any, *, journal: str, synchronous: str, busy_timeout: float) -> None:
+    """Make the settings on a new DB-API connection and read them back."""
+    # A flipped bit in a text must not keep all rows around it from being read.
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+    cursor = connection.cursor()
+    try:
+        cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
+        # While others make the first connections to a new file, the busy handler is not asked about this.
+        took = str(_patiently(connection, f"PRAGMA journal_mode = {journal}", busy_timeout).fetchone()[0])
+        if took != journal:
+            raise OutboxUnavailable(
+                f"the outbox stayed in journal mode {took!r} instead of {journal!r}",
+                hint="another program holds it open with an older SQLite; close it and try again",
+            )
+        cursor.execute(f"PRAGMA synchronous = {synchronous}")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute("PRAGMA temp_store = MEMORY")
+        cursor.execute("PRAGMA journal_size_limit = 16777216")
+        cursor.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone does not reach the disk
+    finally:
+        cursor.close()
+
+
+def begin_immediate(connection: Any, *, patience: float, turns: Turns | None = None) -> None:
+    """BEGIN IMMEDIATE, waiting in short even pauses for at most `patience` seconds, each in its turn."""
+    _patiently(connection, "BEGIN IMMEDIATE", patience, turns)
+
+
+def _patiently(connection: Any, statement: str, patience: float, turns: Turns | None = None) -> Any:
+    """Execute a statement, again while others hold the database, for at most `patience` seconds; its cursor."""
+    since = time.monotonic_ns()
+    deadline = since + int(patience * 1e9)
+    while True:
+        if turns is None or turns.is_mine(since) or time.monotonic_ns() >= deadline:
+            try:
+                done = connection.execute(statement)
+            except Exception as error:
+                if time.monotonic_ns() >= deadline or error_name(error) not in _BUSY:
+                    raise
+            else:
+                if turns is not None:
+                    turns.take(since)
+                return done
+        if turns is not None:
+            turns.ask(since)
+        threading.Event().wait(_PAUSE)
+
+
+def error_name(error: BaseException) -> str:
+    """SQLite's name of a DB-API error, such as SQLITE_BUSY; empty for anything else."""
+    return str(getattr(error, "sqlite_errorname", None) or "")
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether the error says that the file is not a readable database."""
+    return error_name(error) in _DAMAGED
+
+
+def is_foreign_schema(error: BaseException) -> bool:
+    """Whether the error says that a table is not as the migrations have made it."""
+    said = str(error)
+    return said.startswith(("no such column", "no such table")) or said.endswith("already exists")
+
+
+def refuses_the_values(error: BaseException) -> bool:
+    """Whether the error may be about the very values of a statement: a constraint, a wrong type, or too long a text.
+
+    A trigger's refusal is not: there is none in an outbox that refuses anything.
+    """
+    name = error_name(error)
+    if name.startswith("SQLITE_CONSTRAINT"):
+        return name != "SQLITE_CONSTRAINT_TRIGGER"
+    return name in ("SQLITE_MISMATCH", "SQLITE_TOOBIG")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the error says that there is no room left."""
+    return error_name(error) in {
+        "SQLITE_FULL",
+        "SQLITE_IOERR_WRITE",
+        "SQLITE_IOERR_FSYNC",
+        "SQLITE_IOERR_SHMSIZE",
+    }
+
+
+def _hint_for(path: Path) -> str:
+    return f"check that {path.parent} exists, is writable and has room, or choose another home: HUBQUEUE_HOME"

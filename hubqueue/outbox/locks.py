@@ -1,0 +1,139 @@
+"""Locks that say who lives: the kernel frees them with their process, however it ends.
+
+Built on `filelock`, which knows both platforms and what a fork does to a lock. Lock files stay where they are;
+whether somebody holds one is found out by trying.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from hubqueue.domain.errors import OutboxUnavailable
+
+# A probe holds the lock for an instant: whoever finds it held asks again before believing it.
+_PROBES = 3
+_INSTANT = 0.001
+_PROBED = 1.0
+_PATIENCE = 30.0
+
+
+class Lock:
+    """One lock file. As a context manager it waits for the lock, at most half a minute."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = _file_lock(path)
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._lock.is_locked
+
+    def try_acquire(self) -> bool:
+        """Take the lock unless somebody really holds it; a probe's instant is waited for."""
+        return self.acquire(_PROBED)
+
+    def acquire(self, timeout: float) -> bool:
+        """Take the lock, waiting at most `timeout` seconds."""
+        if not _may_be_locked(self.path):
+            hint = f"move it away: mv {self.path} {self.path}.not-a-lock"
+            raise OutboxUnavailable(f"{self.path} is not a plain file", hint=hint)
+        try:
+            self._lock.acquire(timeout=timeout, poll_interval=0.01)
+        except Timeout:
+            return False
+        except OSError as error:
+            raise _unusable(self.path, error) from error
+        return True
+
+    def release(self) -> None:
+        """Give the lock back; the file stays."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        if not self.acquire(_PATIENCE):
+            hint = "another hubqueue process seems to hang; hubqueue status shows the worker"
+            raise OutboxUnavailable(f"{self.path} stayed locked for {_PATIENCE:g} s", hint=hint)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether some living process holds the lock. A file that is not there is not held, and is not made.
+
+    Neither is held what is no plain file: nobody can have locked it, and looking must not wait for it.
+    """
+    pause = threading.Event()
+    for _ in range(_PROBES):
+        if not path.exists() or not _may_be_locked(path):
+            return False
+        probe = _file_lock(path)
+        try:
+            probe.acquire(timeout=0)
+        except Timeout:
+            pause.wait(_INSTANT)
+            continue
+        except OSError as error:
+            raise _unusable(path, error) from error
+        probe.release()
+        return False
+    return True
+
+
+def serving(folder: Path, destination: str) -> Path:
+    """The lock that a worker holds which sends for a row of `destinations`."""
+    return folder / f"serves-{_digest(destination)}.lock"
+
+
+def waiting(folder: Path, destination: str) -> Path:
+    """The lock that a worker holds which will send for a row of `destinations` as soon as there is a key."""
+    return folder / f"waits-{_digest(destination)}.lock"
+
+
+def _digest(name: str) -> str:
+    # A name out of a database is no file name.
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def forget(path: Path) -> None:
+    """Remove the file of a lock that nobody holds and nobody will take again."""
+    if not _may_be_locked(path):
+        return
+    lock = _file_lock(path)
+    try:
+        lock.acquire(timeout=0)
+        path.unlink(missing_ok=True)
+    except (Timeout, OSError):
+        return
+    finally:
+        if lock.is_locked:
+            lock.release()
+
+
+def _may_be_locked(path: Path) -> bool:
+    """Whether there is a plain file, or nothing yet."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return True  # not there yet, or the attempt says why not
+
+
+def _file_lock(path: Path) -> FileLock:
+    # Never the soft fall-back: a lock that outlives its process would tell a lie.
+    return FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False, preserve_lock_file=True)
+
+
+def _unusable(path: Path, error: OSError) -> OutboxUnavailable:
+    hint = f"check that {path.parent} is a writable folder on a file system with locks"
+    return OutboxUnavailable(f"cannot lock {path}: {error.strerror or error}", hint=hint)

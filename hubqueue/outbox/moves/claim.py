@@ -1,0 +1,266 @@
+"""Claiming: a worker takes the right to send for a lane, and the batch to send.
+
+Promises: one lease a lane, so a lane is ordered; an attempt is counted when it is claimed, so a crash counts; a
+retry carries the batch it carried before. Where a lease ended without an answer, the next claim takes over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    and_,
+    bindparam,
+    insert,
+    literal,
+    literal_column,
+    select,
+    type_coerce,
+    update,
+)
+
+from hubqueue.domain.budget import Budget
+from hubqueue.domain.entry import Entry, Kind
+from hubqueue.domain.lane import Batch, Lease, RunRef
+from hubqueue.outbox.database.database import Database
+from hubqueue.outbox.database.prepared import Prepared, first, microseconds
+from hubqueue.outbox.database.schema import EPOCH, Moment, attempts, destinations, lanes, moment_of, runs
+from hubqueue.outbox.moves.batch import idempotency_key
+from hubqueue.outbox.moves.picking import mark, pick
+from hubqueue.outbox.moves.readiness import LANES_OF_RUNS, due_among, latest
+
+_MICROSECOND = timedelta(microseconds=1)
+START_GRACE = timedelta(seconds=1)
+# What a claim takes while others write and it may be followed by the next one at once (docs/decisions/0014-turns.md).
+_BESIDE_OTHERS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On which terms a worker claims: its id, how long a lease lasts, and what fits into a request.
+
+    `start_grace` is the time that may pass between a claim and the start of its request before the spacing has
+    to be stamped anew (`Settlement.restamp`). `budget` is what the hub allows in a minute.
+    """
+
+    worker: str
+    lease: timedelta
+    max_entries: int
+    max_bytes: int
+    start_grace: timedelta = START_GRACE
+    budget: Budget = field(default_factory=Budget)
+
+
+class Claims:
+    """The moves that open a lease."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._seen: int | None = None
+
+    def claim(
+        self,
+        destination: str,
+        paces: Mapping[Kind, timedelta],
+        terms: Terms,
+        *,
+        within: Connection | None = None,
+    ) -> Lease | None:
+        """Lease the lane that has been due longest among the kinds of `paces`; None when none is due.
+
+        Heartbeats are claimed apart from what is owed. The spacing of the lane is stamped for the case that this
+        process dies right after the request starts. `within` is the transaction that settles the attempt before.
+        """
+        with self.database.write(within) as tx:
+            now = self.database.now()
+            asked = {"destination": destination, "now": microseconds(now)}
+            lane = self._take(tx, _first_due(tuple(paces)).run(tx, asked), paces, terms, now)
+            if lane is None:
+                return None
+            kind = Kind(lane.kind)
+            most = terms.max_entries if paces[kind] else self._modest(tx, terms.max_entries)
+            batch = pick(tx, lane.id, kind, lane.failures, most, terms.max_bytes, now)
+            return self._lease(tx, lane, batch, paces[kind], terms, now)
+
+    def reclaim(self, dead_workers: Sequence[str]) -> int:
+        """End the leases of workers that are gone, at once instead of when they run out; how many."""
+        with self.database.write() as tx:
+            left = and_(lanes.c.lease_worker.in_(dead_workers), lanes.c.lease_until > EPOCH)
+            return tx.execute(update(lanes).where(left).values(lease_until=EPOCH)).rowcount
+
+    # Claiming.
+
+    def _take(
+        self,
+        tx: Connection,
+        candidates: list[tuple[Any, ...]],
+        paces: Mapping[Kind, timedelta],
+        terms: Terms,
+        now: datetime,
+    ) -> _Lane | None:
+        before = _Lane(*candidates[0]) if candidates else None
+        if before is None or not self._spend(tx, before, terms.budget, now):
+            return None
+        taken = {
+            "lane": before.id,
+            "token": before.lease_token,
+            "until": microseconds(now + terms.lease),
+            "holder": terms.worker,
+            "paced": microseconds(now + terms.start_grace + paces[Kind(before.kind)]),
+        }
+        if not _TAKE.run(tx, taken):
+            return None
+        if before.lease_worker is not None:
+            # An earlier holder left it without an answer: the history says so.
+            _LOST.run(tx, {**taken, "now": microseconds(now)}, returns=False)
+        return before
+
+    def _modest(self, tx: Connection, most: int) -> int:
+        """How many entries to claim where the next request may follow at once.
+
+        A large batch makes the most of a request. Beside others who write it would only keep them waiting, again and again.
+        """
+        seen, self._seen = self._seen, self.database.version(tx)
+        return most if seen == self._seen else min(most, _BESIDE_OTHERS)
+
+    def _spend(self, tx: Connection, lane: _Lane, budget: Budget, now: datetime) -> bool:
+        """Take from the hub's budget; False when another claim has just emptied it."""
+        for name, (allowance, count) in budget.costs(Kind(lane.kind)).items():
+            free_at = destinations.c[f"{name}_free_at"]
+            used = allowance.interval * count / _MICROSECOND
+            since = latest(free_at, literal(now - allowance.saved, Moment()))
+            taken = (
+                update(destinations)
+                .where(destinations.c.name == lane.destination, free_at <= now)
+                .values({free_at: type_coerce(since, BigInteger) + literal_column(str(round(used)))})
+            )
+            if tx.execute(taken).rowcount == 0:
+                return False
+        return True
+
+    def _lease(
+        self,
+        tx: Connection,
+        lane: _Lane,
+        found: list[Entry],
+        pace: timedelta,
+        terms: Terms,
+        now: datetime,
+    ) -> Lease | None:
+        token, kind = lane.lease_token + 1, Kind(lane.kind)
+        if not found and kind is not Kind.HEARTBEAT:
+            # Everything in the lane was outdated: nothing to send after all.
+            tx.execute(
+                update(lanes)
+                .where(lanes.c.id == lane.id)
+                .values(lease_until=EPOCH, paced_until=moment_of(lane.paced_until))
+            )
+            return None
+        mark(tx, lane.id, token, found)
+        told = {name: getattr(lane, name) for name in _TOLD}
+        batch = Batch(
+            run=RunRef(lane.run_id, lane.destination, lane.model, **told, label=lane.label),
+            kind=kind,
+            entries=tuple(found),
+            idempotency_key=idempotency_key(self.database.outbox_id, map(_content, found)),
+        )
+        history = {
+            "lane_id": lane.id,
+            "token": token,
+            "worker": terms.worker,
+            "entries": len(found),
+            "first_key": found[0].key if found else None,
+            "last_key": found[-1].key if found else None,
+            "size": batch.size,
+            "claimed_at": microseconds(now),
+        }
+        ((attempt_id,),) = _ATTEMPT.run(tx, history)
+        return Lease(
+            lane_id=lane.id,
+            token=token,
+            until=now + terms.lease,
+            batch=batch,
+            failures=lane.failures,
+            attempts=max((entry.attempts for entry in found), default=0) + 1,
+            attempt_id=attempt_id,
+            claimed_at=now,
+            pace=pace,
+            paced_until=moment_of(lane.paced_until),
+        )
+
+
+# What the hub has told about a run, for its next requests.
+_TOLD = ("remote_id", "agent_id", "remote_run", "remote_file")
+
+
+def _content(entry: Entry) -> tuple[object, ...]:
+    # The checksum stands for the payload, where there is one.
+    told = entry.payload if entry.checksum is None else entry.checksum
+    return entry.id, entry.enqueued_at, told, entry.snapshot and entry.snapshot.name
+
+
+class _Lane(NamedTuple):
+    """A lane before it is taken, with its run."""
+
+    id: int
+    run_id: str
+    kind: str
+    lease_token: int
+    lease_worker: str | None
+    failures: int
+    paced_until: int
+    destination: str
+    model: str
+    remote_id: str | None
+    agent_id: str | None
+    remote_run: str | None
+    remote_file: str | None
+    label: str
+
+
+@cache
+def _first_due(kinds: tuple[Kind, ...]) -> Prepared:
+    ready, due_at = due_among(kinds)
+    columns = [
+        *lanes.c["id", "run_id", "kind", "lease_token", "lease_worker", "failures", "paced_until"],
+        *runs.c["destination", "model", *_TOLD],
+        destinations.c.label,
+    ]
+    due = and_(ready, bindparam("now", type_=Moment()) >= due_at)
+    query = select(*columns).select_from(LANES_OF_RUNS).where(due).order_by(due_at, lanes.c.id)
+    return Prepared(first(1, query).with_for_update(skip_locked=True, of=lanes))
+
+
+_TAKE = Prepared(
+    update(lanes)
+    .where(lanes.c.id == bindparam("lane"), lanes.c.lease_token == bindparam("token"))
+    .values(
+        lease_token=lanes.c.lease_token + literal_column("1"),
+        lease_until=bindparam("until", type_=Moment()),
+        lease_worker=bindparam("holder"),
+        attempts=lanes.c.attempts + literal_column("1"),
+        paced_until=bindparam("paced", type_=Moment()),
+    )
+    .returning(lanes.c.id)
+)
+_LOST = Prepared(
+    update(attempts)
+    .where(
+        attempts.c.lane_id == bindparam("lane"),
+        attempts.c.token == bindparam("token"),
+        attempts.c.outcome.is_(None),
+    )
+    .values(
+        outcome=literal_column("'lost'"),
+        ended_at=bindparam("now", type_=Moment()),
+        reason=literal_column("'the worker was gone'"),
+    )
+)
+_HISTORY = (*("lane_id", "token", "worker", "entries", "first_key", "last_key", "size", "claimed_at"),)
+_ATTEMPT = Prepared(insert(attempts).returning(attempts.c.id), _HISTORY)

@@ -1,0 +1,301 @@
+"""The producer's and the operator's moves: enqueue, cancel, redrive, prune.
+
+Promises: each move is one guarded statement with its counting in the same transaction; an entry that
+`enqueue` returned is durable; nothing leaves the accounting. The worker's moves are in `claim.py` and
+`settle.py`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    literal_column,
+    select,
+    update,
+)
+
+from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.lifecycle import State
+from hubqueue.domain.plain import checksum
+from hubqueue.outbox.database.database import Database
+from hubqueue.outbox.database.prepared import Prepared, microseconds
+from hubqueue.outbox.database.schema import attempts, entries, lanes
+from hubqueue.outbox.moves.readiness import WAITING
+
+_LONG_TEXT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What a move did: how many entries, and the snapshots that nobody needs any more."""
+
+    count: int
+    snapshots: tuple[str, ...] = ()
+
+
+class Entries:
+    """The entries of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def enqueue(self, run_id: str, draft: Draft) -> tuple[int, Moved]:
+        """Save a draft; the new entry's id and what it superseded. Durable when this returns.
+
+        Entries with the same key (or one the draft replaces) that still wait are superseded. One in flight is
+        left to finish, and the new entry follows it.
+        """
+        with self.database.write() as tx:
+            return self.put(tx, run_id, draft)
+
+    def put(self, tx: Connection, run_id: str, draft: Draft) -> tuple[int, Moved]:
+        """`enqueue` inside a transaction of somebody else's."""
+        snapshot = draft.snapshot
+        now = microseconds(self.database.now())
+        size, (lowest, highest) = draft.size, draft.ranks
+        place = {"place": draft.key, "lowest": lowest, "highest": highest}
+        lane = {"run": run_id, "of_kind": str(draft.kind), "more": size, **place}
+        ((lane_id, taken),) = _ADD_TO_LANE.run(tx, lane)
+        # On PostgreSQL the lane was waited for after the question was asked: what came meanwhile is not in its answer.
+        place_is_free = tx.dialect.name == "sqlite" and not taken
+        places = [*([] if place_is_free else [draft.key]), *draft.replaces]
+        superseded = self._supersede(tx, lane_id, places, draft.ranks, now) if places else Moved(0)
+        row = {
+            "lane_id": lane_id,
+            "key": draft.key,
+            "rank": draft.rank,
+            "state": str(State.PENDING),
+            "payload": draft.payload,
+            "size": size,
+            "final": draft.final,
+            "enqueued_at": now,
+            "checksum": checksum(draft.key, draft.payload),
+            "snapshot": snapshot and snapshot.name,
+            "snapshot_size": snapshot and snapshot.size,
+            "snapshot_mtime_ns": snapshot and snapshot.mtime_ns,
+            "snapshot_sha256": snapshot and snapshot.sha256,
+        }
+        ((entry_id,),) = _INSERT.run(tx, row)
+        return entry_id, superseded
+
+    def outdate(self, tx: Connection, run_id: str, kind: Kind, reason: str) -> Moved:
+        """Take what waits in a lane out of what is owed, because something newer makes it wrong."""
+        lane = select(lanes.c.id).where(lanes.c.run_id == run_id, lanes.c.kind == kind)
+        return self._retire(
+            tx, [State.PENDING, State.DEAD], State.SUPERSEDED, entries.c.lane_id.in_(lane), reason
+        )
+
+    def cancel(self, *, ids: Collection[int] = (), run_id: str | None = None) -> Moved:
+        """Give entries up: those with these ids, or all that a run still owes. Delivered ones stay as they are.
+
+        An entry in flight is cancelled as well; should its answer still come, it is ignored.
+        """
+        which: ColumnElement[bool]
+        theirs: ColumnElement[bool]  # lanes
+        if run_id is None:
+            which = entries.c.id.in_(ids)
+            theirs = lanes.c.id.in_(select(entries.c.lane_id).where(which))
+        else:
+            theirs = lanes.c.run_id == run_id
+            which = entries.c.lane_id.in_(select(lanes.c.id).where(theirs))
+        with self.database.write() as tx:
+            hold(tx, theirs)
+            return self._retire(tx, [State.PENDING, State.DEAD], State.CANCELLED, which, "cancelled by hand")
+
+    def redrive(self, *, ids: Collection[int] | None = None) -> tuple[Moved, Moved]:
+        """Bring dead entries back (all of them when `ids` is None); what went back, and what was superseded.
+
+        A dead entry for whose place a newer one was enqueued meanwhile is superseded instead: an older value
+        never overwrites a newer one at the hub.
+        """
+        which = literal(True) if ids is None else entries.c.id.in_(ids)
+        newer = entries.alias("newer")
+        outdated = exists().where(
+            newer.c.lane_id == entries.c.lane_id,
+            newer.c.key == entries.c.key,
+            newer.c.id > entries.c.id,
+            newer.c.state.in_([State.PENDING, State.DELIVERED]),
+        )
+        with self.database.write() as tx:
+            dead = select(entries.c.lane_id).where(entries.c.state == State.DEAD, which)
+            hold(tx, lanes.c.id.in_(dead))
+            superseded = self._retire(
+                tx, [State.DEAD], State.SUPERSEDED, and_(which, outdated), "a newer one was enqueued"
+            )
+            move = (
+                update(entries)
+                .where(entries.c.state == State.DEAD, which)
+                .values(state=State.PENDING, attempts=0, batch=None, settled_at=None)
+                .returning(entries.c.lane_id, entries.c.size)
+            )
+            back = tx.execute(move).all()
+            for lane_id, (count, size) in _by_lane(back).items():
+                tally(tx, lane_id, dead=-count, pending=count, bytes=size)
+            return Moved(len(back)), superseded
+
+    def prune(self, *, settled_before: datetime, ended_before: datetime, limit: int = 1000) -> int:
+        """Delete up to `limit` finished entries and attempts older than the given moments; how many went.
+
+        The counters of the lanes stay. A finished entry with an older dead twin stays too: it is the proof that
+        the dead one is outdated. So does the newest of each table: no id is ever given twice, and the time of the
+        outbox never goes back behind it (see origin.py).
+        """
+        older = entries.alias("older")
+        shadow = exists().where(
+            older.c.state == literal_column("'dead'"),
+            older.c.lane_id == entries.c.lane_id,
+            older.c.key == entries.c.key,
+            older.c.id < entries.c.id,
+        )
+        settled = and_(_IS_SETTLED, entries.c.settled_at < settled_before, ~shadow)
+        with self.database.write() as tx:
+            gone = _delete_some(tx, entries, settled, limit)
+            return gone + _delete_some(tx, attempts, attempts.c.ended_at < ended_before, limit)
+
+    def snapshots_kept(self, names: Collection[str]) -> frozenset[str]:
+        """Which of these snapshots belong to an entry that is pending or dead."""
+        query = select(entries.c.snapshot).where(
+            entries.c.snapshot.in_(names), entries.c.state.in_([State.PENDING, State.DEAD])
+        )
+        with self.database.read() as connection:
+            return frozenset(name for (name,) in connection.execute(query) if name)
+
+    def _supersede(
+        self, tx: Connection, lane_id: int, places: Collection[str], ranks: tuple[int, int], now: int
+    ) -> Moved:
+        gone: list[tuple[Any, ...]] = []
+        lowest, highest = ranks
+        for key in places:
+            place = {"place": key, "lowest": lowest, "highest": highest}
+            gone += _SUPERSEDE.run(tx, {"lane": lane_id, **place, "now": now, "at": now})
+        return leaving(tx, lane_id, State.SUPERSEDED, gone)
+
+    def _retire(
+        self, tx: Connection, sources: Sequence[State], target: State, which: ColumnElement[bool], reason: str
+    ) -> Moved:
+        """Move entries out of what is owed, for good."""
+        now = self.database.now()
+        count, snapshots = 0, []
+        for source in sources:
+            move = (
+                update(entries)
+                .where(entries.c.state == source, which)
+                .values(state=target, settled_at=now, reason=reason)
+                .returning(entries.c.lane_id, entries.c.size, entries.c.snapshot)
+            )
+            rows = tx.execute(move).all()
+            for lane_id, (number, size) in _by_lane(rows).items():
+                waiting = size if source == State.PENDING else 0
+                tally(tx, lane_id, bytes=-waiting, **{str(source): -number, str(target): number})
+            count += len(rows)
+            snapshots += [row.snapshot for row in rows if row.snapshot]
+        return Moved(count, tuple(snapshots))
+
+
+def hold(tx: Connection, which: ColumnElement[bool]) -> None:
+    """Take several lanes before anything else, in one order, as a move of one lane does: PostgreSQL's locks would cross."""
+    tx.execute(select(lanes.c.id).where(which).order_by(lanes.c.id).with_for_update()).all()
+
+
+def tally(tx: Connection, lane_id: int, **changes: int) -> None:
+    """Count a move on its lane, in the transaction of the move; the lane's CHECK refuses what does not add up."""
+    counted = {**_NO_CHANGE, **{f"n_{name}": by for name, by in changes.items()}, "lane": lane_id}
+    _TALLY.run(tx, counted, returns=False)
+
+
+def _delete_some(tx: Connection, table: Table, which: ColumnElement[bool], limit: int) -> int:
+    """Delete up to `limit` of these rows, but never the newest of the table; how many went."""
+    newest = select(func.max(table.c.id)).scalar_subquery()
+    some = select(table.c.id).where(which, table.c.id < newest).limit(limit)
+    return tx.execute(delete(table).where(table.c.id.in_(some))).rowcount
+
+
+def leaving(tx: Connection, lane_id: int, target: State, gone: Collection[tuple[Any, ...]]) -> Moved:
+    """Count what a statement has moved out of a lane's line, by the size and the snapshot of each."""
+    if gone:
+        size = sum(size for size, _ in gone)
+        tally(tx, lane_id, pending=-len(gone), bytes=-size, **{str(target): len(gone)})
+    return Moved(len(gone), tuple(snapshot for _, snapshot in gone if snapshot))
+
+
+def superseding(*which: ColumnElement[bool]) -> Prepared:
+    """Moves what a newer entry has overtaken out of the line; see `leaving`. `at` is a parameter."""
+    told = {
+        "state": literal_column(f"'{State.SUPERSEDED}'"),
+        "settled_at": bindparam("at", type_=entries.c.settled_at.type),
+        "reason": literal_column("'a newer one was enqueued'"),
+    }
+    moved = update(entries).where(*which).values(told)
+    return Prepared(moved.returning(entries.c.size, entries.c.snapshot))
+
+
+def _by_lane(rows: Iterable[Row[tuple[int, int]]]) -> dict[int, tuple[int, int]]:
+    counts: Counter[int] = Counter()
+    sizes: Counter[int] = Counter()
+    for row in rows:
+        counts[row.lane_id] += 1
+        sizes[row.lane_id] += row.size
+    return {lane_id: (counts[lane_id], sizes[lane_id]) for lane_id in counts}
+
+
+# Literals, so that the index of the finished ones serves it.
+_FINISHED = (State.DELIVERED, State.SUPERSEDED, State.CANCELLED)
+_IS_SETTLED = entries.c.state.in_([literal_column(f"'{state}'") for state in _FINISHED])
+_COUNTERS = ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled", "bytes")
+_NO_CHANGE = {f"n_{name}": 0 for name in _COUNTERS}
+
+# Statements of the training thread.
+
+# The key names the place; the rank is what an index finds it by.
+_IN_PLACE = and_(
+    entries.c.key == bindparam("place"),
+    entries.c.rank.between(bindparam("lowest"), bindparam("highest")),
+    WAITING,
+)
+# The lane comes first, as in a claim: on PostgreSQL the two would otherwise wait for each other's locks.
+_ADD_TO_LANE = Prepared(
+    update(lanes)
+    .where(lanes.c.run_id == bindparam("run"), lanes.c.kind == bindparam("of_kind"))
+    .values(
+        enqueued=lanes.c.enqueued + literal_column("1"),
+        pending=lanes.c.pending + literal_column("1"),
+        bytes=lanes.c.bytes + bindparam("more"),
+    )
+    .returning(
+        lanes.c.id,
+        # A literal, because SQLAlchemy leaves the table away here, and `id` would be that of the entry.
+        exists().where(entries.c.lane_id == literal_column("lanes.id"), _IN_PLACE),
+    )
+)
+_INSERTED = (
+    *("lane_id", "key", "rank", "state", "payload", "size", "final", "enqueued_at", "checksum"),
+    *("snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256"),
+)
+_INSERT = Prepared(insert(entries).returning(entries.c.id), _INSERTED)
+_TALLY = Prepared(
+    update(lanes)
+    .where(lanes.c.id == bindparam("lane"))
+    .values({lanes.c[name]: lanes.c[name] + bindparam(f"n_{name}") for name in _COUNTERS})
+)
+_IN_FLIGHT = exists().where(
+    lanes.c.id == entries.c.lane_id,
+    lanes.c.lease_until > bindparam("now", type_=lanes.c.lease_until.type),
+    lanes.c.lease_token == entries.c.claim_token,
+)
+_SUPERSEDE = superseding(entries.c.lane_id == bindparam("lane"), _IN_PLACE, ~_IN_FLIGHT)

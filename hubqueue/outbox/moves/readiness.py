@@ -1,0 +1,109 @@
+"""When a lane may send: the one expression that the claim obeys and the status shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, bindparam, case, exists, literal_column, or_
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import GenericFunction
+
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.database.schema import Moment, destinations, entries, lanes, runs
+
+
+class latest(GenericFunction[Any]):  # noqa: N801 - SQLAlchemy names a function after its class
+    """The greatest of several moments in one row: `max` to SQLite, `greatest` to PostgreSQL."""
+
+    type = Moment()
+    inherit_cache = True
+
+
+@compiles(latest)
+def _greatest(element: latest, compiler: SQLCompiler, **options: Any) -> str:
+    return f"greatest({compiler.process(element.clauses, **options)})"
+
+
+@compiles(latest, "sqlite")
+def _max(element: latest, compiler: SQLCompiler, **options: Any) -> str:
+    return f"max({compiler.process(element.clauses, **options)})"
+
+
+# Literals, not parameters, all of them: SQLite uses a partial index only where it sees its condition in the statement, and
+# where a parameter stands in the place of one it plans the statement anew at each use.
+OWING = lanes.c.owing == literal_column("true")
+WAITING = entries.c.state == literal_column("'pending'")
+# What waits in a lane and has been sent before. `lane` is a parameter.
+TRIED = and_(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch.is_not(None))
+
+_others = lanes.alias("others")
+_FINAL_WAITS = and_(
+    lanes.c.kind == literal_column(f"'{Kind.CKPT}'"),
+    exists().where(entries.c.lane_id == lanes.c.id, WAITING, entries.c.final.is_(True)),
+)
+
+# A final checkpoint ignores the spacing of its lane, never the backoff or the hub's own wish.
+DUE_AT: ColumnElement[Any] = latest(
+    lanes.c.lease_until,
+    lanes.c.retry_at,
+    case((_FINAL_WAITS, literal_column("0")), else_=lanes.c.paced_until),
+    destinations.c.resumes_at,
+    destinations.c.requests_free_at,
+    case(
+        (lanes.c.kind == literal_column(f"'{Kind.CKPT}'"), destinations.c.uploads_free_at),
+        else_=literal_column("0"),
+    ),
+)
+BEAT_DUE_AT: ColumnElement[Any] = latest(
+    lanes.c.lease_until,
+    lanes.c.retry_at,
+    lanes.c.paced_until,
+    destinations.c.resumes_at,
+    destinations.c.requests_free_at,
+)
+
+NOT_HELD = and_(runs.c.held.is_(None), destinations.c.held.is_(None))
+# Registration first, completion last. A run that goes on is registered again at some hubs, with its model known.
+_REGISTERED = and_(
+    runs.c.remote_id.is_not(None),
+    ~exists().where(
+        _others.c.run_id == lanes.c.run_id,
+        _others.c.kind == literal_column(f"'{Kind.REGISTRATION}'"),
+        _others.c.pending > literal_column("0"),
+    ),
+)
+IN_TURN = and_(
+    or_(lanes.c.kind == literal_column(f"'{Kind.REGISTRATION}'"), _REGISTERED),
+    or_(
+        lanes.c.kind != literal_column(f"'{Kind.COMPLETION}'"),
+        ~exists().where(
+            _others.c.run_id == lanes.c.run_id,
+            _others.c.kind != literal_column(f"'{Kind.COMPLETION}'"),
+            _others.c.pending > literal_column("0"),
+        ),
+    ),
+)
+READY = and_(OWING, NOT_HELD, IN_TURN)
+BEATING = and_(
+    lanes.c.kind == literal_column(f"'{Kind.HEARTBEAT}'"),
+    runs.c.state == literal_column(f"'{RunState.RUNNING}'"),
+    _REGISTERED,
+    NOT_HELD,
+)
+
+# Written so that no index can serve it: SQLite would go through all runs of a destination, thousands of idle ones among
+# them, where the few lanes that owe something lead to theirs.
+_ITS_DESTINATION = runs.c.destination.concat(literal_column("''")) == destinations.c.name
+LANES_OF_RUNS = lanes.join(runs, lanes.c.run_id == runs.c.id).join(destinations, _ITS_DESTINATION)
+
+
+def due_among(kinds: tuple[Kind, ...]) -> tuple[ColumnElement[bool], ColumnElement[Any]]:
+    """Whether a lane of these kinds may send, once it is time, and when that is. `destination` is a parameter.
+
+    Heartbeats are asked for apart from what is owed.
+    """
+    ready, due_at = (BEATING, BEAT_DUE_AT) if kinds == (Kind.HEARTBEAT,) else (READY, DUE_AT)
+    of_kinds = lanes.c.kind.in_([literal_column(f"'{kind}'") for kind in kinds])
+    return and_(ready, destinations.c.name == bindparam("destination"), of_kinds), due_at

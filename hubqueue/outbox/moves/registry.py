@@ -1,0 +1,179 @@
+"""Who takes part: destinations, runs and workers. Their holds are lifted here; the worker sets them at a settle."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Update, and_, delete, insert, select, update
+
+from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.database.database import Database
+from hubqueue.outbox.database.schema import EPOCH, destinations, lanes, runs, workers
+from hubqueue.outbox.moves.enqueue import Entries, hold
+from hubqueue.outbox.moves.readiness import OWING
+
+
+@dataclass(frozen=True, slots=True)
+class Lifted:
+    """What `resume` lifted: the reason that held the destination, and how many runs were held."""
+
+    destination: str | None
+    runs: int
+
+
+class Registry:
+    """The rows that entries refer to."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._entries = Entries(database)
+
+    def start_run(
+        self,
+        *,
+        destination: str,
+        model: str,
+        kinds: Iterable[Kind],
+        remote_id: str | None = None,
+        url: str | None = None,
+        resume: str | None = None,
+        among: Collection[str] = (),
+        new_id: str | None = None,
+    ) -> tuple[str, bool]:
+        """A new run with its lanes, or one that continues: `resume`, or the latest of the same remote model.
+
+        Its id, and whether it continues. `destination` is the name of a row (see addresses.py); `resume` is the id of a
+        run ("last": the newest one) of that row or of one `among` others, and any other is ignored.
+        `new_id` is for a new run; one that has it already is this very one, whose confirmation was lost.
+        An end of the run that was not told to the hub yet is not told any more: the run goes on.
+        """
+        with self.database.write() as tx:
+            now = self.database.now()
+            found = self._resumable(tx, (destination, *among), resume, remote_id)
+            if found is not None:
+                tx.execute(_again(found))
+                self._entries.outdate(tx, found, Kind.COMPLETION, "the run goes on")
+                run_id = found
+            elif new_id is not None and tx.execute(_again(new_id)).rowcount:
+                run_id = new_id
+            else:
+                run_id = new_id or new_run_id()
+                row = {"destination": destination, "model": model, "remote_id": remote_id, "url": url}
+                tx.execute(insert(runs).values(id=run_id, state=RunState.RUNNING, created_at=now, **row))
+            have = set(tx.scalars(select(lanes.c.kind).where(lanes.c.run_id == run_id)))
+            missing = [{"run_id": run_id, "kind": kind} for kind in kinds if kind not in have]
+            if missing:
+                tx.execute(insert(lanes), missing)
+            return run_id, found is not None
+
+    def adopt_run(self, run: Mapping[str, Any], *, kinds: Iterable[Kind], drafts: Collection[Draft]) -> bool:
+        """Take a run over from another outbox, with what it owes, in one step; False when it is here already.
+
+        Whoever trained it has lost its outbox: it is taken for interrupted unless it had ended.
+        """
+        with self.database.write() as tx:
+            if tx.scalar(select(runs.c.id).where(runs.c.id == run["id"])) is not None:
+                return False
+            kept = ("id", "destination", "model", "remote_id", "url", "agent_id", "remote_run", "remote_file")
+            ended = run["state"] if run["state"] != RunState.RUNNING else RunState.INTERRUPTED
+            now = self.database.now()
+            row = {name: run[name] for name in kept} | {"state": ended, "created_at": now, "finished_at": now}
+            tx.execute(insert(runs).values(row))
+            wanted = {*kinds, *(draft.kind for draft in drafts)}
+            tx.execute(insert(lanes), [{"run_id": run["id"], "kind": kind} for kind in sorted(wanted)])
+            for draft in drafts:
+                self._entries.put(tx, run["id"], draft)
+            return True
+
+    def revive(self, run_id: str) -> None:
+        """Take back that a run was interrupted: its process lives, and holds the lock of the run by now."""
+        with self.database.write() as tx:
+            taken_for_dead = and_(runs.c.id == run_id, runs.c.state == RunState.INTERRUPTED)
+            if tx.execute(_again(run_id).where(taken_for_dead)).rowcount:
+                self._entries.outdate(tx, run_id, Kind.COMPLETION, "the run goes on")
+
+    def end_run(self, run_id: str, state: RunState, *, told: Draft | None = None) -> bool:
+        """The script said how the run ended (or the janitor found its process gone); False when it had ended.
+
+        `told` is what the hub is owed about it, where it wants to hear of it: saved in the same step.
+        """
+        with self.database.write() as tx:
+            running = and_(runs.c.id == run_id, runs.c.state == RunState.RUNNING)
+            ended = update(runs).where(running).values(state=state, finished_at=self.database.now())
+            if tx.execute(ended).rowcount == 0:
+                return False
+            if told is not None:
+                self._entries.put(tx, run_id, told)
+            return True
+
+    def note_unsaved(self, run_id: str, count: int, why: str) -> None:
+        """Remember with a run that so many more of its metrics and checkpoints could not be saved, and why the last one."""
+        with self.database.write() as tx:
+            more = {"unsaved": runs.c.unsaved + count, "unsaved_why": why}
+            tx.execute(update(runs).where(runs.c.id == run_id).values(more))
+
+    def resume(self, destination: str) -> Lifted:
+        """Lift the hold of a destination and those of its runs, and end their backoff: they are tried now.
+
+        All rows of that destination are meant, whatever their address. Paces, and a wait that the hub asked for, stay.
+        """
+        theirs = select(destinations.c.name).where(destinations.c.label == destination)
+        with self.database.write() as tx:
+            again = lanes.c.run_id.in_(select(runs.c.id).where(runs.c.destination.in_(theirs)))
+            hold(tx, and_(again, OWING))
+            tx.execute(update(lanes).where(again, OWING).values(retry_at=EPOCH))
+            which = and_(destinations.c.label == destination, destinations.c.held.is_not(None))
+            held = tx.scalar(select(destinations.c.held).where(which).limit(1))
+            tx.execute(update(destinations).where(which).values(held=None, held_at=None))
+            freed = (
+                update(runs).where(runs.c.destination.in_(theirs), runs.c.held.is_not(None)).values(held=None)
+            )
+            return Lifted(held, tx.execute(freed).rowcount)
+
+    def worker_started(self, worker: str, *, pid: int, host: str, version: str) -> None:
+        """Put a worker on the list."""
+        with self.database.write() as tx:
+            now = self.database.now()
+            tx.execute(
+                insert(workers).values(
+                    id=worker, pid=pid, host=host, version=version, started_at=now, seen_at=now
+                )
+            )
+
+    def worker_seen(self, worker: str) -> None:
+        """Note that a worker is at work."""
+        with self.database.write() as tx:
+            tx.execute(update(workers).where(workers.c.id == worker).values(seen_at=self.database.now()))
+
+    def workers_left(self, gone: Iterable[str]) -> None:
+        """Take workers off the list: one that stopped, or those whose process is gone."""
+        with self.database.write() as tx:
+            tx.execute(delete(workers).where(workers.c.id.in_(list(gone))))
+
+    def _resumable(
+        self, tx: Connection, among: Collection[str], resume: str | None, remote_id: str | None
+    ) -> str | None:
+        theirs = select(runs.c.id).where(runs.c.destination.in_(among))
+        newest = theirs.order_by(runs.c.created_at.desc(), runs.c.id).limit(1)
+        if resume == "last":
+            found = tx.scalar(newest)
+        elif resume is not None:
+            found = tx.scalar(theirs.where(runs.c.id == resume))
+        else:
+            found = None
+        if found is None and remote_id is not None:
+            found = tx.scalar(newest.where(runs.c.remote_id == remote_id))
+        return found
+
+
+def new_run_id() -> str:
+    """An id for a run, before it is in any outbox."""
+    return secrets.token_hex(6)
+
+
+def _again(run_id: str) -> Update:
+    return update(runs).where(runs.c.id == run_id).values(state=RunState.RUNNING, finished_at=None)

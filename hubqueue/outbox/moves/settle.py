@@ -1,0 +1,223 @@
+"""Settling: what the holder of a lease writes down about its attempt.
+
+Promises: only the holder of the newest token may write (every method passes `_fence`, which raises `LeaseLost`
+for a stale one); a batch is settled in one transaction with its counting, its lane and its history. That is a
+transaction of its own, or the one given as `within`, where the holder claims again in the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, case, update
+
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.errors import LeaseLost
+from hubqueue.domain.lane import Lease
+from hubqueue.domain.lifecycle import State
+from hubqueue.domain.outcome import Remote, Scope
+from hubqueue.outbox.database.database import Database
+from hubqueue.outbox.database.prepared import Prepared, microseconds, plain_of
+from hubqueue.outbox.database.schema import EPOCH, attempts, destinations, entries, lanes, runs
+from hubqueue.outbox.moves.batch import halves
+from hubqueue.outbox.moves.enqueue import Moved, leaving
+from hubqueue.outbox.moves.readiness import TRIED
+
+
+class Settlement:
+    """The moves of a lease holder."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def restamp(self, lease: Lease, started_at: datetime, grace: timedelta) -> None:
+        """Stamp the spacing again: the request starts later than the claim allowed for. Raises `LeaseLost`."""
+        with self.database.write() as tx:
+            self._fence(tx, lease, paced_until=started_at + grace + lease.pace)
+
+    def renew(self, held: Iterable[Lease], until: datetime) -> None:
+        """Prolong leases whose uploads are still running."""
+        with self.database.write() as tx:
+            for lease in held:
+                mine = and_(
+                    lanes.c.id == lease.lane_id,
+                    lanes.c.lease_token == lease.token,
+                    lanes.c.lease_until > EPOCH,
+                )
+                tx.execute(update(lanes).where(mine).values(lease_until=until))
+
+    def note_progress(self, lease: Lease, progress: str | None) -> None:
+        """Write down how far the upload of a batch came; durable when this returns. Raises `LeaseLost`."""
+        with self.database.write() as tx:
+            self._fence(tx, lease, lease_token=lease.token)
+            self._change(tx, lease, progress=progress)
+
+    def ack(
+        self, lease: Lease, *, started_at: datetime | None, remote: Remote, within: Connection | None = None
+    ) -> Moved:
+        """The hub has the batch: pending → delivered. What the answer told is written on the run."""
+        with self.database.write(within) as tx:
+            now = self.database.now()
+            self._settle_lane(tx, lease, started_at, failures=0, last_error=None, retry_at=EPOCH)
+            moved = self._leave(tx, lease, State.DELIVERED, None, now)
+            told = {
+                "remote_id": remote.id,
+                "url": remote.url,
+                "agent_id": remote.agent_id,
+                "remote_run": remote.run,
+                "remote_file": remote.file,
+                "cancelled": remote.cancelled or None,  # once cancelled, a run stays cancelled
+                "last_beat_at": now if lease.batch.kind is Kind.HEARTBEAT else None,
+            }
+            news = {name: value for name, value in told.items() if value is not None}
+            if news:
+                tx.execute(update(runs).where(runs.c.id == lease.batch.run.id).values(news))
+            self._end_attempt(tx, lease, started_at, "delivered", None, now)
+            return moved
+
+    def retry(
+        self,
+        lease: Lease,
+        *,
+        at: datetime,
+        reason: str,
+        started_at: datetime | None,
+        resumes_at: datetime | None = None,
+        within: Connection | None = None,
+    ) -> None:
+        """The batch stays in its lane until `at`; `resumes_at` makes every lane of the destination wait."""
+        with self.database.write(within) as tx:
+            self._settle_lane(
+                tx, lease, started_at, failures=lease.failures + 1, last_error=reason, retry_at=at
+            )
+            self._change(tx, lease, reason=reason)
+            if resumes_at is not None:
+                later = and_(
+                    destinations.c.name == lease.batch.run.destination, destinations.c.resumes_at < resumes_at
+                )
+                tx.execute(update(destinations).where(later).values(resumes_at=resumes_at))
+            self._end_attempt(tx, lease, started_at, "retry", reason, self.database.now())
+
+    def split(
+        self, lease: Lease, *, reason: str, started_at: datetime | None, within: Connection | None = None
+    ) -> None:
+        """The batch was refused: take it apart into two, each a batch of its own from now on."""
+        entries_in = lease.batch.entries
+        first, _ = halves(len(entries_in))
+        second = [entry.id for entry in entries_in[first:]]
+        with self.database.write(within) as tx:
+            self._settle_lane(tx, lease, started_at, failures=0, last_error=reason, retry_at=EPOCH)
+            # A token belongs to one claim only, so it and its negative name two batches nobody else can have.
+            half = case((entries.c.id.in_(second), -lease.token), else_=lease.token)
+            self._change(tx, lease, batch=half, reason=reason)
+            self._end_attempt(tx, lease, started_at, "split", reason, self.database.now())
+
+    def bury(
+        self, lease: Lease, *, reason: str, started_at: datetime | None, within: Connection | None = None
+    ) -> Moved:
+        """The hub refused this very entry: pending → dead, body kept until a redrive or a cancel."""
+        with self.database.write(within) as tx:
+            now = self.database.now()
+            self._settle_lane(tx, lease, started_at, failures=0, last_error=reason, retry_at=EPOCH)
+            moved = self._leave(tx, lease, State.DEAD, reason, now)
+            self._end_attempt(tx, lease, started_at, "dead", reason, now)
+            return Moved(moved.count)
+
+    def release(
+        self,
+        lease: Lease,
+        *,
+        reason: str,
+        started_at: datetime | None,
+        hold: Scope | None = None,
+        within: Connection | None = None,
+    ) -> None:
+        """Give the lane back with the attempt refunded; `hold` stops the run or the destination with the reason."""
+        with self.database.write(within) as tx:
+            now = self.database.now()
+            error = {"last_error": reason} if hold else {}
+            self._settle_lane(tx, lease, started_at, **error)
+            tx.execute(update(lanes).where(lanes.c.id == lease.lane_id).values(attempts=lanes.c.attempts - 1))
+            self._change(tx, lease, attempts=entries.c.attempts - 1)
+            if hold is Scope.RUN:
+                tx.execute(update(runs).where(runs.c.id == lease.batch.run.id).values(held=reason))
+            elif hold is Scope.DESTINATION:
+                which = and_(
+                    destinations.c.name == lease.batch.run.destination, destinations.c.held.is_(None)
+                )
+                tx.execute(update(destinations).where(which).values(held=reason, held_at=now))
+            self._end_attempt(tx, lease, started_at, "held" if hold else "released", reason, now)
+
+    def _fence(self, tx: Connection, lease: Lease, **values: Any) -> None:
+        """Write on the lane, but only as the holder of its newest lease. Every settle passes here."""
+        told = {f"to_{name}": plain_of(value) for name, value in values.items()}
+        if not _fenced(tuple(values)).run(tx, {**_held_by(lease), **told}):
+            raise LeaseLost(
+                f"lane {lease.lane_id} was claimed again after token {lease.token}",
+                hint="the new holder decides",
+            )
+
+    def _settle_lane(self, tx: Connection, lease: Lease, started_at: datetime | None, **values: Any) -> None:
+        # The spacing counts from where the request really started; one that never did leaves no trace.
+        paced_until = lease.paced_until if started_at is None else started_at + lease.pace
+        self._fence(tx, lease, lease_until=EPOCH, lease_worker=None, paced_until=paced_until, **values)
+
+    def _leave(self, tx: Connection, lease: Lease, target: State, reason: str | None, now: datetime) -> Moved:
+        move = {"state": str(target), "at": microseconds(now), "why": reason}
+        rows = _LEAVE.run(tx, {**_held_by(lease), **move})
+        return leaving(tx, lease.lane_id, target, rows)
+
+    def _change(self, tx: Connection, lease: Lease, **values: Any) -> None:
+        """Write on the entries that a lease still answers for: not those a person cancelled meanwhile."""
+        tx.execute(update(entries).where(_MINE).values(values), _held_by(lease))
+
+    def _end_attempt(
+        self,
+        tx: Connection,
+        lease: Lease,
+        started_at: datetime | None,
+        outcome: str,
+        reason: str | None,
+        now: datetime,
+    ) -> None:
+        ended = {"attempt": lease.attempt_id, "outcome": outcome, "why": reason}
+        moments = {"started": plain_of(started_at), "ended": microseconds(now)}
+        _END.run(tx, {**ended, **moments}, returns=False)
+
+
+@cache
+def _fenced(names: tuple[str, ...]) -> Prepared:
+    """Writes these columns of a lane as the holder of a token."""
+    mine = and_(lanes.c.id == bindparam("lane"), lanes.c.lease_token == bindparam("token"))
+    values = {lanes.c[name]: bindparam(f"to_{name}", type_=lanes.c[name].type) for name in names}
+    return Prepared(update(lanes).where(mine).values(values).returning(lanes.c.id))
+
+
+_MINE = and_(TRIED, entries.c.claim_token == bindparam("token"))
+_LEAVE = Prepared(
+    update(entries)
+    .where(_MINE)
+    .values(
+        state=bindparam("state"),
+        settled_at=bindparam("at", type_=entries.c.settled_at.type),
+        reason=bindparam("why"),
+    )
+    .returning(entries.c.size, entries.c.snapshot)
+)
+_END = Prepared(
+    update(attempts)
+    .where(attempts.c.id == bindparam("attempt"))
+    .values(
+        started_at=bindparam("started", type_=attempts.c.started_at.type),
+        ended_at=bindparam("ended", type_=attempts.c.ended_at.type),
+        outcome=bindparam("outcome"),
+        reason=bindparam("why"),
+    )
+)
+
+
+def _held_by(lease: Lease) -> dict[str, int]:
+    return {"lane": lease.lane_id, "token": lease.token}

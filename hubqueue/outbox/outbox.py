@@ -1,0 +1,262 @@
+"""One opened outbox: the home, its settings, its database and its spool, ready for use.
+
+Everything that reads or writes goes through the rooms of this object; it adds no statement of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from hubqueue.config.credentials import Credentials
+from hubqueue.config.home import Home
+from hubqueue.config.known_keys import learn_keys
+from hubqueue.config.reader import Config, DestinationSettings
+from hubqueue.domain.account import UNKNOWN
+from hubqueue.domain.clock import Clock
+from hubqueue.domain.errors import CredentialsError, OutboxDamaged, OutboxUnavailable
+from hubqueue.outbox.database import sqlite
+from hubqueue.outbox.database.database import Database
+from hubqueue.outbox.locks import Lock, serving, waiting
+from hubqueue.outbox.spool.ballast import Ballast
+from hubqueue.outbox.spool.spool import Spool
+
+if TYPE_CHECKING:
+    from hubqueue.outbox.addresses import Addresses
+    from hubqueue.outbox.moves.claim import Claims
+    from hubqueue.outbox.moves.enqueue import Entries, Moved
+    from hubqueue.outbox.moves.registry import Registry
+    from hubqueue.outbox.moves.settle import Settlement
+    from hubqueue.outbox.stats import Stats
+
+# A worker leaves the others this much room after each of its write transactions, enough for one that looks again in the
+# next instant (see `sqlite.begin_immediate`); one that waits longer asks for its turn.
+COURTESY = timedelta(milliseconds=0.5)
+# Nobody waits for a worker, so it waits for the others: in a storm of trainings it must not give up its start.
+_WORKER_PATIENCE = timedelta(seconds=30)
+
+
+class Outbox:
+    """What is owed to the destinations of one home. Use it as a context manager, or `close` it."""
+
+    def __init__(self, home: Home, config: Config, database: Database, environ: Mapping[str, str]) -> None:
+        self.home = home
+        self.config = config
+        self.database = database
+        self.credentials = Credentials(home.credentials, environ)
+        self.spool = Spool(config.spool.path or home.spool, config.spool)
+        self.set_aside: Path | None = None  # where a damaged predecessor was put when this one was opened
+
+    # Each room is loaded when it is first entered: a look at the status enters one of them.
+
+    @cached_property
+    def entries(self) -> Entries:
+        """The producer's and the operator's moves."""
+        from hubqueue.outbox.moves.enqueue import Entries
+
+        return Entries(self.database)
+
+    @cached_property
+    def addresses(self) -> Addresses:
+        """Where runs are addressed to."""
+        from hubqueue.outbox.addresses import Addresses
+
+        return Addresses(self.database)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """Destinations, runs and workers."""
+        from hubqueue.outbox.moves.registry import Registry
+
+        return Registry(self.database)
+
+    @cached_property
+    def claims(self) -> Claims:
+        """The moves that open a lease."""
+        from hubqueue.outbox.moves.claim import Claims
+
+        return Claims(self.database)
+
+    @cached_property
+    def settlement(self) -> Settlement:
+        """The moves of a lease holder."""
+        from hubqueue.outbox.moves.settle import Settlement
+
+        return Settlement(self.database)
+
+    @cached_property
+    def stats(self) -> Stats:
+        """Every read."""
+        from hubqueue.outbox.stats import Stats
+
+        return Stats(self.database)
+
+    def status(self) -> dict[str, Any]:
+        """What is owed, since when, why, and when next: what `hubqueue status --json` prints."""
+        from hubqueue.outbox.status import status
+
+        return status(self)
+
+    def run_lock(self, run_id: str) -> Path:
+        """The lock that the training process of a run holds as long as it lives."""
+        return self.home.locks / f"run-{run_id}.lock"
+
+    def serving_lock(self, destination: str) -> Path:
+        """The lock that a worker holds which sends for a row of `destinations`."""
+        return serving(self.home.locks, destination)
+
+    def waiting_lock(self, destination: str) -> Path:
+        """The lock that a worker holds which waits for the key of a row of `destinations`."""
+        return waiting(self.home.locks, destination)
+
+    def worker_lock(self, worker: str) -> Path:
+        """The lock that a worker holds as long as it lives."""
+        return self.home.locks / f"worker-{worker}.lock"
+
+    def note_destinations(self) -> None:
+        """Write down the destinations of the configuration, with the account that this environment has at each."""
+        for each in self.config.destinations.values():
+            self.addresses.note(each, self.key(each))
+
+    def key(self, target: DestinationSettings) -> str | None:
+        """The key of this environment for a destination: the account of the runs that are started in it.
+
+        `addresses.UNKNOWN` where there may be one that cannot be read now; `status` and `check` say why.
+        """
+        try:
+            return next(iter(self.credentials.keys(target)), None)
+        except CredentialsError:
+            return UNKNOWN
+
+    def discard(self, moved: Moved) -> None:
+        """Remove the snapshots of entries that need them no more. What stays behind is swept later."""
+        for name in moved.snapshots:
+            self.spool.remove(name)
+
+    def reopen(self) -> None:
+        """Check the file again, as at first, and open it. Raises the `OutboxError`s."""
+        self.home.create()
+        self.set_aside = None
+        self.database.open(lock=Lock(self.home.locks / "migrate.lock"))
+
+    def close(self) -> None:
+        """Close the database. The outbox opens again by itself when it is used again."""
+        self.database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_outbox(
+    home: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    clock: Clock | None = None,
+    courtesy: timedelta = timedelta(0),
+    set_aside_damaged: bool = False,
+) -> Outbox:
+    """Open the outbox of a home, making it where there is none, and bring its schema up to date.
+
+    `home` and `config` are looked up as everywhere: the argument, HUBQUEUE_HOME and HUBQUEUE_CONFIG, the
+    default. `courtesy` is a worker's (see `Database`), which may use up the ballast to open on a full disk.
+    `set_aside_damaged` renames a database that cannot be read and starts a new one beside it.
+    Raises `ConfigError` and the `OutboxError`s.
+    """
+    environ = os.environ if environ is None else environ
+    place = Home.locate(home, environ)
+    settings = place.load_config(Path(config) if config is not None else None, environ)
+    return open_with(
+        place, settings, environ, clock=clock, courtesy=courtesy, set_aside_damaged=set_aside_damaged
+    )
+
+
+def open_with(
+    place: Home,
+    settings: Config,
+    environ: Mapping[str, str],
+    *,
+    clock: Clock | None = None,
+    courtesy: timedelta = timedelta(0),
+    set_aside_damaged: bool = False,
+) -> Outbox:
+    """`open_outbox` where home and settings are known."""
+    learn_keys(place.credentials, environ)
+    place.create()
+    aside: Path | None = None
+    try:
+        try:
+            database = _open(place, settings, clock, courtesy)
+        except OutboxUnavailable:
+            # On a disk without a free byte SQLite cannot even make its side files; a worker has something to give.
+            if not (courtesy and Ballast(place.ballast).release()):
+                raise
+            database = _open(place, settings, clock, courtesy)
+    except OutboxDamaged:
+        if not set_aside_damaged:
+            raise
+        aside = replace_damaged(place, settings)
+        database = _open(place, settings, clock, courtesy)
+    outbox = Outbox(place, settings, database, environ)
+    outbox.set_aside = aside
+    return outbox
+
+
+def replace_damaged(home: Home, config: Config) -> Path | None:
+    """Set a damaged outbox aside, with its spool, to make room for a new one; where it is now.
+
+    None when the outbox is sound, or not a file of ours. Nothing is overwritten: what is in it may be saved.
+    """
+    if config.outbox.url or not home.outbox.exists():
+        return None
+    home.create()
+    with Lock(home.locks / "migrate.lock"):
+        # Under the lock, and only what is damaged still: another process may have been here first.
+        if _is_sound(home, config):
+            return None
+        aside = sqlite.set_aside(home.outbox)
+        spool = config.spool.path or home.spool
+        if spool.is_dir():
+            # Its snapshots belong to the entries of the old outbox; the new one would sweep them as orphans.
+            spool.rename(spool.with_name(f"{spool.name}{aside.name.removeprefix(home.outbox.name)}"))
+    home.create()
+    return aside
+
+
+def _is_sound(home: Home, config: Config) -> bool:
+    database = None
+    try:
+        database = _open(home, config, None, timedelta(0), lock=False)
+        return database.integrity() == "ok"
+    except OutboxDamaged:
+        return False
+    finally:
+        if database is not None:
+            database.close()
+
+
+def _open(
+    home: Home, config: Config, clock: Clock | None, courtesy: timedelta, *, lock: bool = True
+) -> Database:
+    database = Database(
+        config.outbox.url or f"sqlite:///{home.outbox}",
+        driver=config.outbox.driver,
+        patience=max(config.outbox.busy_timeout, _WORKER_PATIENCE)
+        if courtesy
+        else config.outbox.busy_timeout,
+        courtesy=courtesy,
+        network=home.is_network_file_system(),
+        clock=clock,
+    )
+    database.open(lock=Lock(home.locks / "migrate.lock") if lock else None)
+    return database

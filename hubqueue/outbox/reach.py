@@ -1,0 +1,97 @@
+"""Who can send what a run owes: a worker that lives, this environment, or neither, and then what a person can do.
+
+A run belongs to an address and an account (see `addresses.py`). What this environment does not match is left alone; the
+reason names both addresses, and never a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hubqueue.config.credentials import own_variable, usual_variable
+from hubqueue.config.reader import DestinationSettings
+from hubqueue.domain.account import UNKNOWN
+from hubqueue.domain.errors import CredentialsError
+from hubqueue.domain.redact import safe_url
+from hubqueue.outbox.addresses import Address
+from hubqueue.outbox.locks import is_held
+
+if TYPE_CHECKING:
+    from hubqueue.outbox.opened import Opened
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why this environment cannot send for a row of `destinations`, and what to do. `key` says that only a key is missing."""
+
+    what: str
+    hint: str
+    key: bool = False
+
+
+def is_served(outbox: Opened, name: str) -> bool:
+    """Whether a worker of this home lives that sends for a row. Costs microseconds."""
+    return is_held(outbox.serving_lock(name))
+
+
+def served(outbox: Opened) -> frozenset[str]:
+    """The rows that a living worker of this home has the key for."""
+    rows = outbox.addresses.all()
+    return frozenset(each.name for each in rows if each.account is not None and is_served(outbox, each.name))
+
+
+def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
+    """What keeps this environment from sending for a row; None when nothing does."""
+    target = outbox.config.destinations.get(address.label)
+    if target is None:
+        hint = f"add [destinations.{address.label}] with url = {safe_url(address.url)!r} to the configuration"
+        return Obstacle(f"destination {address.label} ({safe_url(address.url)}) is not configured here", hint)
+    if not address.fits(target):
+        what = (
+            f"{address.label} was at {safe_url(address.url)} for them and is at {safe_url(target.url)} here"
+        )
+        hint = f"set that address and its key, or send them to the new one: hubqueue readdress {address.name}"
+        return Obstacle(what, hint)
+    try:
+        keys: Collection[str] = outbox.credentials.keys(target)
+    except CredentialsError as error:
+        return Obstacle(str(error), error.hint or "hubqueue check finds out why", key=True)
+    if not keys:
+        return no_key(outbox, target)
+    if address.account == UNKNOWN:
+        what = f"the key for {address.label} could not be read when they began"
+        hint = f"store it: hubqueue login {address.label}; or send them with this one: hubqueue readdress {address.name}"
+        return Obstacle(what, hint)
+    if address.account is not None and address.key_among(tuple(keys)) is None:
+        what = f"they were started with another key for {address.label} ({safe_url(address.url)}) than this shell has"
+        hint = f"send them with the other key, or with this one: hubqueue readdress {address.name}"
+        return Obstacle(what, hint)
+    return None
+
+
+def no_key(outbox: Opened, target: DestinationSettings) -> Obstacle:
+    """That there is no key for a destination, and where one that is there may not go."""
+    try:
+        elsewhere = outbox.credentials.elsewhere(target)
+    except CredentialsError:
+        elsewhere = None
+    what = f"there is no key for {target.name}" + (f": {elsewhere}" if elsewhere else "")
+    variable = (None if elsewhere else usual_variable(target.type)) or own_variable(target.name)
+    return Obstacle(what, f"hubqueue login {target.name}, or set {variable}", key=True)
+
+
+def cure(destination: str, url: str, held: str) -> str:
+    """What to do about a destination that is on hold, by the reason that holds it."""
+    then = f"then: hubqueue resume {destination}"
+    if "certificate" in held:
+        return f"set destinations.{destination}.ca_bundle, or correct the clock of this machine; {then}"
+    if is_about_key(held):
+        return f"hubqueue login {destination}"
+    return f"check destinations.{destination}.url (now {safe_url(url)}), {then}"
+
+
+def is_about_key(held: str | None) -> bool:
+    """Whether a destination is on hold because of the key: refused, too short, or with signs that no key has."""
+    return held is not None and held.startswith("the key ")

@@ -1,0 +1,45 @@
+"""The ballast: room that is kept for the moment when the disk is full."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from hubqueue.config.home import open_private
+
+
+class Ballast:
+    """A file that only takes up room: freed when the disk is full, it lets the outbox settle what was sent."""
+
+    def __init__(self, path: Path, size: int = 4 * 1024 * 1024) -> None:
+        self._path, self._size = path, size
+
+    def create(self) -> bool:
+        """Make it where it is missing and there is ample room; whether it is there."""
+        if self._path.is_file():
+            return True
+        try:
+            if shutil.disk_usage(self._path.parent).free < 16 * self._size:
+                return False
+            descriptor = open_private(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                # Really written: a hole in a file frees nothing.
+                for _ in range(self._size // 65536):
+                    os.write(descriptor, secrets.token_bytes(65536))
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            self.release()
+            return False
+        return True
+
+    def release(self) -> bool:
+        """Give its room back; whether there was any."""
+        try:
+            self._path.unlink()
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,89 @@
+"""The body of a snapshot on its way out: read, hashed and given away at the same time.
+
+Promises that an altered body never arrives whole: its last block is kept back until all of it, as it was given away, is
+found to be what was enqueued. Promises a memory of a few blocks. What the disk does is told as an error of the storage:
+as an `OSError` it would pass for trouble of the network.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import nullcontext
+from typing import BinaryIO, Self
+
+from hubqueue.domain.entry import Snapshot
+from hubqueue.domain.errors import OutboxUnavailable, SnapshotAltered
+from hubqueue.outbox.spool.hashing import BLOCK, HashBehind, from_ring
+
+# Blocks in memory: one that is read, one that is hashed, one that leaves, and one to spare.
+_RING = 4
+
+
+class SnapshotBody:
+    """An opened snapshot: its blocks, each good until the next one is asked for.
+
+    Opening and reading raise `SnapshotAltered`, and `OutboxUnavailable` when the disk fails.
+    """
+
+    def __init__(self, file: BinaryIO, snapshot: Snapshot) -> None:
+        self._file, self._snapshot = file, snapshot
+        self._blocks = self._read()
+        try:
+            self._prove()
+        except BaseException:
+            file.close()
+            raise
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> memoryview:
+        try:
+            return next(self._blocks)
+        except OSError as error:
+            hint = f"check the disk of {self._file.name}"
+            raise OutboxUnavailable(
+                f"cannot read {self._snapshot.name}: {error.strerror}", hint=hint
+            ) from error
+
+    def close(self) -> None:
+        self._blocks.close()
+        self._file.close()
+
+    def _read(self) -> Generator[memoryview, None, None]:
+        size, at = self._snapshot.size, 0
+        ring = memoryview(bytearray(_RING * BLOCK))
+        hashing = HashBehind(from_ring(ring)) if self._snapshot.sha256 else None
+        with hashing or nullcontext():
+            while True:
+                if hashing:
+                    hashing.wait(len(ring) - BLOCK)
+                block = ring[at % len(ring) :][: min(BLOCK, size - at)]
+                self._fill(block)
+                at += len(block)
+                if hashing:
+                    hashing.written(len(block))
+                if at == size:
+                    break
+                yield block
+        self._prove(hashing.digest() if hashing else None)
+        yield block
+
+    def _fill(self, block: memoryview) -> None:
+        while block:
+            count = self._file.readinto(block)  # type: ignore[attr-defined]
+            if not count:
+                raise self._altered()
+            block = block[count:]
+
+    def _prove(self, digest: str | None = None) -> None:
+        """Raise `SnapshotAltered` when the size, the hash, or the time of a file without a hash is another one."""
+        found, wanted = os.fstat(self._file.fileno()), self._snapshot
+        same = found.st_size == wanted.size and digest in (None, wanted.sha256)
+        if not same or (wanted.sha256 is None and found.st_mtime_ns != wanted.mtime_ns):
+            raise self._altered()
+
+    def _altered(self) -> SnapshotAltered:
+        hint = "put the right file back, or give its entry up: hubqueue cancel"
+        return SnapshotAltered(f"{self._snapshot.name} in the spool is not what was enqueued", hint=hint)

@@ -1,0 +1,180 @@
+"""What worker and producer ask: what is owed, and when next. What people ask is in `runs.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    or_,
+    select,
+    true,
+)
+
+from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.lifecycle import RunState, State
+from hubqueue.outbox.database.prepared import Prepared
+from hubqueue.outbox.database.schema import Moment, destinations, entries, lanes, moment_of, runs
+from hubqueue.outbox.moves.readiness import (
+    LANES_OF_RUNS,
+    NOT_HELD,
+    OWING,
+    WAITING,
+    due_among,
+)
+from hubqueue.outbox.runs import OF_DESTINATION, Survey
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What is still pending: entries, their bytes, and how many of them nobody can send now (held)."""
+
+    entries: int
+    bytes: int
+    held: int
+
+
+class Stats(Survey):
+    """The questions that doors, worker and janitor ask."""
+
+    # For the worker.
+
+    def next_due(self, destination: str, kinds: Collection[Kind]) -> datetime | None:
+        """When the next lane of these kinds may send; None when nothing is ready, however long one waits.
+
+        Heartbeats are asked for apart from what is owed.
+        """
+        with self.database.read() as connection:
+            ((due,),) = _next_due(tuple(kinds)).run(connection, {"destination": destination})
+        return None if due is None else moment_of(due)
+
+    def running(self, within: Collection[str] | None = None) -> list[str]:
+        """The ids of the runs whose script has not ended, as far as the outbox knows; of some destinations or of all."""
+        which = runs.c.state == literal_column(f"'{RunState.RUNNING}'")
+        if within is not None:
+            which = and_(which, runs.c.destination.in_(within))
+        with self.database.read() as connection:
+            return list(connection.scalars(select(runs.c.id).where(which)))
+
+    # For the producer and drain.
+
+    def owed(self, run_id: str | None = None, *, within: Collection[str] | None = None) -> Owed:
+        """What is pending, of a run or of all. Outside the destinations `within`, everything counts as held."""
+        with self.database.read() as connection:
+            if within is not None:
+                query = _owed(and_(NOT_HELD, destinations.c.name.in_(within)))
+                chosen = query if run_id is None else query.where(lanes.c.run_id == run_id)
+                row = tuple(connection.execute(chosen).one())
+            elif run_id is None:
+                (row,) = _OWED.run(connection, {})
+            else:
+                (row,) = _OWED_BY_RUN.run(connection, {"run": run_id})
+        return Owed(int(row[0]), int(row[1]), int(row[2]))
+
+    def refused(self, run_id: str) -> tuple[dict[str, int], tuple[str, ...]]:
+        """The dead entries of a run: how many of each kind, and a few of the distinct reasons."""
+        with self.database.read() as connection:
+            counts = {kind: int(dead) for kind, dead in _DEAD_BY_KIND.run(connection, {"run": run_id})}
+        if not counts:
+            return {}, ()
+        dead = entries.c.state == literal_column(f"'{State.DEAD}'")
+        why = select(entries.c.reason).distinct().join(lanes).where(lanes.c.run_id == run_id, dead).limit(3)
+        return counts, tuple(row["reason"] for row in self._all(why) if row["reason"])
+
+    def saved(self, run_id: str, draft: Draft, *, after: int) -> int | None:
+        """The entry that a draft became, among those with an id above `after`; None when it became none.
+
+        For whoever has lost the confirmation of a commit. A draft with the same value in the same place counts: then
+        there is nothing to add.
+        """
+        if draft.snapshot is not None:
+            found: int | None = self._scalar(
+                select(entries.c.id).where(entries.c.snapshot == draft.snapshot.name)
+            )
+            return found
+        same = entries.c.payload == draft.payload
+        query = select(entries.c.id, case((same, 1), else_=0).label("same")).join(lanes)
+        query = query.where(lanes.c.run_id == run_id, lanes.c.kind == str(draft.kind))
+        query = query.where(entries.c.key == draft.key, entries.c.id > after).order_by(entries.c.id.desc())
+        newest = next(iter(self._all(query.limit(1))), None)
+        return int(newest["id"]) if newest is not None and newest["same"] else None
+
+    def run(self, run_id: str) -> Mapping[str, Any] | None:
+        """One run's row, with its destination's hold; None when there is none."""
+        with self.database.read() as connection:
+            rows = _RUN.run(connection, {"run": run_id})
+        if not rows:
+            return None
+        row = dict(zip(_RUN_COLUMNS, rows[0], strict=True))
+        moments = {name: row[name] and moment_of(row[name]) for name in _RUN_MOMENTS}
+        return {**row, **moments, "cancelled": bool(row["cancelled"])}
+
+    def run_ids(self) -> list[str]:
+        """The ids of all runs, newest first."""
+        with self.database.read() as connection:
+            return list(connection.scalars(select(runs.c.id).order_by(runs.c.created_at.desc())))
+
+    def dead(self, run_id: str | None = None) -> int:
+        """How many entries are dead, of a run or of all."""
+        which = true() if run_id is None else lanes.c.run_id == run_id
+        return int(self._scalar(select(func.coalesce(func.sum(lanes.c.dead), 0)).where(which)) or 0)
+
+    def has_failed(self, run_id: str, kind: Kind) -> bool:
+        """Whether something of a lane was not delivered at its last attempt, or is dead. One row is read."""
+        which = and_(lanes.c.run_id == run_id, lanes.c.kind == kind)
+        return bool(self._scalar(select(or_(lanes.c.failures > 0, lanes.c.dead > 0)).where(which)))
+
+    def newest_entry(self) -> int:
+        """The id of the entry that was enqueued last, of all runs; 0 without any."""
+        with self.database.read() as connection:
+            ((newest,),) = _NEWEST_ENTRY.run(connection, {})
+        return int(newest or 0)
+
+    def texts(self, run_id: str, kind: Kind, *, failed: bool) -> Iterator[tuple[int, str, str]]:
+        """The id, key and payload of what waits in a lane, oldest first: never sent, or (`failed`) sent in vain."""
+        tried = and_(lanes.c.failures > 0, entries.c.attempts > 0)
+        waiting = and_(WAITING, tried if failed else ~tried)
+        which = or_(waiting, entries.c.state == State.DEAD) if failed else waiting
+        query = select(entries.c.id, entries.c.key, entries.c.payload).join(lanes)
+        query = query.where(lanes.c.run_id == run_id, lanes.c.kind == kind, which).order_by(entries.c.id)
+        for row in self._all(query):
+            yield row["id"], row["key"], row["payload"]
+
+
+# What each run asks, most of them at its end.
+def _owed(free: ColumnElement[bool]) -> Select[Any]:
+    waits = case((free, 0), else_=lanes.c.pending)
+    known = lanes.c.kind.in_([literal_column(f"'{kind}'") for kind in Kind])
+    sums = (lanes.c.pending, lanes.c.bytes, case((known, waits), else_=lanes.c.pending))
+    total = [func.coalesce(func.sum(each), 0) for each in sums]
+    return select(*total).select_from(LANES_OF_RUNS).where(OWING)
+
+
+_OWED = Prepared(_owed(NOT_HELD))
+_OWED_BY_RUN = Prepared(_owed(NOT_HELD).where(lanes.c.run_id == bindparam("run")), ("run",))
+_DEAD_BY_KIND = Prepared(
+    select(lanes.c.kind, lanes.c.dead).where(lanes.c.run_id == bindparam("run"), lanes.c.dead > 0), ("run",)
+)
+_RUN_COLUMNS = [each.name for each in (*runs.c, *OF_DESTINATION)]
+_RUN_MOMENTS = [each.name for each in runs.c if isinstance(each.type, Moment)]
+_RUN = Prepared(
+    select(runs, *OF_DESTINATION).join(destinations).where(runs.c.id == bindparam("run")), ("run",)
+)
+_NEWEST_ENTRY = Prepared(select(func.max(entries.c.id)))
+
+
+# What an idle worker asks twice a second.
+@cache
+def _next_due(kinds: tuple[Kind, ...]) -> Prepared:
+    ready, due_at = due_among(kinds)
+    return Prepared(select(func.min(due_at)).select_from(LANES_OF_RUNS).where(ready))

@@ -1,0 +1,326 @@
+"""The status: everything a person or a program asks about an outbox, as one dictionary (see docs/status.md).
+
+Honest also when everything else is dead: whether a worker or a training process lives is asked of the lock it
+holds, which the kernel frees with the process, and not of what it once wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.domain.quantities import plural
+from hubqueue.domain.redact import clean, harmless, link
+from hubqueue.outbox.addresses import Address
+from hubqueue.outbox.database.schema import EPOCH
+from hubqueue.outbox.database.sqlite import asides, report_of
+from hubqueue.outbox.locks import is_held
+from hubqueue.outbox.reach import cure, is_served, obstacle
+from hubqueue.outbox.runs import COUNTED
+from hubqueue.outbox.uploads import upload_of
+
+if TYPE_CHECKING:
+    from hubqueue.config.home import Home
+    from hubqueue.config.reader import Config
+    from hubqueue.outbox.opened import Opened
+
+_NOBODY = {
+    "alive": False,
+    "id": None,
+    "pid": None,
+    "host": None,
+    "started_at": None,
+    "seen_at": None,
+    "starting": False,
+}
+# How long after the start of a training its worker may need to appear.
+_STARTING = timedelta(seconds=10)
+_LANE_COUNTS = (
+    "pending",
+    "in_flight",
+    "retrying",
+    "delivered",
+    "dead",
+    "superseded",
+    "cancelled",
+    "bytes",
+    "attempts",
+)
+
+
+def status(outbox: Opened, *, run_id: str | None = None, finished: int | None = 10) -> dict[str, Any]:
+    """The status of an outbox, or of one of its runs (the totals stay those of the outbox).
+
+    Of the runs that owe nothing any more the `finished` newest are shown (None: all).
+    """
+    now = outbox.database.now()
+    totals = outbox.stats.totals()
+    destinations = [harmless(each) for each in _destinations(outbox, now)]
+    runs = [harmless(_run(outbox, row, now)) for row in outbox.stats.runs(run_id=run_id, finished=finished)]
+    worker = _worker(outbox, now)
+    worker["starting"] = not worker["alive"] and _starts(outbox, runs, now)
+    for destination in destinations:
+        failing = _failing(outbox, destination["address"]) if totals["pending"] else (None, None)
+        destination["failing_since"], destination["last_error"] = failing
+    attention = _attention(outbox, totals, destinations, runs, worker)
+    return {
+        "healthy": not attention,
+        "attention": attention,
+        "outbox": outbox.database.describe(),
+        "spool": {
+            "path": str(outbox.spool.path),
+            "bytes": outbox.spool.bytes_used(),
+            "max_bytes": outbox.config.spool.max_bytes,
+            "free_bytes": outbox.spool.free_bytes(),
+        },
+        "worker": worker,
+        "totals": totals,
+        "destinations": destinations,
+        "runs": runs,
+    }
+
+
+def nothing_yet(home: Home, config: Config) -> dict[str, Any]:
+    """The status of a home without an outbox. Looking at it makes none."""
+    damaged = [_aside(path) for path in asides(home.outbox)]
+    return {
+        "healthy": not damaged,
+        "attention": damaged,
+        "outbox": {
+            "url": f"sqlite:///{home.outbox}",
+            "backend": "sqlite",
+            "version": None,
+            "journal_mode": None,
+            "synchronous": None,
+            "bytes": 0,
+            "revision": None,
+        },
+        "spool": {
+            "path": str(config.spool.path or home.spool),
+            "bytes": 0,
+            "max_bytes": config.spool.max_bytes,
+            "free_bytes": None,
+        },
+        "worker": dict(_NOBODY),
+        "totals": dict.fromkeys((*COUNTED, "in_flight", "retrying"), 0),
+        "destinations": [],
+        "runs": [],
+    }
+
+
+def _attention(
+    outbox: Opened,
+    totals: Mapping[str, int],
+    destinations: list[dict[str, Any]],
+    runs: list[dict[str, Any]],
+    worker: Mapping[str, Any],
+) -> list[dict[str, str]]:
+    """What needs a person: each with what it is and what to do."""
+    found = []
+    for destination in destinations:
+        name, where = destination["name"], f"{destination['name']} ({destination['url']})"
+        if destination["held"]:
+            hint = cure(name, destination["url"], destination["held"])
+            found.append({"what": f"destination {where} is on hold: {destination['held']}", "hint": hint})
+        elif destination["obstacle"] and destination["waiting"] and not destination["served"]:
+            waiting = (
+                f"{destination['waiting']} {'entry waits' if destination['waiting'] == 1 else 'entries wait'}"
+            )
+            found.append(
+                {"what": f"{waiting} for {where}: {destination['obstacle']}", "hint": destination["hint"]}
+            )
+    for run in runs:
+        if run["held"]:
+            hint = f"hubqueue resume {run['destination']}, or give it up: hubqueue cancel --run {run['id']}"
+            found.append({"what": f"run {run['id']} is on hold: {run['held']}", "hint": hint})
+        if run["unsaved"]:
+            what = f"run {run['id']}: {run['unsaved']} could not be saved ({run['unsaved_why']})"
+            found.append({"what": what, "hint": "these are lost; hubqueue check finds what else is wrong"})
+        for lane in run["lanes"]:
+            if lane["unknown"]:
+                found.append(
+                    {"what": f"run {run['id']}: {lane['held']}", "hint": "upgrade hubqueue on this machine"}
+                )
+    if totals["dead"]:
+        refused = plural(totals["dead"], "entry was", "entries were")
+        what = f"{refused} refused by the hub (dead)"
+        found.append(
+            {
+                "what": what,
+                "hint": "see why: hubqueue entries --state dead; retry: hubqueue redrive --all",
+            }
+        )
+    unserved = [each for each in destinations if each["waiting"] and not (each["served"] or each["obstacle"])]
+    # A worker of another home on the same database says only that it lives.
+    shared = outbox.config.outbox.url is not None and worker["alive"]
+    if unserved and not shared and not worker["starting"]:
+        hint = "start a worker: hubqueue worker --detach; or send now: hubqueue drain"
+        waiting = plural(sum(each["waiting"] for each in unserved), "upload is", "uploads are")
+        which = "no worker with their address and key" if worker["alive"] else "no worker"
+        found.append({"what": f"{waiting} waiting and {which} is running", "hint": hint})
+    return [*found, *(_aside(path) for path in asides(outbox.home.outbox))]
+
+
+def _aside(path: Path) -> dict[str, str]:
+    said = report_of(path)
+    hint = "hubqueue check tells more; once you have looked at it, move the file away"
+    return {"what": f"a damaged outbox was set aside: {path}" + (f"; {said}" if said else ""), "hint": hint}
+
+
+def _worker(outbox: Opened, now: datetime) -> dict[str, Any]:
+    nobody = dict(_NOBODY)
+    for row in outbox.stats.workers():
+        shown = {
+            "alive": _lives(outbox, row, now),
+            "id": row["id"],
+            "pid": row["pid"],
+            "host": harmless(row["host"]),
+            "started_at": _shown(outbox, row["started_at"]),
+            "seen_at": _shown(outbox, row["seen_at"]),
+        }
+        if shown["alive"]:
+            return shown
+        nobody = nobody if nobody["id"] else shown
+    return nobody
+
+
+def _starts(outbox: Opened, runs: list[dict[str, Any]], now: datetime) -> bool:
+    """Whether a worker is about to come: it has its lock before it is on the list, or a training has just begun.
+
+    Of a training that starts no worker this is wrong, for the first seconds.
+    """
+    workers = outbox.stats.workers()
+    listed = {outbox.worker_lock(row["id"]) for row in workers}
+    if any(is_held(lock) for lock in outbox.home.locks.glob("worker-*.lock") if lock not in listed):
+        return True
+    # One that is on the list and dead has come since, and will not come again by itself at once.
+    since = max([now - _STARTING, *(row["started_at"] for row in workers)])
+    newest = outbox.database.to_wall(since).isoformat()
+    return any(
+        run["state"] == RunState.RUNNING
+        and run["created_at"] > newest
+        and is_held(outbox.run_lock(run["id"]))
+        for run in runs
+    )
+
+
+def _failing(outbox: Opened, destination: str) -> tuple[str | None, str | None]:
+    """Since when nothing gets through to a destination, and what the last attempt said."""
+    since, reason = outbox.stats.failing(destination)
+    return _shown(outbox, since), None if reason is None else clean(reason)
+
+
+def _lives(outbox: Opened, worker: Mapping[str, Any], now: datetime) -> bool:
+    lock = outbox.worker_lock(worker["id"])
+    if lock.exists():
+        return is_held(lock)
+    # A worker of another home on the same database: all we have is when it last wrote.
+    return bool(now - worker["seen_at"] < 2 * outbox.config.worker.lease)
+
+
+def _destinations(outbox: Opened, now: datetime) -> list[dict[str, Any]]:
+    """The rows that runs belong to, and those that the configuration of this environment names."""
+    named = [each for name, each in outbox.config.destinations.items() if name not in outbox.config.implied]
+    owed = outbox.stats.owed_by_destination()
+    found = []
+    for row in outbox.stats.destinations():
+        address = Address(*(row[name] for name in ("name", "label", "type", "url", "account")))
+        if row["runs"] or any(map(address.fits, named)):
+            # Whatever held one that has no runs any more, is over.
+            shown = row if row["runs"] else {**row, "held": None}
+            found.append(_destination(outbox, shown, address, owed.get(row["name"], 0), now))
+    return found
+
+
+def _destination(
+    outbox: Opened, row: Mapping[str, Any], address: Address, waiting: int, now: datetime
+) -> dict[str, Any]:
+    barred = obstacle(outbox, address)
+    served = is_served(outbox, address.name)
+    return {
+        "name": address.label,
+        "type": address.type,
+        "url": address.url,
+        "held": row["held"],
+        "held_at": _shown(outbox, row["held_at"]),
+        "resumes_at": _shown(outbox, row["resumes_at"]) if row["resumes_at"] > now else None,
+        "address": address.name,
+        "served": served,
+        "waiting": waiting,
+        "obstacle": None if barred is None else barred.what,
+        "hint": None if barred is None else barred.hint,
+    }
+
+
+def _run(outbox: Opened, row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    state = row["state"]
+    # A run whose process is gone is interrupted, whether or not a worker was alive to notice.
+    lock = outbox.run_lock(row["id"])
+    if state == RunState.RUNNING and lock.exists() and not is_held(lock):
+        state = RunState.INTERRUPTED
+    beat = next((lane for lane in row["lanes"] if lane["kind"] == Kind.HEARTBEAT), None)
+    beating = state == RunState.RUNNING and beat is not None and beat["next_send_at"] is not None
+    return {
+        "id": row["id"],
+        "destination": row["label"],
+        "address": row["destination"],
+        "model": row["model"],
+        "remote_id": row["remote_id"],
+        "url": link(row["url"]),
+        "state": str(state),
+        "cancelled": row["cancelled"],
+        "held": row["held"],
+        "unsaved": row["unsaved"],
+        "unsaved_why": row["unsaved_why"],
+        "created_at": _shown(outbox, row["created_at"]),
+        "finished_at": _shown(outbox, row["finished_at"]),
+        "last_heartbeat_at": _shown(outbox, row["last_beat_at"]),
+        "next_heartbeat_at": _due(outbox, beat["next_send_at"], now) if beating and beat else None,
+        "lanes": [_lane(outbox, lane, now) for lane in row["lanes"] if lane["kind"] != Kind.HEARTBEAT],
+    }
+
+
+def _lane(outbox: Opened, lane: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+    oldest = lane["oldest_at"]
+    error = lane["last_error"]
+    return {
+        "kind": lane["kind"],
+        **{name: lane[name] for name in _LANE_COUNTS},
+        "oldest_age_s": None if oldest is None else round(max(0.0, (now - oldest).total_seconds()), 1),
+        "next_send_at": None if lane["in_flight"] else _due(outbox, lane["next_send_at"], now),
+        "held": lane["held"],
+        "unknown": lane["kind"] not in set(Kind),
+        "uploading": _uploading(outbox, lane),
+        "last_error": None if error is None else clean(error),
+    }
+
+
+def _uploading(outbox: Opened, lane: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How far the upload of a lane in flight is, as its worker tells."""
+    found = (
+        upload_of(outbox.home, lane["run_id"]) if lane["kind"] == Kind.CKPT and lane["in_flight"] else None
+    )
+    if found is None:
+        return None
+    rate, left = found.rate, found.seconds_left
+    return {
+        "sent": found.sent,
+        "size": found.size,
+        "rate": None if rate is None else round(rate),
+        "seconds_left": None if left is None else round(left, 1),
+    }
+
+
+def _due(outbox: Opened, moment: datetime | None, now: datetime) -> str | None:
+    """A moment of sending; what is overdue is due now."""
+    return None if moment is None else _shown(outbox, max(moment, now))
+
+
+def _shown(outbox: Opened, moment: datetime | None) -> str | None:
+    if moment is None or moment == EPOCH:
+        return None
+    return outbox.database.to_wall(moment).isoformat(timespec="milliseconds").replace("+00:00", "Z")

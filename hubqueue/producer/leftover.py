@@ -1,0 +1,114 @@
+"""What a run still owes when its script is done with it, and what the hub refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.errors import HubqueueError
+from hubqueue.domain.quantities import plural, size
+from hubqueue.outbox.addresses import Address
+from hubqueue.outbox.outbox import Outbox
+from hubqueue.outbox.reach import is_served, obstacle
+from hubqueue.producer.survival import hint_of
+
+_LOG = logging.getLogger("hubqueue")
+_NOUNS = {
+    Kind.REGISTRATION: "registration",
+    Kind.METRICS: "epoch",
+    Kind.CKPT: "checkpoint",
+    Kind.EVENT: "message",
+    Kind.COMPLETION: "end of the run",
+}
+_REASON = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What did not reach the hub when `finish` returns; falsy when everything did.
+
+    `entries` and `bytes` wait in the outbox and are sent by the worker after this process has ended. `held` says
+    why they wait for a person, if they do. `dead` counts what the hub refused, `reasons` are a few of its distinct
+    reasons. `unsaved` counts metrics and checkpoints that never reached the disk, `unsaved_why` is the last reason.
+    """
+
+    entries: int = 0
+    bytes: int = 0
+    unsaved: int = 0
+    held: str | None = None
+    dead: int = 0
+    reasons: tuple[str, ...] = ()
+    unsaved_why: str | None = None
+    refused: dict[str, int] = field(default_factory=dict, hash=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.entries or self.unsaved or self.dead)
+
+
+def count(outbox: Outbox, run_id: str, *, unsaved: int, why: str | None) -> Leftover:
+    """What a run owes now. Raises the `OutboxError`s."""
+    owed = outbox.stats.owed(run_id)
+    refused, reasons = outbox.stats.refused(run_id)
+    held = None
+    if owed.entries and (row := outbox.stats.run(run_id)) is not None:
+        held = (
+            row["held"] or row["destination_held"] or _barred(outbox, row) or ("held" if owed.held else None)
+        )
+    return Leftover(
+        owed.entries,
+        owed.bytes,
+        unsaved,
+        held,
+        sum(refused.values()),
+        reasons,
+        why if unsaved else None,
+        refused,
+    )
+
+
+def _barred(outbox: Outbox, row: Mapping[str, Any]) -> str | None:
+    """Why nobody can send for a run: its key is missing here, and no worker has it."""
+    address = Address.of_run(row)
+    found = obstacle(outbox, address)
+    if found is None or (address.account is not None and is_served(outbox, address.name)):
+        return None
+    return found.what
+
+
+def look(outbox: Outbox | None, run_id: str | None, *, unsaved: int, why: str | None) -> Leftover:
+    """What a run owes now, as far as it can be told: what cannot be read counts as unsaved."""
+    if outbox is None or run_id is None:
+        return Leftover(unsaved=unsaved, unsaved_why=why)
+    try:
+        return count(outbox, run_id, unsaved=unsaved, why=why)
+    except (HubqueueError, OSError) as error:
+        _LOG.warning("what is left cannot be read: %s%s", error, hint_of(error))
+        return Leftover(unsaved=max(1, unsaved), unsaved_why=why or str(error))
+
+
+def word(left: Leftover) -> str:
+    """What is left, in one line with what to do."""
+    parts, see = [], []
+    if left.dead:
+        refused = ", ".join(plural(number, _noun(kind)) for kind, number in left.refused.items())
+        reasons = "; ".join(reason[:_REASON] for reason in left.reasons)
+        parts.append(f"the hub refused {refused}" + (f" ({reasons})" if reasons else ""))
+        see.append("hubqueue entries --state dead")
+    if left.entries:
+        are, them = ("is", "it") if left.entries == 1 else ("are", "them")
+        then = f"on hold: {left.held}" if left.held else f"saved on disk, a worker will send {them}"
+        parts.append(f"{plural(left.entries, 'upload')} ({size(left.bytes)}) {are} waiting; {then}")
+    if left.unsaved:
+        parts.append(
+            f"{left.unsaved} could not be saved" + (f" ({left.unsaved_why})" if left.unsaved_why else "")
+        )
+    if left.entries or left.unsaved:
+        see.append("hubqueue status")
+    return "; ".join(parts) + "; see: " + " and ".join(see)
+
+
+def _noun(kind: str) -> str:
+    return _NOUNS.get(Kind(kind), "entry") if kind in set(Kind) else "entry"

@@ -1,0 +1,210 @@
+"""`hubqueue check`: look at everything that can be wrong, and say of each what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from hubqueue.config.choice import choose
+from hubqueue.config.credentials import Credentials
+from hubqueue.config.home import Home
+from hubqueue.config.reader import DestinationSettings
+from hubqueue.config.registry import declaration
+from hubqueue.domain.account import origin
+from hubqueue.domain.errors import ConfigError, HubqueueError, OutboxDamaged
+from hubqueue.domain.lifecycle import State
+from hubqueue.domain.outcome import Delivered, RetryLater
+from hubqueue.domain.plain import is_intact
+from hubqueue.domain.quantities import plural, size
+from hubqueue.domain.redact import safe_url
+from hubqueue.outbox.database import sqlite
+from hubqueue.outbox.database.schema_check import differences
+from hubqueue.outbox.outbox import Outbox, open_outbox, replace_damaged
+from hubqueue.outbox.reach import cure, is_served, no_key, obstacle
+from hubqueue.outbox.salvage import salvage
+
+# Below this, in bytes, the outbox itself is in danger.
+_LEAST_FREE = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    ok: bool
+    detail: str
+    hint: str | None = None
+
+
+def examine(home: str | None, config: str | None, *, online: bool, set_aside: bool) -> list[Finding]:
+    """Look at configuration, home, outbox, accounting, spool, credentials and, when `online`, the destinations."""
+    try:
+        place = Home.locate(home, os.environ)
+        settings = place.load_config(Path(config) if config is not None else None, os.environ)
+    except ConfigError as error:
+        return [Finding("configuration", False, problem, error.hint) for problem in error.problems]
+    except HubqueueError as error:  # a home or a file that others may change
+        return [Finding("home", False, str(error), error.hint)]
+    found = [
+        Finding(
+            "configuration",
+            True,
+            f"default destination: {choose(settings, Credentials(place.credentials, os.environ), None).name}",
+        )
+    ]
+    found += _home(place)
+    try:
+        if set_aside and (aside := replace_damaged(place, settings)) is not None:
+            found.append(Finding("outbox", True, f"the damaged one is kept as {aside}; a new one is started"))
+        with open_outbox(home, config) as outbox:
+            if set_aside:
+                salvage(outbox)
+            found += _asides(place)
+            found += [*_outbox(outbox), *_spool(outbox), *_credentials(outbox), *_addresses(outbox)]
+            if online:
+                found += _destinations(outbox)
+    except HubqueueError as error:
+        found.append(Finding("outbox", False, str(error), error.hint))
+    return found
+
+
+def _home(home: Home) -> Iterator[Finding]:
+    if home.is_network_file_system():
+        hint = "it works, with a slower journal; a local disk is faster and safer: HUBQUEUE_HOME"
+        yield Finding("home", True, f"{home.path} is on {home.file_system()}, a network file system ({hint})")
+    else:
+        yield Finding("home", True, f"{home.path} ({home.file_system()})")
+    for what, hint in home.problems():
+        yield Finding("home", True, f"{what} ({hint})")
+
+
+def _asides(home: Home) -> Iterator[Finding]:
+    for path in sqlite.asides(home.outbox):
+        said = sqlite.report_of(path) or "a worker will look what can be saved from it"
+        hint = "when everything from it has been uploaded, move the file and its spool away"
+        yield Finding("outbox", False, f"a damaged outbox was set aside: {path}; {said}", hint)
+
+
+def _outbox(outbox: Outbox) -> Iterator[Finding]:
+    described = outbox.database.describe()
+    if outbox.database.path:
+        verdict = outbox.database.integrity()
+        if verdict != "ok":
+            yield Finding("outbox", False, f"{described['url']} is damaged: {verdict}", sqlite.SET_ASIDE)
+            raise OutboxDamaged(f"{described['url']} is damaged", hint=sqlite.SET_ASIDE)
+    journal = f"{described['journal_mode']}/{described['synchronous']}"
+    yield Finding(
+        "outbox",
+        True,
+        f"{described['url']}, revision {described['revision']}, {described['backend']} {described['version']}, {journal}",
+    )
+    with outbox.database.read() as connection:
+        for difference in differences(connection):
+            hint = "nobody but hubqueue may change it; ask whoever did, and undo the change"
+            yield Finding("outbox", False, f"the schema is not hubqueue's: {difference}", hint)
+    wrong = outbox.stats.miscounted()
+    if wrong:
+        hint = "somebody changed the database by hand; please report it"
+        yield Finding("accounting", False, f"{len(wrong)} lanes are miscounted, such as {wrong[0]}", hint)
+    else:
+        totals = outbox.stats.totals()
+        parts = " + ".join(
+            f"{totals[name]} {name}" for name in ("pending", "delivered", "dead", "superseded", "cancelled")
+        )
+        yield Finding("accounting", True, f"{totals['enqueued']} enqueued = {parts}")
+    for state in (State.PENDING, State.DEAD):
+        for entry_id, key, payload, kept in outbox.stats.payloads(state):
+            if not is_intact(key, payload, kept):
+                hint = f"it would be refused; give it up: hubqueue cancel {entry_id}"
+                yield Finding("outbox", False, f"the payload of entry {entry_id} is damaged", hint)
+
+
+def _spool(outbox: Outbox) -> Iterator[Finding]:
+    bad = 0
+    for state in (State.PENDING, State.DEAD):
+        for entry_id, snapshot in outbox.stats.snapshots(state):
+            try:
+                outbox.spool.verify(snapshot)
+            except HubqueueError as error:
+                bad += 1
+                yield Finding(
+                    "spool", False, f"entry {entry_id}: {error}", f"give it up: hubqueue cancel {entry_id}"
+                )
+    free, reserve = outbox.spool.free_bytes(), max(outbox.config.spool.min_free_bytes, _LEAST_FREE)
+    if free < reserve:
+        hint = "free space; checkpoints are refused until then"
+        yield Finding(
+            "spool", False, f"{size(free)} free on the disk, {size(reserve)} reserve required", hint
+        )
+    elif not bad:
+        yield Finding("spool", True, f"{outbox.spool.path}, {size(outbox.spool.bytes_used())} used")
+
+
+def _credentials(outbox: Outbox) -> Iterator[Finding]:
+    for problem in outbox.credentials.problems():
+        yield Finding(
+            "credentials", False, problem, f"chmod 600 {outbox.home.credentials}, or hubqueue login again"
+        )
+    for target in _concerned(outbox):
+        try:
+            keys = outbox.credentials.keys(target)
+        except HubqueueError:
+            continue  # reported above
+        if keys:
+            yield Finding(
+                "credentials", True, f"{plural(len(keys), 'key')} for {target.name} ({origin(target.url)})"
+            )
+        else:
+            missing = no_key(outbox, target)
+            yield Finding("credentials", False, missing.what, missing.hint)
+
+
+def _concerned(outbox: Outbox) -> list[DestinationSettings]:
+    """The destinations that are used: those that runs go to, those that the file names, and the default one."""
+    settings, used = outbox.config, {row["label"] for row in outbox.stats.destinations() if row["runs"]}
+    default = choose(settings, outbox.credentials, None)
+    named = set(settings.destinations) - settings.implied if settings.default_named else set()
+    wanted = used | named or {default.name}
+    return [each for name, each in settings.destinations.items() if name in wanted]
+
+
+def _addresses(outbox: Outbox) -> Iterator[Finding]:
+    """What waits for an address or an account that this environment does not have, and what is on hold."""
+    owed = outbox.stats.owed_by_destination()
+    held = {row["name"]: row["held"] for row in outbox.stats.destinations()}
+    for address in outbox.addresses.all():
+        where, waiting = f"{address.label} at {safe_url(address.url)}", owed.get(address.name, 0)
+        if held.get(address.name):
+            why = f"{where} is on hold: {held[address.name]}"
+            yield Finding("destination", False, why, cure(address.label, address.url, held[address.name]))
+        barred = obstacle(outbox, address) if waiting else None
+        if barred is not None and not barred.key:
+            served = "; a worker that lives has what it needs" if is_served(outbox, address.name) else ""
+            what = f"{waiting} waiting for {where}: {barred.what}{served}"
+            yield Finding("destination", bool(served), what, barred.hint)
+
+
+def _destinations(outbox: Outbox) -> Iterator[Finding]:
+    for target in _concerned(outbox):
+        if not outbox.key(target):
+            continue  # reported above
+        keys = partial(outbox.credentials.keys, target)
+        transport = declaration(target.type).open(target, keys, outbox.spool.open)
+        try:
+            outcome = transport.check()
+        except HubqueueError as error:
+            yield Finding("destination", False, f"{target.name}: {error}", error.hint)
+            continue
+        finally:
+            transport.close()
+        if isinstance(outcome, Delivered):
+            yield Finding("destination", True, f"{target.name} at {target.url} accepts the key")
+        else:
+            hint = cure(target.name, target.url, outcome.reason)
+            if isinstance(outcome, RetryLater):
+                hint = "try again later; nothing is lost meanwhile"
+            yield Finding("destination", False, f"{target.name} at {target.url}: {outcome.reason}", hint)

@@ -1,0 +1,209 @@
+"""One attempt, from the lease to the settle.
+
+Promises: no transaction is open while bytes travel; whatever happens the lease ends in exactly one settle, or
+runs out and is taken over; a surprise (a bug) costs a retry, never an entry. What the thread sends next is claimed
+in the transaction of the settle, which stands without it where the claim fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, assert_never
+
+from hubqueue.destinations.base import Attempt, Transport
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.errors import CredentialsError, LeaseLost, OutboxDamaged, OutboxUnavailable, SpoolError
+from hubqueue.domain.lane import Batch, Lease
+from hubqueue.domain.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater, Scope
+from hubqueue.domain.plain import is_intact
+from hubqueue.outbox.moves.batch import SUSPECT_AFTER
+from hubqueue.outbox.moves.enqueue import Moved
+from hubqueue.outbox.outbox import Outbox
+from hubqueue.outbox.spool.ballast import Ballast
+from hubqueue.worker import events
+from hubqueue.worker.backoff import next_attempt_at
+from hubqueue.worker.events import Emit
+
+if TYPE_CHECKING:
+    from hubqueue.outbox.opened import Transaction
+
+_LOG = logging.getLogger("hubqueue.worker")
+# A settle that the disk refuses is tried again as long as the lease may hold; the pause between two tries.
+_SETTLE_PAUSE = 1.0
+
+# Claims what a thread sends next, within the transaction that settles what it has sent.
+Follow = Callable[["Transaction"], Lease | None]
+
+
+class Delivery:
+    """Carries out attempts for one worker."""
+
+    def __init__(
+        self, outbox: Outbox, transports: Mapping[str, Transport], emit: Emit, start_grace: timedelta
+    ) -> None:
+        self._outbox = outbox
+        self._transports = transports
+        self._emit = emit
+        self._start_grace = start_grace
+        self._ballast = Ballast(outbox.home.ballast)
+
+    def attempt(self, lease: Lease, stop: threading.Event, follow: Follow = lambda _tx: None) -> Lease | None:
+        """Send the batch of a lease and settle what came of it; the lease that follows."""
+        started: list[datetime] = []
+
+        def on_start() -> None:
+            if started:
+                return  # an upload in several steps starts once
+            now = self._outbox.database.now()
+            if now > lease.claimed_at + self._start_grace:
+                self._outbox.settlement.restamp(lease, now, self._start_grace)
+            started.append(now)
+            batch = lease.batch
+            fact = events.AttemptStarted(
+                batch.run.id, batch.kind, len(batch.entries), batch.size, lease.attempts
+            )
+            self._emit(fact)
+
+        def on_bytes(sent: int) -> None:
+            size = lease.batch.size  # of the files; what leaves has a head and a frame around them as well
+            self._emit(events.UploadProgressed(lease.batch.run.id, lease.attempt_id, min(sent, size), size))
+
+        try:
+            attempt = Attempt(on_start, on_bytes, stop, partial(self._outbox.settlement.note_progress, lease))
+            outcome = self._damaged(lease.batch) or self._send(lease.batch, attempt)
+        except LeaseLost as lost:
+            self._emit(events.SettleLost(lease.batch.run.id, lease.batch.kind, str(lost)))
+            return None
+        except OutboxUnavailable as error:
+            outcome = RetryLater(f"storage trouble: {error}")
+        except Exception as surprise:
+            _LOG.exception(
+                "run %s: an attempt at %s failed unexpectedly", lease.batch.run.id, lease.batch.kind
+            )
+            outcome = RetryLater(f"internal error: {type(surprise).__name__}")
+        started_at = started[0] if started else None
+        try:
+            facts, following = self._settle(lease, outcome, started_at, follow)
+        except Exception:
+            # The claim may have failed, and the answer must not be lost for that. What else is wrong is wrong again.
+            facts, following = self._insist(lease, outcome, started_at, stop), None
+        for fact in facts:
+            self._emit(fact)
+        return following
+
+    def _damaged(self, batch: Batch) -> Outcome | None:
+        """A payload that is none is found before a byte is sent."""
+        damaged = [
+            entry.id for entry in batch.entries if not is_intact(entry.key, entry.payload, entry.checksum)
+        ]
+        if damaged:
+            return Rejected(f"the payload of entry {damaged[0]} was damaged in the outbox")
+        return None
+
+    def _send(self, batch: Batch, attempt: Attempt) -> Outcome:
+        try:
+            for entry in batch.entries:
+                if entry.snapshot:
+                    self._outbox.spool.look_at(entry.snapshot)
+            transport = self._transports.get(batch.run.destination)
+            if transport is None:
+                return Aborted(f"the key for {batch.run.label} is not here any more")
+            return transport.send(batch, attempt)
+        except SpoolError as error:
+            # Gone or altered: found now, or while it was sent; the request was broken off before its last block.
+            if self._outbox.config.outbox.url and not self._outbox.run_lock(batch.run.id).exists():
+                return RetryLater(f"the spool of another home has it: {error}")
+            return Rejected(str(error))
+        except CredentialsError as error:
+            return Blocked(str(error), Scope.DESTINATION)
+
+    def _insist(
+        self, lease: Lease, outcome: Outcome, started_at: datetime | None, stop: threading.Event
+    ) -> list[events.Fact]:
+        """Settle and claim nothing; a full disk is met with the ballast, then with patience."""
+        pause = threading.Event()
+        while True:
+            try:
+                return self._settle(lease, outcome, started_at, lambda _tx: None)[0]
+            except LeaseLost as lost:
+                return [events.SettleLost(lease.batch.run.id, lease.batch.kind, str(lost))]
+            except (OutboxUnavailable, OutboxDamaged) as error:  # an unreadable page may be readable again
+                self._emit(events.StorageTroubled(str(error)))
+                if self._ballast.release():
+                    continue
+                if stop.is_set():
+                    return []  # the lease runs out, and the same batch goes again with the same key
+                pause.wait(_SETTLE_PAUSE)
+
+    def _settle(
+        self, lease: Lease, outcome: Outcome, started_at: datetime | None, follow: Follow
+    ) -> tuple[list[events.Fact], Lease | None]:
+        """Write the outcome down and claim what follows: what is to be told, now that it is so for good, and the lease."""
+        with self._outbox.database.write() as tx:
+            moved, facts = self._write(tx, lease, outcome, started_at)
+            following = follow(tx)
+        self._outbox.discard(moved)
+        return facts, following
+
+    def _write(
+        self, tx: Transaction, lease: Lease, outcome: Outcome, started_at: datetime | None
+    ) -> tuple[Moved, list[events.Fact]]:
+        """The settle of an outcome within a transaction: what has moved, and what is to be told."""
+        batch, run_id, kind = lease.batch, lease.batch.run.id, lease.batch.kind
+        settlement, now, nothing = self._outbox.settlement, self._outbox.database.now(), Moved(0)
+        match outcome:
+            case Delivered(remote):
+                moved = settlement.ack(lease, started_at=started_at, remote=remote, within=tx)
+                took = now - (started_at or lease.claimed_at)
+                told: list[events.Fact] = []
+                if kind is Kind.HEARTBEAT:
+                    told.append(events.HeartbeatDelivered(run_id))
+                else:
+                    told.append(events.BatchDelivered(run_id, kind, len(batch.entries), batch.size, took))
+                if remote.id and remote.id != batch.run.remote_id:
+                    told.append(events.RunRegistered(run_id, remote.id, remote.url))
+                if remote.cancelled:
+                    told.append(events.RunCancelled(run_id))
+                return moved, told
+            case RetryLater(reason, after, scope):
+                retry = self._outbox.config.retry
+                at = next_attempt_at(lease.failures, now=now, retry=retry, asked=after)
+                # The others wait as the hub has asked, not for what this lane has failed before.
+                others = next_attempt_at(0, now=now, retry=retry, asked=after)
+                everywhere = others if scope is Scope.DESTINATION else None
+                if outcome.suspect and lease.attempts >= SUSPECT_AFTER and len(batch.entries) > 1:
+                    settlement.split(lease, reason=reason, started_at=started_at, within=tx)
+                    return nothing, [events.BatchSplit(run_id, kind, len(batch.entries), reason)]
+                settlement.retry(
+                    lease, at=at, reason=reason, started_at=started_at, resumes_at=everywhere, within=tx
+                )
+                shown = self._outbox.database.to_wall(at)
+                failed = events.AttemptFailed(
+                    run_id, kind, len(batch.entries), reason, lease.failures + 1, shown
+                )
+                paused = []
+                if everywhere:
+                    until = self._outbox.database.to_wall(everywhere)
+                    paused = [events.DestinationPaused(batch.run.label, until)]
+                return nothing, [failed, *paused]
+            case Rejected(reason) if len(batch.entries) > 1:
+                settlement.split(lease, reason=reason, started_at=started_at, within=tx)
+                return nothing, [events.BatchSplit(run_id, kind, len(batch.entries), reason)]
+            case Rejected(reason):
+                settlement.bury(lease, reason=reason, started_at=started_at, within=tx)
+                return nothing, [
+                    events.EntryBuried(run_id, kind, entry.id, entry.key, reason) for entry in batch.entries
+                ]
+            case Blocked(reason, scope):
+                settlement.release(lease, reason=reason, started_at=started_at, hold=scope, within=tx)
+                what = f"run {run_id}" if scope is Scope.RUN else f"destination {batch.run.label}"
+                return nothing, [events.Held(what, batch.run.label, reason)]
+            case Aborted(reason):
+                settlement.release(lease, reason=reason, started_at=started_at, within=tx)
+                return nothing, [events.AttemptReleased(run_id, kind, reason)]
+            case unknown:
+                assert_never(unknown)

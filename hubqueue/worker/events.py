@@ -1,0 +1,193 @@
+"""Facts: what has happened, told after the commit that made it true. `log.py` words them.
+
+Progress bars, logs and tests hear the same facts; nothing in the package depends on who listens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from hubqueue.domain.entry import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted:
+    worker: str
+    pid: int
+    home: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStopped:
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted:
+    """The first byte of a request is about to leave. `size` is in bytes."""
+
+    run_id: str
+    kind: Kind
+    entries: int
+    size: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class UploadProgressed:
+    """`sent` of `size` bytes have left, never more. Told often; not logged."""
+
+    run_id: str
+    attempt_id: int
+    sent: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchDelivered:
+    run_id: str
+    kind: Kind
+    entries: int
+    size: int
+    took: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class RunRegistered:
+    run_id: str
+    remote_id: str
+    url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatDelivered:
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunCancelled:
+    """The hub asked the training to stop."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    run_id: str
+    kind: Kind
+    entries: int
+    reason: str
+    failures: int
+    again_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationPaused:
+    """The hub asked for a pause: every lane of the destination waits."""
+
+    destination: str
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSplit:
+    run_id: str
+    kind: Kind
+    entries: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EntryBuried:
+    run_id: str
+    kind: Kind
+    entry_id: int
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A run or a destination is stopped until somebody acts. `what` reads like "destination hub"."""
+
+    what: str
+    destination: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptReleased:
+    run_id: str
+    kind: Kind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SettleLost:
+    """The lease ran out and somebody else holds the lane: this attempt's outcome was not written."""
+
+    run_id: str
+    kind: Kind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StorageTroubled:
+    """The outbox could not be read or written; tried again by itself."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunInterrupted:
+    """The training process is gone without having said how its run ended."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeasesReclaimed:
+    workers: int
+    lanes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tidied:
+    pruned: int
+    swept: int
+
+
+@dataclass(frozen=True, slots=True)
+class Salvaged:
+    """A damaged outbox was looked at; `said` tells what came over."""
+
+    path: str
+    said: str
+
+
+Fact = (
+    WorkerStarted
+    | WorkerStopped
+    | AttemptStarted
+    | UploadProgressed
+    | BatchDelivered
+    | RunRegistered
+    | HeartbeatDelivered
+    | RunCancelled
+    | AttemptFailed
+    | DestinationPaused
+    | BatchSplit
+    | EntryBuried
+    | Held
+    | AttemptReleased
+    | SettleLost
+    | StorageTroubled
+    | RunInterrupted
+    | LeasesReclaimed
+    | Tidied
+    | Salvaged
+)
+Emit = Callable[[Fact], None]

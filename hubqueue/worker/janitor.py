@@ -1,0 +1,76 @@
+"""The janitor: finds out who is gone and clears away what nobody needs any more.
+
+Promises: it never touches an entry that is owed; whatever it removes was settled, or belongs to nobody.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.locks import forget, is_held
+from hubqueue.outbox.outbox import Outbox
+from hubqueue.outbox.salvage import salvage
+from hubqueue.outbox.spool.ballast import Ballast
+from hubqueue.worker import events
+from hubqueue.worker.closing import close_run
+from hubqueue.worker.events import Emit
+
+# A snapshot is written before its row: only one that is older than any enqueue can last is an orphan.
+_ORPHAN_AGE = timedelta(hours=1)
+_CHUNK = 1000
+
+
+class Janitor:
+    """Tidies one outbox."""
+
+    def __init__(self, outbox: Outbox, emit: Emit) -> None:
+        self._outbox = outbox
+        self._emit = emit
+        self._ballast = Ballast(outbox.home.ballast)
+
+    def look_around(self) -> None:
+        """Take back the leases of dead workers, and mark the runs whose process is gone. Cheap; often."""
+        # No lock file: the worker belongs to another home on the same database; its leases run out by themselves.
+        locks = {row["id"]: self._outbox.worker_lock(row["id"]) for row in self._outbox.stats.workers()}
+        gone = [worker for worker, lock in locks.items() if lock.exists() and not is_held(lock)]
+        if gone:
+            lanes = self._outbox.claims.reclaim(gone)
+            self._outbox.registry.workers_left(gone)
+            for worker in gone:
+                forget(self._outbox.worker_lock(worker))
+            self._emit(events.LeasesReclaimed(len(gone), lanes))
+        for run_id in self._outbox.stats.running():
+            lock = self._outbox.run_lock(run_id)
+            # No lock file: the run belongs to another machine's home, which can tell for itself.
+            if lock.exists() and not is_held(lock) and close_run(self._outbox, run_id, RunState.INTERRUPTED):
+                self._emit(events.RunInterrupted(run_id))
+
+    def salvage(self) -> None:
+        """Bring over what can be read of damaged outboxes that were set aside. At the start, and seldom."""
+        for saved in salvage(self._outbox):
+            self._emit(events.Salvaged(str(saved.path), str(saved)))
+
+    def tidy(self) -> None:
+        """Prune what is finished and old, sweep orphans from the spool, keep the ballast ready. Seldom."""
+        self.salvage()
+        pruned = self.prune()
+        swept = self._outbox.spool.sweep(
+            self._outbox.entries.snapshots_kept, older_than=_ORPHAN_AGE, now=time.time()
+        )
+        self._ballast.create()
+        if pruned or swept:
+            self._emit(events.Tidied(pruned, len(swept)))
+
+    def prune(self) -> int:
+        """Delete finished entries and attempts that are older than the configuration keeps them; how many."""
+        now, keep = self._outbox.database.now(), self._outbox.config.outbox
+        total = 0
+        while True:
+            gone = self._outbox.entries.prune(
+                settled_before=now - keep.keep_delivered, ended_before=now - keep.keep_attempts, limit=_CHUNK
+            )
+            total += gone
+            if gone < _CHUNK:
+                return total

@@ -1,0 +1,92 @@
+"""What only a person may decide: that runs go to another address, or with another key, than they were started for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from hubqueue.config.config import did_you_mean
+from hubqueue.config.credentials import check_key
+from hubqueue.config.reader import DestinationSettings
+from hubqueue.domain.account import opens, origin
+from hubqueue.domain.errors import ConfigError, UnknownName
+from hubqueue.domain.redact import clean, safe_url
+from hubqueue.outbox.addresses import Address
+from hubqueue.outbox.outbox import Outbox
+from hubqueue.outbox.reach import is_about_key
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Runs that can be addressed anew: how many, whence and whither, in words."""
+
+    outbox: Outbox
+    runs: int
+    source: str
+    goal: str
+    target: DestinationSettings
+    run_ids: Collection[str]
+    names: Collection[str]
+
+    def carry_out(self) -> int:
+        """Do it; how many runs were moved."""
+        key = self.outbox.key(self.target)
+        return self.outbox.addresses.move(self.target, key, run_ids=self.run_ids, names=self.names)
+
+
+def log_in(outbox: Outbox, target: DestinationSettings, key: str) -> int:
+    """Store a key for a destination at its address, and lift its hold; how many runs go with this key from now on.
+
+    Those are the runs of the stored key that it replaces, and those at this address whose key was refused.
+    """
+    before = outbox.credentials.stored(target)
+    check_key(target.name, key)
+    held = {row["name"] for row in outbox.stats.destinations() if is_about_key(row["held"])}
+    theirs = [
+        each.name
+        for each in outbox.addresses.all()
+        if each.fits(target) and each.account is not None and not opens(key, each.account)
+        if each.name in held or (before is not None and opens(before, each.account))
+    ]
+    # Before the old key is gone: a login that is cut short can be repeated.
+    moved = outbox.addresses.move(target, key, names=theirs) if theirs else 0
+    outbox.credentials.store(target, key)
+    outbox.registry.resume(target.name)
+    return moved
+
+
+def moves(outbox: Outbox, names: Collection[str], *, run_id: str | None, to: str | None) -> Iterator[Move]:
+    """What was asked for, each from one row of `destinations`. Raises `UnknownName` and `ConfigError`."""
+    known = {each.name: each for each in outbox.addresses.all()}
+    if run_id is not None:
+        row = outbox.stats.run(run_id)
+        assert row is not None, "the caller knows the run"
+        source = known[row["destination"]]
+        yield _move(outbox, source, to, runs=1, run_ids=[run_id], names=())
+        return
+    for name in names:
+        if name not in known:
+            guess = did_you_mean(name, known)
+            hint = f"there are: {', '.join(known)}"
+            raise UnknownName(f"there is no address {clean(name, limit=60)}{guess}", hint=hint)
+        count = outbox.addresses.runs_of(name)
+        yield _move(outbox, known[name], to, runs=count, run_ids=(), names=[name])
+
+
+def _move(
+    outbox: Outbox,
+    source: Address,
+    to: str | None,
+    *,
+    runs: int,
+    run_ids: Collection[str],
+    names: Collection[str],
+) -> Move:
+    target = outbox.config.destination(to if to is not None else source.label)
+    if target.type != source.type:
+        hint = "what was saved for one type of destination means nothing to another"
+        raise ConfigError(
+            (f"{target.name} is of type {target.type}, {source.name} of type {source.type}",), hint=hint
+        )
+    goal = f"{target.name} ({origin(target.url)})" + ("" if outbox.key(target) else ", which has no key yet")
+    return Move(outbox, runs, f"{source.label} ({safe_url(source.url)})", goal, target, run_ids, names)

@@ -1,0 +1,93 @@
+"""Which runs a worker may send for: those whose address and account its own configuration and keys match.
+
+Promises: nothing is sent to another address, or with another account, than a run was started for. A key that is refused
+makes room for those that come after it for the same destination, never for one before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hubqueue.config.reader import DestinationSettings
+from hubqueue.domain.account import UNKNOWN
+from hubqueue.domain.errors import CredentialsError
+from hubqueue.outbox.addresses import Address
+from hubqueue.outbox.outbox import Outbox
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A row of `destinations` (`name`) that can be sent for, and the keys for it, asked anew for each attempt."""
+
+    name: str
+    settings: DestinationSettings
+    keys: Callable[[], tuple[str, ...]]
+
+
+def routes(outbox: Outbox, *, keyless: bool = False) -> list[Route]:
+    """The routes of this environment. `keyless`: runs that were started without a key need none."""
+    return list(_routes(outbox, keyless))
+
+
+def sendable(outbox: Outbox) -> list[Path]:
+    """The locks of the rows that a worker with this environment takes care of."""
+    serves = [outbox.serving_lock(each.name) for each in routes(outbox)]
+    return serves + [outbox.waiting_lock(name) for name in waiting(outbox)]
+
+
+def waiting(outbox: Outbox) -> list[str]:
+    """The rows at an address of this environment whose runs still wait for a key: their first, or one to be read again."""
+    targets = outbox.config.destinations.values()
+    return [
+        each.name
+        for each in outbox.addresses.all()
+        if each.account in {None, UNKNOWN} and any(map(each.fits, targets))
+    ]
+
+
+def _routes(outbox: Outbox, keyless: bool) -> Iterator[Route]:
+    rows = outbox.addresses.all()
+    for target in outbox.config.destinations.values():
+        try:
+            keys = outbox.credentials.keys(target)
+        except CredentialsError:
+            keys = ()  # `status` and `check` say why
+        for row in (each for each in rows if each.fits(target)):
+            if row.account is None and keyless:
+                yield Route(row.name, target, lambda: ())
+            elif row.key_among(keys) is not None:
+                yield Route(row.name, target, _keys(outbox, target, row))
+
+
+def adopt(outbox: Outbox) -> None:
+    """Give the runs that were started without a key to the account that this environment has at their address."""
+    rows = outbox.addresses.all()
+    for target in outbox.config.destinations.values():
+        if any(each.account == UNKNOWN and each.fits(target) for each in rows) and (
+            kept := stored_key(outbox, target)
+        ):
+            outbox.addresses.claim_unknown(target, kept)
+        unkeyed = [each for each in rows if each.account is None and each.fits(target)]
+        if unkeyed and any(outbox.addresses.runs_of(each.name) for each in unkeyed):
+            key = outbox.key(target)
+            if key is not None and key != UNKNOWN:
+                outbox.addresses.note(target, key)
+
+
+def stored_key(outbox: Outbox, target: DestinationSettings) -> str | None:
+    """The key that this home keeps for a destination; None where there is none, or it cannot be read now."""
+    try:
+        return outbox.credentials.stored(target)
+    except CredentialsError:
+        return None
+
+
+def _keys(outbox: Outbox, target: DestinationSettings, row: Address) -> Callable[[], tuple[str, ...]]:
+    def keys() -> tuple[str, ...]:
+        found = outbox.credentials.keys(target)
+        at = row.key_among(found)
+        return () if at is None else found[at:]
+
+    return keys
