@@ -1,11 +1,11 @@
-"""The producer's door: a training run that owes its metrics and checkpoints to a hub.
+"""The API of the producer: a training run that owes its metrics and checkpoints to a hub.
 
-Promises: what `log_metrics` and `save_checkpoint` returned for is on disk; the training thread never touches
-the network, never sees an exception because of storage or network trouble (unless `strict`), and `finish`
-waits no longer than it was told. No signal handlers, no output of its own besides the logger "hubqueue".
+Promises: when `log_metrics` or `save_checkpoint` returns an id, the entry is on disk. The training thread never uses
+the network and never gets an exception because of storage or network trouble (unless `strict`). `finish` waits no
+longer than its `timeout`. No signal handlers, and no output except the logger "hubqueue" and a progress bar.
 
 When the storage fails (a full disk, a read-only home), metrics are kept in memory and saved with the next call
-that succeeds; what is still unsaved at the end is counted in `Leftover.unsaved`.
+that succeeds. `Leftover.unsaved` counts what is still unsaved at the end.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from hubqueue.producer import metrics as values
 from hubqueue.producer.backlog import Backlog
 from hubqueue.producer.called_with import Ending, check_path, check_start, ending
 from hubqueue.producer.intake import copy_checkpoint, owe, was_swept
-from hubqueue.producer.leftover import Leftover, look, word
+from hubqueue.producer.leftover import Leftover, count_safely, word
 from hubqueue.producer.opening import Opening
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run_page import run_page
@@ -53,7 +53,7 @@ Path_ = str | os.PathLike[str]
 _T = TypeVar("_T")
 _LOG = logging.getLogger("hubqueue")
 _POLL = 0.1
-# What `finish` grants a locked database at least, in seconds, for each of its few statements.
+# Seconds that each statement of `finish` waits for a locked database at least.
 _LEAST_PATIENCE = 0.1
 
 
@@ -68,22 +68,22 @@ def start_run(
     strict: bool = False,
     resume: str | None = None,
 ) -> Run:
-    """Start a training run, or go on with the one of the same model at the hub. Works offline.
+    """Start a training run, or continue the run of a model that the hub already has. Does not need the network.
 
     `model` is a model file (`yolov8n.pt`: a new model is registered with `args`), a model URL or a model id.
-    `worker`: "auto" starts a detached worker process when none is alive, "thread" sends from this process,
-    "none" only saves. `resume` is the `Run.id` of a run to continue ("last": the newest), which the hub need not know yet.
-    Raises `InvalidModel`, `InvalidArgument` and `ConfigError` for what only the caller can fix; storage trouble is
-    logged and survived, with `strict` it is raised.
+    `worker`: "auto" starts a detached worker process when none is running, "thread" sends from this process,
+    "none" only saves. `resume` is the `Run.id` of a run to continue ("last": the newest), registered at the hub or not.
+    Raises `InvalidModel`, `InvalidArgument` and `ConfigError` for errors that only the caller can fix. Storage errors
+    are logged, or raised with `strict`.
     """
     check_start(model, args, worker)
-    place = Home.locate(home)
-    settings = settings_of(place, config, strict=strict)
-    target = choose(settings, Credentials(place.credentials, os.environ), destination, model=str(model))
+    located = Home.locate(home)
+    settings = settings_of(located, config, strict=strict)
+    target = choose(settings, Credentials(located.credentials, os.environ), destination, model=str(model))
     named = declaration(target.type).identify(model, target)
     options = {"worker": worker, "strict": strict, "resume": resume, "config_path": config}
-    told = without_keys(args or {}, place.credentials, os.environ, named.api_key)
-    run = Run(place, settings, target, named, told, **options)  # type: ignore[arg-type]
+    safe_args = without_keys(args or {}, located.credentials, os.environ, named.api_key)
+    run = Run(located, settings, target, named, safe_args, **options)  # type: ignore[arg-type]
     run._begin()
     return run
 
@@ -111,47 +111,47 @@ class Run:
         self._opening = Opening(home, config, destination, named, args, resume=resume, clock=clock)
         self._sender: Sender | None = None
         self._unsaved = Unsaved()
-        self._backlog = Backlog(self._give_way)
-        self._survivor = Survivor(strict=strict, name=lambda: self.id, hear=self._unsaved.because)
+        self._backlog = Backlog(self._removed_unsaved)
+        self._survivor = Survivor(strict=strict, name=lambda: self.id, note=self._unsaved.because)
         self._ended: RunState | None = None
         _LIVING.add(self)
 
     @property
     def id(self) -> str | None:
-        """The local id, as `hubqueue status` shows it; None as long as the storage could not be opened."""
+        """The local id, as `hubqueue status` shows it; None until the storage could be opened."""
         return self._opening.run_id
 
     @property
     def outbox(self) -> Outbox | None:
-        """The outbox it is in; None as long as the storage could not be opened. Shared with other runs of the process."""
+        """The run's outbox, shared with other runs of this process; None until the storage could be opened."""
         return self._opening.outbox
 
     @property
     def remote_id(self) -> str | None:
-        """The id at the hub; None until the hub has answered."""
+        """The id at the hub; None until the hub has responded."""
         return self._opening.model_id
 
     @property
     def url(self) -> str | None:
-        """Where the run can be looked at; None until the hub has answered."""
-        found: str | None = self._opening.told("url")
+        """The address of the run's web page; None until the hub has responded."""
+        found: str | None = self._opening.column("url")
         return found
 
     @property
     def cancelled(self) -> bool:
         """Whether the hub has asked the training to stop."""
-        return bool(self._opening.told("cancelled"))
+        return bool(self._opening.column("cancelled"))
 
     def log_metrics(self, metrics: Mapping[str, object], *, epoch: int) -> int | None:
-        """Save the metrics of an epoch (0-based); the id of the entry, None when it could only be kept in memory.
+        """Save the metrics of an epoch (0-based); return the entry's id, or None when they are only kept in memory.
 
         Values are numbers or scalars of numpy and torch; non-finite ones are sent as null. Logging an epoch again
-        replaces what is not sent yet. Raises `InvalidMetrics` for anything else, `RunFinished` after `finish`.
+        replaces metrics that are not sent yet. Raises `InvalidMetrics` for other values, `RunFinished` after `finish`.
         """
         return self._save(metrics_draft(values.metrics_text(metrics), values.epoch_number(epoch)))
 
     def log_console(self, content: str, *, lines: int = 1) -> int | None:
-        """Save lines of the training's output for a hub that shows them (Platform); as `log_metrics` otherwise."""
+        """Save lines of the training's output for a hub that shows them (Platform). Otherwise as `log_metrics`."""
         console = declaration(self._destination.type).console
         if console is None:
             return None
@@ -160,11 +160,11 @@ class Run:
     def save_checkpoint(
         self, path: Path_, *, epoch: int, is_best: bool = False, map: float = 0.0, final: bool = False
     ) -> int | None:
-        """Save a private copy of a checkpoint file; the id of the entry, None when it could not be saved.
+        """Save a private copy of a checkpoint file; return the entry's id, or None when it could not be saved.
 
-        The file may change or vanish as soon as this returns. Of those that wait, only the newest `last` and the
-        newest `best` one are kept; `final` (with `map`, the mAP50-95) is sent without regard to the pace. Trouble
-        is logged (raised when `strict`), `RunFinished` is raised after `finish`.
+        The file may be changed or deleted as soon as this returns. Of the waiting checkpoints, only the newest `last`
+        and the newest `best` are kept. A `final` one (with `map`, its mAP50-95) is sent without waiting for the pace.
+        Errors are logged (raised with `strict`). Raises `RunFinished` after `finish`.
         """
         check_path(path)
         number = values.epoch_number(epoch)
@@ -194,11 +194,11 @@ class Run:
         results: Mapping[str, object] | None = None,
         error: str | None = None,
     ) -> Leftover:
-        """End the run and wait for its uploads, at most `timeout` seconds (None: until they are done); what is left.
+        """End the run, wait up to `timeout` seconds for its uploads (None: until they are done); return what is left.
 
-        `results` (such as `{"metrics": {…}, "bestEpoch": 7}`) or `error` are for a hub that wants to hear of the
-        end. What is left is sent after this process has ended: by a detached worker, or by the next one.
-        Calling it again waits again. A wrong argument raises `InvalidArgument`, and the run is ended all the same.
+        `results` (for example `{"metrics": {…}, "bestEpoch": 7}`) or `error` are sent to a hub that records the end
+        of a run. What is left is sent after this process has ended, by a detached worker or by the next worker.
+        A second call waits again. An invalid argument raises `InvalidArgument`; the run is ended anyway.
         """
         end = ending(timeout, status, results, error)
         try:
@@ -220,9 +220,9 @@ class Run:
         return left
 
     def wait(self, *, timeout: float, each: Callable[[Leftover], None] = lambda _left: None) -> Leftover:
-        """Wait until nothing is owed or nothing can be done about it, at most `timeout` seconds; the run goes on.
+        """Wait up to `timeout` seconds until nothing is owed, or until waiting cannot help; the run continues.
 
-        `each` hears about ten times a second what is still owed.
+        `each` is called about ten times a second with what is still owed.
         """
         deadline, pause = time.monotonic() + timeout, threading.Event()
         while True:
@@ -258,7 +258,7 @@ class Run:
         self._nudge()
 
     def _store_key(self) -> None:
-        # A key inside an identifier is for the worker, which knows only the environment and this file.
+        # The worker reads keys only from the environment and from this file, so a key in the identifier is stored here.
         assert self._named.api_key is not None
         self._home.create()
         Credentials(self._home.credentials, os.environ).add(self._destination, self._named.api_key)
@@ -286,8 +286,8 @@ class Run:
             entry_id = owe(outbox, run_id, draft)
         return entry_id
 
-    def _give_way(self, draft: Draft, unsure: bool, replaced: bool) -> None:
-        """A draft leaves the memory without having been saved, as far as is known."""
+    def _removed_unsaved(self, draft: Draft, unsure: bool, replaced: bool) -> None:
+        """Account for a draft that the backlog removed without saving it."""
         if not replaced:
             self._unsaved.lose()
         if draft.snapshot is not None and not unsure and self.outbox is not None:
@@ -298,7 +298,7 @@ class Run:
         self._unsaved.note(outbox, run_id, waiting=waiting)
 
     def _close(self, end: Ending) -> None:
-        """Save what waits in memory, for the last time, and end the run."""
+        """Try once more to save what is in memory, then end the run."""
 
         def save() -> None:
             self._attempt("metrics", lambda: self._backlog.save(self._enqueue))
@@ -313,7 +313,7 @@ class Run:
             self._opening.try_again()
             save()
             if self._backlog and Ballast(self._home.ballast).release():
-                save()  # on a full disk this is what the ballast is for: after this, the memory is gone
+                save()  # the disk is full; releasing the ballast is the last chance before the memory is lost
             if self._unsaved.lost or self._backlog or self._unsaved.noted:
                 self._attempt("loss", lambda: self._note(waiting=len(self._backlog)))
             if self._ended is None:
@@ -329,16 +329,16 @@ class Run:
     def _sending(self) -> Sender:
         if self._sender is None:
             self._opening.opened()
-            row = partial(self._opening.told, "destination")
+            row = partial(self._opening.column, "destination")
             self._sender = sender(self._mode, self._home, self._config_path, row)
         return self._sender
 
     def _left(self) -> Leftover:
         unsaved, why, outbox = len(self._backlog) + self._unsaved.lost, self._unsaved.why, self.outbox
         if outbox is None:
-            return look(None, None, unsaved=unsaved, why=why)
+            return count_safely(None, None, unsaved=unsaved, why=why)
         with SHARED.used(outbox):
-            return look(outbox, self.id, unsaved=unsaved, why=why)
+            return count_safely(outbox, self.id, unsaved=unsaved, why=why)
 
 
 _LIVING: weakref.WeakSet[Run] = weakref.WeakSet()

@@ -1,4 +1,4 @@
-"""What a run could not save: counted, with the last reason, and written down with the run as soon as that succeeds."""
+"""Counts what a run could not save, with the last reason, and records it with the run as soon as that succeeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _WHY = 300
 
 
 class Unsaved:
-    """The account of one run. Guarded by its run."""
+    """The count of one run. Not thread-safe; the lock of its run guards the counts."""
 
     def __init__(self) -> None:
         self.lost = 0
@@ -17,17 +17,17 @@ class Unsaved:
         self.noted = 0
 
     def lose(self) -> None:
-        """Something will never be saved."""
+        """Count something that will never be saved."""
         self.lost += 1
 
     def because(self, error: BaseException) -> None:
-        """Why something could not be saved, for good or for now."""
+        """Keep the reason why something could not be saved, permanently or for now."""
         self.why = clean(str(error) or type(error).__name__, limit=_WHY)
 
     def note(self, outbox: Outbox, run_id: str, *, waiting: int = 0) -> None:
-        """Write down with the run what is not there yet. `waiting` is lost too, unless it is saved after all.
+        """Record losses with the run that are not recorded yet. `waiting` drafts count as lost until they are saved.
 
-        Raises the `OutboxError`s; then the next call does it.
+        Raises the `OutboxError`s; the next call then tries again.
         """
         more = self.lost + waiting - self.noted
         if more:
