@@ -1,4 +1,4 @@
-"""What a producer's call becomes: drafts, with their place and rank in the lane. Pure rules."""
+"""Builds drafts from a producer's calls, with their key and rank in the lane. Pure rules."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ FINAL_RANK = -(2**62)
 
 
 def metrics_draft(text: str, epoch: int) -> Draft:
-    """The metrics of one epoch. The lane goes by epoch."""
+    """The metrics of one epoch. The lane is ordered by epoch."""
     return Draft(Kind.METRICS, str(epoch), epoch, text)
 
 
 def ckpt_draft(
     snapshot: Snapshot, epoch: int, *, is_best: bool, map: float, final: bool, now: datetime
 ) -> Draft:
-    """A checkpoint. Newest first; `last` and `best` have one waiting place each, and a final one replaces both.
+    """A checkpoint. The newest goes first; at most one `last` and one `best` wait, and a final one replaces both.
 
-    A periodic checkpoint after the final one would turn a finished model back into an unfinished one at the
-    hub, so the final one takes the places of those that wait.
+    A periodic checkpoint sent after the final one would turn a finished model at the hub back into an unfinished
+    one, so the final one supersedes those that wait.
     """
     payload = {"epoch": epoch, "is_best": is_best, "map": map, "final": final}
     if final:

@@ -1,4 +1,4 @@
-"""Doubles for tests of code that uses hubqueue."""
+"""Test doubles for code that uses hubqueue."""
 
 from hubqueue.testing.doubles import FakeClock, MemoryTransport, outbox_in
 
