@@ -1,4 +1,4 @@
-"""Checks of the arguments that a script passes: each error is one line, and invalid arguments of `finish` still end the run."""
+"""Checks the arguments of a script's calls. An error is one line; invalid arguments of `finish` still end the run."""
 
 from __future__ import annotations
 
