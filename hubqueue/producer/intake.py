@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import declaration
-from hubqueue.domain.drafts import ckpt_draft
+from hubqueue.domain.drafts import Checkpoint, ckpt_draft
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.errors import HubqueueError, OutboxError
 from hubqueue.domain.identifier import Identifier
@@ -68,23 +67,14 @@ def open_run(
     return run_id, continues
 
 
-def save_snapshot(
-    outbox: Outbox,
-    run_id: str,
-    path: str | os.PathLike[str],
-    epoch: int,
-    *,
-    is_best: bool,
-    map: float,
-    final: bool,
-) -> int:
+def save_snapshot(outbox: Outbox, run_id: str, checkpoint: Checkpoint) -> int:
     """Copy a checkpoint into the spool and enqueue it; return the entry's id. Durable on return.
 
     Raises `CheckpointUnreadable`, `SpoolFull` and the `OutboxError`s. The copy is removed then, unless it is unknown
     whether the row was written: in that case the copy stays, and the janitor removes it if it has no row.
     """
     while True:
-        draft = copy_checkpoint(outbox, run_id, path, epoch, is_best=is_best, map=map, final=final)
+        draft = copy_checkpoint(outbox, run_id, checkpoint)
         assert draft.snapshot is not None
         try:
             entry_id = owe(outbox, run_id, draft)
@@ -104,19 +94,10 @@ def save_snapshot(
             return entry_id
 
 
-def copy_checkpoint(
-    outbox: Outbox,
-    run_id: str,
-    path: str | os.PathLike[str],
-    epoch: int,
-    *,
-    is_best: bool,
-    map: float,
-    final: bool,
-) -> Draft:
+def copy_checkpoint(outbox: Outbox, run_id: str, checkpoint: Checkpoint) -> Draft:
     """Copy a checkpoint into the spool; return its draft. Raises the errors of the spool's `take`."""
-    snapshot = outbox.spool.take(path, label=f"{run_id}-{epoch}")
-    return ckpt_draft(snapshot, epoch, is_best=is_best, map=map, final=final, now=outbox.database.now())
+    snapshot = outbox.spool.take(checkpoint.path, label=f"{run_id}-{checkpoint.epoch}")
+    return ckpt_draft(checkpoint, snapshot, now=outbox.database.now())
 
 
 def owe(outbox: Outbox, run_id: str, draft: Draft) -> int:

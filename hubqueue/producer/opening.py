@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from hubqueue.config.home import Home
 from hubqueue.config.reader import Config, DestinationSettings
-from hubqueue.domain.clock import Clock
 from hubqueue.domain.errors import HubqueueError, OutboxDamaged
 from hubqueue.domain.identifier import Identifier
 from hubqueue.outbox.locks import Lock
@@ -30,22 +29,23 @@ _SET_ASIDE = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run is started with. `named` identifies its model, `resume` the run to continue (an id, or "last")."""
+
+    home: Home
+    config: Config
+    destination: DestinationSettings
+    named: Identifier
+    args: Mapping[str, object]
+    resume: str | None = None
+
+
 class Opening:
     """The outbox of one run and the run's id in it; both None until they exist. Safe to use from several threads."""
 
-    def __init__(
-        self,
-        home: Home,
-        config: Config,
-        destination: DestinationSettings,
-        named: Identifier,
-        args: Mapping[str, object],
-        *,
-        resume: str | None,
-        clock: Clock | None,
-    ) -> None:
-        self._home, self._config, self._destination = home, config, destination
-        self._named, self._args, self._resume, self._clock = named, args, resume, clock
+    def __init__(self, start: Start) -> None:
+        self._start = start
         self.outbox: Outbox | None = None
         self.run_id: str | None = None
         self.guard = threading.RLock()
@@ -60,7 +60,7 @@ class Opening:
     def model_id(self) -> str | None:
         """The id at the hub, None until it is known."""
         found: str | None = self.column("remote_id")
-        return found or self._named.model_id
+        return found or self._start.named.model_id
 
     def opened(self) -> tuple[Outbox, str]:
         """The outbox and the run's id in it. Opens and registers first if needed, also when the file was replaced."""
@@ -84,7 +84,7 @@ class Opening:
                 if self.outbox is None:
                     raise
                 self._forget_outbox()
-                aside = replace_damaged(self._home, self._config)
+                aside = replace_damaged(self._start.home, self._start.config)
             _LOG.error(_SET_ASIDE, aside)
             return act()
 
@@ -126,7 +126,7 @@ class Opening:
             raise self._trouble.with_traceback(None)
         self._retry_at = time.monotonic() + _REOPEN
         try:
-            outbox = SHARED.borrow(self._home, self._config, clock=self._clock)
+            outbox = SHARED.borrow(self._start.home, self._start.config)
             try:
                 if outbox.set_aside is not None:
                     _LOG.error(_SET_ASIDE, outbox.set_aside)
@@ -139,22 +139,27 @@ class Opening:
             raise
         self.outbox, self._in_use, self._trouble = outbox, True, None
         try:
-            announce(outbox, self._destination, self.run_id, continues=self._continues, resume=self._resume)
+            announce(
+                outbox,
+                self._start.destination,
+                self.run_id,
+                continues=self._continues,
+                resume=self._start.resume,
+            )
         except Exception as error:  # an informational line must not prevent a run from being saved
             _LOG.debug("the run could not be announced: %s", error)
 
     def _register(self, outbox: Outbox) -> str:
-        target = self._destination
         # After an error the run may exist already: the confirmation of its commit may have been lost.
         unsure = self._new_id is not None
         if self._new_id is None:
             self._new_id, self.first_entry = new_run_id(), outbox.stats.newest_entry()
         run_id, continues = open_run(
             outbox,
-            self._named,
-            self._args,
-            target,
-            resume=self._resume,
+            self._start.named,
+            self._start.args,
+            self._start.destination,
+            resume=self._start.resume,
             new_id=self._new_id,
             unsure_after=self.first_entry if unsure else None,
         )
@@ -171,7 +176,8 @@ class Opening:
         """Stop using an outbox that is damaged, or whose file was replaced by another one."""
         assert self.outbox is not None
         # If the model's id can still be read, the hub does not get a second model.
-        self._named = dataclasses.replace(self._named, model_id=self.model_id)
+        named = replace(self._start.named, model_id=self.model_id)
+        self._start = replace(self._start, named=named)
         SHARED.forget(self.outbox)
         if self._in_use:
             SHARED.give_back(self.outbox)

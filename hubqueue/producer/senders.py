@@ -29,7 +29,7 @@ def sender(mode: WorkerMode, home: Home, config: str | None, row: Callable[[], s
     """The sender for a `worker` mode of `start_run`. `row` returns the run's current row of `destinations`."""
     if mode == "auto":
         return Detached(home, config, row)
-    return InProcess(home.path, config) if mode == "thread" else Nobody()
+    return InProcess(home.path, config) if mode == "thread" else NoSender()
 
 
 class Sender(Protocol):
@@ -50,7 +50,7 @@ class Sender(Protocol):
         ...
 
 
-class Nobody:
+class NoSender:
     """Sends nothing; another process drains the outbox."""
 
     sends = False

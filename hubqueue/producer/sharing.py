@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from hubqueue.config.home import Home
 from hubqueue.config.reader import Config
-from hubqueue.domain.clock import Clock
 from hubqueue.domain.errors import HubqueueError
 from hubqueue.outbox.database import forks
 from hubqueue.outbox.outbox import Outbox, open_with
@@ -38,9 +37,9 @@ class Sharing:
         self._shared: list[_Shared] = []
         forks.watch(self)
 
-    def borrow(self, home: Home, config: Config, *, clock: Clock | None = None) -> Outbox:
+    def borrow(self, home: Home, config: Config) -> Outbox:
         """An open outbox, to be given back. A damaged one is set aside and replaced. Raises the `OutboxError`s."""
-        found = None if clock is not None else self._known(home, config)
+        found = self._known(home, config)
         if found is not None:
             if found.users > 1:
                 return found.outbox  # in use, therefore open, and its file was not replaced
@@ -51,7 +50,7 @@ class Sharing:
                 # A complete open finds the reason and reports it.
                 self.forget(found.outbox)
                 found.outbox.close()
-        outbox = open_with(home, config, os.environ, clock=clock, set_aside_damaged=True)
+        outbox = open_with(home, config, os.environ, set_aside_damaged=True)
         with self._guard:
             self._shared.append(_Shared(outbox, 1))
         return outbox

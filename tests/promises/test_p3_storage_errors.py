@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from stage import totals
 
 import hubqueue as package
-from hubqueue.domain.drafts import metrics_draft
+from hubqueue.domain.drafts import Checkpoint, metrics_draft
 from hubqueue.domain.entry import Draft
 from hubqueue.domain.errors import OutboxUnavailable
 from hubqueue.outbox.outbox import Outbox, open_outbox
@@ -339,9 +339,7 @@ def test_a_shell_command_whose_confirmation_was_lost_keeps_the_body_too(
             outbox.stats.totals()
             proxy.armed.set()
 
-            entry = save_snapshot(
-                outbox, run.id or "", tmp_path / "best.pt", 0, is_best=False, map=0.0, final=False
-            )
+            entry = save_snapshot(outbox, run.id or "", Checkpoint(tmp_path / "best.pt", 0))
 
             (row,) = outbox.stats.entries(kind="ckpt")
             assert row["id"] == entry

@@ -102,7 +102,7 @@ def test_finish_does_not_wait_for_a_locked_database(at_home: Path, monkeypatch: 
     monkeypatch.setenv("HUBQUEUE_OUTBOX__BUSY_TIMEOUT", "3600")
     run = package.start_run("yolov8n.pt", worker="none")
     with open_outbox(at_home, environ={}) as other, other.database.write():
-        run._backlog.put(metrics_draft("{}", 0))
+        run._saving.backlog.put(metrics_draft("{}", 0))
 
         # With the configured busy timeout it would take an hour.
         left = run.finish(timeout=0.2)
@@ -138,7 +138,7 @@ def test_metrics_are_kept_in_memory_until_the_storage_is_back(
     assert run.log_metrics({"loss": 0.5}, epoch=1) is None
     assert caplog.text.count("NOTHING of this run can be saved") == len(caplog.records) == 1
     blocked.unlink()
-    run._opening.try_again()  # some seconds later
+    run._saving.opening.try_again()  # some seconds later
     assert run.log_metrics({"loss": 0.4}, epoch=2) is not None
 
     with open_outbox(blocked, environ={}) as outbox:
