@@ -1,4 +1,4 @@
-"""The short path of `hubqueue.integrations.ultralytics`, for the scripts that import it."""
+"""Short import path of `hubqueue.integrations.ultralytics`."""
 
 from hubqueue.integrations.ultralytics import Attachment, attach
 

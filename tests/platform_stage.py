@@ -12,7 +12,7 @@ import template
 from stage import PATIENCE, ZERO, platform_environ, totals
 
 from hubqueue.config.registry import declaration
-from hubqueue.domain.drafts import metrics_draft
+from hubqueue.domain.drafts import Checkpoint, metrics_draft
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.producer.intake import open_run, save_snapshot
@@ -50,7 +50,8 @@ class Stage:
     def save(self, content: bytes, epoch: int = 0, *, final: bool = False) -> Path:
         path = self.folder / "best.pt"
         path.write_bytes(content)
-        save_snapshot(self.outbox, self.run_id, path, epoch, is_best=True, map=0.5, final=final)
+        best = Checkpoint(path, epoch, is_best=True, map=0.5, final=final)
+        save_snapshot(self.outbox, self.run_id, best)
         return path
 
     def end(self, state: RunState = RunState.FINISHED) -> None:

@@ -124,13 +124,14 @@ def checkpoint(
     Example:
       hubqueue enqueue checkpoint --run $RUN --epoch 99 --final --map 0.51 best.pt
     """
+    from hubqueue.domain.drafts import Checkpoint
     from hubqueue.producer.intake import save_snapshot
     from hubqueue.producer.metrics import finite_number
 
     with place.open() as outbox:
         run_id = _open_run(outbox, run_id)
-        score = finite_number("map", score)
-        entry_id = save_snapshot(outbox, run_id, file, epoch, is_best=best, map=score, final=final)
+        given = Checkpoint(file, epoch, is_best=best, map=finite_number("map", score), final=final)
+        entry_id = save_snapshot(outbox, run_id, given)
     click.echo(f"entry {entry_id}")
 
 

@@ -1,6 +1,7 @@
-"""Which account a key belongs to, without the key: a salted hash that the outbox may keep.
+"""Identifies the account of a key without the key: a salted hash that the outbox may store.
 
-A key is hundreds of random bits, so a plain keyed hash hides it; the salt only keeps two outboxes from being compared.
+A key has hundreds of random bits, so a plain keyed hash is enough to hide it. The salt only prevents the comparison of
+two outboxes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import lru_cache
 from urllib.parse import urlsplit
 
 UNKNOWN = "?"
-"""The account of a run whose key could not be read when it began: not none, and nobody else's."""
+"""The account of a run whose key could not be read at its start. It differs from None (no key) and matches no key."""
 _LENGTH = 24
 _PORTS = {"http": 80, "https": 443}
 
@@ -22,7 +23,7 @@ def seal(key: str, salt: str) -> str:
 
 
 def opens(key: str, account: str) -> bool:
-    """Whether a key is the one that an account was made of."""
+    """Whether an account was made from this key."""
     salt, _, kept = account.rpartition("$")
     return hmac.compare_digest(_hash(salt, key), kept)
 

@@ -1,7 +1,7 @@
-"""The arguments of a training, without the keys among them.
+"""The arguments of a training, with the keys among them masked.
 
-Promises: a value whose name says that it is a key, a token, a password, a secret or a credential is masked, however
-deep it stands, and so is what looks like a key under any other name; everything else stays as it is. Refuses nothing.
+Promises: a value is masked at any depth if its name says that it is a key, token, password, secret or credential, or if
+it looks like a key. All other values stay unchanged. Raises nothing.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _SECRET = re.compile(
     r"|pass(?:word|wd|phrase|code|file)s?|pwd|secrets|credentials?|creds|authorization|bearer)[0-9]*"
 )
 _SEVERAL = re.compile(r"(?:api|access|auth|client|private|secret|hub|hf)(?:keys|tokens)[0-9]*")
-# What nests deeper is no argument of a training, or contains itself.
+# A value nested deeper is not an argument of a training, or contains itself.
 _DEEPEST = 30
 
 
 @lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
-    """Whether a name says that its value is a secret: `api_key`, `apiKey`, `HF_TOKEN`, but not `keyboard` or `kpt_shape`."""
+    """Whether a name marks its value as a secret: `api_key`, `apiKey`, `HF_TOKEN`, but not `keyboard` or `kpt_shape`."""
     words = _words(name)
     pairs = [first + second for first, second in pairwise(words)]
     return any(_SECRET.fullmatch(word) for word in words) or any(
@@ -37,7 +37,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def hide_secrets(args: Mapping[str, object]) -> dict[str, Any]:
-    """`args` without secrets; one warning names the arguments that had one."""
+    """`args` with secrets masked; one warning names the arguments that had one."""
     found: list[str] = []
     hidden = _of_mapping(args, "", found, 0)
     if found:
@@ -47,7 +47,7 @@ def hide_secrets(args: Mapping[str, object]) -> dict[str, Any]:
 
 
 def hide_in(value: object) -> Any:
-    """The same for any other value that a hub is told."""
+    """Mask secrets in any other value that is sent to a hub."""
     return _hidden(value, "", [], 0)
 
 
@@ -69,7 +69,7 @@ def _of_mapping(given: Mapping[Any, object], path: str, found: list[str], depth:
 def _is_secret(name: str, value: object) -> bool:
     if value is None or isinstance(value, bool) or value in ("", b"", MASK) or not is_secret_name(name):
         return False
-    # A number is a password only where the name ends so: `key_dim` and `token_accuracy` are numbers like others.
+    # A number is a secret only if the last word of the name says so: `key_dim` and `token_accuracy` are not.
     return not isinstance(value, int | float) or bool(_SECRET.fullmatch(_words(name)[-1]))
 
 
@@ -85,7 +85,7 @@ def _hidden(value: object, path: str, found: list[str], depth: int) -> Any:
         return tuple(inner) if isinstance(value, tuple) else inner
     try:
         text = str(value)
-    except Exception:  # foreign code; whoever needs its text fails there
+    except Exception:  # third-party code; the error is reported where the text is needed
         return value
     hidden = hide_key(text)
     if hidden == text:

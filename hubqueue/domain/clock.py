@@ -1,9 +1,8 @@
-"""Time, as hubqueue sees it.
+"""The two clocks of hubqueue, which are never mixed.
 
-Two readings, never mixed. `wall()` is what people and servers call the time; it may jump. `elapsed()` is
-the number of seconds since the machine was booted; it never jumps, and every process of one boot reads the
-same line. Intervals (paces, leases, backoffs) are always measured on `elapsed()`; the outbox turns it into
-moments that survive a reboot (`Database.now`).
+`wall()` is the time of people and servers; it may jump. `elapsed()` is the number of seconds since the machine was
+booted; it never jumps, and all processes of one boot read the same value. Intervals (paces, leases, backoffs) are
+always measured on `elapsed()`; the outbox converts it into moments that survive a reboot (`Database.now`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Clock(Protocol):
-    """Where the time comes from. `hubqueue.testing.FakeClock` is the other implementation."""
+    """A source of time: `SystemClock`, or `hubqueue.testing.FakeClock` in tests."""
 
     @property
     def boot_id(self) -> str:
@@ -26,11 +25,11 @@ class Clock(Protocol):
         ...
 
     def wall(self) -> datetime:
-        """The time as people tell it: aware, UTC. It may jump either way."""
+        """The current date and time: aware, UTC. It may jump in either direction."""
         ...
 
     def elapsed(self) -> float:
-        """Seconds since boot, the same line for every process of this boot. It never jumps."""
+        """Seconds since boot, the same for all processes of this boot. It never jumps."""
         ...
 
 
@@ -38,7 +37,7 @@ class SystemClock:
     """The machine's own clocks."""
 
     def __init__(self) -> None:
-        # CLOCK_BOOTTIME goes on through a suspend, so a laptop's lid does not stretch a pace.
+        # CLOCK_BOOTTIME also counts suspended time, so closing a laptop does not lengthen a pace.
         self._source = getattr(time, "CLOCK_BOOTTIME", None)
         self._boot_id = self._read_boot_id()
 
@@ -56,7 +55,7 @@ class SystemClock:
         try:
             return _BOOT_ID.read_text(encoding="ascii").strip()
         except OSError:
-            # Without a kernel boot id: the host and the boot moment to the minute. A wall clock that jumps
-            # makes this look like another boot, which the outbox survives (it never lets time go back).
+            # Without a kernel boot id: the host name and the minute of the boot. A jump of the wall clock looks like
+            # another boot, which the outbox handles (its time never decreases).
             booted = int((time.time() - self.elapsed()) // 60)
             return f"{socket.gethostname()}-{booted}"

@@ -1,8 +1,10 @@
-"""What a producer's call becomes: drafts, with their place and rank in the lane. Pure rules."""
+"""Builds drafts from a producer's calls, with their key and rank in the lane. Pure rules."""
 
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from hubqueue.domain.entry import Draft, Kind, Snapshot
@@ -13,21 +15,36 @@ _MICROSECOND = timedelta(microseconds=1)
 FINAL_RANK = -(2**62)
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint file, as a producer describes it. `epoch` is 0-based, `map` is the mAP50-95."""
+
+    path: str | os.PathLike[str]
+    epoch: int
+    is_best: bool = False
+    map: float = 0.0
+    final: bool = False
+
+
 def metrics_draft(text: str, epoch: int) -> Draft:
-    """The metrics of one epoch. The lane goes by epoch."""
+    """The metrics of one epoch. The lane is ordered by epoch."""
     return Draft(Kind.METRICS, str(epoch), epoch, text)
 
 
-def ckpt_draft(
-    snapshot: Snapshot, epoch: int, *, is_best: bool, map: float, final: bool, now: datetime
-) -> Draft:
-    """A checkpoint. Newest first; `last` and `best` have one waiting place each, and a final one replaces both.
+def ckpt_draft(checkpoint: Checkpoint, snapshot: Snapshot, *, now: datetime) -> Draft:
+    """A checkpoint with its snapshot. The newest goes first.
 
-    A periodic checkpoint after the final one would turn a finished model back into an unfinished one at the
-    hub, so the final one takes the places of those that wait.
+    At most one `last` and one `best` checkpoint wait; a final one replaces both.
+    A periodic checkpoint sent after the final one would turn a finished model at the hub back into an unfinished
+    one, so the final one supersedes those that wait.
     """
-    payload = {"epoch": epoch, "is_best": is_best, "map": map, "final": final}
-    if final:
+    payload = {
+        "epoch": checkpoint.epoch,
+        "is_best": checkpoint.is_best,
+        "map": checkpoint.map,
+        "final": checkpoint.final,
+    }
+    if checkpoint.final:
         return Draft(
             Kind.CKPT,
             "final",
@@ -38,4 +55,6 @@ def ckpt_draft(
             replaces=("last", "best"),
         )
     newest_first = -((now - _EPOCH) // _MICROSECOND)
-    return Draft(Kind.CKPT, "best" if is_best else "last", newest_first, json.dumps(payload), snapshot)
+    return Draft(
+        Kind.CKPT, "best" if checkpoint.is_best else "last", newest_first, json.dumps(payload), snapshot
+    )

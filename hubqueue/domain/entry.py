@@ -1,4 +1,4 @@
-"""What is owed: the kinds, the draft a producer hands in, the entry the outbox keeps."""
+"""What is owed: the kinds, the draft that a producer creates, the entry that the outbox keeps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Kind(StrEnum):
-    """What an entry uploads. `heartbeat` names a lane that only paces: it never holds an entry."""
+    """What an entry uploads. The lane `heartbeat` is used only for its pace: it never holds an entry."""
 
     REGISTRATION = "registration"
     METRICS = "metrics"
@@ -38,9 +38,9 @@ _ANYWHERE = (-(2**63), 2**63 - 1)
 class Draft(NamedTuple):
     """An upload before it is in the outbox.
 
-    `key` names its place in the lane (metrics: the epoch): a later draft with the same key supersedes an
-    earlier entry that still waits, and so do drafts that name it in `replaces`. `rank` orders the lane, lowest
-    first. `payload` is JSON text and never changes after the enqueue. `final` ignores the lane's pace.
+    `key` identifies it in the lane (metrics: the epoch). A later draft with the same key, or with that key in
+    `replaces`, supersedes an earlier entry that still waits. `rank` orders the lane, lowest first. `payload` is JSON
+    text and never changes after the enqueue. A `final` draft ignores the lane's pace.
     """
 
     kind: Kind
@@ -53,7 +53,7 @@ class Draft(NamedTuple):
 
     @property
     def ranks(self) -> tuple[int, int]:
-        """The lowest and the highest rank at which its place is found: its own, but a checkpoint moves its place on."""
+        """The lowest and highest rank at which its key may be found: its own; any rank for a checkpoint, as each has another."""
         return _ANYWHERE if self.kind is Kind.CKPT else (self.rank, self.rank)
 
     @property
@@ -63,11 +63,11 @@ class Draft(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One owed upload, as the outbox keeps it, in the batch of a claim. `size` is in bytes, `enqueued_at` as the table has it.
+    """One owed upload in the batch of a claim, as the outbox stores it. `size` is in bytes, `enqueued_at` as stored.
 
-    `attempts` are those before this claim, `progress` is how far an earlier one came, in the words of its transport,
-    `checksum` is that of key and payload (None: an older hubqueue wrote it). `rank` is its place in the lane's line,
-    `batch` the one that it was first sent in (None: not sent yet).
+    `attempts` counts those before this claim. `progress` is how far an earlier attempt came, in the format of its
+    transport. `checksum` covers key and payload (None: written by an older hubqueue). `rank` is its position in the
+    lane. `batch` is the batch in which it was first sent (None: not sent yet).
     """
 
     id: int

@@ -2,13 +2,13 @@
 
 HubqueueError
 ├── ConfigError            a setting, all problems at once            (also ValueError)
-├── UnknownName            a run, an entry or an address nobody has   (also ValueError)
-├── InvalidModel           an identifier nobody can read              (also ValueError)
+├── UnknownName            no such run, entry or address              (also ValueError)
+├── InvalidModel           a model identifier of no known form        (also ValueError)
 ├── InvalidMetrics         a metric that is not a number              (also ValueError)
-├── InvalidArgument        anything else that cannot be used          (also ValueError, TypeError)
-├── CheckpointUnreadable   missing, a directory, a link, still moving (also OSError)
+├── InvalidArgument        any other invalid argument                 (also ValueError, TypeError)
+├── CheckpointUnreadable   missing, a directory, a link, changing     (also OSError)
 ├── UnknownModel           the hub has no such model, or no data set  (also ValueError)
-├── ModelUnavailable       the hub did not tell about a model         (also ConnectionError)
+├── ModelUnavailable       the hub's data of a model cannot be read   (also ConnectionError)
 ├── RunFinished            logging after `finish`
 ├── OutboxError
 │   ├── OutboxUnavailable  locked for too long, read-only, disk full
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 
 class HubqueueError(Exception):
-    """Base of all. `hint` is one line for the person who reads it, shown apart by the command line."""
+    """Base class of all errors. `hint` is one line for the reader; the command line shows it on a separate line."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class HubqueueError(Exception):
 
 
 class ConfigError(HubqueueError, ValueError):
-    """Settings that cannot be used. `problems` lists every one of them, each a line."""
+    """Invalid settings. `problems` lists all of them, one line each."""
 
     def __init__(self, problems: tuple[str, ...], *, hint: str | None = None) -> None:
         super().__init__("; ".join(problems), hint=hint)
@@ -46,7 +46,7 @@ class ConfigError(HubqueueError, ValueError):
 
 
 class UnknownName(HubqueueError, ValueError):
-    """A name or a number that nothing in the outbox has."""
+    """No run, entry or address in the outbox has this name or number."""
 
 
 class InvalidModel(HubqueueError, ValueError):
@@ -58,11 +58,11 @@ class InvalidMetrics(HubqueueError, ValueError):
 
 
 class InvalidArgument(HubqueueError, ValueError, TypeError):
-    """An argument of a call cannot be used."""
+    """An argument of a call is invalid."""
 
 
 class CheckpointUnreadable(HubqueueError, OSError):
-    """The checkpoint cannot be copied: missing, not a plain file, or written to without a pause."""
+    """The checkpoint cannot be copied: it is missing, not a plain file, or constantly being written."""
 
 
 class UnknownModel(HubqueueError, ValueError):
@@ -70,17 +70,17 @@ class UnknownModel(HubqueueError, ValueError):
 
 
 class ModelUnavailable(HubqueueError, ConnectionError):
-    """The hub could not be asked about a model that a training is to begin with."""
+    """The hub's data of a model that a training starts from could not be read."""
 
 
 class RunFinished(HubqueueError):
-    """The run was finished; it takes no more entries."""
+    """The run is finished; it accepts no more entries."""
 
 
 class OutboxError(HubqueueError):
-    """The outbox cannot do what was asked.
+    """The outbox could not do the operation.
 
-    `unsure` when it may have been done all the same: the confirmation of a commit got lost. Look before doing it again.
+    `unsure` is True when it may have been done: the confirmation of a commit was lost. Check before you repeat it.
     """
 
     unsure = False
@@ -91,23 +91,23 @@ class OutboxUnavailable(OutboxError):
 
 
 class OutboxDamaged(OutboxError):
-    """The file is there and is not a readable database."""
+    """The file exists but is not a readable database."""
 
 
 class OutboxAlien(OutboxError):
-    """A database, but not hubqueue's."""
+    """The database belongs to another program."""
 
 
 class OutboxTooNew(OutboxError):
-    """The schema comes from a newer hubqueue than this one."""
+    """The schema was written by a newer hubqueue."""
 
 
 class LeaseLost(OutboxError):
-    """Somebody else holds the lane by now; the new holder decides."""
+    """Another worker holds the lease of the lane now; that worker settles its entries."""
 
 
 class SpoolError(HubqueueError):
-    """A snapshot cannot be kept or found."""
+    """A snapshot cannot be stored or found."""
 
 
 class SpoolFull(SpoolError):

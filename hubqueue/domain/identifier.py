@@ -1,4 +1,4 @@
-"""What a person's identifier of a model says, and the part of reading it that all destinations share."""
+"""A model identifier written by a person, and the rules for reading it that all destinations share."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ FILE_SUFFIXES = (".pt", ".yaml", ".yml")
 
 @dataclass(frozen=True, slots=True)
 class Identifier:
-    """A model that the destination knows (`model_id`), or a file to register a new one from (`filename`).
+    """A model that the destination has (`model_id`), or a file to register a new one from (`filename`).
 
-    Exactly one of the two is set. `api_key` came inside the identifier; no repr shows it.
+    Exactly one of the two is set. `api_key` is a key found inside the identifier; `repr` does not show it.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -23,13 +23,13 @@ class Identifier:
 
 
 def is_model_file(written: str) -> bool:
-    """Whether it is the name of a model file, with or without folders."""
+    """Whether the text is the name of a model file, with or without folders."""
     stem = re.split(r"[/\\]", written)[-1].rpartition(".")[0]
     return written.endswith(FILE_SUFFIXES) and stem != "" and written.isprintable()
 
 
 def shown(written: str) -> str:
-    """The identifier for a message: without a query, and without anything long enough to be a key."""
+    """The identifier for use in a message: without a query, and without any word long enough to be a key."""
     if "://" in written:
         text = re.sub(r"[0-9A-Za-z_]{24,}", MASK, safe_url(written))
     else:

@@ -10,13 +10,13 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where an entry is.
+    """The state of an entry.
 
-    `pending` — owed. The producer puts it here; a worker's claim makes it "in flight" (a lease on its lane,
-    not a state), and a lease that ends without an answer leaves it here with the attempt charged.
-    `delivered` — a validated answer proved that the hub has it. Pruned after `outbox.keep_delivered`.
-    `dead` — the hub refused this very entry. It keeps its body until a person redrives or cancels it.
-    `superseded` — a newer value for the same place was enqueued while this one waited.
+    `pending` — owed. An enqueue creates it in this state. A worker's claim makes it "in flight" (a lease on its lane,
+    not a state); if the lease expires without a response, it stays pending and the attempt counts.
+    `delivered` — a validated response proved that the hub has it. Pruned after `outbox.keep_delivered`.
+    `dead` — the hub refused this entry. It keeps its body until a person redrives or cancels it.
+    `superseded` — a newer entry with the same key was enqueued while this one waited.
     `cancelled` — a person gave it up.
     """
 
@@ -28,7 +28,7 @@ class State(StrEnum):
 
 
 class Move(StrEnum):
-    """What can happen to an entry. Each has exactly one method in the outbox."""
+    """What can happen to an entry. Each move has exactly one method in the outbox."""
 
     ENQUEUE = "enqueue"
     CLAIM = "claim"
@@ -42,7 +42,7 @@ class Move(StrEnum):
     PRUNE = "prune"
 
 
-# None is "not in the outbox". A move that several states allow has a pair for each.
+# None means "not in the outbox". A move that is allowed from several states has one pair for each.
 MOVES: dict[Move, frozenset[tuple[State | None, State | None]]] = {
     Move.ENQUEUE: frozenset({(None, State.PENDING)}),
     Move.CLAIM: frozenset({(State.PENDING, State.PENDING)}),
@@ -58,10 +58,10 @@ MOVES: dict[Move, frozenset[tuple[State | None, State | None]]] = {
 
 
 class RunState(StrEnum):
-    """Where a training run is.
+    """The state of a training run.
 
-    `running` — its process holds the run's lock. `finished` and `failed` — the script said so.
-    `interrupted` — its process went away without saying anything; starting the same model again resumes it.
+    `running` — its process holds the run's lock. `finished` and `failed` — set by the script.
+    `interrupted` — its process ended without setting a state; starting the same model again resumes the run.
     """
 
     RUNNING = "running"

@@ -1,4 +1,4 @@
-"""Any value as JSON knows it. Pure; nothing is refused."""
+"""Converts any value into JSON types, and checks JSON text. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-# Nothing that a hub says needs more, and a parser that recurses has ample room for it.
+# No response of a hub nests deeper, and a recursive parser handles this depth easily.
 DEEPEST = 100
 _BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def plain(value: object) -> Any:
-    """`value` as JSON: scalars of numpy and torch become numbers, non-finite ones null, what JSON lacks its text."""
+    """`value` in JSON types: scalars of numpy and torch become numbers, non-finite ones null, other types their text."""
     if isinstance(value, Mapping):
         return {str(name): plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -34,19 +34,19 @@ def plain(value: object) -> Any:
 def _scalar(value: object) -> object:
     try:
         return value.item()  # type: ignore[attr-defined]
-    except Exception:  # foreign code: a tensor of many, or no scalar at all
+    except Exception:  # third-party code: a tensor with several elements, or not a scalar at all
         return str(value)
 
 
 def checksum(key: str, payload: str) -> int:
-    """What tells that an entry's key and payload are still what was enqueued: CRC-32 (ISO 3309) over both."""
+    """CRC-32 (ISO 3309) of an entry's key and payload, to detect changes after the enqueue."""
     return zlib.crc32(payload.encode(), zlib.crc32(key.encode()))
 
 
 def is_intact(key: object, payload: object, kept: int | None) -> bool:
-    """Whether an entry carries what was enqueued; of one without a checksum, whether that can be a payload at all."""
+    """Whether key and payload are what was enqueued; without a checksum, whether the payload is a valid one."""
     if not (isinstance(key, str) and isinstance(payload, str)):
-        return False  # one flipped bit makes bytes of a text
+        return False  # one flipped bit can turn a text column into bytes
     if kept is None:
         return is_payload(payload)
     try:
@@ -56,7 +56,7 @@ def is_intact(key: object, payload: object, kept: int | None) -> bool:
 
 
 def is_payload(text: str) -> bool:
-    """Whether a text is what entries carry: a JSON object, with nothing in it that could not be read as UTF-8."""
+    """Whether a text is a valid payload: a JSON object without replacement characters of a failed UTF-8 decoding."""
     try:
         return "\ufffd" not in text and isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
@@ -66,8 +66,8 @@ def is_payload(text: str) -> bool:
 def is_deep(text: bytes) -> bool:
     """Whether JSON nests deeper than `DEEPEST`.
 
-    A parser that recurses to the end of the stack does more than fail: whatever Python cleans up down there (a socket
-    that was left behind) fails with it.
+    A parser that recurses to the end of the stack also breaks other code: any finalizer that Python runs at that
+    depth (such as that of an abandoned socket) fails too.
     """
     if text.count(b"[") + text.count(b"{") <= DEEPEST:
         return False

@@ -1,4 +1,4 @@
-"""Numbers as people read them: sizes, lengths of time, counted nouns. Pure: values in, text out."""
+"""Numbers formatted for people: sizes, durations, counted nouns. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def size(count: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A length of time, with one or two units: 3 min 20 s."""
+    """A duration with one or two units: 3 min 20 s."""
     seconds = max(0.0, seconds)
     if seconds < 60:
         return f"{seconds:.0f} s"

@@ -1,10 +1,10 @@
-"""Text from outside, made safe to keep and to show.
+"""Makes text from outside safe to store and to show.
 
-Promises that what it returns is one line of bounded length without a control character, an escape sequence or
-a sign that turns the writing direction, and without a known key, a long part of one, or anything that looks like
-one. Refuses to be clever about meaning: it would rather mask a harmless word than let a key through.
+`clean` promises one line of bounded length without control characters, escape sequences or characters that change the
+writing direction, and without a known key, a long part of one, or anything that looks like one. In doubt it masks a
+harmless word rather than let a key through.
 
-A key that this process knows (`remember`) is masked in every text, whichever host or file the text is for.
+A key that this process knows (`remember`) is masked in every text, for any host or file.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from urllib.parse import quote
 _T = TypeVar("_T")
 MASK = "***"
 LEAST_KEY = 8
-"""The shortest key that is masked inside a text: the letters of a shorter one stand in every second word."""
-# Of a key of at least `_PARTED` characters, parts are masked too. Eight random characters stand in no text by chance
-# (with hexadecimal ones, four billion to one), and what is left of the key beside a shorter part is still a secret.
+"""The shortest key that is masked inside a text: the characters of a shorter one occur in too many ordinary words."""
+# For a key of at least `_PARTED` characters, parts of `_PART` characters are masked too. Eight random characters do not
+# occur by chance (for hexadecimal digits: four billion to one). If a shorter part leaks, the rest is still a secret.
 _PART, _PARTED = LEAST_KEY, 16
-# An id is refused only for a longer part: a key with a word in it must not make every id with this word unusable.
+# An id is refused only for a longer part: if a key contains a word, ids with that word must stay usable.
 _REFUSED_PART = 16
 _MOST_REMEMBERED = 64
 
 _BLANKS = re.compile(r"[ \t\r\n\f\v\u0085\u2028\u2029]+")
-# Controls, format signs (among them all that turn the direction), halves of surrogate pairs, private use.
+# Control, format (with all direction marks), surrogate and private-use characters, line and paragraph separators.
 _UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 
 _WORD = r"(?:api|access|auth|id|refresh|client|secret|private|x)[_-]?"
@@ -38,7 +38,7 @@ _NAME = rf"(?:{_WORD}key|token|passw(?:or)?d|passfile|secret|credentials?|signat
 _CLOSE = r"(?:\\{0,3}[\"'])?"
 _MEANS = r"\s*(?:[:=]|%3[ad])\s*"
 _OPEN = r"\[?b?\\{0,3}[\"']"
-# A key standing alone; the letters of %3D or \n before it do not belong to it.
+# The start of a key as a separate word; the characters of a preceding %3D or \n do not belong to it.
 _START = r"(?:(?<![0-9A-Za-z])|(?<=%[0-9A-Fa-f]{2})|(?<=\\[nrt]))"
 _PATTERNS = (
     # user:password@ of a URL
@@ -49,17 +49,17 @@ _PATTERNS = (
         rf"\1{MASK}",
     ),
     (re.compile(r"\b(bearer\s+)[^\s,;\"']+", re.IGNORECASE), rf"\1{MASK}"),
-    # "token": "…" up to the closing quote, a backslash before it left alone
+    # "token": "…" up to the closing quote; a backslash before that quote is kept
     (re.compile(rf"({_NAME}{_CLOSE}{_MEANS}{_OPEN})[^\"']*[^\"'\\]", re.IGNORECASE), rf"\1{MASK}"),
     # api_key=…, x-api-key: …, ?X-Goog-Signature=…
     (re.compile(rf"({_NAME}{_CLOSE}{_MEANS})(?!{_OPEN})[^\s&,;#\"']+", re.IGNORECASE), rf"\1{MASK}"),
-    # KEY_MODELID: the model id is no secret
+    # KEY_MODELID: the model id is not secret
     (re.compile(rf"{_START}[0-9A-Za-z]{{42}}_([0-9A-Za-z]{{20}})(?![0-9A-Za-z])"), rf"{MASK}_\1"),
     # a HUB key, a Platform key
     (re.compile(rf"{_START}[0-9A-Fa-f]{{42}}(?![0-9A-Za-z])"), MASK),
     (re.compile(r"ul_[0-9A-Fa-f]{32,}"), MASK),
 )
-# No lock, which a fork could leave locked for ever: each step is one operation of a dictionary.
+# Without a lock, which a fork could leave locked forever: each step is one atomic operation of a dictionary.
 _KNOWN: dict[str, None] = {}
 _LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 _NAMED = {"&": "amp", "<": "lt", ">": "gt", "'": "apos"}
@@ -73,16 +73,16 @@ _HOST = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[^:@\s\[\]]*)(?::[0-9]*)?")
 def clean(text: str, *, limit: int = 200, secrets: Iterable[str] = ()) -> str:
     """`text` as one line of at most `limit` characters, for a log, a row of the outbox or a terminal.
 
-    Line breaks become blanks, control characters become visible (`\\x1b`), `secrets` and all that looks like
-    a key become `***`. What is cut off is told by an ellipsis. Masking comes before the cut: half a key is
-    still half a key.
+    Line breaks become spaces, control characters become visible (`\\x1b`), `secrets` and anything that looks like a
+    key become `***`. Cut text ends with an ellipsis. Masking comes before the cut, because part of a key would not be
+    recognized.
     """
     text = _visible(hide_key(_BLANKS.sub(" ", hide_known(text, secrets)).strip()))
     return text if len(text) <= limit else text[: max(limit - 1, 0)] + "…"
 
 
 def remember(secrets: Iterable[str]) -> None:
-    """Mask these keys in every text from now on, as long as this process lives."""
+    """Mask these keys in every text from now on, until this process ends."""
     for secret in secrets:
         if len(secret) >= LEAST_KEY:
             _KNOWN.pop(secret, None)
@@ -92,7 +92,7 @@ def remember(secrets: Iterable[str]) -> None:
 
 
 def tells(text: str, secrets: Iterable[str] = ()) -> bool:
-    """Whether one of the `secrets`, or a key that is known, stands in `text`, in whatever spelling, or most of one."""
+    """Whether `text` contains one of the `secrets` or a known key, in any spelling, or a long part of one."""
     known = _longest_first(secrets)
     return (
         text in known
@@ -102,7 +102,7 @@ def tells(text: str, secrets: Iterable[str] = ()) -> bool:
 
 
 def hide_known(text: str, secrets: Iterable[str] = ()) -> str:
-    """`text` without the `secrets` and the keys that are known, in whatever spelling, and without long parts of them."""
+    """`text` with the `secrets`, the known keys and long parts of them masked, in any spelling."""
     known = _longest_first(secrets)
     if not known:
         return text
@@ -119,7 +119,7 @@ def hide_known(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def hide_key(text: str) -> str:
-    """`text` with everything masked that is a known key, or looks like a key: in URLs, headers, JSON, or by its form alone.
+    """`text` with every known key masked, and anything that looks like a key: in URLs, headers, JSON, or by its form.
 
     Known forms: 42 hex digits, `ul_` and 40 hex digits, KEY_MODELID (42 and 20 characters).
     """
@@ -130,7 +130,7 @@ def hide_key(text: str) -> str:
 
 
 def harmless(value: _T) -> _T:
-    """What a row says, however deep, with its control characters made visible: others may write rows, too."""
+    """A value from a row, at any depth, with control characters made visible: other programs can write rows too."""
     made: Any = value
     if isinstance(value, str):
         made = _visible(value)
@@ -142,18 +142,18 @@ def harmless(value: _T) -> _T:
 
 
 def link(url: str | None) -> str | None:
-    """An address out of a row, if a person may follow it: of http or https, without user info and blanks."""
+    """A URL from a row, if it is safe to follow: http or https, without user info and spaces; else None."""
     return url if url is not None and url.isprintable() and _LINK.fullmatch(url) else None
 
 
 def safe_url(url: str) -> str:
-    """`url` without user info, query and fragment, where keys travel. What is no URL is masked in doubt."""
+    """`url` without user info, query and fragment, which may contain keys. A text that may not be a URL is masked."""
     scheme, found, rest = url.partition("//") if _SCHEME.match(url) else ("", "", url)
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     path = re.split(r"[?#]", rest[len(authority) :], maxsplit=1)[0]
     authority = authority.rpartition("@")[2]
     if not _HOST.fullmatch(authority) or (":" in authority and "@" in path):
-        # A password with a slash in it would end up here; nothing after it can be trusted either.
+        # A password that contains a slash ends up here, so nothing after it can be shown either.
         authority, path = MASK, ""
     return _visible(hide_key(f"{scheme}{found}{authority}{path}"))
 
@@ -163,7 +163,7 @@ def _longest_first(secrets: Iterable[str]) -> list[str]:
 
 
 def _parts(text: str, secrets: Iterable[str], length: int) -> Iterator[tuple[int, int]]:
-    """Where parts of the secrets stand that have at least so many characters. One pass over the text for all of them."""
+    """The (start, stop) of each part of a secret with at least `length` characters, in one pass over the text."""
     wanted = [_pieces(secret, length) for secret in secrets if len(secret) >= _PARTED]
     pieces = wanted[0] if len(wanted) == 1 else frozenset().union(*wanted)
     if not pieces or len(text) < length:
@@ -183,7 +183,7 @@ def _parts(text: str, secrets: Iterable[str], length: int) -> Iterator[tuple[int
 
 @lru_cache(maxsize=2 * _MOST_REMEMBERED)
 def _pieces(secret: str, length: int) -> frozenset[str]:
-    """All parts of this length of a secret, as it is and in base64, in small letters."""
+    """All parts of a secret with this length, of its plain form and its base64 forms, in lower case."""
     texts = [secret, *_in_base64(secret)]
     return frozenset(
         text[at : at + length].translate(_LOWER) for text in texts for at in range(len(text) - length + 1)
@@ -192,7 +192,7 @@ def _pieces(secret: str, length: int) -> frozenset[str]:
 
 @lru_cache(maxsize=2 * _MOST_REMEMBERED)
 def _spelled(secret: str) -> re.Pattern[str]:
-    """What finds a key as it is, in large or small letters, quoted for a URL (also twice), escaped, in hex, in base64."""
+    """A pattern that finds a key as it is, in any case, quoted for a URL (also twice), escaped, in hex or in base64."""
     octets = secret.encode("utf-8", "surrogatepass")
     forms = [re.escape(secret), "".join(_sign(sign) for sign in secret), re.escape(octets.hex())]
     for face in _in_base64(secret):
@@ -202,18 +202,18 @@ def _spelled(secret: str) -> re.Pattern[str]:
 
 
 def _in_base64(secret: str) -> Iterator[str]:
-    """Three faces, by how many bytes stand before the key."""
+    """The three base64 forms of a key: they depend on the number of bytes before it, modulo 3."""
     octets = secret.encode("utf-8", "surrogatepass")
     for shift, start in ((0, 0), (1, 2), (2, 3)):
         face = b64encode(bytes(shift) + octets).decode().rstrip("=")
-        whole = (shift + len(octets)) % 3 == 0  # else the last sign is also that of what follows
+        whole = (shift + len(octets)) % 3 == 0  # else the last character also depends on the following bytes
         yield face[start:] if whole else face[start:-1]
 
 
 def _sign(sign: str) -> str:
-    """A sign of a key in all its spellings: %XX, %25XX, \\xXX, \\uXXXX, &#NN;, &#xXX;, &name;, itself.
+    """A pattern for a character of a key in all its spellings: %XX, %25XX, \\xXX, \\uXXXX, &#NN;, &#xXX;, &name;, itself.
 
-    Atomic: with a way back into each sign a server could make the search last for years.
+    An atomic group: with backtracking into each character, a server could make the search take years.
     """
     code, forms = f"{ord(sign):02x}", [rf"\\{{0,4}}{re.escape(sign)}"]
     if sign in _NAMED:

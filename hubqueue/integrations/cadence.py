@@ -1,6 +1,6 @@
-"""How often a training pays for a snapshot: copies take a small share of its time, whatever the size of the file.
+"""How often a training copies a checkpoint: copies take a small share of its time, whatever the size of the file.
 
-A rule and a stopwatch; a final checkpoint is never asked about.
+Final checkpoints are always copied, so this rule does not apply to them.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 _T = TypeVar("_T")
-# A copy that took a second is not made again for twenty: at most 5 % of the training's time.
+# After a copy that took 1 s, the next is due 20 s after that copy began: at most 5 % of the training's time.
 SHARE = 0.05
 
 
 class Cadence:
-    """The stopwatch of one kind of snapshot. `monotonic` gives seconds."""
+    """Measures the copies of one kind of snapshot. `monotonic` returns seconds."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._now = monotonic
@@ -23,11 +23,11 @@ class Cadence:
 
     @property
     def is_due(self) -> bool:
-        """Whether another copy keeps the share."""
+        """Whether another copy stays within the share."""
         return self._now() >= self._next
 
     def timed(self, copy: Callable[[], _T]) -> _T:
-        """Make a copy, and remember how long it took, failed ones included."""
+        """Make a copy and measure how long it took, even if it fails."""
         began = self._now()
         try:
             return copy()
@@ -37,10 +37,10 @@ class Cadence:
 
 
 class Timers(dict[str, float]):
-    """Moments of `time.time()` by kind, as the callbacks keep them, that never hold anything back.
+    """Moments of `time.time()` by kind, as the callbacks keep them, but without the callbacks' rate limits.
 
-    The callbacks ask `time() - timers[kind] > rate_limits[kind]` and drop what comes too early. Here an early
-    checkpoint waits in the outbox, so the answer is yes as long as copying costs the training little.
+    The callbacks check `time() - timers[kind] > rate_limits[kind]` and drop whatever comes too early. In hubqueue an
+    early checkpoint waits in the outbox, so the check succeeds as long as copies take a small share of the time.
     """
 
     def __init__(self, cadence: Cadence, given: Mapping[str, float] | None = None) -> None:

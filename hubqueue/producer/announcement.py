@@ -1,7 +1,7 @@
-"""The one line that a run begins with: what it is called, where it goes, whether there is a key, how to look at it.
+"""The first log line of a run: its id, its destination, whether a key was found, and how to see its status.
 
-It is a record of the logger "hubqueue", of level INFO, or WARNING where something is missing. Where no logging is set up
-at all, Python would drop the former: then it is written to stderr.
+It is a record of the logger "hubqueue", at level INFO, or WARNING when something is missing. Without any logging
+configuration Python drops INFO records, so the line is written to stderr instead.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ _LOG = logging.getLogger("hubqueue")
 def announce(
     outbox: Outbox, target: DestinationSettings, run_id: str, *, continues: bool, resume: str | None = None
 ) -> None:
-    """Say that a run has begun, or continues."""
+    """Log that a run has started or is continued."""
     row = outbox.stats.run(run_id)
     if row is None:
         return
     address = Address.of_run(row)
-    begun = f"run {run_id}" + (" continues" if continues else "")
+    run = f"run {run_id}" + (" (continued)" if continues else "")
     where = f"{target.name} ({origin(address.url)})"
     if resume not in (None, "last", run_id):
-        _say(logging.WARNING, f"there is no run {resume} of {where} with this key; a new one begins")
+        _log(logging.WARNING, f"there is no run {resume} at {where} with this key; a new run was started")
     missing = obstacle(outbox, address)
     if row["destination_held"]:
-        why = f"on hold: {row['destination_held']}"
+        state = f"on hold: {row['destination_held']}"
         advice = f"everything is saved; {cure(target.name, target.url, row['destination_held'])}"
     elif missing is not None:
-        why, advice = missing.what, f"everything is saved until then; {missing.hint}"
+        state, advice = missing.what, f"everything is saved until then; {missing.hint}"
     else:
-        why = "key found"
-        advice = f'look: hubqueue status --run {run_id}; continue it later: resume="{run_id}"'
-    level = logging.INFO if why == "key found" else logging.WARNING
-    _say(level, f"{begun} to {where}, {why}; {advice}")
+        state = "key found"
+        advice = f'status: hubqueue status --run {run_id}; to continue this run later: resume="{run_id}"'
+    level = logging.INFO if state == "key found" else logging.WARNING
+    _log(level, f"{run} to {where}, {state}; {advice}")
 
 
-def _say(level: int, text: str) -> None:
+def _log(level: int, text: str) -> None:
     if _LOG.isEnabledFor(level) and (_LOG.hasHandlers() or level >= logging.WARNING):
         _LOG.log(level, "%s", text)
     elif not _LOG.hasHandlers() and sys.stderr is not None:

@@ -1,7 +1,7 @@
-"""What waits in memory while the storage fails: oldest first, one for each place, never without a limit.
+"""Drafts kept in memory while the storage fails: oldest first, one for each key, up to a limit.
 
-An error, whatever it is, costs no draft: it stays, and is tried again with the next call. One that is refused while the
-storage takes others goes to the end of the line, so that it stands in nobody's way.
+No error loses a draft: it stays and is tried again with the next call. A draft that is refused while the storage
+accepts others moves to the end of the queue, so that it does not block them.
 """
 
 from __future__ import annotations
@@ -14,47 +14,48 @@ from hubqueue.domain.entry import Draft
 from hubqueue.domain.errors import HubqueueError, OutboxDamaged
 from hubqueue.producer.intake import is_unsure
 
-# The oldest give way beyond this.
+# Beyond this many drafts, the oldest are dropped.
 _LIMIT = 100_000
-# After so many refusals the others wait for the next call: a training must not try thousands in vain after each epoch.
+# After this many refusals the others wait for the next call: a training must not retry thousands after each epoch.
 _REFUSALS = 10
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
     draft: Draft
-    unsure: bool = False  # whether an earlier try may have saved it all the same
+    unsure: bool = False  # whether an earlier attempt may have saved it
 
 
 class Backlog:
-    """Drafts that are not on the disk yet, as far as is known. Guarded by its run.
+    """Drafts that are not known to be on disk. Not thread-safe; the lock of its run guards changes.
 
-    `leave` is told of each draft that gives way, and whether it may be on the disk all the same; `replaced` says
-    whether a newer one took its place.
+    `on_removed(draft, unsure, replaced)` is called for each draft that is removed without being saved. `unsure`: it may
+    be on disk after all. `replaced`: a newer draft has replaced it.
     """
 
-    def __init__(self, leave: Callable[[Draft, bool, bool], None]) -> None:
+    def __init__(self, on_removed: Callable[[Draft, bool, bool], None]) -> None:
         self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
-        self._leave = leave
+        self._on_removed = on_removed
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def put(self, draft: Draft) -> None:
-        """Add a draft, in the place of an older one with its key."""
+        """Add a draft. It replaces an older one with the same key."""
         for key in (draft.key, *draft.replaces):
             older = self._waiting.pop(key, None)
             if older is not None:
-                self._leave(older.draft, older.unsure, True)
+                self._on_removed(older.draft, older.unsure, True)
         self._waiting[draft.key] = _Waiting(draft)
         while len(self._waiting) > _LIMIT:
             oldest = self._waiting.popitem(last=False)[1]
-            self._leave(oldest.draft, oldest.unsure, False)
+            self._on_removed(oldest.draft, oldest.unsure, False)
 
     def save(self, enqueue: Callable[[Draft, bool], int]) -> int | None:
-        """Enqueue everything; the id of the newest. Raises what kept the newest from being saved.
+        """Enqueue all drafts; return the entry id of the newest. Raises the error that prevented saving the newest.
 
-        `enqueue` hears whether an earlier try may have saved the draft: then it has to look first.
+        `enqueue(draft, unsure)` returns an entry id. When `unsure`, an earlier attempt may have saved the draft, so it
+        must check the outbox first.
         """
         refused = 0
         entry_id: int | None = None
@@ -76,14 +77,14 @@ class Backlog:
             except BaseException:
                 each.unsure = True
                 raise
-            # The handler of a signal may have put a newer one in its place meanwhile.
+            # A signal handler may have replaced it with a newer draft in the meantime.
             if self._waiting.get(key) is each:
                 del self._waiting[key]
             entry_id = found if key == newest else entry_id
         return entry_id
 
     def _defer(self, key: str, each: _Waiting, error: BaseException) -> None:
-        """Another one is tried first next time, in case the trouble is with this one."""
+        """Try the other drafts first next time, in case this draft causes the error."""
         each.unsure |= is_unsure(error)
         if self._waiting.get(key) is each:
             self._waiting.move_to_end(key)

@@ -1,4 +1,4 @@
-"""What a script gives to its run, checked: a wrong argument is said in one line, and none of `finish` leaves a run unended."""
+"""Checks the arguments of a script's calls. An error is one line; invalid arguments of `finish` still end the run."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from dataclasses import dataclass
 from hubqueue.domain.errors import InvalidArgument, InvalidModel
 from hubqueue.domain.lifecycle import RunState
 
-# As long as a thread can wait on every platform; nobody waits longer.
+# Seconds; the longest wait that threads support on every platform.
 _FOREVER = 4_000_000.0
 _ENDS = (RunState.FINISHED, RunState.FAILED)
 
 
 def check_start(model: object, args: object, worker: object) -> None:
-    """Refuse what no run can be started with. Raises `InvalidModel` and `InvalidArgument`."""
+    """Check the arguments of `start_run`. Raises `InvalidModel` and `InvalidArgument`."""
     if worker not in ("auto", "thread", "none"):
         raise InvalidArgument(
             f"worker must be 'auto', 'thread' or 'none', not {worker!r}", hint="leave it out for 'auto'"
         )
     if not isinstance(model, str):
         hint = "give the name of a model file (yolov8n.pt), a model URL or a model id"
-        raise InvalidModel(f"the model must be a text, not {type(model).__name__}", hint=hint)
+        raise InvalidModel(f"the model must be a string, not {type(model).__name__}", hint=hint)
     if args is not None and not isinstance(args, Mapping):
-        hint = 'such as args={"epochs": 100}, or args=vars(options)'
+        hint = 'for example args={"epochs": 100}, or args=vars(options)'
         raise InvalidArgument(f"args must be a mapping, not {type(args).__name__}", hint=hint)
 
 
 def check_path(path: object) -> None:
-    """Refuse what is not the path of a checkpoint. Raises `InvalidArgument`."""
+    """Check the path of a checkpoint. Raises `InvalidArgument`."""
     if not isinstance(path, str | os.PathLike):
-        hint = 'such as run.save_checkpoint("last.pt", epoch=0)'
-        raise InvalidArgument(f"a checkpoint is the path of a file, not {type(path).__name__}", hint=hint)
+        hint = 'for example run.save_checkpoint("last.pt", epoch=0)'
+        raise InvalidArgument(
+            f"a checkpoint must be the path of a file, not {type(path).__name__}", hint=hint
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What `finish` does. With a `problem` the run is ended as far as it is clear how, and the problem is raised."""
+    """The checked arguments of `finish`. If there is a `problem`, the run is ended first, then the problem is raised."""
 
     state: RunState
     timeout: float
@@ -55,22 +57,22 @@ def ending(timeout: object, status: object, results: object, error: object) -> E
     state = next((each for each in _ENDS if each == status), None)
     if state is None:
         problem = InvalidArgument(
-            f"status must be 'finished' or 'failed', not {status!r}", hint="the run was ended all the same"
+            f"status must be 'finished' or 'failed', not {status!r}", hint="the run was ended anyway"
         )
         state = RunState.FAILED if error else RunState.FINISHED
     seconds = _FOREVER if timeout is None else timeout
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or math.isnan(seconds):
         problem = InvalidArgument(
             f"timeout must be a number of seconds, or None to wait without a limit, not {timeout!r}",
-            hint="the run was ended all the same",
+            hint="the run was ended anyway",
         )
         seconds = 0.0
-    told = results if isinstance(results, Mapping) else None
-    if results is not None and told is None:
+    mapping = results if isinstance(results, Mapping) else None
+    if results is not None and mapping is None:
         problem = InvalidArgument(
             f"results must be a mapping, not {type(results).__name__}",
-            hint='such as {"metrics": {"mAP50": 0.5}}; the run was ended without them',
+            hint='for example {"metrics": {"mAP50": 0.5}}; the run was ended without them',
         )
     seconds = 0.0 if problem else min(max(0.0, float(min(seconds, _FOREVER))), _FOREVER)
-    said = None if error is None else str(error)
-    return Ending(state, seconds, time.monotonic() + seconds, told, said, problem)
+    reason = None if error is None else str(error)
+    return Ending(state, seconds, time.monotonic() + seconds, mapping, reason, problem)

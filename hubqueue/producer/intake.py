@@ -1,14 +1,13 @@
-"""How runs and checkpoints come into an outbox: the steps that `Run` and `hubqueue enqueue` share."""
+"""How runs and checkpoints enter an outbox: the steps that `Run` and `hubqueue enqueue` share."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import declaration
-from hubqueue.domain.drafts import ckpt_draft
+from hubqueue.domain.drafts import Checkpoint, ckpt_draft
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.errors import HubqueueError, OutboxError
 from hubqueue.domain.identifier import Identifier
@@ -27,21 +26,21 @@ def open_run(
     new_id: str | None = None,
     unsure_after: int | None = None,
 ) -> tuple[str, bool]:
-    """Start a run, with its registration when its model is new to the hub; its id, and whether it continues.
+    """Start or continue a run; return its id and whether it continues. Durable on return.
 
-    It belongs to the address of `target` and to the account of the key that this environment has for it. A run of a
-    model that the hub knows already is continued, lanes and all, and so is the run `resume`, known to the hub or not,
-    if it belongs there too. Durable when this returns.
+    The run belongs to the address of `target` and to the account of the key that this environment has for it. A run of
+    a model that the hub already has is continued with its lanes. So is the run `resume`, if it belongs to that address
+    and account, even when the hub does not have its model yet. A model that is new to the hub gets a registration.
 
-    `new_id` is the id of a new run. A call that repeats one whose confirmation was lost gives the same, and in
-    `unsure_after` the id of the newest entry before it: what is there already is not written again.
+    `new_id` is the id for a new run. To repeat a call whose confirmation was lost, pass the same `new_id`, and in
+    `unsure_after` the id of the newest entry before that call: rows that exist already are not written again.
     """
     type, key = declaration(target.type), named.api_key or outbox.key(target)
-    # Who has no key now may continue what was started with one; its account stays.
-    theirs = [] if key else [each.name for each in outbox.addresses.all() if each.fits(target)]
-    run_id, goes_on = outbox.registry.start_run(
+    # Without a key, a run that was started with one can be continued; it keeps its account.
+    same_address = [] if key else [each.name for each in outbox.addresses.all() if each.fits(target)]
+    run_id, continues = outbox.registry.start_run(
         destination=outbox.addresses.note(target, key),
-        among=theirs,
+        among=same_address,
         model=named.filename or named.model_id or "",
         kinds=[kind for kind in type.lanes if heartbeat or kind is not Kind.HEARTBEAT],
         remote_id=named.model_id,
@@ -49,7 +48,7 @@ def open_run(
         resume=resume,
         new_id=new_id,
     )
-    draft = type.registration(named, args, continues=goes_on)
+    draft = type.registration(named, args, continues=continues)
     if (
         draft is not None
         and unsure_after is not None
@@ -60,31 +59,22 @@ def open_run(
         try:
             outbox.discard(outbox.entries.enqueue(run_id, draft)[1])
         except BaseException:
-            if not goes_on:
-                # Nobody will ever log to this run: it must not stand there as one that goes on.
+            if not continues:
+                # Nothing will ever be logged to this run, so it must not stay in state "running".
                 with contextlib.suppress(HubqueueError):
                     outbox.registry.end_run(run_id, RunState.FAILED)
             raise
-    return run_id, goes_on
+    return run_id, continues
 
 
-def save_snapshot(
-    outbox: Outbox,
-    run_id: str,
-    path: str | os.PathLike[str],
-    epoch: int,
-    *,
-    is_best: bool,
-    map: float,
-    final: bool,
-) -> int:
-    """Copy a checkpoint into the spool and owe it to the hub; the entry's id. Durable when this returns.
+def save_snapshot(outbox: Outbox, run_id: str, checkpoint: Checkpoint) -> int:
+    """Copy a checkpoint into the spool and enqueue it; return the entry's id. Durable on return.
 
-    Raises `CheckpointUnreadable`, `SpoolFull` and the `OutboxError`s; nothing is left behind then, unless nobody can
-    tell whether the row was written: then the copy stays, and the janitor's sweep decides.
+    Raises `CheckpointUnreadable`, `SpoolFull` and the `OutboxError`s. The copy is removed then, unless it is unknown
+    whether the row was written: in that case the copy stays, and the janitor removes it if it has no row.
     """
     while True:
-        draft = copy_checkpoint(outbox, run_id, path, epoch, is_best=is_best, map=map, final=final)
+        draft = copy_checkpoint(outbox, run_id, checkpoint)
         assert draft.snapshot is not None
         try:
             entry_id = owe(outbox, run_id, draft)
@@ -104,33 +94,24 @@ def save_snapshot(
             return entry_id
 
 
-def copy_checkpoint(
-    outbox: Outbox,
-    run_id: str,
-    path: str | os.PathLike[str],
-    epoch: int,
-    *,
-    is_best: bool,
-    map: float,
-    final: bool,
-) -> Draft:
-    """Copy a checkpoint into the spool; the draft that owes it. Raises as the spool's `take` does."""
-    snapshot = outbox.spool.take(path, label=f"{run_id}-{epoch}")
-    return ckpt_draft(snapshot, epoch, is_best=is_best, map=map, final=final, now=outbox.database.now())
+def copy_checkpoint(outbox: Outbox, run_id: str, checkpoint: Checkpoint) -> Draft:
+    """Copy a checkpoint into the spool; return its draft. Raises the errors of the spool's `take`."""
+    snapshot = outbox.spool.take(checkpoint.path, label=f"{run_id}-{checkpoint.epoch}")
+    return ckpt_draft(checkpoint, snapshot, now=outbox.database.now())
 
 
 def owe(outbox: Outbox, run_id: str, draft: Draft) -> int:
-    """Enqueue a draft and remove what it supersedes; the entry's id. Durable when this returns."""
+    """Enqueue a draft and remove the snapshots it supersedes; return the entry's id. Durable on return."""
     entry_id, superseded = outbox.entries.enqueue(run_id, draft)
     outbox.spool.remove_behind(superseded.snapshots)
     return entry_id
 
 
 def was_swept(outbox: Outbox, entry_id: int, draft: Draft) -> bool:
-    """Whether the copy of a checkpoint is gone before its row stood; then the entry is cancelled.
+    """Whether the janitor removed the copy of a checkpoint before its row was written; the entry is then cancelled.
 
-    The janitor sweeps old snapshots that no row knows. Should this process have slept for that long between the copy
-    and the row (a suspended machine, SIGSTOP), the copy has to be made again.
+    The janitor removes old snapshots without a row. If this process was suspended for that long between the copy and
+    the row (machine suspend, SIGSTOP), the copy must be made again.
     """
     assert draft.snapshot is not None
     if outbox.spool.exists(draft.snapshot):
@@ -140,6 +121,6 @@ def was_swept(outbox: Outbox, entry_id: int, draft: Draft) -> bool:
 
 
 def is_unsure(error: BaseException) -> bool:
-    """Whether an enqueue that raised this may have been done all the same."""
-    # What is not hubqueue's own (a KeyboardInterrupt) may come at any moment.
+    """Whether an enqueue that raised this error may have been committed."""
+    # Errors that are not hubqueue's (a KeyboardInterrupt) can be raised at any moment.
     return error.unsure if isinstance(error, OutboxError) else not isinstance(error, HubqueueError)

@@ -1,4 +1,4 @@
-"""What a run still owes when its script is done with it, and what the hub refused."""
+"""What a run still owes after `finish`, and what the hub refused."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ _REASON = 200
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """What did not reach the hub when `finish` returns; falsy when everything did.
+    """What has not reached the hub when `finish` returns; falsy when everything has.
 
-    `entries` and `bytes` wait in the outbox and are sent by the worker after this process has ended. `held` says
-    why they wait for a person, if they do. `dead` counts what the hub refused, `reasons` are a few of its distinct
-    reasons. `unsaved` counts metrics and checkpoints that never reached the disk, `unsaved_why` is the last reason.
+    `entries` and `bytes` wait in the outbox; the worker sends them after this process has ended. `held` is the reason
+    when they wait for a person, else None. `dead` counts entries that the hub refused, `refused` counts them by kind,
+    and `reasons` holds a few distinct reasons. `unsaved` counts metrics and checkpoints that never reached the disk,
+    and `unsaved_why` is the last reason.
     """
 
     entries: int = 0
@@ -49,7 +50,7 @@ class Leftover:
 
 
 def count(outbox: Outbox, run_id: str, *, unsaved: int, why: str | None) -> Leftover:
-    """What a run owes now. Raises the `OutboxError`s."""
+    """Count what a run owes now. Raises the `OutboxError`s."""
     owed = outbox.stats.owed(run_id)
     refused, reasons = outbox.stats.refused(run_id)
     held = None
@@ -70,7 +71,7 @@ def count(outbox: Outbox, run_id: str, *, unsaved: int, why: str | None) -> Left
 
 
 def _barred(outbox: Outbox, row: Mapping[str, Any]) -> str | None:
-    """Why nobody can send for a run: its key is missing here, and no worker has it."""
+    """Why no process can send for a run: its key is missing here, and no worker has it. None when one can."""
     address = Address.of_run(row)
     found = obstacle(outbox, address)
     if found is None or (address.account is not None and is_served(outbox, address.name)):
@@ -78,19 +79,19 @@ def _barred(outbox: Outbox, row: Mapping[str, Any]) -> str | None:
     return found.what
 
 
-def look(outbox: Outbox | None, run_id: str | None, *, unsaved: int, why: str | None) -> Leftover:
-    """What a run owes now, as far as it can be told: what cannot be read counts as unsaved."""
+def count_safely(outbox: Outbox | None, run_id: str | None, *, unsaved: int, why: str | None) -> Leftover:
+    """Count what a run owes now, without raising: if the outbox cannot be read, at least one entry counts as unsaved."""
     if outbox is None or run_id is None:
         return Leftover(unsaved=unsaved, unsaved_why=why)
     try:
         return count(outbox, run_id, unsaved=unsaved, why=why)
     except (HubqueueError, OSError) as error:
-        _LOG.warning("what is left cannot be read: %s%s", error, hint_of(error))
+        _LOG.warning("cannot read what is still owed: %s%s", error, hint_of(error))
         return Leftover(unsaved=max(1, unsaved), unsaved_why=why or str(error))
 
 
 def word(left: Leftover) -> str:
-    """What is left, in one line with what to do."""
+    """One line that states what is left and what to do."""
     parts, see = [], []
     if left.dead:
         refused = ", ".join(plural(number, _noun(kind)) for kind, number in left.refused.items())

@@ -1,8 +1,8 @@
 """Metrics of one epoch as the JSON text that a hub stores.
 
-Promises strict JSON (no NaN, no Infinity) made of numbers and nulls only, so that one bad value cannot get a
-whole batch refused later. Refuses what is no number, at once and by name. Knows numpy and torch only by the
-way their scalars behave.
+Promises strict JSON (no NaN, no Infinity) of numbers and nulls only, so that the hub cannot refuse a whole batch
+for one invalid value. Raises at once for a value that is not a number, with its name. Imports neither numpy nor torch:
+it recognizes their scalars by their behaviour.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _HINT = "log numbers: int, float, or a numpy or torch scalar"
 def metrics_text(metrics: Mapping[str, object]) -> str:
     """`{"train/box_loss": 1.2, …}` as JSON text.
 
-    None and what is not finite become null, true and false 1 and 0. Raises `InvalidMetrics` for a key that is
-    no string and for a value that is no single number.
+    None and non-finite values become null, true and false become 1 and 0. Raises `InvalidMetrics` for a key that is
+    not a string and for a value that is not a single number.
     """
     if (
         type(metrics) is dict
@@ -38,21 +38,21 @@ def metrics_text(metrics: Mapping[str, object]) -> str:
         and all(map(_is_harmless, metrics))
         and set(map(type, metrics.values())) == {float}
     ):
-        # Nearly every call. The encoder asks all there is left to ask: whether they are finite.
+        # The usual case. The encoder makes the one remaining check: that all values are finite.
         with suppress(ValueError):
             return _ENCODER.encode(metrics)
     if not isinstance(metrics, Mapping):
-        raise InvalidMetrics(f"metrics are a mapping of names to numbers, not {_type(metrics)}", hint=_HINT)
+        raise InvalidMetrics(f"metrics must map names to numbers, not be {_type(metrics)}", hint=_HINT)
     for name in metrics:
         if not isinstance(name, str):
-            raise InvalidMetrics(f"the name of a metric is a string, not {_type(name)}", hint=_HINT)
+            raise InvalidMetrics(f"the name of a metric must be a string, not {_type(name)}", hint=_HINT)
     # Not str(name): that of a (str, Enum) member is "Class.MEMBER".
     plain = {hide_key(str.__str__(name)): _number(name, value) for name, value in metrics.items()}
     return _ENCODER.encode(plain)
 
 
 def numbers_only(metrics: Mapping[Any, object]) -> tuple[dict[str, object], list[str]]:
-    """The part of `metrics` that `metrics_text` takes, and the names of the rest. For callbacks, which must not raise."""
+    """The part of `metrics` that `metrics_text` accepts, and the names of the rest. For callbacks, which must not raise."""
     kept: dict[str, object] = {}
     left_out = []
     for name, value in metrics.items():
@@ -64,9 +64,9 @@ def numbers_only(metrics: Mapping[Any, object]) -> tuple[dict[str, object], list
 
 
 def metrics_mapping(text: object) -> Mapping[Any, object]:
-    """Metrics as a mapping: of one, or of the JSON text that the HUB's callbacks write, bare NaN included.
+    """Metrics as a mapping, from a mapping or from the JSON text that the HUB's callbacks write (may contain NaN).
 
-    Raises `InvalidMetrics` for what is no JSON object.
+    Raises `InvalidMetrics` for anything but a JSON object.
     """
     if isinstance(text, Mapping):
         return text
@@ -75,14 +75,14 @@ def metrics_mapping(text: object) -> Mapping[Any, object]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise InvalidMetrics(f"metrics are a JSON object, not {clean(repr(text), limit=60)}", hint=_HINT)
+        raise InvalidMetrics(f"metrics must be a JSON object, not {clean(repr(text), limit=60)}", hint=_HINT)
     return found
 
 
 def finite_number(name: str, value: object) -> float:
-    """One metric as a float; None and what is not finite are 0.0, the HUB's word for "not measured".
+    """One metric as a float; None and non-finite values become 0.0, the HUB's value for "not measured".
 
-    For places that know no null. Raises `InvalidMetrics` for what is no single number.
+    For fields that cannot be null. Raises `InvalidMetrics` for anything but a single number.
     """
     number = _number(name, value)
     return 0.0 if number is None else float(number)
@@ -91,21 +91,23 @@ def finite_number(name: str, value: object) -> float:
 def epoch_number(epoch: object) -> int:
     """The epoch as an int. Raises `InvalidMetrics` for anything but a whole number from 0 to 2**53 - 1."""
     try:
-        # A scalar of numpy or torch can be a boolean, and some of those count as a whole number.
+        # A scalar of numpy or torch can be a boolean, and some of those have `__index__`.
         unwrapped = epoch if isinstance(epoch, int) else _unwrapped(epoch)
         number = index(unwrapped)  # type: ignore[arg-type]
     except Exception:
         number = None
     if number is None or isinstance(unwrapped, bool):
-        raise InvalidMetrics(f"an epoch is a whole number, not {_type(epoch)}", hint="count epochs from 0")
+        raise InvalidMetrics(
+            f"an epoch must be a whole number, not {_type(epoch)}", hint="count epochs from 0"
+        )
     if not 0 <= number <= _LARGEST_EXACT:
-        raise InvalidMetrics("an epoch is 0 or more and less than 2**53", hint="count epochs from 0")
+        raise InvalidMetrics("an epoch must be at least 0 and less than 2**53", hint="count epochs from 0")
     return number
 
 
 @lru_cache(maxsize=4096)
 def _is_harmless(name: str) -> bool:
-    """Whether a name can be told as it is. Every epoch has the same names."""
+    """Whether a name contains no key. Cached, because every epoch has the same names."""
     return hide_key(name) == name
 
 
@@ -121,13 +123,13 @@ def _number(name: str, value: object) -> int | float | None:
     except InvalidMetrics:
         raise
     except Exception as error:
-        # Foreign code ran: a tensor without data or on a device that is gone may raise anything.
+        # Third-party code: a tensor without data, or on a device that is no longer available, may raise anything.
         raise InvalidMetrics(f"metric {_named(name)} cannot be read: {_type(value)}", hint=_HINT) from error
     raise InvalidMetrics(f"metric {_named(name)} is not a number but {_type(value)}", hint=_HINT)
 
 
 def _unwrapped(value: object) -> object:
-    """The Python number inside a scalar of numpy or torch; everything else as it is."""
+    """The Python number inside a scalar of numpy or torch; any other value unchanged."""
     item = getattr(value, "item", None)
     if not callable(item) or isinstance(value, type) or getattr(value, "ndim", 0) != 0:
         return value
@@ -136,7 +138,7 @@ def _unwrapped(value: object) -> object:
 
 def _whole(name: str, number: int) -> int:
     if number.bit_length() > 1023:
-        # Readers that know only doubles would take it for infinity.
+        # A reader that uses doubles would read it as infinity.
         raise InvalidMetrics(f"metric {_named(name)} is a whole number too large for a double", hint=_HINT)
     return number
 
@@ -145,7 +147,7 @@ def _finite(value: Real | Decimal) -> float | None:
     try:
         number = float(value)
     except (OverflowError, ValueError):
-        return None  # a fraction beyond every double, a signalling NaN
+        return None  # a fraction outside the range of a double, a signalling NaN
     return number if math.isfinite(number) else None
 
 

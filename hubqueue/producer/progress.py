@@ -1,6 +1,6 @@
-"""A progress bar of what a worker uploads for a run, with rate and time left. On a terminal and in notebooks only.
+"""A progress bar for the uploads of a run, with rate and time left. Only on a terminal and in notebooks.
 
-Promises: it never raises, writes nothing where nobody looks, and nothing while nothing is uploading.
+Promises: it never raises, and it writes only to a terminal or notebook and only during an upload.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ _EVERY = 0.25
 
 
 class UploadBar:
-    """One bar for the upload of one run: give `show` to `Run.wait`."""
+    """The bar of one run: pass `show` to `Run.wait`."""
 
     def __init__(self, home: Home, run_id: str | None, *, stream: TextIO | None = None) -> None:
         self._home, self._run_id = home, run_id
         self._stream = sys.stderr if stream is None else stream
         self._bar: Any = None
-        self._next_look = 0.0
-        self._silent = run_id is None or not _is_seen(self._stream)
+        self._next_update = 0.0
+        self._silent = run_id is None or not _is_interactive(self._stream)
 
     def show(self, left: object) -> None:
-        """Show how far the upload is; `left` is falsy when all has arrived."""
-        if self._silent or (left and time.monotonic() < self._next_look):
+        """Update the bar; `left` is falsy when everything has arrived."""
+        if self._silent or (left and time.monotonic() < self._next_update):
             return
-        self._next_look = time.monotonic() + _EVERY
+        self._next_update = time.monotonic() + _EVERY
         try:
             self._show(done=not left)
-        except Exception as error:  # a training is not told about a bar that cannot be drawn
+        except Exception as error:  # a bar that cannot be drawn must not disturb the training
             self._silent = True
             _LOG.debug("the progress bar cannot be shown: %s", error)
 
@@ -72,17 +72,17 @@ class UploadBar:
             _LOG.debug("the progress bar cannot be closed: %s", trouble)
 
 
-def _is_seen(stream: TextIO | None) -> bool:
+def _is_interactive(stream: TextIO | None) -> bool:
     try:
         return "ipykernel" in sys.modules or (stream is not None and stream.isatty())
-    except (OSError, ValueError):  # it was closed
+    except (OSError, ValueError):  # the stream is closed
         return False
 
 
 def _new_bar(stream: TextIO, size: int, sent: int) -> Any:
-    # Loaded only now: a training that nobody watches never needs it.
+    # Imported here: a training without a terminal never needs it.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a notebook without widgets gets a bar of text
+        warnings.simplefilter("ignore")  # a notebook without widgets gets a text bar
         loaded: Any = import_module("tqdm.auto" if "ipykernel" in sys.modules else "tqdm")
     options = {"desc": "uploading", "unit": "B", "unit_scale": True, "initial": sent}
     return loaded.tqdm(total=size, file=stream, dynamic_ncols=True, **options)

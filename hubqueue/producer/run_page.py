@@ -1,4 +1,4 @@
-"""How a notebook shows a run."""
+"""The HTML that a notebook shows for a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hubqueue.producer.leftover import Leftover, word
 
 
 def run_page(run_id: str | None, destination: str, url: str | None, left: Leftover) -> str:
-    """A run as one line of HTML: where it is, how it is continued, and what has not arrived yet."""
+    """A run as one line of HTML: its link, what has not arrived yet, and how to continue it."""
     name, address = escape(run_id or "not saved yet"), link(url)
     shown = f'<a href="{escape(address)}">{name}</a>' if address else f"<code>{name}</code>"
     owed = escape(word(left)) if left else "everything so far has arrived"

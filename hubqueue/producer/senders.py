@@ -1,4 +1,4 @@
-"""Who sends for a run: a detached worker, this very process, or nobody. Chosen by `start_run(worker=…)`."""
+"""Which worker sends for a run: a detached process, a thread of this process, or none. Set by `start_run(worker=…)`."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from hubqueue.worker.service import Service
 
 WorkerMode = Literal["auto", "thread", "none"]
 _LOG = logging.getLogger("hubqueue")
-# How often a producer looks whether its detached worker still lives.
-_LOOK = 30.0
-_LOOK_AT_END = 1.0
-_LONGEST_LOOK = 300.0
+# Seconds between checks that the detached worker is still alive.
+_CHECK = 30.0
+_CHECK_AT_END = 1.0
+_LONGEST_CHECK = 300.0
 
 
 def sender(mode: WorkerMode, home: Home, config: str | None, row: Callable[[], str | None]) -> Sender:
-    """Who sends in a mode of `start_run`. `row` gives the row of `destinations` that the run belongs to now."""
+    """The sender for a `worker` mode of `start_run`. `row` returns the run's current row of `destinations`."""
     if mode == "auto":
         return Detached(home, config, row)
-    return InProcess(home.path, config) if mode == "thread" else Nobody()
+    return InProcess(home.path, config) if mode == "thread" else NoSender()
 
 
 class Sender(Protocol):
-    """What a run needs of whoever sends for it. Any method may raise storage trouble or a `WorkerError`."""
+    """Sends for a run. Any method may raise a storage error or a `WorkerError`."""
 
     sends: bool
 
@@ -42,16 +42,16 @@ class Sender(Protocol):
         ...
 
     def finish(self) -> None:
-        """The run has ended: make sure that somebody sends what is left."""
+        """The run has ended: make sure that a worker sends what is left."""
         ...
 
     def close(self, deadline: float) -> None:
-        """Let go, before a moment of `time.monotonic()`."""
+        """Stop before `deadline`, a moment of `time.monotonic()`."""
         ...
 
 
-class Nobody:
-    """Only saves; somebody else drains."""
+class NoSender:
+    """Sends nothing; another process drains the outbox."""
 
     sends = False
 
@@ -66,29 +66,29 @@ class Nobody:
 
 
 class Detached:
-    """A worker process of its own, which outlives this one; started again when it died."""
+    """A separate worker process, which outlives this one; started again if it dies."""
 
     sends = True
 
     def __init__(self, home: Home, config: str | None, row: Callable[[], str | None]) -> None:
         self._home, self._config, self._row = home, config, row
-        self._look_at = 0.0
-        self._every = self._usual = _LOOK
+        self._check_at = 0.0
+        self._interval = self._usual_interval = _CHECK
 
     def nudge(self) -> None:
         now = time.monotonic()
-        if now >= self._look_at:
+        if now >= self._check_at:
             destination = self._row()
-            if destination is not None:  # else the storage is in trouble: at the next call
-                self._look_at = now + self._every
+            if destination is not None:  # else the storage cannot be read: try again with the next call
+                self._check_at = now + self._interval
                 started = daemon.ensure_worker(self._home, destination, config=self._config)
-                # One that was started and is not there at the next look cannot send for this run.
-                self._every = min(self._every * 2, _LONGEST_LOOK) if started else self._usual
+                # A worker that has to be started at every check cannot send for this run: check less often.
+                self._interval = min(self._interval * 2, _LONGEST_CHECK) if started else self._usual_interval
 
     def finish(self) -> None:
-        # Somebody waits now: a worker that was just leaving, or died, is replaced without delay.
-        self._look_at = 0.0
-        self._every = self._usual = _LOOK_AT_END
+        # The script waits now, so a worker that is exiting or has died is replaced without delay.
+        self._check_at = 0.0
+        self._interval = self._usual_interval = _CHECK_AT_END
         self.nudge()
 
     def close(self, deadline: float) -> None:
@@ -96,18 +96,18 @@ class Detached:
 
 
 class InProcess:
-    """A worker on daemon threads of this process. What is left when the process ends waits for the next worker."""
+    """A worker on daemon threads of this process. What is left at the end of the process waits for the next worker."""
 
     sends = True
 
     def __init__(self, home: Path, config: str | None) -> None:
-        # An outbox of its own: a worker leaves gaps between its writes, the training does not.
+        # A separate outbox, because the worker pauses between its writes and the training does not.
         self._outbox = open_outbox(home, config, courtesy=COURTESY)
-        self._begin()
+        self._start()
 
     def nudge(self) -> None:
         if not self._thread.is_alive():
-            self._begin()  # storage trouble ended it; by now there may be none
+            self._start()  # a storage error ended the thread, and may be over now
         self._service.wake()
 
     def finish(self) -> None:
@@ -117,7 +117,7 @@ class InProcess:
         self._service.stop(timedelta(seconds=max(0.0, deadline - time.monotonic())))
         self._thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._service = Service(self._outbox, emit=journal.write)
         self._thread = threading.Thread(target=self._work, name="hubqueue-service", daemon=True)
         self._thread.start()
@@ -128,4 +128,4 @@ class InProcess:
         except HubqueueError as error:
             _LOG.warning("the worker thread has ended: %s; it starts again with the next call", error)
         finally:
-            self._outbox.close()  # it opens again by itself should the thread begin again
+            self._outbox.close()  # it reopens automatically if the thread starts again

@@ -1,8 +1,8 @@
-"""One opened outbox for all runs of a process that share a home and its settings.
+"""One open outbox for all runs of a process that share a home and its settings.
 
-Opening costs many times what a run needs of it: the settings, the schema check, statements compiled anew. So an outbox
-that its last run gives back is closed, down to the last descriptor, and remembered: the next run only opens its file
-again, with the same checks as at first. One whose file was replaced meanwhile is forgotten.
+Opening an outbox costs much more than using it: settings, schema check, compilation of statements. So when the last run
+gives an outbox back, all its file descriptors are closed but the object is kept. The next run only reopens the file,
+with the same checks as the first time. An outbox whose file was replaced in the meantime is forgotten.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 from hubqueue.config.home import Home
 from hubqueue.config.reader import Config
-from hubqueue.domain.clock import Clock
 from hubqueue.domain.errors import HubqueueError
 from hubqueue.outbox.database import forks
 from hubqueue.outbox.outbox import Outbox, open_with
 
-# So many closed ones are remembered; they hold no descriptor.
+# Closed outboxes to keep; they hold no file descriptor.
 _REMEMBERED = 8
 
 
@@ -31,33 +30,33 @@ class _Shared:
 
 
 class Sharing:
-    """The outboxes of one process, each with how many use it."""
+    """The outboxes of one process, each with its number of users."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._shared: list[_Shared] = []
         forks.watch(self)
 
-    def borrow(self, home: Home, config: Config, *, clock: Clock | None = None) -> Outbox:
-        """An opened outbox, set aside and started anew where it is damaged; to be given back. Raises the `OutboxError`s."""
-        found = None if clock is not None else self._known(home, config)
+    def borrow(self, home: Home, config: Config) -> Outbox:
+        """An open outbox, to be given back. A damaged one is set aside and replaced. Raises the `OutboxError`s."""
+        found = self._known(home, config)
         if found is not None:
             if found.users > 1:
-                return found.outbox  # in use, so open, and its file is still the one
+                return found.outbox  # in use, therefore open, and its file was not replaced
             try:
                 found.outbox.reopen()
                 return found.outbox
             except HubqueueError:
-                # Whatever it is, the long way finds out and says it.
+                # A complete open finds the reason and reports it.
                 self.forget(found.outbox)
                 found.outbox.close()
-        outbox = open_with(home, config, os.environ, clock=clock, set_aside_damaged=True)
+        outbox = open_with(home, config, os.environ, set_aside_damaged=True)
         with self._guard:
             self._shared.append(_Shared(outbox, 1))
         return outbox
 
     def hold(self, outbox: Outbox) -> None:
-        """Use an outbox again that was given back."""
+        """Use an outbox that was given back."""
         with self._guard:
             found = self._of(outbox)
             if found is None:
@@ -66,7 +65,7 @@ class Sharing:
                 found.users += 1
 
     def give_back(self, outbox: Outbox) -> None:
-        """Use it no more; it is closed when nobody does."""
+        """Stop using an outbox; it is closed when it has no users left."""
         with self._guard:
             found = self._of(outbox)
             if found is not None:
@@ -76,16 +75,16 @@ class Sharing:
                     self._shared.remove(each)
             unused = found is None or not found.users
         if unused:
-            outbox.close()  # should a run borrow it at this very moment, it opens again by itself
+            outbox.close()  # if a run borrows it at this moment, it reopens automatically
 
     def forget(self, outbox: Outbox) -> None:
-        """Never lend it again: its file is damaged, or another one stands in its place."""
+        """Never lend an outbox again: its file is damaged, or was replaced by another one."""
         with self._guard:
             self._shared = [each for each in self._shared if each.outbox is not outbox]
 
     @contextmanager
     def used(self, outbox: Outbox) -> Iterator[Outbox]:
-        """Use an outbox for a moment, whether or not it was given back."""
+        """Use an outbox within a `with` block, whether or not it was given back."""
         self.hold(outbox)
         try:
             yield outbox

@@ -1,4 +1,4 @@
-"""What a training run survives: trouble that is not its fault is logged, and the training continues."""
+"""Errors that must not stop a training: they are logged, and the training continues."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ _START = "start of the run"
 _WORKER = "worker"
 _CHECKPOINT = "checkpoint"
 _NUMBERS = re.compile(r"[0-9]+")
-# So many different troubles are told apart.
+# The number of different errors that are logged separately.
 _KINDS = 50
 
 
 def survive(what: str, act: Callable[[], _T], *, strict: bool) -> _T | None:
-    """Do something that needs the storage; None when it failed and that was logged. With `strict` everything is raised."""
+    """Call `act`, which needs the storage; return None when it failed and was logged. With `strict`, raise instead."""
     return Survivor(strict=strict).attempt(what, act)
 
 
 class Survivor:
-    """Does what needs the storage. Trouble is logged once of each kind, then counted until it is over.
+    """Calls functions that need the storage. Each kind of error is logged once, then counted until saving works again.
 
-    With `strict` everything is raised. A wrong setting that shows at the start of a run (an outbox of another
-    program or of a newer version) is raised always: only the caller can fix it.
+    With `strict` every error is raised. An outbox of another program or of a newer version is always raised, because
+    only the caller can fix it. `name` returns the run's id for log lines. `note` is called with each error not raised.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Survivor:
         *,
         strict: bool,
         name: Callable[[], str | None] = lambda: None,
-        hear: Callable[[BaseException], None] = lambda _error: None,
+        note: Callable[[BaseException], None] = lambda _error: None,
     ) -> None:
-        self._strict, self._name, self._hear = strict, name, hear
+        self._strict, self._name, self._note = strict, name, note
         self._repeated: dict[tuple[str, str], int] = {}
 
     def attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
-        """Do something; None when it failed and that was logged or counted. `hear` is told of what was survived."""
+        """Call `act`; return None when it failed and the error was logged or counted."""
         try:
             done = act()
         except (OutboxAlien, OutboxTooNew):
@@ -63,15 +63,17 @@ class Survivor:
         except Exception as error:
             if self._strict:
                 raise
-            with contextlib.suppress(Exception):  # not even a log that cannot be written reaches the training
-                self._hear(error)
-                self._tell(what, error)
+            with contextlib.suppress(
+                Exception
+            ):  # a log that cannot be written must not stop the training either
+                self._note(error)
+                self._log(what, error)
             return None
         with contextlib.suppress(Exception):
-            self._heal(what)
+            self._log_recovery(what)
         return done
 
-    def _tell(self, what: str, error: Exception) -> None:
+    def _log(self, what: str, error: Exception) -> None:
         if isinstance(error, CheckpointUnreadable):
             _LOG.warning("the checkpoint was not saved: %s%s", error, hint_of(error))
             return
@@ -94,11 +96,11 @@ class Survivor:
         else:
             _LOG.warning("the %s could not be saved yet: %s%s", what, error, hint_of(error))
 
-    def _heal(self, what: str) -> None:
+    def _log_recovery(self, what: str) -> None:
         if not self._repeated or what == _WORKER:
             return
-        healed = ("storage", "spool") if what == _CHECKPOINT else ("storage",)
-        over = [kind for kind in self._repeated if kind[0] in healed]
+        recovered = ("storage", "spool") if what == _CHECKPOINT else ("storage",)
+        over = [kind for kind in self._repeated if kind[0] in recovered]
         if over:
             more = sum(self._repeated.pop(kind) for kind in over)
             again = f" ({more} more failures were not shown)" if more else ""
@@ -106,11 +108,10 @@ class Survivor:
 
 
 def settings_of(home: Home, config: str | os.PathLike[str] | None, *, strict: bool) -> Config:
-    """The settings a training begins with. Where its home cannot be used or trusted, those of the environment alone.
+    """The settings of a training; only those of the environment when its home cannot be used or trusted.
 
-    Nothing is read or written there until it is in order: opening the outbox fails for the same reason, which is
-    survived and logged where it happens. With `strict` it is raised here. Raises `ConfigError` for what only the
-    caller can fix.
+    Such a home is neither read nor written: opening the outbox fails for the same reason, and that failure is logged
+    there. With `strict` the reason is raised here. Raises `ConfigError` for errors that only the caller can fix.
     """
     try:
         return home.load_config(Path(config) if config is not None else None, os.environ)
@@ -121,7 +122,7 @@ def settings_of(home: Home, config: str | os.PathLike[str] | None, *, strict: bo
 
 
 def hint_of(error: BaseException) -> str:
-    """The hint of an error, to be put behind its message; empty where it has none."""
+    """The hint of an error in brackets, to append to its message; empty without a hint."""
     hint = getattr(error, "hint", None)
     return f" ({hint})" if hint else ""
 

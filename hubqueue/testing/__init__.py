@@ -1,4 +1,4 @@
-"""Doubles for tests of code that uses hubqueue."""
+"""Test doubles for code that uses hubqueue."""
 
 # The sandbox is named here with its types; in hubqueue.sandbox its names are loaded when they are first used.
 from hubqueue.destinations.sandbox import Sandbox

@@ -1,4 +1,4 @@
-"""A kit for tests of code that uses hubqueue: a clock to move, a transport in memory, a ready outbox.
+"""Test doubles for code that uses hubqueue: a clock that a test moves, a transport in memory, an outbox in a folder.
 
 from hubqueue.testing import FakeClock, MemoryTransport, outbox_in
 
@@ -39,23 +39,23 @@ class FakeClock:
         return self._elapsed
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, on both readings."""
+        """Let time pass on both clocks."""
         self._wall += timedelta(seconds=seconds)
         self._elapsed += seconds
 
     def jump(self, seconds: float) -> None:
-        """Set the wall clock, as a time server or a person does. No time passes."""
+        """Change the wall clock, as a time server or a person does. `elapsed()` does not change."""
         self._wall += timedelta(seconds=seconds)
 
     def reboot(self, seconds: float = 30.0) -> None:
-        """Start a new boot, after the machine was off for so long."""
+        """Start a new boot after the machine was off for this many `seconds`."""
         self._boots += 1
         self._wall += timedelta(seconds=seconds)
         self._elapsed = 5.0
 
 
 class MemoryTransport:
-    """Takes every batch and keeps it; `answer` decides on the outcome of each."""
+    """Keeps every batch in memory; `answer(batch)` returns its outcome (default: delivered)."""
 
     def __init__(self, answer: Callable[[Batch], Outcome] | None = None) -> None:
         self._answer = answer or _take
@@ -63,7 +63,7 @@ class MemoryTransport:
         self.batches: list[Batch] = []
 
     def dial(self, _outbox: Outbox, _settings: DestinationSettings) -> MemoryTransport:
-        """What `Worker(dial=…)` wants: this transport for every destination."""
+        """Pass this method as `Worker(dial=…)`: every destination then uses this transport."""
         return self
 
     def send(self, batch: Batch, attempt: Attempt) -> Outcome:
@@ -86,7 +86,7 @@ def outbox_in(
     clock: FakeClock | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Outbox:
-    """An outbox in a folder of its own, with default settings but for what `environ` says (HUBQUEUE_…)."""
+    """An outbox in `folder`, with default settings except those of `environ` (HUBQUEUE_…)."""
     return open_outbox(folder, environ={} if environ is None else environ, clock=clock)
 
 

@@ -28,6 +28,7 @@ from stage import (
 )
 
 from hubqueue.destinations.hub.registration import registration_draft
+from hubqueue.domain.drafts import Checkpoint
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lane import Batch
 from hubqueue.domain.lifecycle import RunState
@@ -173,7 +174,7 @@ def test_nothing_is_emitted_or_removed_before_it_is_committed(
     (tmp_path / "last.pt").write_bytes(b"weights")
     with open_outbox(home, environ={}, clock=clock) as outbox:
         run = new_run(outbox)
-        save_snapshot(outbox, run, tmp_path / "last.pt", 0, is_best=False, map=0, final=False)
+        save_snapshot(outbox, run, Checkpoint(tmp_path / "last.pt", 0))
         bench, seen = Bench(outbox), list[tuple[int, int]]()
         bench.worker.scan()
         lease = outbox.claims.claim("hub", {Kind.CKPT: ZERO}, TERMS)
@@ -279,7 +280,7 @@ def test_the_janitor_marks_a_run_whose_process_has_died(outbox: Outbox) -> None:
 def test_the_janitor_sweeps_orphans_and_nothing_that_is_owed(outbox: Outbox, tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"weights")
     run = new_run(outbox)
-    save_snapshot(outbox, run, tmp_path / "last.pt", 0, is_best=False, map=0, final=False)
+    save_snapshot(outbox, run, Checkpoint(tmp_path / "last.pt", 0))
     kept = {path.name for path in outbox.spool.path.iterdir()}
     for name in ("orphan-000000000000.ckpt", "half-000000000000.ckpt.part"):
         (outbox.spool.path / name).write_bytes(b"x")

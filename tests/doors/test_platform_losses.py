@@ -1,6 +1,6 @@
-"""What the package's own Platform callback loses, each done to hubqueue: the rows of docs/platform.md.
+"""The losses of the package's own Platform callback, tried on hubqueue: the rows of docs/platform.md.
 
-Those that are about the wire alone are in tests/contract/test_platform.py.
+Those that concern only the protocol are in tests/contract/test_platform.py.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def at_hub(home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox
 
 
 class Yolo:
-    """What `YOLO(...)` is to `attach`."""
+    """A replacement for `YOLO(...)` with what `attach` needs."""
 
     def __init__(self, folder: Path, **args: Any) -> None:
         self.callbacks: dict[str, list[Callable[[Any], None]]] = {}
@@ -73,7 +73,7 @@ def test_p1_an_epoch_that_fails_once_arrives_once(at: Stage, fault: str) -> None
     assert sorted(at.events("epoch_end")) == ["epoch 0", "epoch 1"]
 
 
-def test_p2_a_401_mutes_nothing(at: Stage) -> None:
+def test_p2_a_401_loses_nothing(at: Stage) -> None:
     at.hub.fail("metrics:401:times=1")
     at.log(0, 1)
     at.save(WEIGHTS, final=True)
@@ -90,7 +90,7 @@ def test_p2_a_401_mutes_nothing(at: Stage) -> None:
     assert sorted(at.events("epoch_end")) == ["epoch 0", "epoch 1"]
 
 
-def test_p3_a_start_that_fails_for_long_costs_nothing(at: Stage) -> None:
+def test_p3_a_start_that_fails_for_long_loses_nothing(at: Stage) -> None:
     at.hub.fail("registration:503:times=8")
     at.log(0)
     at.end()
@@ -101,7 +101,7 @@ def test_p3_a_start_that_fails_for_long_costs_nothing(at: Stage) -> None:
 
 @pytest.mark.parametrize("change", ["overwritten", "shorter", "gone"])
 def test_p4_p5_p9_a_file_that_changes_is_sent_as_it_was(at: Stage, change: str) -> None:
-    content = WEIGHTS[:120_000]  # the slow reader takes a few seconds for it
+    content = WEIGHTS[:120_000]  # takes the slow reader a few seconds
     at.hub.fail("ckpt:slow-read:path=/storage/:times=1:seconds=0.001")
     path = at.save(content, final=True)
     at.end()
@@ -128,7 +128,7 @@ def test_p6_epochs_come_in_order_and_the_end_last(at: Stage) -> None:
 
 
 STEPS = {
-    # Where the worker is killed: the URL is given, the bytes are there, the announcement was carried out.
+    # When the worker is killed: after the URL was issued, after the bytes arrived, after the announcement took effect.
     "url": "ckpt:silence:path=/storage/:times=1:seconds=60",
     "bytes": "ckpt:silence:event=checkpoint_saved:times=1:seconds=60",
     "announced": "ckpt:drip:event=checkpoint_saved:times=1:seconds=1",
@@ -165,7 +165,7 @@ run.finish(timeout=0)
     (model_id,) = hub.runs
     run = hub.run(model_id)
     assert [each.path.read_bytes() for each in run.uploads if each.promoted_at and each.path] == [WEIGHTS]
-    # Only bytes that had not arrived are sent again.
+    # Bytes that had arrived are not sent again.
     assert len([each for each in hub.requests if each.method == "PUT" and each.status == 200]) == 1
     assert [each.event for each in run.events if each.event == "training_complete"] == ["training_complete"]
 
@@ -175,7 +175,7 @@ def _promoted(hub: Sandbox) -> bool:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_p8_a_training_that_fails_says_so(
+def test_p8_a_training_that_fails_is_reported_as_failed(
     error: type[BaseException], at_hub: Sandbox, home: Path, tmp_path: Path
 ) -> None:
     def fail(trainer: Trainer) -> None:
@@ -192,7 +192,7 @@ def test_p8_a_training_that_fails_says_so(
     assert [each["epoch"] for each in sent(at_hub, "epoch_end")] == [0, 1]
 
 
-def test_p8_a_training_that_is_killed_is_told_as_failed(at_hub: Sandbox, home: Path) -> None:
+def test_p8_a_training_that_is_killed_is_reported_as_failed(at_hub: Sandbox, home: Path) -> None:
     environ = platform_environ(home, at_hub.url)
     code = """
 import hubqueue, os, signal
@@ -241,7 +241,7 @@ def test_p12_after_an_upload_that_failed_the_newest_goes_next_and_the_final_one_
 
 
 class Float32:
-    """A scalar as numpy has it: no float, but with `item`."""
+    """A scalar like those of numpy: not a float, but with `item`."""
 
     def __init__(self, value: float) -> None:
         self._value = value
@@ -259,7 +259,7 @@ def test_p13_scalars_of_numpy_are_numbers(at_hub: Sandbox, tmp_path: Path) -> No
     assert sent(at_hub, "training_complete")[0]["results"]["bestFitness"] == 1.0
 
 
-def test_p14_p17_the_console_is_sent_when_asked_for_and_nothing_is_redirected(
+def test_p14_p17_the_console_is_sent_with_the_option_and_nothing_is_redirected(
     at_hub: Sandbox, tmp_path: Path
 ) -> None:
     package = logging.getLogger("ultralytics")
@@ -289,7 +289,7 @@ def test_p14_p17_the_console_is_sent_when_asked_for_and_nothing_is_redirected(
     assert package.handlers == []
 
 
-def test_p14_without_being_asked_nothing_of_the_console_is_sent(at_hub: Sandbox, tmp_path: Path) -> None:
+def test_p14_without_the_option_no_console_line_is_sent(at_hub: Sandbox, tmp_path: Path) -> None:
     model = Yolo(tmp_path / "train")
     attach(model, worker="thread", timeout=60)
     model.train(
@@ -301,8 +301,8 @@ def test_p14_without_being_asked_nothing_of_the_console_is_sent(at_hub: Sandbox,
 
 
 @pytest.mark.parametrize("header", ["600", "http-date+600"])
-def test_p16_a_wait_that_the_hub_asks_for_is_kept(header: str, hub: Sandbox, tmp_path: Path) -> None:
-    # On the real clock, because an HTTP date is one of the wall.
+def test_p16_a_wait_that_the_hub_asks_for_is_respected(header: str, hub: Sandbox, tmp_path: Path) -> None:
+    # On the real clock, because an HTTP date refers to the wall clock.
     environ = platform_environ(tmp_path / "home", hub.url)
     hub.fail(f"registration:503:retry-after={header}")
     code = 'import hubqueue; hubqueue.start_run("yolo26n.pt", worker="none", strict=True)'
@@ -315,12 +315,13 @@ def test_p16_a_wait_that_the_hub_asks_for_is_kept(header: str, hub: Sandbox, tmp
         assert timedelta(seconds=500) < due - outbox.database.now() < timedelta(seconds=700)
 
 
-def test_p19_a_training_of_the_packages_own_callback_is_gone_on_with(at_hub: Sandbox, tmp_path: Path) -> None:
+def test_p19_a_training_of_the_packages_own_callback_is_resumed(at_hub: Sandbox, tmp_path: Path) -> None:
     model = Yolo(tmp_path / "first")
     attach(model, worker="thread", timeout=60)
     model.train(epochs=1)
     (known,) = at_hub.runs
-    folder = tmp_path / "copied"  # another machine: no outbox knows the run, and only their record is there
+    # As on another machine: no outbox has the run; only the record of the package's own callback exists.
+    folder = tmp_path / "copied"
     folder.mkdir()
     (folder / "platform_model_id.txt").write_text(known)
 
@@ -328,9 +329,9 @@ def test_p19_a_training_of_the_packages_own_callback_is_gone_on_with(at_hub: San
     attach(again, worker="thread", timeout=60, home=tmp_path / "other-home")
     again.train(epochs=3, start_epoch=1, resume=True)
 
-    # The sandbox holds a complete model for ended, so the training is a new model; the first start asked for the old.
-    asked = [each for each in at_hub.requests if each.event == "training_started"]
-    assert asked[1].model_id == known
+    # The sandbox does not reopen a complete model, so the training gets a new one; its first start named the old one.
+    starts = [each for each in at_hub.requests if each.event == "training_started"]
+    assert starts[1].model_id == known
     assert len(at_hub.runs) == 2
 
 
@@ -354,7 +355,7 @@ def test_a_resumed_training_is_the_same_model(at_hub: Sandbox, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("fault", ["redirect", "html", "204"])
-def test_p20_an_answer_that_is_none_is_seen_and_met(at: Stage, fault: str) -> None:
+def test_p20_an_invalid_response_is_retried(at: Stage, fault: str) -> None:
     at.hub.fail(f"metrics:{fault}:times=1")
     at.log(0)
     at.drain()
@@ -363,9 +364,9 @@ def test_p20_an_answer_that_is_none_is_seen_and_met(at: Stage, fault: str) -> No
     assert any(each.startswith("retry: ") for each in at.reasons())
 
 
-def test_the_packages_own_callback_is_taken_off_the_training(at_hub: Sandbox, tmp_path: Path) -> None:
+def test_the_packages_own_callback_is_removed_from_the_training(at_hub: Sandbox, tmp_path: Path) -> None:
     def theirs(_trainer: Any) -> None:
-        raise AssertionError("it is still there")
+        raise AssertionError("it was not removed")
 
     theirs.__module__ = "ultralytics.utils.callbacks.platform"
     model = Yolo(tmp_path / "train")
@@ -377,15 +378,15 @@ def test_the_packages_own_callback_is_taken_off_the_training(at_hub: Sandbox, tm
     assert [each["epoch"] for each in sent(at_hub, "epoch_end")] == [0, 1]
 
 
-def test_the_end_of_a_training_tells_what_it_came_to(at_hub: Sandbox, tmp_path: Path) -> None:
+def test_the_end_of_a_training_carries_its_results(at_hub: Sandbox, tmp_path: Path) -> None:
     model = Yolo(tmp_path / "train")
     attach(model, worker="thread", timeout=60)
     trainer = model.train(epochs=3)
 
-    (told,) = sent(at_hub, "training_complete")
-    assert told["results"]["bestEpoch"] == 2
-    assert told["results"]["metrics"]["metrics/mAP50-95(B)"] == 0.99
-    assert told["results"]["modelSize"] == len(trainer.written["best.pt"])
+    (end,) = sent(at_hub, "training_complete")
+    assert end["results"]["bestEpoch"] == 2
+    assert end["results"]["metrics"]["metrics/mAP50-95(B)"] == 0.99
+    assert end["results"]["modelSize"] == len(trainer.written["best.pt"])
     (start,) = sent(at_hub, "training_started")
     assert (start["epochs"], start["trainArgs"]["project"], start["trainArgs"]["imgsz"]) == (3, "coco", "64")
     assert json.dumps(start).count(str(tmp_path)) == 0

@@ -1,4 +1,5 @@
-"""What the seed and its SDK lose or do wrong, each done to hubqueue: the rows of docs/seed-parity.md that have no other test."""
+"""The losses and errors of the original `HUBTrainingSession` and its SDK, tried on hubqueue: the rows of
+docs/seed-parity.md that have no other test."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ def at_hub(home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox
     "end", ["raise SystemExit(3)", "import signal; os.kill(os.getpid(), signal.SIGKILL)"]
 )
 @pytest.mark.parametrize("mode", ["thread", "none"])
-def test_l3_l4_an_end_right_after_an_epoch_loses_none(
+def test_l3_l4_an_end_right_after_an_epoch_loses_no_epoch(
     at_hub: Sandbox, home: Path, mode: str, end: str
 ) -> None:
     environ = environ_of(home, at_hub.url, MODE=mode)
@@ -73,7 +74,7 @@ def test_l13_a_captive_portal_is_no_delivery(at_hub: Sandbox, home: Path, fault:
 @pytest.mark.parametrize(
     "fault", ["ckpt:cut-body:times=1", "ckpt:silence:times=1", "ckpt:429:retry-after=1:times=1"]
 )
-def test_l8_l20_l22_an_odd_answer_to_the_final_upload_ends_no_training(
+def test_l8_l20_l22_an_odd_response_to_the_final_upload_ends_no_training(
     at_hub: Sandbox, home: Path, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HUBQUEUE_DESTINATIONS__HUB__ANSWER_TIMEOUT", "1")
@@ -103,7 +104,7 @@ def test_l21_a_silent_hub_costs_no_threads(at_hub: Sandbox, home: Path) -> None:
         session.metrics_queue[epoch] = '{"loss": 1.0}'
         session.upload_metrics()
 
-    # The worker's own and the sandbox's, whose number does not grow; the original has one more for each epoch.
+    # The threads of the worker and of the sandbox, whose number does not grow; the original adds one for each epoch.
     assert threading.active_count() <= before + 20
     session.alive = False
 
@@ -156,7 +157,7 @@ def test_l36_the_bar_counts_what_was_sent(tmp_path: Path) -> None:
     assert unseen.getvalue() == ""
 
 
-def test_l36_a_detached_worker_tells_how_far_it_is(at_hub: Sandbox, home: Path, tmp_path: Path) -> None:
+def test_l36_a_detached_worker_reports_its_progress(at_hub: Sandbox, home: Path, tmp_path: Path) -> None:
     (tmp_path / "best.pt").write_bytes(bytes(6 << 20))
     at_hub.fail("ckpt:slow-read:seconds=0.005")
     seen: set[int] = set()
@@ -165,18 +166,18 @@ def test_l36_a_detached_worker_tells_how_far_it_is(at_hub: Sandbox, home: Path, 
 
     session.upload_model(0, str(tmp_path / "best.pt"), final=True)
 
-    def looked() -> bool:
+    def progressed() -> bool:
         found = upload_of(Home(home), session._run.id)  # type: ignore[union-attr, arg-type]
         if found is not None:
             seen.add(found.sent)
         return len(seen) > 1 or bool(at_hub.checkpoints(at_hub.models[0]) if at_hub.models else False)
 
-    wait_until(looked, timeout=90)
-    assert len(seen) > 1, "the upload was over before anything was told"
+    wait_until(progressed, timeout=90)
+    assert len(seen) > 1, "the upload ended before any progress was reported"
     session.alive = False
     # The worker must not outlive its hub.
     assert session._run.outbox is not None
-    with suppress(ProcessLookupError):  # it leaves by itself when it has been idle
+    with suppress(ProcessLookupError):  # it exits when it has been idle
         os.kill(session._run.outbox.status()["worker"]["pid"], signal.SIGTERM)
     wait_until(lambda: not worker_lives(Home(home)), timeout=90)
 

@@ -1,4 +1,4 @@
-"""HUBTrainingSession: the callbacks of ultralytics 8.2.70 and 8.3.253, unmodified, run with it and lose nothing."""
+"""HUBTrainingSession: the unmodified callbacks of ultralytics 8.2.70 and 8.3.253 run with it and lose nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HABITS: dict[str, Habits] = {"8.2.70": V82, "8.3.253": V83}
 
 @pytest.fixture
 def at_hub(home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
-    """A HUB that this process's sessions send to, from a thread of their own, with quick limits."""
+    """A sandbox HUB that the sessions of this process send to, with short limits."""
     settings = environ_of(home, hub.url)
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
@@ -38,7 +38,7 @@ def at_hub(home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox
 
 @pytest.fixture
 def sessions(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., type[HUBTrainingSession]]]:
-    """A session class with options set, as a script sets them; what it made is ended."""
+    """A function that returns a session class with these options; its sessions are ended after the test."""
     made: list[HUBTrainingSession] = []
 
     def configured(**options: Any) -> type[HUBTrainingSession]:
@@ -146,7 +146,7 @@ def test_merging_what_failed_never_brings_an_old_value_back(
     assert len(session.metrics_queue) == 0
 
 
-def test_an_epoch_that_the_hub_never_takes_holds_nothing_back(
+def test_an_epoch_that_the_hub_refuses_blocks_no_other(
     at_hub: Sandbox, home: Path, sessions: Callable[..., type[HUBTrainingSession]]
 ) -> None:
     at_hub.fail("metrics:400:epoch=2")
@@ -234,7 +234,7 @@ def test_a_missing_final_checkpoint_is_replaced_by_the_last_one(
     assert list(tmp_path.glob("*.pt")) == [tmp_path / "last.pt"]
 
 
-def test_a_session_takes_no_signal_and_can_begin_on_any_thread(
+def test_a_session_sets_no_signal_handler_and_starts_on_any_thread(
     at_hub: Sandbox, sessions: Callable[..., type[HUBTrainingSession]]
 ) -> None:
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
@@ -267,15 +267,15 @@ def test_ending_a_session_ends_its_heartbeats(
     with open_outbox(home) as outbox:
         (run,) = outbox.stats.runs()
     assert (run["state"], session.alive) == ("finished", False)
-    session.metrics_queue[0] = '{"loss": 1}'  # a script that goes on is taken up again
+    session.metrics_queue[0] = '{"loss": 1}'  # a script that logs after the end continues its run
     assert session.alive
 
 
-# A model that the hub has already.
+# Models that the hub already has.
 
 
 def model_of(hub: Sandbox, environ: dict[str, str], *steps: str) -> str:
-    """A model at the hub, brought into a state by the session itself."""
+    """A model at the hub, after a run with these steps."""
     code = "\n".join(
         [
             "import hubqueue, pathlib, sys, tempfile",
@@ -324,7 +324,7 @@ def test_a_trained_model_is_only_loaded(
     assert len(at_hub.beats(model)) == beats
 
 
-def test_a_new_model_brings_the_hubs_arguments(
+def test_a_new_model_has_the_arguments_of_the_hub(
     at_hub: Sandbox, home: Path, sessions: Callable[..., type[HUBTrainingSession]]
 ) -> None:
     model = model_of(at_hub, environ_of(home, at_hub.url))
@@ -341,7 +341,7 @@ def test_a_new_model_brings_the_hubs_arguments(
     assert KEY.encode() not in kept
 
 
-def test_no_such_model_and_no_answer_are_told_apart(
+def test_no_such_model_and_no_response_are_different_errors(
     at_hub: Sandbox, sessions: Callable[..., type[HUBTrainingSession]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UnknownModel, match="has no model"):
@@ -349,11 +349,11 @@ def test_no_such_model_and_no_answer_are_told_apart(
 
     at_hub.fail("read:503")
     monkeypatch.setattr("hubqueue.integrations.hub_session.model.PATIENCE", 0.5)
-    with pytest.raises(ModelUnavailable, match="did not tell"):
+    with pytest.raises(ModelUnavailable, match="cannot read model"):
         sessions().create_session(WEB + "x" * 20)
 
 
-def test_uploading_to_a_model_id_needs_no_answer_from_the_hub(
+def test_uploading_to_a_model_id_needs_no_response_from_the_hub(
     at_hub: Sandbox,
     home: Path,
     sessions: Callable[..., type[HUBTrainingSession]],
@@ -372,7 +372,7 @@ def test_uploading_to_a_model_id_needs_no_answer_from_the_hub(
 
 
 @pytest.mark.parametrize("identifier", ["yolov8n", "model.onnx", ""])
-def test_what_is_no_model_of_a_hub_leaves_the_training_alone(
+def test_an_identifier_that_names_no_model_does_not_stop_the_training(
     identifier: str,
     at_hub: Sandbox,
     sessions: Callable[..., type[HUBTrainingSession]],
@@ -384,14 +384,16 @@ def test_what_is_no_model_of_a_hub_leaves_the_training_alone(
 
 def test_a_script_for_a_hub_model_without_a_key_fails_and_says_why(at_hub: Sandbox, home: Path) -> None:
     environ = environ_of(home, at_hub.url, HUB_API_KEY="")
-    code = f"import hubqueue; hubqueue.HUBTrainingSession.create_session('{WEB}{'a' * 20}'); print('went on')"
+    code = (
+        f"import hubqueue; hubqueue.HUBTrainingSession.create_session('{WEB}{'a' * 20}'); print('continued')"
+    )
 
     process = python(code, environ)
     out, _ = process.communicate(timeout=60)
 
     assert process.returncode == 1
     assert "there is no key for hub" in out
-    assert "went on" not in out
+    assert "continued" not in out
 
 
 def test_the_processes_of_a_training_on_several_gpus_share_one_run(
@@ -414,11 +416,11 @@ def test_the_processes_of_a_training_on_several_gpus_share_one_run(
     assert "HUBQUEUE_RUN" not in os.environ
 
 
-# What scripts call themselves.
+# Methods that scripts call directly.
 
 
-class Answer:
-    """An answer as `requests` gives it."""
+class Response:
+    """A response like those of `requests`."""
 
     def __init__(self, status: int, headers: dict[str, str] | None = None, text: str = "{}") -> None:
         self.status_code, self.headers, self.text = status, headers or {}, text
@@ -440,50 +442,50 @@ def session(at_hub: Sandbox, sessions: Callable[..., type[HUBTrainingSession]]) 
 @pytest.mark.parametrize(
     ("status", "calls"), [(200, 1), (408, 2), (502, 2), (504, 2), (400, 1), (429, 1), (500, 1), (503, 1)]
 )
-def test_a_request_is_made_again_for_the_same_answers_as_in_the_seed(
+def test_a_request_is_retried_for_the_same_statuses_as_in_the_original(
     session: HUBTrainingSession, status: int, calls: int
 ) -> None:
     made: list[int] = []
 
-    def request() -> Answer:
+    def request() -> Response:
         made.append(status)
-        return Answer(status)
+        return Response(status)
 
-    answer = session.request_queue(request, retry=1, thread=False)
+    response = session.request_queue(request, retry=1, thread=False)
 
-    assert (len(made), answer.status_code) == (calls, status)
+    assert (len(made), response.status_code) == (calls, status)
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("response", "message"),
     [
-        (Answer(502), "Retrying 3x for 30s."),
-        (Answer(429), "Rate limit reached (?/?). Please retry later."),
+        (Response(502), "Retrying 3x for 30s."),
+        (Response(429), "Rate limit reached (?/?). Please retry later."),
         (
-            Answer(429, {"X-RateLimit-Remaining": "0", "x-ratelimit-limit": "400", "Retry-After": "7"}),
+            Response(429, {"X-RateLimit-Remaining": "0", "x-ratelimit-limit": "400", "Retry-After": "7"}),
             "Rate limit reached (0/400). Please retry after 7s.",
         ),
-        (Answer(403, text='{"message": "not yours"}'), "not yours"),
-        (Answer(403, text='["odd"]'), "No JSON message."),
-        (Answer(403, text="<html>"), "Unable to read JSON."),
-        (Answer(403, text=""), "Unable to read JSON."),
+        (Response(403, text='{"message": "not yours"}'), "not yours"),
+        (Response(403, text='["odd"]'), "No JSON message."),
+        (Response(403, text="<html>"), "Unable to read JSON."),
+        (Response(403, text=""), "Unable to read JSON."),
     ],
 )
-def test_a_failed_request_is_worded_whatever_the_answer_is(
-    session: HUBTrainingSession, answer: Answer, message: str
+def test_every_failed_response_has_a_message(
+    session: HUBTrainingSession, response: Response, message: str
 ) -> None:
-    assert session._get_failure_message(answer, 3, 30) == message
-    assert session._get_failure_message(Answer(502), 0, 30) == ""
+    assert session._get_failure_message(response, 3, 30) == message
+    assert session._get_failure_message(Response(502), 0, 30) == ""
 
 
 @pytest.mark.parametrize("trouble", ["none", "raises", "502", "400"])
 def test_metrics_of_a_failed_request_are_in_the_outbox(
     at_hub: Sandbox, session: HUBTrainingSession, trouble: str
 ) -> None:
-    def request(metrics: dict[int, str]) -> Answer | None:
+    def request(metrics: dict[int, str]) -> Response | None:
         if trouble == "raises":
-            raise OSError("the cable is out")
-        return None if trouble == "none" else Answer(int(trouble))
+            raise OSError("no network")
+        return None if trouble == "none" else Response(int(trouble))
 
     session.request_queue(request, retry=0, thread=True, metrics={4: '{"loss": 0.25}'})
 
@@ -494,10 +496,10 @@ def test_metrics_of_a_failed_request_are_in_the_outbox(
 def test_requests_in_the_background_share_one_thread(session: HUBTrainingSession) -> None:
     go, done = threading.Event(), []
 
-    def request(number: int) -> Answer:
+    def request(number: int) -> Response:
         go.wait(30)
         done.append(number)
-        return Answer(200)
+        return Response(200)
 
     for number in range(30):
         session.request_queue(request, number=number)
@@ -512,15 +514,15 @@ def test_the_models_own_methods_save_to_the_outbox(
 ) -> None:
     (tmp_path / "last.pt").write_bytes(b"weights")
 
-    answer = session.request_queue(session.model.upload_metrics, metrics={0: '{"loss": 1}'}, thread=False)
+    response = session.request_queue(session.model.upload_metrics, metrics={0: '{"loss": 1}'}, thread=False)
     session.model.upload_model(0, str(tmp_path / "last.pt"), is_best=False)
 
-    assert answer.status_code == 202
+    assert response.status_code == 202
     model = made_model(at_hub)
     wait_until(lambda: at_hub.metrics(model) and at_hub.checkpoints(model))
 
 
-def test_nothing_that_is_handed_over_raises(
+def test_invalid_metrics_and_checkpoints_do_not_raise(
     at_hub: Sandbox, session: HUBTrainingSession, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "last.pt").write_bytes(b"weights")
@@ -537,7 +539,7 @@ def test_nothing_that_is_handed_over_raises(
     wait_until(lambda: at_hub.checkpoints(model))
 
 
-def test_taking_metrics_away_gives_nothing_up(at_hub: Sandbox, session: HUBTrainingSession) -> None:
+def test_deleting_metrics_from_a_queue_cancels_nothing(at_hub: Sandbox, session: HUBTrainingSession) -> None:
     wait_until(lambda: session.model_id)
     at_hub.fail("metrics:503")
     session.metrics_queue.update({0: '{"loss": 1}', 1: '{"loss": 2}', 2: '{"loss": 3}'})

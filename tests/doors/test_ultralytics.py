@@ -1,4 +1,4 @@
-"""`hubqueue.integrations.ultralytics.attachment.attach`: trainings with the habits of ultralytics 8.2, 8.3 and 8.4 reach the hub whole."""
+"""`hubqueue.ultralytics.attach`: trainings that behave like ultralytics 8.2, 8.3 and 8.4 reach the hub completely."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HABITS = {"8.2": V82, "8.3": V83, "8.4": V84}
 
 
 class Yolo:
-    """What `YOLO(...)` is to `attach`: callbacks that each training takes over, and `train`."""
+    """A replacement for `YOLO(...)` with what `attach` needs: callbacks that each training uses, and `train`."""
 
     def __init__(self, folder: Path, habits: Habits = V84, trainer: type[Trainer] = Trainer) -> None:
         self.callbacks: dict[str, list[Callable[[Any], None]]] = {}
@@ -60,7 +60,7 @@ def test_every_epoch_and_the_best_weights_arrive(version: str, at_hub: Sandbox, 
     trainer = model.train(epochs=4)
 
     found = at_hub.metrics(only_model(at_hub))
-    assert sorted(found) == [0, 1, 2, 3, 4]  # the validation of the best model comes behind the last epoch
+    assert sorted(found) == [0, 1, 2, 3, 4]  # the validation of the best model follows the last epoch
     assert found[3]["metrics/mAP50-95(B)"] == 0.4
     assert found[4]["metrics/mAP50-95(B)"] == 0.99
     final = at_hub.checkpoints(only_model(at_hub))[-1]
@@ -74,21 +74,21 @@ def test_periodic_checkpoints_are_the_newest_and_the_best(
     model = Yolo(tmp_path / "train")
     seen: list[dict[str, int]] = []
 
-    def look(_trainer: Trainer) -> None:
+    def record(_trainer: Trainer) -> None:
         with open_outbox(home) as outbox:
             seen.append(totals(outbox))
 
     attached(model, worker="none", timeout=0)
-    model.train(epochs=2, events={"on_fit_epoch_end": look})
+    model.train(epochs=2, events={"on_fit_epoch_end": record})
 
-    # registration, last and best; then metrics too, or the older copies have given way
+    # registration, last and best
     assert seen[0] == {"enqueued": 3, "pending": 3}
     with open_outbox(home) as outbox:
         kinds = [each["key"] for each in outbox.stats.entries(kind="ckpt") if each["state"] == "pending"]
     assert kinds == ["final"]
 
 
-def test_a_failing_training_is_told_as_failed_and_keeps_its_last_checkpoint(
+def test_a_failed_training_is_marked_as_failed_and_keeps_its_last_checkpoint(
     at_hub: Sandbox, home: Path, tmp_path: Path
 ) -> None:
     def fail(trainer: Trainer) -> None:
@@ -110,7 +110,7 @@ def test_a_failing_training_is_told_as_failed_and_keeps_its_last_checkpoint(
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["registered", "offline"])
-def test_a_resumed_training_goes_on_as_the_same_run(
+def test_a_resumed_training_continues_the_same_run(
     known: bool, at_hub: Sandbox, home: Path, tmp_path: Path
 ) -> None:
     if not known:
@@ -139,7 +139,7 @@ def test_a_resumed_training_goes_on_as_the_same_run(
     assert (run["state"], run["model"]) == ("finished", "yolov8n.pt")
 
 
-def test_a_training_resumed_on_another_machine_goes_on_with_its_model(
+def test_a_training_resumed_on_another_machine_continues_with_its_model(
     at_hub: Sandbox, home: Path, tmp_path: Path
 ) -> None:
     first = Yolo(tmp_path / "train")
@@ -184,12 +184,12 @@ def test_a_missing_best_checkpoint_is_replaced_by_the_last(at_hub: Sandbox, tmp_
     assert (final.type, final.path.read_bytes()) == ("final", b"weights of epoch 0")
 
 
-def test_the_hubs_wish_to_stop_stops_the_trainer(at_hub: Sandbox, home: Path, tmp_path: Path) -> None:
+def test_a_stop_requested_by_the_hub_stops_the_trainer(at_hub: Sandbox, home: Path, tmp_path: Path) -> None:
     model = Yolo(tmp_path / "train")
     attachment = attached(model, worker="none", timeout=0)
 
     def cancel(trainer: Trainer) -> None:
-        # As the worker writes it down when a hub that knows this word has said it.
+        # As the worker records it when a hub asks to stop the training.
         assert attachment.run is not None and attachment.run.outbox is not None
         with attachment.run.outbox.database.write() as tx:
             from sqlalchemy import update
@@ -217,12 +217,12 @@ def test_only_the_first_process_of_several_sends(
     assert not (tmp_path / "train" / "hubqueue.json").exists()
 
 
-def test_a_training_in_other_processes_is_told(
+def test_a_training_in_other_processes_is_logged(
     at_hub: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Launcher(Trainer):
         def train(self) -> None:
-            """Starts one process for each GPU; none of this process's callbacks is called."""
+            """Starts one process for each GPU; no callback of this process is called."""
 
     model = Yolo(tmp_path / "train", V82, Launcher)
     attached(model)
@@ -232,7 +232,7 @@ def test_a_training_in_other_processes_is_told(
     assert "start the script with torchrun" in caplog.text
 
 
-def test_nothing_that_goes_wrong_reaches_the_training(
+def test_no_error_reaches_the_training(
     at_hub: Sandbox, home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Odd(Trainer):
@@ -266,7 +266,7 @@ def test_metrics_that_are_no_numbers_are_left_out(
     assert "not a number, skipped: 'name'" in caplog.text
 
 
-def test_the_packages_own_callbacks_for_the_same_hub_are_taken_off(at_hub: Sandbox, tmp_path: Path) -> None:
+def test_the_packages_own_callbacks_for_the_same_hub_are_removed(at_hub: Sandbox, tmp_path: Path) -> None:
     called: list[str] = []
 
     def theirs(_trainer: object) -> None:
@@ -286,7 +286,7 @@ def test_the_packages_own_callbacks_for_the_same_hub_are_taken_off(at_hub: Sandb
     assert set(called) == {"another's"}
 
 
-def test_a_trainer_that_has_begun_already_can_be_attached_to(at_hub: Sandbox, tmp_path: Path) -> None:
+def test_an_existing_trainer_can_be_attached_to(at_hub: Sandbox, tmp_path: Path) -> None:
     trainer = Trainer(tmp_path / "train", epochs=2, habits=V84)
     attached(trainer)
 
@@ -295,7 +295,7 @@ def test_a_trainer_that_has_begun_already_can_be_attached_to(at_hub: Sandbox, tm
     assert sorted(at_hub.metrics(only_model(at_hub))) == [0, 1, 2]
 
 
-def test_a_wrong_option_is_told_at_once(at_hub: Sandbox, tmp_path: Path) -> None:
+def test_an_invalid_option_raises_at_once(at_hub: Sandbox, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         attach(Yolo(tmp_path), destination="nowhere")
 

@@ -1,5 +1,5 @@
-"""P3 and P6 whatever the storage says: no error costs an entry, and after a commit whose confirmation got lost nothing
-is enqueued twice or deleted."""
+"""P3 and P6 under storage errors: no error loses an entry, and after a commit whose confirmation was lost nothing is
+enqueued twice or deleted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sqlalchemy.engine import make_url
 from stage import totals
 
 import hubqueue as package
-from hubqueue.domain.drafts import metrics_draft
+from hubqueue.domain.drafts import Checkpoint, metrics_draft
 from hubqueue.domain.entry import Draft
 from hubqueue.domain.errors import OutboxUnavailable
 from hubqueue.outbox.outbox import Outbox, open_outbox
@@ -34,12 +34,12 @@ def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def epochs(outbox: Outbox) -> list[str]:
-    """The epochs that the outbox has, each as often as it was enqueued."""
+    """The epochs in the outbox, each as often as it was enqueued."""
     return sorted(row["key"] for row in outbox.stats.entries(kind="metrics", limit=1000))
 
 
 def log(run: Run, *numbers: int) -> list[bool]:
-    """Log epochs; which of them were saved at once."""
+    """Log epochs; return for each whether it was saved at once."""
     return [run.log_metrics({"loss": 1.0}, epoch=number) is not None for number in numbers]
 
 
@@ -47,7 +47,7 @@ def log(run: Run, *numbers: int) -> list[bool]:
 
 
 def write(outbox: Outbox, statement: str) -> None:
-    """A statement by the connection that the run writes with."""
+    """Execute a statement on the connection that the run writes with."""
     with outbox.database.write() as tx:
         tx.exec_driver_sql(statement)
 
@@ -68,7 +68,7 @@ def test_what_a_trigger_refuses_is_kept_and_saved_later() -> None:
     assert run.finish(timeout=0).unsaved == 0
 
 
-def test_what_a_connection_for_reading_only_refuses_is_kept_and_saved_later() -> None:
+def test_what_a_read_only_connection_refuses_is_kept_and_saved_later() -> None:
     run = package.start_run("yolov8n.pt", worker="none")
     assert run.outbox is not None
     run.outbox.database._held(reading=False).connection.driver_connection.execute("PRAGMA query_only = ON")  # type: ignore[union-attr]
@@ -79,7 +79,7 @@ def test_what_a_connection_for_reading_only_refuses_is_kept_and_saved_later() ->
     assert epochs(run.outbox) == ["0", "1"]
 
 
-def test_a_full_disk_costs_no_epoch_that_the_memory_can_keep(
+def test_a_full_disk_loses_no_epoch_that_fits_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "small"
@@ -111,18 +111,18 @@ def test_a_full_disk_costs_no_epoch_that_the_memory_can_keep(
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_draft_that_is_refused_stands_in_nobodys_way_and_stays() -> None:
+def test_a_refused_draft_blocks_no_other_and_is_kept() -> None:
     saved: list[str] = []
 
     def enqueue(draft: Draft, _unsure: bool) -> int:
         if draft.key == "1" and "2" not in saved:
-            raise ValueError("nobody expected this")
+            raise ValueError("an unexpected error")
         saved.append(draft.key)
         return len(saved)
 
     backlog = Backlog(lambda *_: None)
     backlog.put(metrics_draft("{}", 1))
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises(ValueError, match="unexpected"):
         backlog.save(enqueue)
     backlog.put(metrics_draft("{}", 2))
 
@@ -143,7 +143,7 @@ def url(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def operator(url: str, *statements: str) -> None:
-    """What the administrator of the server does, from another database."""
+    """Execute statements as the administrator of the server, from another database."""
     parts = make_url(url)
     with psycopg.connect(
         host=str(parts.query["host"]), user=parts.username, dbname="postgres", autocommit=True
@@ -159,7 +159,7 @@ _END_CONNECTIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE
     "setting",
     ["default_transaction_read_only = on", "statement_timeout = '1ms'", "transaction_timeout = '1ms'"],
 )
-def test_a_server_that_refuses_for_a_while_costs_no_epoch(url: str, setting: str) -> None:
+def test_a_server_that_refuses_for_a_while_loses_no_epoch(url: str, setting: str) -> None:
     run = package.start_run("yolov8n.pt", worker="none")
     try:
         operator(url, "ALTER DATABASE {name} SET " + setting, _END_CONNECTIONS)
@@ -178,7 +178,7 @@ def test_a_server_that_refuses_for_a_while_costs_no_epoch(url: str, setting: str
     assert run.finish(timeout=0).unsaved == 0
 
 
-def test_connections_that_the_server_ends_cost_no_epoch(url: str) -> None:
+def test_connections_ended_by_the_server_lose_no_epoch(url: str) -> None:
     run = package.start_run("yolov8n.pt", worker="none")
     done = threading.Event()
 
@@ -200,14 +200,14 @@ def test_connections_that_the_server_ends_cost_no_epoch(url: str) -> None:
 
 
 class Cutting:
-    """A proxy before the server, which can cut a connection after it has handed on the next COMMIT: it is done, and
-    nobody hears of it."""
+    """A proxy in front of the server. It can cut a connection after it has forwarded a COMMIT: the server commits, but
+    the client gets no confirmation."""
 
     def __init__(self, server: Path) -> None:
         self._server = server
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
-        self.spared = 0  # so many more COMMITs pass unharmed
+        self.spared = 0  # the number of COMMITs to let through before the cut
         self.armed = threading.Event()
         self.cut = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
@@ -273,7 +273,7 @@ def cutting(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cutting]:
 
 
 @pytest.mark.parametrize("spared", [0, 1, 2], ids=["address", "run", "registration"])
-def test_a_start_whose_confirmation_got_lost_is_one_run(
+def test_a_start_whose_confirmation_was_lost_is_one_run(
     url: str, monkeypatch: pytest.MonkeyPatch, spared: int
 ) -> None:
     open_outbox(environ={**os.environ, "HUBQUEUE_OUTBOX__URL": url}).close()
@@ -291,7 +291,7 @@ def test_a_start_whose_confirmation_got_lost_is_one_run(
         assert totals(run.outbox) == {"enqueued": 1, "pending": 1}
 
 
-def test_an_epoch_whose_confirmation_got_lost_is_enqueued_once(
+def test_an_epoch_whose_confirmation_was_lost_is_enqueued_once(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with cutting(url, monkeypatch) as proxy:
@@ -310,7 +310,7 @@ def test_an_epoch_whose_confirmation_got_lost_is_enqueued_once(
         assert run.finish(timeout=0).unsaved == 0
 
 
-def test_a_checkpoint_whose_confirmation_got_lost_keeps_its_body(
+def test_a_checkpoint_whose_confirmation_was_lost_keeps_its_body(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "best.pt").write_bytes(b"weights")
@@ -327,7 +327,7 @@ def test_a_checkpoint_whose_confirmation_got_lost_keeps_its_body(
         assert run.finish(timeout=0).unsaved == 0
 
 
-def test_a_shell_command_whose_confirmation_got_lost_keeps_the_body_too(
+def test_a_shell_command_whose_confirmation_was_lost_keeps_the_body_too(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hubqueue.producer.intake import save_snapshot
@@ -339,16 +339,14 @@ def test_a_shell_command_whose_confirmation_got_lost_keeps_the_body_too(
             outbox.stats.totals()
             proxy.armed.set()
 
-            entry = save_snapshot(
-                outbox, run.id or "", tmp_path / "best.pt", 0, is_best=False, map=0.0, final=False
-            )
+            entry = save_snapshot(outbox, run.id or "", Checkpoint(tmp_path / "best.pt", 0))
 
             (row,) = outbox.stats.entries(kind="ckpt")
             assert row["id"] == entry
             assert (outbox.spool.path / str(row["snapshot"])).exists()
 
 
-def test_a_checkpoint_that_a_server_refuses_for_a_while_is_owed_later(url: str, tmp_path: Path) -> None:
+def test_a_checkpoint_that_a_server_refuses_for_a_while_is_enqueued_later(url: str, tmp_path: Path) -> None:
     run = package.start_run("yolov8n.pt", worker="none")
     operator(url, "ALTER DATABASE {name} SET default_transaction_read_only = on", _END_CONNECTIONS)
     for epoch in range(3):
@@ -367,7 +365,7 @@ def test_a_checkpoint_that_a_server_refuses_for_a_while_is_owed_later(url: str, 
     assert run.finish(timeout=0).unsaved == 0
 
 
-def test_a_lost_confirmation_is_told_from_a_refusal(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_confirmation_differs_from_a_refusal(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with cutting(url, monkeypatch) as proxy, open_outbox() as outbox:
         proxy.armed.set()
         with pytest.raises(OutboxUnavailable) as lost, outbox.database.write() as tx:

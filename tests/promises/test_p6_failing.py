@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.mark.skipif(not can_build(), reason="needs Linux and a C compiler")
-def test_whichever_call_fails_nothing_acknowledged_is_missing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_failing_call_loses_acknowledged_data(capfd: pytest.CaptureFixture[str]) -> None:
     failed = failing.main(["--seed", "1", "--scale", "quick"])
 
     assert failed == 0, capfd.readouterr().out

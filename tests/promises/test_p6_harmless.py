@@ -1,5 +1,5 @@
-"""P6: the training thread never touches the network, never sees an exception because of storage or network trouble
-(unless `strict`), never waits longer than it said, and its process is left as it was."""
+"""P6: the training thread never uses the network, never gets an exception because of storage or network trouble
+(unless `strict`), never waits longer than its timeout, and its process is not changed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_training_thread_makes_no_connection(
     at_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_args: object) -> None:
-        raise AssertionError("the training thread touched the network")
+        raise AssertionError("the training thread used the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     (tmp_path / "last.pt").write_bytes(b"weights")
@@ -75,7 +75,7 @@ print("as it was")
     assert out.strip().splitlines()[-1] == "as it was"
 
 
-def test_an_offline_start_is_no_trouble(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_can_start_offline(at_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ULTRALYTICS_HUB_API", "http://127.0.0.1:9")
     monkeypatch.setenv("HUB_API_KEY", "key-of-the-tests")
 
@@ -86,7 +86,7 @@ def test_an_offline_start_is_no_trouble(at_home: Path, monkeypatch: pytest.Monke
     assert (left.entries, left.unsaved, run.remote_id) == (2, 0, None)
 
 
-def test_finish_waits_no_longer_than_it_was_told(
+def test_finish_waits_no_longer_than_its_timeout(
     at_home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ULTRALYTICS_HUB_API", hub.url)
@@ -96,7 +96,7 @@ def test_finish_waits_no_longer_than_it_was_told(
     run = package.start_run("yolov8n.pt", worker="thread", strict=True)
     run.log_metrics({"loss": 1.0}, epoch=0)
 
-    # With a wait for the answer, or for the end of the attempt, it would last an hour.
+    # If it waited for the response, or for the end of the attempt, it would take an hour.
     left = run.finish(timeout=1.0)
 
     assert left.entries == 2
@@ -106,15 +106,15 @@ def test_finish_does_not_wait_for_a_locked_database(at_home: Path, monkeypatch: 
     monkeypatch.setenv("HUBQUEUE_OUTBOX__BUSY_TIMEOUT", "3600")
     run = package.start_run("yolov8n.pt", worker="none")
     with open_outbox(at_home, environ={}) as other, other.database.write():
-        run._backlog.put(metrics_draft("{}", 0))
+        run._saving.backlog.put(metrics_draft("{}", 0))
 
-        # With the configured patience of a statement it would last an hour.
+        # With the configured busy timeout it would take an hour.
         left = run.finish(timeout=0.2)
 
     assert left.unsaved == 1
 
 
-def test_a_full_disk_costs_the_training_nothing(
+def test_a_full_spool_does_not_disturb_the_training(
     at_home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = package.start_run("yolov8n.pt", worker="none")
@@ -142,7 +142,7 @@ def test_metrics_are_kept_in_memory_until_the_storage_is_back(
     assert run.log_metrics({"loss": 0.5}, epoch=1) is None
     assert caplog.text.count("NOTHING of this run can be saved") == len(caplog.records) == 1
     blocked.unlink()
-    run._opening.try_again()  # some seconds later
+    run._saving.opening.try_again()  # some seconds later
     assert run.log_metrics({"loss": 0.4}, epoch=2) is not None
 
     with open_outbox(blocked, environ={}) as outbox:
@@ -150,7 +150,7 @@ def test_metrics_are_kept_in_memory_until_the_storage_is_back(
     assert run.finish(timeout=0).unsaved == 0
 
 
-def test_what_never_reached_the_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_never_reached_the_disk_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where the home should be")
     monkeypatch.setenv("HUBQUEUE_HOME", str(blocked))
@@ -164,7 +164,7 @@ def test_what_never_reached_the_disk_is_said(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("new_home")
-def test_strict_raises_what_is_survived_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_raises_storage_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where the home should be")
     monkeypatch.setenv("HUBQUEUE_HOME", str(blocked))
@@ -174,7 +174,7 @@ def test_strict_raises_what_is_survived_otherwise(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("new_home")
-def test_a_damaged_outbox_is_kept_aside_and_the_training_goes_on(
+def test_a_damaged_outbox_is_set_aside_and_the_training_continues(
     at_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     at_home.mkdir()
@@ -189,7 +189,7 @@ def test_a_damaged_outbox_is_kept_aside_and_the_training_goes_on(
     assert str(aside) in caplog.text
 
 
-def test_what_the_caller_can_mend_is_said_at_once(at_home: Path) -> None:
+def test_errors_that_the_caller_can_fix_are_raised_at_once(at_home: Path) -> None:
     run = package.start_run("yolov8n.pt", worker="none")
 
     with pytest.raises(InvalidMetrics, match="loss"):
@@ -204,7 +204,7 @@ def test_what_the_caller_can_mend_is_said_at_once(at_home: Path) -> None:
 
 
 @pytest.mark.usefixtures("new_home")
-def test_a_misspelt_setting_is_said_before_the_training_starts(at_home: Path) -> None:
+def test_a_misspelt_setting_is_reported_before_the_training_starts(at_home: Path) -> None:
     at_home.mkdir()
     (at_home / "config.toml").write_text("[rate_limits]\nmetric = 3\n")
 
@@ -262,7 +262,7 @@ def test_the_child_of_a_fork_starts_no_worker_of_its_own(
     assert hub.metrics(hub.models[0]) == {0: {"loss": 1.0}}
 
 
-def test_children_of_forks_amid_other_threads_writes_can_write(at_home: Path) -> None:
+def test_forked_children_can_write_while_other_threads_write(at_home: Path) -> None:
     run = package.start_run("yolov8n.pt", worker="none", strict=True)
     done = threading.Event()
 
@@ -329,7 +329,7 @@ print("end of the script")
     assert "end of the script" in out
 
 
-def test_a_detached_worker_outlives_its_trainer_and_leaves_when_idle(at_home: Path, hub: Sandbox) -> None:
+def test_a_detached_worker_outlives_its_trainer_and_exits_when_idle(at_home: Path, hub: Sandbox) -> None:
     code = """
 import hubqueue, os
 run = hubqueue.start_run("yolov8n.pt", strict=True)
@@ -348,7 +348,7 @@ os._exit(0)
 
 
 @pytest.mark.usefixtures("new_home")
-def test_a_worker_that_is_just_leaving_is_replaced(at_home: Path, hub: Sandbox) -> None:
+def test_an_exiting_worker_is_replaced(at_home: Path, hub: Sandbox) -> None:
     at_home.mkdir(mode=0o700)
     (at_home / "locks").mkdir(mode=0o700)
     leaving = Lock(at_home / "locks" / "detached.lock")
@@ -364,7 +364,7 @@ print(run.finish(timeout=60).entries)
     assert trainer.stdout is not None
     assert trainer.stdout.readline() == "logged\n"
 
-    threading.Event().wait(1.5)  # `finish` has looked, and has seen a worker
+    threading.Event().wait(1.5)  # by now `finish` has checked, and has found a worker
     leaving.release()
 
     assert trainer.communicate(timeout=90)[0] == "0\n"
@@ -386,7 +386,7 @@ def detached_workers(home: Path) -> list[str]:
 @pytest.mark.usefixtures("new_home")
 def test_many_trainers_start_one_worker(at_home: Path, hub: Sandbox) -> None:
     code = "import hubqueue; hubqueue.start_run('yolov8n.pt', strict=True).finish(timeout=60)"
-    # The worker stays until all trainers have come, however slow the machine is.
+    # The worker stays until all trainers have ended, even on a slow machine.
     environ = environ_of(at_home, hub.url, HUBQUEUE_WORKER__IDLE_EXIT="600")
     trainers = [python(code, environ, fresh=True) for _ in range(4)]
 
@@ -403,7 +403,7 @@ def test_many_trainers_start_one_worker(at_home: Path, hub: Sandbox) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a file system that can be made read-only")
-def test_a_read_only_home_is_one_line_and_a_hint(tmp_path: Path) -> None:
+def test_a_read_only_home_is_reported_in_one_line_with_a_hint(tmp_path: Path) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
@@ -422,10 +422,10 @@ def test_a_read_only_home_is_one_line_and_a_hint(tmp_path: Path) -> None:
     assert "Traceback" not in shown.stderr
 
 
-def test_ctrl_c_is_the_trainers_own(at_home: Path, hub: Sandbox) -> None:
+def test_ctrl_c_reaches_the_training(at_home: Path, hub: Sandbox) -> None:
     code = """
 import hubqueue, signal, os, threading
-signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts the tests may ignore it: `make test &` in a script
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent process may ignore it: `make test &` in a script
 run = hubqueue.start_run("yolov8n.pt", worker="thread", strict=True)
 try:
     os.kill(os.getpid(), signal.SIGINT)
@@ -446,9 +446,7 @@ def test_the_import_is_lazy() -> None:
     assert out.strip() == "[]"
 
 
-def test_a_damage_that_shows_later_costs_no_metric_either(
-    at_home: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damage_found_during_a_run_loses_no_metric(at_home: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = package.start_run("yolov8n.pt", worker="none")
     for epoch in range(200):
         run.log_metrics({f"scalar{n}": 1.0 for n in range(20)}, epoch=epoch)
@@ -471,7 +469,7 @@ def test_a_damage_that_shows_later_costs_no_metric_either(
 
 
 def test_a_run_ends_on_a_rollback_journal(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its connection has SQLite's own patience, which the end of a run shortens."""
+    """Its connection uses SQLite's busy timeout, which `finish` shortens."""
     monkeypatch.setattr("hubqueue.config.home.Home.is_network_file_system", lambda _home: True)
     run = package.start_run("yolov8n.pt", home=home, worker="none", strict=True, destination="hub")
     run.log_metrics({"loss": 1}, epoch=0)

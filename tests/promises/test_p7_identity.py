@@ -14,6 +14,7 @@ import pytest
 from stage import environ_of, hubqueue, kill, log, new_run, python, start_worker, wait_until
 
 from hubqueue.destinations.hub.registration import registration_draft
+from hubqueue.domain.drafts import Checkpoint
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
@@ -49,7 +50,7 @@ def test_what_is_sent_is_what_was_enqueued(hub: Sandbox, home: Path, tmp_path: P
     with open_outbox(home, environ=environ) as outbox:
         run = new_run(outbox, remote_id=None)
         outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
-        save_snapshot(outbox, run, source, 5, is_best=True, map=0.0, final=True)
+        save_snapshot(outbox, run, Checkpoint(source, 5, is_best=True, final=True))
     # In place, as torch.save does it: the same inode.
     with source.open("r+b") as file:
         file.write(os.urandom(1_000_000))
@@ -111,7 +112,7 @@ def _enqueue_altered(home: Path, environ: dict[str, str], folder: Path, size: in
     with open_outbox(home, environ=environ) as outbox:
         run = new_run(outbox, remote_id=None)
         outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
-        entry = save_snapshot(outbox, run, folder / "best.pt", 5, is_best=True, map=0.0, final=True)
+        entry = save_snapshot(outbox, run, Checkpoint(folder / "best.pt", 5, is_best=True, final=True))
     (snapshot,) = (home / "spool").iterdir()
     with snapshot.open("r+b") as file:
         file.seek(place)
@@ -139,7 +140,7 @@ def test_kills_of_the_worker_lose_nothing_and_send_nothing_twice(
         run = new_run(outbox, remote_id=None)
         outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
         log(outbox, run, *range(60))
-        save_snapshot(outbox, run, tmp_path / "best.pt", 59, is_best=True, map=0.5, final=True)
+        save_snapshot(outbox, run, Checkpoint(tmp_path / "best.pt", 59, is_best=True, map=0.5, final=True))
         for _ in range(6):
             worker = start_worker(environ)
             before = len(hub.requests)

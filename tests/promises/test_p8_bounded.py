@@ -26,6 +26,7 @@ from stage import (
 )
 
 from hubqueue.destinations.hub.registration import registration_draft
+from hubqueue.domain.drafts import Checkpoint
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import SpoolFull
 from hubqueue.domain.lifecycle import RunState
@@ -71,10 +72,10 @@ def test_the_spool_has_a_cap(home: Path, tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"x" * 600)
     with open_outbox(home, environ={"HUBQUEUE_SPOOL__MAX_BYTES": "1000"}) as outbox:
         run = new_run(outbox)
-        save_snapshot(outbox, run, tmp_path / "last.pt", 0, is_best=False, map=0, final=False)
+        save_snapshot(outbox, run, Checkpoint(tmp_path / "last.pt", 0))
 
         with pytest.raises(SpoolFull, match=r"1\.0 kB"):
-            save_snapshot(outbox, run, tmp_path / "last.pt", 1, is_best=True, map=0, final=False)
+            save_snapshot(outbox, run, Checkpoint(tmp_path / "last.pt", 1, is_best=True))
 
         assert outbox.spool.bytes_used() == 600
 
@@ -85,7 +86,7 @@ def test_a_reserve_of_free_space_is_left(home: Path, tmp_path: Path) -> None:
         run = new_run(outbox)
 
         with pytest.raises(SpoolFull, match="free"):
-            save_snapshot(outbox, run, tmp_path / "last.pt", 0, is_best=False, map=0, final=False)
+            save_snapshot(outbox, run, Checkpoint(tmp_path / "last.pt", 0))
 
 
 def test_snapshots_go_when_their_entries_need_them_no_more(
@@ -94,7 +95,7 @@ def test_snapshots_go_when_their_entries_need_them_no_more(
     (tmp_path / "last.pt").write_bytes(b"x" * 600)
     run = new_run(outbox)
     for epoch in range(3):
-        save_snapshot(outbox, run, tmp_path / "last.pt", epoch, is_best=False, map=0, final=False)
+        save_snapshot(outbox, run, Checkpoint(tmp_path / "last.pt", epoch))
     wait_for_removals()
     assert outbox.spool.bytes_used() == 600
 
@@ -107,7 +108,7 @@ def test_snapshots_go_when_their_entries_need_them_no_more(
 def test_a_dead_checkpoint_keeps_its_snapshot_until_it_is_cancelled(outbox: Outbox, tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"x" * 600)
     run = new_run(outbox)
-    entry = save_snapshot(outbox, run, tmp_path / "last.pt", 0, is_best=False, map=0, final=False)
+    entry = save_snapshot(outbox, run, Checkpoint(tmp_path / "last.pt", 0))
     outbox.settlement.bury(must_claim(outbox), reason="413", started_at=None)
     assert outbox.spool.bytes_used() == 600
 

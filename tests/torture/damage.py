@@ -20,7 +20,7 @@ from pathlib import Path
 from stage import ack, keys, must_claim, new_run
 from torture.frame import Options, options
 
-from hubqueue.domain.drafts import ckpt_draft, metrics_draft
+from hubqueue.domain.drafts import Checkpoint, ckpt_draft, metrics_draft
 from hubqueue.domain.entry import Kind
 from hubqueue.outbox.database.sqlite import asides, load_driver, report_of
 from hubqueue.outbox.outbox import open_outbox
@@ -98,7 +98,8 @@ def _make(home: Path) -> Known:
             source = home / "best.pt"
             source.write_bytes(b"weights " * 1000 * (number + 1))
             snapshot = outbox.spool.take(source, label=f"{run}-9")
-            draft = ckpt_draft(snapshot, 9, is_best=True, map=0.5, final=True, now=outbox.database.now())
+            best = Checkpoint(source, 9, is_best=True, map=0.5, final=True)
+            draft = ckpt_draft(best, snapshot, now=outbox.database.now())
             outbox.entries.enqueue(run, draft)
             owed[run, "ckpt", "final"] = draft.payload
     connection = sqlite3.connect(home / "outbox.db")

@@ -106,20 +106,20 @@ def test_secrets_are_masked_however_deep_and_everything_else_stays(caplog: pytes
         assert name in caplog.text
 
 
-def test_arguments_without_secrets_are_not_worth_a_word(caplog: pytest.LogCaptureFixture) -> None:
+def test_arguments_without_secrets_log_nothing(caplog: pytest.LogCaptureFixture) -> None:
     hide_secrets(hide_secrets({"epochs": 3, "api_key": "***"}))
 
     assert caplog.records == []
 
 
-def test_arguments_that_contain_themselves_come_to_an_end() -> None:
+def test_arguments_that_contain_themselves_are_cut() -> None:
     loop: dict[str, Any] = {}
     loop["inner"] = loop
 
     assert "***" in repr(hide_in(loop))
 
 
-def test_an_argument_without_a_text_troubles_nobody() -> None:
+def test_an_argument_whose_str_fails_is_kept() -> None:
     class Odd:
         def __str__(self) -> str:
             raise RuntimeError("no text")

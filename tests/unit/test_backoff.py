@@ -1,4 +1,4 @@
-"""The next attempt: exponential, capped, spread, and never before the server's own wish."""
+"""The next attempt: exponential, capped, with jitter, and never before the time that the server asked for."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_millions_of_failures_do_not_overflow() -> None:
     assert at == NOW + RETRY.cap
 
 
-def test_the_servers_wish_is_kept_in_full_with_a_spread_on_top() -> None:
+def test_the_wait_that_the_server_asks_for_is_kept_in_full_with_jitter_on_top() -> None:
     asked = timedelta(seconds=600)
 
     earliest = next_attempt_at(0, now=NOW, retry=RETRY, asked=asked, jitter=tiniest)
@@ -47,7 +47,7 @@ def test_the_servers_wish_is_kept_in_full_with_a_spread_on_top() -> None:
     assert NOW + asked < earliest < latest == NOW + asked + RETRY.base
 
 
-def test_a_short_wish_does_not_shorten_the_backoff() -> None:
+def test_a_short_wait_that_the_server_asks_for_does_not_shorten_the_backoff() -> None:
     at = next_attempt_at(20, now=NOW, retry=RETRY, asked=timedelta(seconds=2), jitter=whole)
 
     assert at == NOW + RETRY.cap
@@ -86,12 +86,12 @@ def test_an_outage_of_an_hour_costs_each_lane_at_most_30_requests() -> None:
     cap=st.timedeltas(timedelta(0), timedelta(days=3650)),
     asked=st.none() | st.timedeltas(timedelta(days=-2), timedelta(days=2)),
 )
-def test_the_moment_lies_between_the_wish_and_the_cap(
+def test_the_moment_lies_between_the_requested_wait_and_the_cap(
     failures: int, base: timedelta, cap: timedelta, asked: timedelta | None
 ) -> None:
     retry = RetrySettings(base=base, cap=cap)
 
     at = next_attempt_at(failures, now=NOW, retry=retry, asked=asked)
 
-    wish = max(asked or timedelta(0), timedelta(0))
-    assert NOW + wish <= at <= NOW + max(cap, wish + min(base, cap))
+    least = max(asked or timedelta(0), timedelta(0))
+    assert NOW + least <= at <= NOW + max(cap, least + min(base, cap))

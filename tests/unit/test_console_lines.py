@@ -1,4 +1,4 @@
-"""Lines of a training's output are masked before they are parted and cut."""
+"""Lines of a training's output are masked before they are split and cut."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def test_a_key_is_masked_wherever_a_line_is_cut(home: Path, monkeypatch: pytest.
     lines, logger = ConsoleLines(run), logging.getLogger("ultralytics")
     logger.setLevel(logging.INFO)
 
-    logger.info("%s %s", "x" * 1980, KEY)  # the cut at 2000 signs goes through it
-    logger.info("%s %s", "y" * 32_750, KEY)  # and so does the end of what is searched
+    logger.info("%s %s", "x" * 1980, KEY)  # the cut at 2000 characters falls inside the key
+    logger.info("%s %s", "y" * 32_750, KEY)  # and so does the end of the searched text
     logger.info("first %s", KEY[:20])  # in two chunks
     logger.info("then %s", KEY[20:])
     logger.info("api_key=SECRETZZZ and so on")
     lines.close()
 
     with open_outbox(home) as outbox:
-        told = [outbox.stats.payload(row["id"]) or "{}" for row in outbox.stats.entries(limit=20)]
-    content = "".join(json.loads(each).get("data", {}).get("content", "") for each in told)
+        payloads = [outbox.stats.payload(row["id"]) or "{}" for row in outbox.stats.entries(limit=20)]
+    content = "".join(json.loads(each).get("data", {}).get("content", "") for each in payloads)
     assert "first ***" in content
     assert "then ***" in content
     assert not any(KEY[at : at + 8] in content for at in range(len(KEY) - 7))

@@ -1,4 +1,4 @@
-"""How long an answer asks us to stay away, in every spelling that servers use."""
+"""The wait that a response asks for, in every header format that servers use."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_retry_after_is_read_in_seconds_and_in_every_form_of_date(value: str, se
         "0x1e",
     ],
 )
-def test_a_retry_after_without_sense_asks_for_nothing(value: str) -> None:
+def test_an_invalid_retry_after_is_ignored(value: str) -> None:
     assert seconds_asked({"Retry-After": value}) is None
 
 
@@ -131,7 +131,7 @@ def test_a_reset_counts_only_when_nothing_remains(
     assert seconds_asked(headers) == seconds
 
 
-def test_the_longest_of_all_wishes_holds() -> None:
+def test_the_longest_requested_wait_holds() -> None:
     headers = {"Retry-After": "10", "RateLimit": '"d";r=0;t=20', "X-RateLimit-Reset": str(UNIX_NOW + 40)}
 
     assert seconds_asked(headers) == 40
@@ -146,7 +146,7 @@ def test_names_are_matched_whatever_their_case() -> None:
     "asking",
     [{"Retry-After": IN_30_S}, {"X-RateLimit-Reset": str(UNIX_NOW + 30)}, {"X-RateLimit-Reset": IN_30_S}],
 )
-def test_a_wrong_local_clock_does_not_matter_when_the_answer_is_dated(
+def test_a_wrong_local_clock_does_not_matter_when_the_response_has_a_date(
     asking: dict[str, str], wrong_by: timedelta
 ) -> None:
     dated = {"Date": "Sun, 06 Nov 1994 08:49:07 GMT", **asking}
@@ -154,11 +154,11 @@ def test_a_wrong_local_clock_does_not_matter_when_the_answer_is_dated(
     assert seconds_asked(dated, now=NOW + wrong_by) == 30
 
 
-def test_a_broken_date_leaves_the_local_clock() -> None:
+def test_with_an_invalid_date_the_local_clock_is_used() -> None:
     assert seconds_asked({"Date": "yesterday", "Retry-After": IN_30_S}) == 30
 
 
-def test_an_answer_without_any_of_the_fields_asks_for_nothing() -> None:
+def test_a_response_without_any_of_the_headers_asks_for_no_wait() -> None:
     assert asked_wait({"Content-Type": "text/html", "Date": IN_30_S}, now=NOW) is None
 
 

@@ -53,7 +53,7 @@ def test_a_path_is_a_file() -> None:
     assert parse(PurePosixPath("/data/best.pt"), web_url=WEB) == Identifier(filename="/data/best.pt")
 
 
-def test_a_file_that_is_named_like_a_model_id_goes_before_the_id() -> None:
+def test_a_file_that_is_named_like_a_model_id_has_precedence() -> None:
     there = {ID}
 
     found = parse(ID, web_url=WEB, exists=there.__contains__)
@@ -104,7 +104,7 @@ def test_an_address_of_the_public_hub_is_understood_by_every_destination() -> No
         f"{WEB}/models/{ID}?api_key=first&api_key=second",
     ],
 )
-def test_everything_else_is_refused_with_the_forms_that_exist(written: str) -> None:
+def test_everything_else_is_refused_with_a_list_of_the_valid_forms(written: str) -> None:
     with pytest.raises(InvalidModel) as caught:
         parse(written, web_url=WEB)
 
@@ -121,7 +121,7 @@ def test_everything_else_is_refused_with_the_forms_that_exist(written: str) -> N
         (f"{WEB}/models/short", f"'{WEB}/models/short' has no model id of 20 letters and digits"),
     ],
 )
-def test_a_refusal_shows_what_was_written_as_far_as_it_is_no_key(written: str, shown: str) -> None:
+def test_a_refusal_shows_the_identifier_without_keys(written: str, shown: str) -> None:
     with pytest.raises(InvalidModel) as caught:
         parse(written, web_url=WEB)
 
@@ -152,7 +152,7 @@ def test_a_key_is_not_in_the_repr() -> None:
     assert KEY not in repr(parse(f"{KEY}_{ID}", web_url=WEB))
 
 
-def test_a_slip_in_a_key_with_odd_signs_does_not_tell_the_key() -> None:
+def test_a_typo_beside_a_key_with_special_characters_does_not_reveal_the_key() -> None:
     key = "Zk7+r=&4<mQ~9x/a" * 3
 
     with pytest.raises(InvalidModel) as caught:

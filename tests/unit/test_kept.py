@@ -1,4 +1,4 @@
-"""What a row may keep of a hub's words."""
+"""Which values of a hub's response a row may store."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_an_address_that_is_not_kept(found: object) -> None:
     assert not is_kept_address(found, [KEY])
 
 
-def test_what_hubs_really_say_is_kept() -> None:
+def test_real_values_of_hubs_are_kept() -> None:
     assert is_kept_id("AbcDEF0123456789wxyz", [KEY], longest=64)
     assert is_kept_id("model-1", [KEY])
     assert is_kept_name("gs://bucket/users/1/models/0f/best%20one.pt", [KEY])

@@ -1,4 +1,4 @@
-"""Metrics as strict JSON, whatever kind of number a training loop hands in."""
+"""Metrics as strict JSON, for every kind of number that a training loop may pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hubqueue.producer.metrics import epoch_number, finite_number, metrics_text
 
 
 class Scalar:
-    """A scalar as numpy and torch have them: no number itself, with one inside."""
+    """A scalar like those of numpy and torch: not a number itself, but it contains one."""
 
     def __init__(self, inside: object, shape: tuple[int, ...] = ()) -> None:
         self.inside, self.shape, self.ndim = inside, shape, len(shape)
@@ -31,7 +31,7 @@ class Scalar:
     def __index__(self) -> int:
         if not isinstance(self.inside, int):
             raise TypeError("not an integer")
-        return int(self.inside)  # a boolean tensor counts as a whole number
+        return int(self.inside)  # a boolean tensor has `__index__` too
 
 
 def refuse_constant(word: str) -> None:

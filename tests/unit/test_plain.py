@@ -1,4 +1,4 @@
-"""JSON that nests too deep to be parsed without harm."""
+"""JSON that nests too deeply to be parsed safely."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from hubqueue.domain.plain import DEEPEST, is_deep
         (b'["never closed ' + b"[" * 500, False),
     ],
 )
-def test_depth_is_what_is_open_at_once_outside_of_texts(text: bytes, deep: bool) -> None:
+def test_depth_counts_open_brackets_outside_of_strings(text: bytes, deep: bool) -> None:
     assert is_deep(text) is deep
 
 
 class Knot:
-    """What only the collector takes; its end needs a part of the stack."""
+    """A reference cycle, which only the garbage collector frees; its finalizer needs some stack."""
 
     def __init__(self) -> None:
         self.me = self
@@ -50,16 +50,16 @@ def _descend(levels: int) -> None:
 @pytest.fixture
 def unraisable(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
     found: list[object] = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda told: found.append(told.exc_type))
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: found.append(report.exc_type))
     thresholds = gc.get_threshold()
-    gc.freeze()  # what other tests have left is not looked through at each of a hundred collections
+    gc.freeze()  # objects of other tests are not scanned in each of a hundred collections
     yield found
     gc.unfreeze()
     gc.set_threshold(*thresholds)
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the parser's recursion has a stack of its own there")
-def test_a_deep_answer_leaves_what_is_collected_meanwhile_alone(unraisable: list[object]) -> None:
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the parser's recursion has a separate limit there")
+def test_a_deep_response_does_not_break_finalizers(unraisable: list[object]) -> None:
     def collect_while(parse: object) -> None:
         for lists in range(500, 1000, 20):
             gc.collect()
@@ -72,7 +72,7 @@ def test_a_deep_answer_leaves_what_is_collected_meanwhile_alone(unraisable: list
             json.loads(b"[" * 65_000)
 
     collect_while(alone)
-    assert unraisable, "the control: a plain parser harms it"
+    assert unraisable, "control: a plain parser breaks the finalizer"
     unraisable.clear()
 
     collect_while(Answer(200, {}, b"[" * 65_000).json)

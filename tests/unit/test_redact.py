@@ -148,7 +148,7 @@ def test_what_is_no_key_is_left(text: str) -> None:
         ("", ""),
     ],
 )
-def test_a_url_is_shown_without_the_places_where_keys_travel(url: str, shown: str) -> None:
+def test_a_url_is_shown_without_the_parts_that_may_hold_keys(url: str, shown: str) -> None:
     assert safe_url(url) == shown
 
 
@@ -232,7 +232,7 @@ def test_a_secret_is_masked_in_base64_whatever_stands_before_it(before: str) -> 
             shown = clean(f"sent {spelled}", secrets=[_LOUD])
 
             assert "***" in shown
-            # What is left beside the mask are the neighbours, and the few bits of the key that share a sign with them.
+            # Beside the mask, only the neighbours remain, and the few bits of the key that share a character with them.
             assert len(shown) <= len("sent ***") + len(spelled) - len(_LOUD)
 
 

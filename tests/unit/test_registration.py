@@ -63,7 +63,7 @@ def test_only_weights_have_a_parent(model: str, architecture: str, parent: dict[
 @pytest.mark.parametrize(
     "model", ["/home/me/secret/best.pt", PurePosixPath("/data/best.pt"), "C:\\runs\\best.pt"]
 )
-def test_no_folder_of_this_machine_is_told(model: str | Path) -> None:
+def test_no_folder_of_this_machine_is_sent(model: str | Path) -> None:
     payload = create_model_payload(model, {})
 
     assert payload["meta"]["name"] == payload["lineage"]["parent"]["name"] == "best.pt"

@@ -14,7 +14,7 @@ _LOG = logging.getLogger("hubqueue")
 
 
 class Account:
-    """The key of a session: `authenticated` tells whether there is one. Whether it is accepted, the worker finds out."""
+    """The key of a session. `authenticated` means that there is a key; only the worker learns whether it is accepted."""
 
     def __init__(self, home: Home, target: DestinationSettings, key: str | None) -> None:
         self._key, self._target = key, target

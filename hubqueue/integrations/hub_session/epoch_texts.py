@@ -1,7 +1,7 @@
-"""The seed's two queues of metrics, `{epoch: JSON text}`, as views over the outbox.
+"""The two metrics queues of the original `HUBTrainingSession`, `{epoch: JSON text}`, as views of the outbox.
 
-Writing saves at once; reading shows what waits. Taking away changes nothing that is owed: an epoch leaves the
-outbox when the hub has it, or with `hubqueue cancel`. What was taken away is only not shown again by this view.
+Writing saves at once; reading shows what waits. Deleting only hides an epoch in this view: it stays owed until the
+hub has it, or until `hubqueue cancel`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Log = Callable[[int, object], None]
 
 
 class EpochTexts(MutableMapping[int, Any]):
-    """The metrics of a run that wait: those never sent, or (`failed`) those that a hub did not take yet.
+    """The waiting metrics of a run: those never sent, or (`failed`) those that the hub has not accepted yet.
 
-    `run` gives the run to read from, None before there is one; `log` saves the metrics of an epoch.
+    `run` returns the run to read from, or None before there is one. `log` saves the metrics of an epoch.
     """
 
     def __init__(self, run: Callable[[], Run | None], log: Log, *, failed: bool) -> None:
         self._run, self._log, self._failed = run, log, failed
-        self._seen = 0  # newer entries than this one are shown
+        self._cleared_to = 0  # only entries with a higher id are shown
         self._hidden: set[int] = set()
 
     def __getitem__(self, epoch: int) -> str:
@@ -47,8 +47,8 @@ class EpochTexts(MutableMapping[int, Any]):
         return len(self._read())
 
     def __bool__(self) -> bool:
-        # Asked after every epoch: the lane alone tells that nothing has failed.
-        if self._failed and not self._asked(lambda stats, run_id: stats.has_failed(run_id, Kind.METRICS)):
+        # Called after every epoch: the lane alone shows that nothing has failed, without reading entries.
+        if self._failed and not self._query(lambda stats, run_id: stats.has_failed(run_id, Kind.METRICS)):
             return False
         return len(self) > 0
 
@@ -65,32 +65,32 @@ class EpochTexts(MutableMapping[int, Any]):
         return {epoch: text for epoch, (_, text) in self._read().items()}
 
     def update(self, *others: Any, **named: Any) -> None:
-        """Save the metrics of several epochs. Those of the other view are in the outbox already and stay as they are."""
+        """Save the metrics of several epochs. Those of the other view are in the outbox already, so they stay unchanged."""
         for other in others:
             if not isinstance(other, EpochTexts):
                 super().update(other)
 
     def clear(self) -> None:
-        """Show none of what waits now any more."""
-        self._seen = self._asked(lambda stats, _run_id: stats.newest_entry()) or self._seen
+        """Hide everything that waits now."""
+        self._cleared_to = self._query(lambda stats, _run_id: stats.newest_entry()) or self._cleared_to
         self._hidden.clear()
 
     def _read(self) -> dict[int, tuple[int, str]]:
-        waiting = self._asked(
+        waiting = self._query(
             lambda stats, run_id: list(stats.texts(run_id, Kind.METRICS, failed=self._failed))
         )
         return {
             int(key): (entry, text)
             for entry, key, text in waiting or ()
-            if entry > self._seen and entry not in self._hidden
+            if entry > self._cleared_to and entry not in self._hidden
         }
 
-    def _asked(self, question: Callable[[Stats, str], _T]) -> _T | None:
+    def _query(self, query: Callable[[Stats, str], _T]) -> _T | None:
         run = self._run()
         if run is None or run.outbox is None or run.id is None:
             return None
         try:
-            return question(run.outbox.stats, run.id)
+            return query(run.outbox.stats, run.id)
         except HubqueueError as error:
             _LOG.debug("the waiting metrics could not be read: %s", error)
             return None

@@ -1,8 +1,8 @@
-"""A HUB's model, as a training session sees it: what the hub says about it, and what follows for the training.
+"""A model of a HUB in a training session: the data that the hub returns, and how the training starts from it.
 
-The rules are those of the HUB's own clients (ultralytics 8.2 to 8.3): a trained model is only loaded, one with
-weights of an interrupted training goes on from them, any other begins with its parent's weights or its
-architecture. Reading the model is the only network that a session touches, once, before the training.
+The rules are those of the HUB's own clients (ultralytics 8.2 to 8.3). A trained model is only loaded. A model with
+weights of an interrupted training is resumed from them. Any other starts with its parent's weights or its
+architecture. Reading the model is the only network access of a session, once, before the training.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
     from hubqueue.integrations.hub_session.session import HUBTrainingSession
 
 Keys = Callable[[], tuple[str, ...]]
-# How long a session waits for the hub to tell about a model, in seconds, and between two tries.
+# Seconds that a session waits for the data of a model, and between two attempts.
 PATIENCE = 30.0
 _PAUSE = 1.0
-# Models that got new weights under a new name (YOLOv3 and YOLOv5, by their makers' release notes).
+# Models with new weights under a new name (YOLOv3 and YOLOv5, from the release notes of ultralytics).
 _RENAMED = re.compile(r"(yolov5[nsmlx]6?|yolov3(?:-tiny|-spp)?)\.pt$")
 _NAMED_BACK = re.compile(r"(yolov5[nsmlx]6?|yolov3(?:-tiny|-spp)?)u\.yaml$")
 
 
 def read_model(keys: Keys, target: DestinationSettings, model_id: str) -> dict[str, Any]:
-    """Ask the hub what it knows about a model, with patience for trouble that passes.
+    """Read a model's data from the hub; temporary errors are retried for up to `PATIENCE` seconds.
 
-    Raises `UnknownModel` when the hub does not know the model, `ModelUnavailable` when it cannot be asked.
+    Raises `UnknownModel` when the hub has no such model, `ModelUnavailable` when it cannot be read.
     """
-    told: list[dict[str, Any] | Exception] = []
+    results: list[dict[str, Any] | Exception] = []
 
-    def ask() -> None:
+    def read() -> None:
         try:
-            told.append(_ask(keys, target, model_id, time.monotonic() + PATIENCE))
+            results.append(_read(keys, target, model_id, time.monotonic() + PATIENCE))
         except Exception as error:
-            told.append(error)
+            results.append(error)
 
-    # On a thread of its own: a name server that does not answer cannot be interrupted, only left behind.
-    asking = threading.Thread(target=ask, name="hubqueue-read-model", daemon=True)
-    asking.start()
-    asking.join(PATIENCE + 5)
-    found = told[0] if told else _unavailable(target, model_id, f"no answer in {PATIENCE:g} s")
-    if isinstance(found, Exception):
-        raise found
-    return found
+    # On a separate thread: a look-up at a name server that does not respond cannot be interrupted, only abandoned.
+    reading = threading.Thread(target=read, name="hubqueue-read-model", daemon=True)
+    reading.start()
+    reading.join(PATIENCE + 5)
+    result = results[0] if results else _unavailable(target, model_id, f"no response in {PATIENCE:g} s")
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
-def _ask(keys: Keys, target: DestinationSettings, model_id: str, deadline: float) -> dict[str, Any]:
+def _read(keys: Keys, target: DestinationSettings, model_id: str, deadline: float) -> dict[str, Any]:
     transport = HubTransport(target, keys, _no_body)
     pause = threading.Event()
     try:
@@ -82,8 +82,8 @@ def _no_body(snapshot: Snapshot) -> BinaryIO:
 
 
 def _unavailable(target: DestinationSettings, model_id: str, reason: str) -> ModelUnavailable:
-    hint = f"hubqueue check finds out why; a key is stored with: hubqueue login {target.name}"
-    return ModelUnavailable(f"{target.name} did not tell about model {model_id}: {reason}", hint=hint)
+    hint = f"hubqueue check finds the reason; to store a key: hubqueue login {target.name}"
+    return ModelUnavailable(f"cannot read model {model_id} from {target.name}: {reason}", hint=hint)
 
 
 def is_trained(data: Mapping[str, Any]) -> bool:
@@ -92,13 +92,13 @@ def is_trained(data: Mapping[str, Any]) -> bool:
 
 
 def weights_url(data: Mapping[str, Any], weight: str = "best") -> str | None:
-    """The address of the `last` weights (to resume from), or of the `best` or `parent` ones; None without any."""
+    """The URL of the `last` weights (to resume from), or of the `best` or `parent` ones; None without any."""
     found = data.get("resume" if weight == "last" else "weights")
     return found if isinstance(found, str) and found else None
 
 
 def model_file(data: Mapping[str, Any]) -> str | None:
-    """What a training of this model starts with: an address of weights, or an architecture such as `yolov8n.yaml`."""
+    """The file that a training of this model starts with: a URL of weights, or an architecture such as `yolov8n.yaml`."""
     if is_trained(data):
         return weights_url(data)
     if data.get("has_last_weights"):
@@ -107,7 +107,7 @@ def model_file(data: Mapping[str, Any]) -> str | None:
 
 
 def train_args(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The arguments that the hub wants the model trained with; None for a trained one.
+    """The training arguments that the hub specifies for the model; None for a trained one.
 
     Raises `UnknownModel` while the hub has no data set for it.
     """
@@ -118,15 +118,15 @@ def train_args(data: Mapping[str, Any]) -> dict[str, Any] | None:
     else:
         args = data.get("train_args")
     if not isinstance(args, Mapping) or not args.get("data"):
-        hint = "the hub may still be at work on it: wait a minute and try again"
+        hint = "the hub may still be preparing it: wait a minute and try again"
         raise UnknownModel("the hub has no data set for this model yet", hint=hint)
     return dict(args)
 
 
 def current_name(file: str | None) -> str | None:
-    """The file that stands in for one whose weights were released anew: `yolov5n.pt` is `yolov5nu.pt`.
+    """The present name of a model file: weights that were released again got a new name (`yolov5n.pt`: `yolov5nu.pt`).
 
-    Their architecture kept its name: `yolov5nu.yaml` is `yolov5n.yaml`.
+    The architecture kept its old name (`yolov5nu.yaml`: `yolov5n.yaml`).
     """
     if file is None or file.startswith(("http://", "https://")):
         return file
@@ -134,7 +134,7 @@ def current_name(file: str | None) -> str | None:
 
 
 class Saved:
-    """What an upload that was saved answers with, in the shape of an HTTP response: 202, nothing to read."""
+    """The return value of an upload that was saved, in the form of an HTTP response: status 202, an empty stream."""
 
     status_code = 202
     ok = True
@@ -152,7 +152,7 @@ class Saved:
 
 
 class Model:
-    """The model of a session, with the methods of the original's that scripts call. `data` is what the hub told."""
+    """The model of a session, with those methods of the original that scripts call. `data` is the hub's response."""
 
     def __init__(self, session: HUBTrainingSession) -> None:
         self._session = session
@@ -160,7 +160,7 @@ class Model:
 
     @property
     def id(self) -> str | None:
-        """The id at the hub; None until the hub has answered."""
+        """The id at the hub; None until the hub has responded."""
         return self._session.model_id
 
     def is_trained(self) -> bool:
@@ -182,8 +182,8 @@ class Model:
         return weights_url(self.data, weight)
 
     def start_heartbeat(self, interval: float = 300) -> None:
-        """Begin the run, whose heartbeats the worker sends at the configured interval."""
-        self._session._live()
+        """Start the run. The worker sends its heartbeats at the configured interval; `interval` is ignored."""
+        self._session._started()
 
     def stop_heartbeat(self) -> None:
         """End the run."""

@@ -1,8 +1,7 @@
-"""The seed's `request_queue`: a request of the caller's own, tried again a few times, in place or in the background.
+"""`request_queue` of the original `HUBTrainingSession`: a request of the caller, retried, in this or another thread.
 
-Kept for scripts that call it. What hubqueue itself owes goes through the outbox and never through here. Promises:
-at most one background thread a session however many requests wait, no exception out of a background request, and
-no attempt or pause that begins after `timeout`.
+Kept for scripts that call it; hubqueue's own uploads use the outbox instead. Promises: at most one background thread
+per session, no exception from a background request, and no attempt or pause that starts after `timeout`.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from hubqueue.domain.redact import clean
 _LOG = logging.getLogger("hubqueue")
 _RETRIED = frozenset({408, 502, 504})
 _TOO_MANY = 429
-# What waits in the background beyond this is given up, oldest first.
+# Beyond this many waiting requests, the oldest are dropped.
 _LIMIT = 1000
 
 
 class Response(Protocol):
-    """What a request answers with, as `requests` has it."""
+    """The response of a request, as the package `requests` defines it."""
 
     status_code: int
     headers: Any
@@ -38,25 +37,25 @@ Request = Callable[[], Response | None]
 
 
 def should_retry(status_code: int) -> bool:
-    """Whether an answer is worth another attempt: 408, 502 and 504 are, as in the seed."""
+    """Whether a status is retried: 408, 502 and 504 are, as in the original."""
     return int(status_code) in _RETRIED
 
 
 def failure_message(response: Response, retry: int, timeout: float) -> str:
-    """One sentence about an answer that is no success: the plan, the rate limit, or the server's own words."""
+    """One sentence about an unsuccessful response: the retries, the rate limit, or the server's message."""
     if should_retry(response.status_code):
         return f"Retrying {retry}x for {timeout:g}s." if retry else ""
     if int(response.status_code) == _TOO_MANY:
-        told = {str(name).lower(): str(value) for name, value in dict(response.headers or {}).items()}
-        numbers = [told.get(f"x-ratelimit-{name}", "?") for name in ("remaining", "limit")]
-        wait = told.get("retry-after")
+        headers = {str(name).lower(): str(value) for name, value in dict(response.headers or {}).items()}
+        numbers = [headers.get(f"x-ratelimit-{name}", "?") for name in ("remaining", "limit")]
+        wait = headers.get("retry-after")
         when = f"Please retry after {clean(wait, limit=40)}s." if wait else "Please retry later."
         return f"Rate limit reached ({clean('/'.join(numbers), limit=40)}). {when}"
     try:
-        told = response.json()
-    except Exception:  # an empty body, HTML, a body that broke off: each library has its own error
+        body = response.json()
+    except Exception:  # an empty body, HTML, a truncated body: each library raises its own error
         return "Unable to read JSON."
-    message = told.get("message") if isinstance(told, dict) else None
+    message = body.get("message") if isinstance(body, dict) else None
     return clean(message, limit=200) if isinstance(message, str) and message else "No JSON message."
 
 
@@ -69,9 +68,9 @@ def attempt(
     drain: Callable[[Response], None],
     stop: threading.Event,
 ) -> Response | None:
-    """Make up to `retry` + 1 attempts within `timeout` seconds, 1, 2, 4 … seconds apart; the last answer.
+    """Make up to `retry` + 1 attempts within `timeout` seconds, 1, 2, 4 … seconds apart; return the last response.
 
-    None when no attempt got one. What `request` and `drain` raise counts as no answer.
+    None when the last attempt got no response. An exception of `request` or `drain` counts as no response.
     """
     deadline, response = time.monotonic() + timeout, None
     for tried in range(retry + 1):
@@ -97,7 +96,7 @@ def attempt(
 
 
 class Background:
-    """One daemon thread that works off calls in their order, and ends when there are none."""
+    """One daemon thread that makes calls in order, and ends when none are left."""
 
     def __init__(self) -> None:
         self.stop = threading.Event()
@@ -106,7 +105,7 @@ class Background:
         self._thread: threading.Thread | None = None
 
     def put(self, call: Callable[[], object]) -> None:
-        """Have something done later."""
+        """Queue a call."""
         with self._lock:
             self._calls.append(call)
             if self._thread is None:
@@ -127,6 +126,6 @@ class Background:
 
 
 def drained(response: Response) -> None:
-    """Read the rest of an answer and drop it."""
+    """Read the rest of a response and discard it."""
     for _ in response.iter_content(chunk_size=1024):
         pass

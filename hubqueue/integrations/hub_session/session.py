@@ -1,11 +1,11 @@
-"""`HUBTrainingSession`: the class of that name in ultralytics 8.2 to 8.3, with an outbox underneath.
+"""`HUBTrainingSession`: a drop-in replacement for the class of that name in ultralytics 8.2 to 8.3, on an outbox.
 
-A drop-in for it: `callbacks/hub.py` of those versions runs with this class in place of theirs, unmodified. What is
-written to `metrics_queue` or handed to `upload_model` is on the disk when the call returns, and reaches the hub
-whatever becomes of this process. The network is touched once, before the training, and only to read a model that
-the hub has already; a model file needs no hub to begin with. `hub-sdk` is not used.
+`callbacks/hub.py` of those versions runs with this class unmodified. What is written to `metrics_queue` or passed to
+`upload_model` is on disk when the call returns, and reaches the hub even if this process dies. The session uses the
+network once, before the training, and only to read a model that the hub already has. A training that starts from a
+model file does not need the hub. `hub-sdk` is not used.
 
-Where it behaves differently, and why, stands in docs/seed-parity.md.
+docs/seed-parity.md lists where it behaves differently, and why.
 """
 
 from __future__ import annotations
@@ -35,17 +35,16 @@ from hubqueue.producer.senders import WorkerMode
 from hubqueue.producer.survival import settings_of, survive
 
 _LOG = logging.getLogger("hubqueue")
-# Tells the processes of a training on several GPUs which run they belong to.
+# The run id, for the processes of a training on several GPUs.
 _RUN_OF_CHILDREN = "HUBQUEUE_RUN"
 
 
 class HUBTrainingSession:
     """One training run at a HUB.
 
-    `deadline` is how long, in seconds, `upload_model(final=True)` waits for the hub; the other options are those of
+    `deadline` is how many seconds `upload_model(final=True)` waits for the hub; the other options are those of
     `start_run`. Attributes as in the original: `rate_limits` (seconds), `timers`, `filename`, `client`, `model`,
-    `model_file`, `train_args`. Raises `InvalidModel`, `UnknownModel` and
-    `ConfigError`.
+    `model_file`, `train_args`. Raises `InvalidModel`, `UnknownModel` and `ConfigError`.
     """
 
     def __init__(
@@ -77,23 +76,23 @@ class HUBTrainingSession:
         self._timers = Timers(self._cadence)
         self._waiting = EpochTexts(lambda: self._run, self._log, failed=False)
         self._failed = EpochTexts(lambda: self._run, self._log, failed=True)
-        if _inherited():
-            self._live()
+        if _inherited_run():
+            self._started()
         elif model_id:
             try:
                 self.load_model(model_id)
             except ModelUnavailable as error:
-                # Uploading needs only the id; whoever needs the model's file asks `create_session`.
+                # Uploads need only the id. `create_session` raises the error, because it also needs the model's file.
                 self.unread = error
-                _LOG.warning("%s; what is logged is kept and sent later", error)
-                self._live()
+                _LOG.warning("%s; what is logged is saved and sent later", error)
+                self._started()
 
     @classmethod
     def create_session(cls, identifier: str, args: Any = None, **options: Any) -> Self | None:
-        """A session, with a new model registered for a model file when `args` are given.
+        """Create a session. For a model file with `args`, a new model is registered.
 
-        None for what is no model of a HUB, which is logged. Raises `UnknownModel` and `ModelUnavailable` for one
-        of the hub that cannot be begun with, because no training can go on without it.
+        Returns None, and logs why, when the identifier names no model of a HUB. Raises `UnknownModel` and
+        `ModelUnavailable` for a model of the hub that cannot be read, because the training cannot start without it.
         """
         try:
             session = cls(identifier, **options)
@@ -109,9 +108,9 @@ class HUBTrainingSession:
         return session
 
     def load_model(self, model_id: str) -> None:
-        """Read a model of the hub, and begin its run unless it is trained already.
+        """Read a model from the hub, and start its run unless it is trained already.
 
-        Raises `UnknownModel` (no such model, no data set yet) and `ModelUnavailable` (the hub cannot be asked).
+        Raises `UnknownModel` (no such model, no data set yet) and `ModelUnavailable` (the hub cannot be read).
         """
         self.model.data = hub_model.read_model(self.client.keys, self._target, model_id)
         self.model.data.setdefault("id", model_id)
@@ -120,14 +119,14 @@ class HUBTrainingSession:
             _LOG.info("model %s is trained already", model_id)
             return
         self._set_train_args()
-        self._live()
-        _LOG.info("the run can be seen at %s", self.model_url)
+        self._started()
+        _LOG.info("view the run at %s", self.model_url)
 
     def create_model(self, model_args: Any) -> None:
-        """Have a new model registered for the file, with the training's arguments. It needs no network now."""
+        """Start the run of a new model for the file, with the training's arguments. The worker registers it later."""
         args = dict(model_args) if isinstance(model_args, Mapping) else dict(vars(model_args))
         self._on_several_devices = _names_several(args.get("device"))
-        run = self._live(args)
+        run = self._started(args)
         if self._on_several_devices and run.id:
             os.environ[_RUN_OF_CHILDREN] = run.id
 
@@ -146,7 +145,7 @@ class HUBTrainingSession:
 
     @property
     def metrics_upload_failed_queue(self) -> EpochTexts:
-        """Metrics by epoch that the hub has not taken yet. They are sent again by themselves, restarts included."""
+        """Metrics by epoch that the hub has not accepted yet. They are retried automatically, also after a restart."""
         return self._failed
 
     @metrics_upload_failed_queue.setter
@@ -157,7 +156,7 @@ class HUBTrainingSession:
 
     @property
     def timers(self) -> Timers:
-        """When something was last handed over, for the callbacks' own limits; the outbox keeps the hub's."""
+        """When something was last passed on, for the callbacks' own limits; the outbox keeps the limits of the hub."""
         return self._timers
 
     @timers.setter
@@ -166,21 +165,21 @@ class HUBTrainingSession:
 
     @property
     def model_id(self) -> str | None:
-        """The model's id at the hub; None until the hub has answered."""
+        """The model's id at the hub; None until the hub has responded."""
         found = self._run.remote_id if self._run is not None else None
         return found or self.model.data.get("id")
 
     @property
     def model_url(self) -> str | None:
-        """Where the model can be looked at; None until the hub has answered."""
+        """The address of the model's web page; None until the hub has responded."""
         if self.model_id:
             return f"{self._target.web_url.rstrip('/')}/models/{self.model_id}"
-        # A training on several GPUs hands this to its processes as the name of the model.
+        # A training on several GPUs passes this to its processes as the name of the model.
         return self.filename if self._on_several_devices else None
 
     @property
     def alive(self) -> bool:
-        """Whether the run goes on. Setting False ends it: its heartbeats stop, what is owed is still sent."""
+        """Whether the run is active. Setting False ends it: heartbeats stop; what is owed is still sent."""
         return self._alive
 
     @alive.setter
@@ -188,20 +187,20 @@ class HUBTrainingSession:
         with self._guard:
             run, self._alive = self._run, bool(alive)
         if not alive and run is not None:
-            os.environ.pop(_RUN_OF_CHILDREN, None) if not _inherited() else None
+            os.environ.pop(_RUN_OF_CHILDREN, None) if not _inherited_run() else None
             survive("end of the run", lambda: run.finish(timeout=0), strict=False)
 
     # Uploading.
 
     def upload_metrics(self) -> None:
-        """Have the metrics sent. They are on their way since they were written; this is for the callbacks."""
+        """Do nothing: metrics are saved for sending when they are written. The callbacks call this."""
 
     def upload_model(
         self, epoch: int, weights: str, is_best: bool = False, map: float = 0.0, final: bool = False
     ) -> None:
-        """Save a copy of a checkpoint and have it sent; `final` waits for the hub, up to the session's deadline.
+        """Save a copy of a checkpoint for sending. `final` waits for the hub, up to the session's deadline.
 
-        A missing file is logged; in place of a missing final `best.pt` the `last.pt` beside it is sent.
+        A missing file is logged. If the final `best.pt` is missing, `last.pt` of the same folder is sent instead.
         """
         path = Path(weights)
         if final and not path.is_file() and path.with_name("last.pt").is_file():
@@ -212,7 +211,7 @@ class HUBTrainingSession:
             return
 
         def save() -> None:
-            run = self._live()
+            run = self._started()
             score = numbers_only({"map": map})[0].get("map") or 0.0
             run.save_checkpoint(path, epoch=int(epoch), is_best=bool(is_best), map=float(score), final=final)  # type: ignore[arg-type]
             if final:
@@ -232,10 +231,10 @@ class HUBTrainingSession:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Make a request of your own, `retry` times more when it fails within `timeout` seconds.
+        """Call `request_func`, with up to `retry` retries within `timeout` seconds; return the last response.
 
-        `thread=True` does it in the background and returns None at once. `metrics={epoch: text}` that could not
-        be sent are put into the outbox. `progress_total` and `stream_response` read the answer to its end.
+        `thread=True` calls it in the background and returns None at once. `metrics={epoch: text}` that could not
+        be sent are saved to the outbox. `progress_total` and `stream_response` read the response to its end.
         """
         metrics = kwargs.get("metrics")
 
@@ -268,11 +267,11 @@ class HUBTrainingSession:
         self.train_args = hub_model.train_args(self.model.data)
         self.model_file = hub_model.model_file(self.model.data)
 
-    def _live(self, args: Mapping[str, object] | None = None) -> Run:
-        """The run, begun when there is none; one that has ended goes on."""
+    def _started(self, args: Mapping[str, object] | None = None) -> Run:
+        """The run: started if there is none, continued if it has ended."""
         with self._guard:
             if self._run is None or not self._alive:
-                resume = self._run.id if self._run is not None else _inherited()
+                resume = self._run.id if self._run is not None else _inherited_run()
                 self._run = start_run(
                     self._identifier,
                     args=args,
@@ -288,7 +287,7 @@ class HUBTrainingSession:
             metrics, left_out = numbers_only(metrics_mapping(text))
             if left_out:
                 _LOG.warning("epoch %s: not a number, skipped: %s", epoch, ", ".join(left_out))
-            self._live().log_metrics(metrics, epoch=int(epoch))
+            self._started().log_metrics(metrics, epoch=int(epoch))
 
         survive("metrics", save, strict=False)
 
@@ -300,7 +299,7 @@ class HUBTrainingSession:
 
 
 def _hub(home: Home, config: str | os.PathLike[str] | None, destination: str | None) -> DestinationSettings:
-    """The destination named, else the default one if it is a HUB, else the first HUB of the configuration."""
+    """The destination with this name, else the default one if it is a HUB, else the first HUB of the configuration."""
     settings = settings_of(home, config, strict=False)
     chosen = settings.destination(destination)
     if destination is None and chosen.type != "hub":
@@ -311,8 +310,8 @@ def _hub(home: Home, config: str | os.PathLike[str] | None, destination: str | N
     return chosen
 
 
-def _inherited() -> str | None:
-    """The run of the training that started this process as one of its several, if one did."""
+def _inherited_run() -> str | None:
+    """The run id of the training that started this process as one of several; None otherwise."""
     return os.environ.get(_RUN_OF_CHILDREN) if "LOCAL_RANK" in os.environ else None
 
 

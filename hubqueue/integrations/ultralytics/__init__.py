@@ -1,4 +1,4 @@
-"""The ultralytics package: `attach(model)` adds the callbacks of a training."""
+"""Integration of the ultralytics package: `attach(model)` adds callbacks to its trainings."""
 
 from hubqueue.integrations.ultralytics.attachment import Attachment, attach
 

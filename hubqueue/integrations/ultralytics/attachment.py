@@ -1,13 +1,13 @@
 """`attach(model)`: callbacks that send a training of the ultralytics package (8.2 to 8.4) to a hub.
 
     model = YOLO("yolov8n.pt")
-    hubqueue.integrations.ultralytics.attachment.attach(model)
+    hubqueue.ultralytics.attach(model)
     model.train(data="coco8.yaml", epochs=100)
 
-Promises: every epoch's metrics, the newest and the best checkpoint, and the final one are on the disk when their
-callback returns; nothing that goes wrong here reaches the training; a training that is resumed goes on as the same
-run; one that fails, or is interrupted, is told as failed. The package's own callbacks for the same kind of hub are
-taken off this training, so that nothing is sent twice. Only the main process of a training sends.
+Promises: every epoch's metrics, the newest and the best checkpoint, and the final one are on disk when their callback
+returns. No error in here reaches the training. A resumed training continues the same run; a training that fails or is
+interrupted marks its run as failed. The package's own callbacks for the same kind of hub are removed from this
+training, so that nothing is sent twice. Only the main process of a training sends.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from hubqueue.producer.run import Run, start_run
 from hubqueue.producer.survival import settings_of
 
 _LOG = logging.getLogger("hubqueue")
-# How often the trainer is asked between epochs to stop, when the hub wants it to, in seconds.
-_LOOK = 5.0
+# Seconds between checks, during an epoch, whether the hub has asked the training to stop.
+_CHECK = 5.0
 
 
 def attach(model: Any, *, timeout: float = 30.0, console: bool = False, **options: Any) -> Attachment:
     """Send the trainings of `model` (a `YOLO`, or a trainer of the package) to a hub.
 
-    `timeout` is how many seconds the end of a training waits for the uploads; the rest is sent by the worker.
-    `console` sends what the package logs as well, to a hub that shows it (Platform).
+    `timeout` is how many seconds the end of a training waits for the uploads; the worker sends the rest.
+    `console` also sends the package's log lines to a hub that shows them (Platform).
     `options` are those of `start_run`; `model` and `args` are taken from the trainer unless given as
-    `model_name=` and `args=`. Raises `ConfigError` at once.
+    `model_name=` and `args=`. Raises `ConfigError` at once, before any training starts.
     """
     attachment = Attachment(timeout, options, console=console)
     for event in Attachment.EVENTS:
-        # Before the package's own callbacks, so that those for the same hub can be taken off before they act.
+        # First in the list, so that the package's own callbacks for the same hub are removed before they run.
         model.callbacks.setdefault(event, []).insert(0, attachment.hook(event))
     model.train = attachment.guarding(model.train)
     return attachment
 
 
 class Attachment:
-    """What `attach` gives: `run` is the current training's run, None before it begins."""
+    """The return value of `attach`. `run` is the run of the current training, None outside of one."""
 
     EVENTS = (
         "on_pretrain_routine_start",
@@ -73,17 +73,18 @@ class Attachment:
         self._timeout, self._options = timeout, dict(options)
         self._name, self._args = self._options.pop("model_name", None), self._options.pop("args", None)
         self._declared = _declared(self._options)
-        self._trainer: Callable[[], Any] = lambda: None  # weakly: a finished trainer holds the GPU's memory
+        # A weak reference, because a finished trainer holds GPU memory.
+        self._trainer: Callable[[], Any] = lambda: None
         self._name_of_run = ""
         self._in_epoch, self._last_epoch = False, -1
         self._unsaved: tuple[Path, int, bool] | None = None
         self._console = console
         self._lines: ConsoleLines | None = None
         self._cadences = {"last": Cadence(), "best": Cadence()}
-        self._look_at = 0.0
+        self._check_at = 0.0
 
     def hook(self, event: str) -> Callable[[Any], None]:
-        """The callback for an event: only in the main process, and never raising."""
+        """The callback for an event. It acts only in the main process and never raises."""
         act = getattr(self, event)
 
         def callback(trainer: Any) -> None:
@@ -97,7 +98,7 @@ class Attachment:
         return callback
 
     def guarding(self, train: Callable[..., Any]) -> Callable[..., Any]:
-        """`train`, with a word to the run when it fails or is interrupted."""
+        """`train`, wrapped to mark the run as failed when it raises or is interrupted."""
 
         @functools.wraps(train)
         def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -121,7 +122,7 @@ class Attachment:
 
     def on_pretrain_routine_end(self, trainer: Any) -> None:
         self._begin(trainer)  # `attach` was given a trainer that had begun already
-        self._obey(trainer)
+        self._stop_if_cancelled(trainer)
 
     def on_train_epoch_start(self, trainer: Any) -> None:
         self._begin(trainer)
@@ -129,13 +130,13 @@ class Attachment:
 
     def on_train_batch_end(self, trainer: Any) -> None:
         now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + _LOOK
-            self._obey(trainer)
+        if now >= self._check_at:
+            self._check_at = now + _CHECK
+            self._stop_if_cancelled(trainer)
 
     def on_model_save(self, trainer: Any) -> None:
         is_best = trainer.best_fitness == trainer.fitness
-        # Platform shows the checkpoint that came last as the model's: the best one, while there is one.
+        # Platform shows the checkpoint it received last as the model's, so send the best one, if there is one.
         if not self._declared.shows_newest or not (trainer.best and Path(trainer.best).is_file()):
             self._save(trainer, "last")
         if is_best:
@@ -144,16 +145,16 @@ class Attachment:
     def on_fit_epoch_end(self, trainer: Any) -> None:
         if self.run is None:
             return
-        # The validation of the best model after the last epoch comes here too, in some versions under the number
-        # of that epoch. It has a place of its own, behind it.
+        # The validation of the best model after the last epoch also calls this, in some versions with the number of
+        # that epoch. It is logged as a separate epoch after the last one.
         epoch = int(trainer.epoch) if self._in_epoch else self._last_epoch + 1
         metrics, left_out = numbers_only(facts.metrics(trainer, self._declared, first=epoch == 0))
         if left_out:
             _LOG.warning("epoch %d: not a number, skipped: %s", epoch, ", ".join(left_out))
         self.run.log_metrics(metrics, epoch=epoch)
         self._in_epoch, self._last_epoch = False, epoch
-        self._note(trainer)
-        self._obey(trainer)
+        self._write_record(trainer)
+        self._stop_if_cancelled(trainer)
 
     def on_train_end(self, trainer: Any) -> None:
         if self.run is None:
@@ -166,19 +167,19 @@ class Attachment:
                 found, epoch=int(trainer.epoch), map=facts.mean_precision(trainer), final=True
             )
         self._unsaved = None
-        self._listen(None)
+        self._forward_console(None)
         self.run.finish(timeout=self._timeout, results=facts.results(trainer))
-        self._note(trainer)
+        self._write_record(trainer)
         self.run = None
 
     def _begin(self, trainer: Any) -> None:
         if trainer is self._trainer():
             return
-        self._fail()  # of an earlier training that never came to its end
+        self._fail()  # an earlier training that did not reach its end
         self._trainer = weakref.ref(trainer)
         if facts.spawns_processes(trainer):
             hint = "start the script with torchrun, with attach in it"
-            _LOG.warning("a training on several GPUs runs in other processes; it is not sent (%s)", hint)
+            _LOG.warning("a training on several GPUs runs in other processes, so it is not sent (%s)", hint)
             return
         known = facts.read_record(trainer, self._declared)
         name = self._name or known.get("model") or facts.model_name(trainer)
@@ -191,42 +192,44 @@ class Attachment:
         self._in_epoch, self._last_epoch = False, int(getattr(trainer, "start_epoch", 0) or 0) - 1
         self._name_of_run = name
         if self._console:
-            self._listen(self.run)
-        self._note(trainer)
+            self._forward_console(self.run)
+        self._write_record(trainer)
 
     def _save(self, trainer: Any, which: str) -> None:
         path, epoch = Path(trainer.last if which == "last" else trainer.best), int(trainer.epoch)
         if self.run is None or not path.is_file():
             return
         run, cadence = self.run, self._cadences[which]
-        wanted = "best" if self._declared.shows_newest else "last"  # what a training that fails leaves behind
+        wanted = (
+            "best" if self._declared.shows_newest else "last"
+        )  # the checkpoint that a failed training must leave
         if cadence.is_due:
             cadence.timed(lambda: run.save_checkpoint(path, epoch=epoch, is_best=which == "best"))
             self._unsaved = None if which == wanted else self._unsaved
         elif which == wanted:
             self._unsaved = (path, epoch, which == "best")
 
-    def _obey(self, trainer: Any) -> None:
+    def _stop_if_cancelled(self, trainer: Any) -> None:
         if self.run is not None and self.run.cancelled and not getattr(trainer, "stop", False):
             _LOG.warning("run %s: the hub asks to stop the training", self.run.id)
             trainer.stop = True
 
-    def _listen(self, run: Run | None) -> None:
-        """Send the package's output from now on, or (None) no more."""
+    def _forward_console(self, run: Run | None) -> None:
+        """Start to send the package's log lines to `run`, or stop it (None)."""
         lines, self._lines = self._lines, None
         if lines is not None:
             lines.close()
         if run is not None:
             self._lines = ConsoleLines(run)
 
-    def _note(self, trainer: Any) -> None:
+    def _write_record(self, trainer: Any) -> None:
         if self.run is not None and self.run.id is not None:
             facts.write_record(
                 trainer, {"run": self.run.id, "model": self._name_of_run, "remote_id": self.run.remote_id}
             )
 
     def _fail(self, error: str | None = None) -> None:
-        self._listen(None)
+        self._forward_console(None)
         run, self.run = self.run, None
         if run is None:
             return
@@ -236,13 +239,13 @@ class Attachment:
                 run.save_checkpoint(path, epoch=epoch, is_best=best)
             run.finish(timeout=0, status="failed", error=error)
         except Exception:
-            _LOG.exception("the end of run %s could not be told", run.id)
+            _LOG.exception("run %s could not be marked as failed", run.id)
         finally:
             self._unsaved = None
 
 
 def _is_main_process() -> bool:
-    # As ultralytics.utils.RANK has it: -1 without torchrun, 0 in its first process.
+    # The same rule as ultralytics.utils.RANK: -1 without torchrun, 0 in its first process.
     return os.environ.get("RANK", "-1") in ("-1", "0")
 
 

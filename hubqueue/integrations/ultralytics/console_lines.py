@@ -1,7 +1,7 @@
-"""What the ultralytics package logs, a few lines at a time, for a hub that shows them.
+"""Sends the log lines of the ultralytics package, a few at a time, to a hub that shows them.
 
-Promises: it listens to the package's own logger and nothing else (standard output is not touched); a line that
-cannot be saved troubles nobody; lines that wait are saved when it is closed.
+Promises: it reads only the package's own logger, never standard output. A line that cannot be saved raises nothing.
+Waiting lines are saved when it is closed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hubqueue.domain.redact import hide_key
 from hubqueue.producer.run import Run
 
 _LOG = logging.getLogger("hubqueue")
-# As often as the package sends its own: 5 lines, or 5 seconds.
+# As often as the package itself sends lines: after 5 lines, or 5 seconds.
 _MOST = 5
 _LONGEST = 5.0
 _LONGEST_LINE = 2000
@@ -22,7 +22,7 @@ _LONGEST_RECORD = 32 * 1024
 
 
 class ConsoleLines(logging.Handler):
-    """A handler that owes what it hears to the hub of a run. Made for one training; `close` it at its end."""
+    """A logging handler that saves the lines of one training to its run. `close` it at the end of the training."""
 
     def __init__(self, run: Run) -> None:
         super().__init__(logging.INFO)
@@ -34,20 +34,20 @@ class ConsoleLines(logging.Handler):
         self._logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a line, and save those that wait when they are enough."""
+        """Add the lines of a record; save all waiting lines when there are enough."""
         try:
             stamp = datetime.fromtimestamp(record.created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-            # Masked before it is parted and cut: half a key is still half a key.
+            # Mask before splitting and cutting: part of a key would not be recognized.
             for line in hide_key(_bounded(record.getMessage())).splitlines():
                 if line.strip():
                     self._lines.append(f"[{stamp}] {line[:_LONGEST_LINE]}")
             if len(self._lines) >= _MOST or time.monotonic() - self._since >= _LONGEST:
                 self._save()
-        except Exception as error:  # a training is not told about a line that was not sent
+        except Exception as error:  # a lost log line must not disturb the training
             _LOG.debug("a line of the console is not sent: %s", error)
 
     def close(self) -> None:
-        """Listen no more, and save what waits."""
+        """Remove the handler and save the waiting lines."""
         self._logger.removeHandler(self)
         self._save()
         super().close()
@@ -63,5 +63,5 @@ class ConsoleLines(logging.Handler):
 
 
 def _bounded(text: str) -> str:
-    """As much of a text as is searched for keys, without the word that the cut would part."""
+    """The part of a text that is searched for keys; a word at its end that would be cut is left out."""
     return text if len(text) <= _LONGEST_RECORD else text[:_LONGEST_RECORD].rpartition(" ")[0]

@@ -1,7 +1,7 @@
-"""What a trainer of the ultralytics package (8.2 to 8.4) tells: its arguments, metrics, files, and whose run it is.
+"""Reads a trainer of the ultralytics package (8.2 to 8.4): its arguments, metrics, files, and the run it belongs to.
 
-Read from the trainer's public attributes, as they are in those versions; nothing of the package is imported but
-its own description of a model, in the first epoch.
+Everything comes from the trainer's public attributes in those versions. The only import from the package is its
+function that describes a model, in the first epoch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hubqueue.config.ownership import read_small
 from hubqueue.domain.identifier import FILE_SUFFIXES
 
 _LOG = logging.getLogger("hubqueue")
-# In the folder of the training, beside its weights: which run it is, so that a resumed training goes on with it.
+# A file in the folder of the training that names its run, so that a resumed training continues that run.
 RECORD = "hubqueue.json"
 _MEAN_PRECISION = re.compile(r"metrics/mAP50-95\([BMP]\)")
 
@@ -34,18 +34,18 @@ def arguments(trainer: Any) -> dict[str, object]:
 
 
 def model_name(trainer: Any) -> str:
-    """What the training began with: a model file such as `yolov8n.pt`."""
+    """The model file that the training started with, such as `yolov8n.pt`."""
     return str(getattr(trainer.args, "model", None) or "model.pt")
 
 
 def as_file(name: str) -> str:
-    """A model's name as a file name that a hub registers."""
+    """A model's name as a file name that a hub accepts for registration."""
     stem = re.sub(r"[^\w.-]+", "-", Path(name).name).strip("-.") or "model"
     return stem if stem.endswith(FILE_SUFFIXES) else f"{stem}.pt"
 
 
 def spawns_processes(trainer: Any) -> bool:
-    """Whether the training itself happens in other processes, one for each GPU."""
+    """Whether the training itself runs in other processes, one per GPU."""
     several = int(getattr(trainer, "world_size", 0) or 0) > 1
     return several and "LOCAL_RANK" not in os.environ
 
@@ -53,24 +53,24 @@ def spawns_processes(trainer: Any) -> bool:
 def metrics(trainer: Any, declared: Destination, *, first: bool) -> dict[str, object]:
     """Losses and validation metrics of the epoch, with the model's size in the first one.
 
-    For a HUB as its own callback sends them; other hubs also get `lr`, `fitness` and `best_fitness`.
+    A HUB gets the same values as from its own callback; other hubs also get `lr`, `fitness` and `best_fitness`.
     """
-    told = dict(trainer.label_loss_items(trainer.tloss, prefix="train"))
-    told.update(trainer.metrics or {})
-    told.pop("fitness", None)
+    values = dict(trainer.label_loss_items(trainer.tloss, prefix="train"))
+    values.update(trainer.metrics or {})
+    values.pop("fitness", None)
     if declared.wants_fitness:
-        told["fitness"] = getattr(trainer, "fitness", None)
-        told["best_fitness"] = getattr(trainer, "best_fitness", None)
+        values["fitness"] = getattr(trainer, "fitness", None)
+        values["best_fitness"] = getattr(trainer, "best_fitness", None)
         groups = getattr(getattr(trainer, "optimizer", None), "param_groups", None)
         if groups:
-            told["lr"] = groups[0]["lr"]
+            values["lr"] = groups[0]["lr"]
     if first:
-        told.update(_model_info(trainer))
-    return told
+        values.update(_model_info(trainer))
+    return values
 
 
 def mean_precision(trainer: Any) -> float:
-    """The mAP50-95 of the best model: of boxes, else of masks or poses; 0 where the task has none."""
+    """The mAP50-95 of the best model: of boxes, else of masks or poses; 0.0 when the task has none."""
     found: Mapping[str, Any] = trainer.metrics or {}
     names = ["metrics/mAP50-95(B)", *(name for name in found if _MEAN_PRECISION.fullmatch(name))]
     with contextlib.suppress(TypeError, ValueError):
@@ -79,13 +79,13 @@ def mean_precision(trainer: Any) -> float:
 
 
 def final_checkpoint(trainer: Any) -> Path | None:
-    """`best.pt`, else `last.pt` (a resumed training may have no best one); None without either."""
+    """`best.pt`, else `last.pt` (a resumed training may have no `best.pt`); None without either."""
     candidates = [Path(each) for each in (trainer.best, trainer.last) if each]
     return next((path for path in candidates if path.is_file()), None)
 
 
 def retire(trainer: Any, declared: Destination, events: Iterable[str]) -> None:
-    """Take the package's own callbacks for this type of hub off a training."""
+    """Remove the package's own callbacks for this type of hub from a training."""
     module = f"ultralytics.utils.callbacks.{declared.type}"
     for event in events:
         found = trainer.callbacks.get(event, [])
@@ -93,7 +93,7 @@ def retire(trainer: Any, declared: Destination, events: Iterable[str]) -> None:
 
 
 def results(trainer: Any) -> dict[str, object]:
-    """What a finished training came to: metrics with the fitness, the best epoch (0-based), the names of the classes."""
+    """The results of a finished training: metrics with the fitness, the best epoch (0-based), the class names."""
     validator = getattr(trainer, "validator", None)
     names = getattr(validator, "names", None) or (getattr(trainer, "data", None) or {}).get("names")
     # `stopper.best_epoch` counts from 1 in the package.
@@ -107,17 +107,17 @@ def results(trainer: Any) -> dict[str, object]:
 
 
 def read_record(trainer: Any, declared: Destination) -> dict[str, str]:
-    """Which run this training is when it is resumed: `run`, `model` and, once known, `remote_id`.
+    """The recorded run of a resumed training: `run`, `model` and, once known, `remote_id`; empty for a new training.
 
-    Of a training that began with the package's own callback for Platform, its record tells the model's id.
+    If the training started with the package's own callback for Platform, that callback's record has the model's id.
     """
     if not getattr(trainer.args, "resume", False):
         return {}
     folder = Path(trainer.save_dir)
     with contextlib.suppress(OSError, ValueError):
-        told = json.loads(read_small(folder / RECORD))
-        if isinstance(told, dict):
-            return {name: text for name, text in told.items() if isinstance(text, str)}
+        record = json.loads(read_small(folder / RECORD))
+        if isinstance(record, dict):
+            return {name: text for name, text in record.items() if isinstance(text, str)}
     if declared.record is not None:
         with contextlib.suppress(OSError, ValueError):
             return {"remote_id": read_small(folder / declared.record).decode("utf-8").strip()}
@@ -125,7 +125,7 @@ def read_record(trainer: Any, declared: Destination) -> dict[str, str]:
 
 
 def write_record(trainer: Any, record: Mapping[str, str | None]) -> None:
-    """Note which run this training is. Written anew only when something has changed."""
+    """Record the run of this training. The file is written only when something has changed."""
     path = Path(trainer.save_dir) / RECORD
     text = json.dumps({name: value for name, value in record.items() if value}, indent=2) + "\n"
     with contextlib.suppress(OSError):
@@ -137,13 +137,15 @@ def write_record(trainer: Any, record: Mapping[str, str | None]) -> None:
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        _LOG.warning("a resumed training will be a new run: cannot write %s: %s", path, error.strerror)
+        _LOG.warning(
+            "if this training is resumed, it will be a new run: cannot write %s: %s", path, error.strerror
+        )
 
 
 def _model_info(trainer: Any) -> dict[str, object]:
     try:
         package = importlib.import_module("ultralytics.utils.torch_utils")
         return dict(package.model_info_for_loggers(trainer))
-    except Exception as error:  # foreign code, and only decoration
+    except Exception as error:  # third-party code, and the result is optional
         _LOG.debug("the model's size could not be read: %s", error)
         return {}
