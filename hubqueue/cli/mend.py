@@ -121,7 +121,8 @@ def login(place: Place, destination: str) -> None:
       hubqueue login hub
       hubqueue login hub < key.txt
     """
-    from hubqueue.config.credentials import own_variable, usual_variable
+    from hubqueue.config.credentials import usual_variable
+    from hubqueue.config.names import own_variable
     from hubqueue.worker.readdressing import log_in
 
     target = place.config().destination(destination)
