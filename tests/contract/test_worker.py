@@ -41,6 +41,8 @@ from hubqueue.worker import events
 from hubqueue.worker import log as journal
 from hubqueue.worker.janitor import Janitor
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 
 def test_a_run_is_registered_first_and_bound_late(outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(outbox, remote_id=None)

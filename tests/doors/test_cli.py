@@ -19,6 +19,8 @@ from hubqueue import __version__
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 
 @pytest.fixture
 def environ(home: Path, hub: Sandbox) -> dict[str, str]:
@@ -231,6 +233,7 @@ def test_a_mistake_is_one_line_and_a_hint(home: Path, arguments: list[str], code
     assert "Traceback" not in shown.stderr
 
 
+@pytest.mark.usefixtures("new_home")
 def test_all_problems_of_a_configuration_are_told_at_once(home: Path) -> None:
     home.mkdir()
     (home / "config.toml").write_text('[rate_limits]\nmetric = 3\nckpt = "often"\n[spol]\nx = 1\n')

@@ -29,6 +29,8 @@ from hubqueue.worker.daemon import worker_lives
 from hubqueue.worker.events import BatchDelivered, UploadProgressed
 from hubqueue.worker.progress import UploadProgress
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 EPOCHS = """
 import hubqueue, os
 session = hubqueue.HUBTrainingSession.create_session("yolov8n.pt", {"epochs": 3}, worker=os.environ["MODE"])

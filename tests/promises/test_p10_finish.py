@@ -14,6 +14,8 @@ from hubqueue.producer.leftover import Leftover, word
 from hubqueue.producer.run import Run
 from hubqueue.sandbox import Sandbox
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 
 @pytest.fixture
 def at_hub(home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -26,7 +28,7 @@ def at_hub(home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def blocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    file = tmp_path / "home"
+    file = tmp_path / "blocked"
     file.write_text("a file where the home should be")
     monkeypatch.setenv("HUBQUEUE_HOME", str(file))
     return file

@@ -16,6 +16,8 @@ from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 TRAINER = """
 import hubqueue, threading
 run = hubqueue.start_run("yolov8n.pt", worker="none", strict=True)
@@ -31,7 +33,12 @@ def status(environ: dict[str, str], *arguments: str) -> dict[str, Any]:
     return value
 
 
+<<<<<<< HEAD
 def test_an_unused_home_is_reported_and_not_created(home: Path) -> None:
+=======
+@pytest.mark.usefixtures("new_home")
+def test_nothing_yet_is_said_and_nothing_is_made(home: Path) -> None:
+>>>>>>> speed
     environ = environ_of(home)
 
     shown = hubqueue(environ, "status", "--check")
@@ -126,6 +133,7 @@ def test_a_drain_ends_when_a_person_has_to_act(hub: Sandbox, home: Path) -> None
     assert run in hubqueue(environ, "runs").stdout
 
 
+@pytest.mark.usefixtures("new_home")
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "alien"])
 def test_a_damaged_or_alien_outbox_is_never_a_healthy_empty_queue(home: Path, damage: str) -> None:
     environ = environ_of(home)

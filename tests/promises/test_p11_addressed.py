@@ -27,6 +27,8 @@ from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.worker.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 KEY_A, KEY_B = "key-of-account-a", "key-of-account-b"
 TRAIN = """
 import hubqueue, sys

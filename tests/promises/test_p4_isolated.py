@@ -20,6 +20,8 @@ from hubqueue.testing import FakeClock, MemoryTransport
 from hubqueue.worker.events import Fact
 from hubqueue.worker.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 
 def test_a_poisoned_epoch_is_buried_alone(outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(outbox)

@@ -30,6 +30,8 @@ from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 
 def test_a_lane_waits_for_its_pace(any_outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(any_outbox)
