@@ -14,7 +14,7 @@ import dataclasses
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Reading:
     """A configuration, its file, and where each setting comes from that is not a default."""
 
     config: Config
-    given: Mapping[Keys, Given]
+    given: Mapping[Keys, Given] = field(repr=False)  # passwords among them
     file: Path | None = None
 
 
