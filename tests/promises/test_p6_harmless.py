@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -370,6 +371,18 @@ print(run.finish(timeout=60).entries)
     assert len(hub.models) == 1
 
 
+def detached_workers(home: Path) -> list[str]:
+    """The processes that were started as a worker of a home."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = path.read_text().split("\0")
+            if str(home) in command and "--detached" in command:
+                found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc to see the processes")
 @pytest.mark.usefixtures("new_home")
 def test_many_trainers_start_one_worker(at_home: Path, hub: Sandbox) -> None:
     code = "import hubqueue; hubqueue.start_run('yolov8n.pt', strict=True).finish(timeout=60)"
@@ -380,6 +393,8 @@ def test_many_trainers_start_one_worker(at_home: Path, hub: Sandbox) -> None:
     for trainer in trainers:
         out, _ = trainer.communicate(timeout=90)
         assert (trainer.returncode, out) == (0, "")
+    # A process that has hardly begun would become the worker after the stop.
+    wait_until(lambda: len(detached_workers(at_home)) == 1)
     assert hubqueue(environ, "stop").returncode == 0
 
     log = (at_home / "worker.log").read_text()
