@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hubqueue.config.home import open_private, sync_folder
+from hubqueue.config.names import own_variable
 from hubqueue.config.ownership import read_trusted
 from hubqueue.config.registry import declaration, vendors_url
 from hubqueue.config.settings import DestinationSettings
@@ -168,11 +169,6 @@ class Credentials:
             raise CredentialsError(
                 f"cannot write {self._path}: {error.strerror}", hint="hubqueue check"
             ) from error
-
-
-def own_variable(destination: str) -> str:
-    """The variable with the key of a destination: `HUBQUEUE_KEY_LAB`."""
-    return "HUBQUEUE_KEY_" + re.sub(r"[^A-Z0-9]", "_", destination.upper())
 
 
 def usual_variable(type: str) -> str | None:

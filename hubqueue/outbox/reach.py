@@ -10,7 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubqueue.config.credentials import own_variable, usual_variable
+from hubqueue.config.credentials import usual_variable
+from hubqueue.config.names import own_variable
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError

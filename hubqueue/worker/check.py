@@ -11,6 +11,7 @@ from pathlib import Path
 from hubqueue.config.choice import choose
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.home import Home
+from hubqueue.config.names import unread
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import declaration
 from hubqueue.domain.account import origin
@@ -32,12 +33,13 @@ _LEAST_FREE = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check."""
+    """The result of one check. What is `ok` may still be a `warning`."""
 
     what: str
     ok: bool
     detail: str
     hint: str | None = None
+    warning: bool = False
 
 
 def examine(home: str | None, config: str | None, *, online: bool, set_aside: bool) -> list[Finding]:
@@ -56,6 +58,8 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
             f"default destination: {choose(settings, Credentials(located.credentials, os.environ), None).name}",
         )
     ]
+    for line in unread(os.environ, settings.destinations):
+        found.append(Finding("environment", True, line, warning=True))
     found += _home(located)
     try:
         if set_aside and (aside := replace_damaged(located, settings)) is not None:
