@@ -16,7 +16,7 @@ from typing import Self
 
 from benchmarks.place import ROOT, python
 from benchmarks.timing import SCALARS
-from hubqueue.destinations.registry import DESTINATION_KINDS
+from hubqueue.config.registry import declaration
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.plain import checksum
 from hubqueue.outbox.outbox import Outbox, open_outbox
@@ -90,7 +90,7 @@ class Crowd:
 def new_runs(outbox: Outbox, count: int) -> list[str]:
     """So many registered runs with their lanes. The first was started by hubqueue, the others are its copies."""
     outbox.note_destinations()
-    kinds, remote_id = DESTINATION_KINDS["hub"], secrets.token_hex(10)
+    kinds, remote_id = declaration("hub").lanes, secrets.token_hex(10)
     first, _ = outbox.registry.start_run(
         destination="hub", model="yolov8n.pt", kinds=kinds, remote_id=remote_id
     )

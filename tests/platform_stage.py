@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+import template
 from stage import PATIENCE, ZERO, platform_environ, totals
 
-from hubqueue.destinations.hub import identifier
+from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import metrics_draft
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox, open_outbox
@@ -39,7 +40,7 @@ class Stage:
 
     def start(self, model: str = "yolo26n.pt", resume: str | None = None, **args: object) -> str:
         target = self.outbox.config.destination("platform")
-        named = identifier.of_type("platform", model, web_url=target.web_url)
+        named = declaration("platform").identify(model, target)
         self.run_id, _ = open_run(self.outbox, named, {**ARGS, **args}, target, resume=resume)
         return self.run_id
 
@@ -111,6 +112,8 @@ class Stage:
 def staged(hub: Sandbox | str, folder: Path, clock: FakeClock, **settings: str) -> Iterator[Stage]:
     """A stage at a sandbox, or at the address of another peer."""
     folder.mkdir(exist_ok=True)
+    if not (folder / "home").exists():
+        template.lay(folder / "home")
     url = hub if isinstance(hub, str) else hub.url
     environ: Mapping[str, str] = platform_environ(folder / "home", url, **settings)
     with open_outbox(folder / "home", environ={**os.environ, **environ}, clock=clock) as outbox:

@@ -57,7 +57,7 @@ def tell(keep: Path | None, *, say: Say, style: Style) -> bool:
     if keep is None:
         shutil.rmtree(folder, ignore_errors=True)
     else:
-        say(f"The home is {folder / 'home'}, what the hub received is in {folder / 'hub'}.")
+        say(f"The home is {folder / 'home'}, what the hub received is in {folder / 'received'}.")
     return True
 
 
@@ -71,7 +71,7 @@ class _Story:
 
     def tell(self) -> None:
         self._scene("A hub comes up: the sandbox, on this machine.")
-        hub = Sandbox(self._folder / "hub").start()
+        hub = Sandbox(self._folder / "received").start()
         self._line(f"it listens on {hub.url}")
         port = hub.port
         with _environment({"ULTRALYTICS_HUB_API": hub.url, "HUB_API_KEY": "demo-key"}):
@@ -119,7 +119,7 @@ class _Story:
         self._status()
 
         self._scene("The hub is back, and the run ends; that starts a new worker.")
-        with Sandbox(self._folder / "hub", port=port) as again:
+        with Sandbox(self._folder / "received", port=port) as again:
             self._line(f"the hub listens on {again.url}")
             left = run.finish(timeout=_PATIENCE)
             self._line(f"finish() returned; left to send: {left.entries}")

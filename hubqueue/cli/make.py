@@ -56,12 +56,12 @@ def run(place: Place, model: str, pairs: tuple[str, ...], destination: str | Non
       RUN=$(hubqueue enqueue run yolov8n.pt --arg epochs=100 --arg data=coco8.yaml)
     """
     from hubqueue.config.choice import choose
-    from hubqueue.destinations.hub import identifier
+    from hubqueue.config.registry import declaration
     from hubqueue.producer.intake import open_run
 
     with place.open() as outbox:
         target = choose(outbox.config, outbox.credentials, destination, model=model)
-        named = identifier.of_type(target.type, model, web_url=target.web_url)
+        named = declaration(target.type).identify(model, target)
         if named.api_key:
             hint = f"store it with `hubqueue login {target.name}`, and name the model by its id: {named.model_id}"
             what = "do not pass a key on the command line: other users of this machine can see it"

@@ -136,7 +136,9 @@ def login(place: Place, destination: str) -> None:
         click.echo(f"{plural(moved, 'run')} of the key before will be sent with this one")
     if tried_first != key.strip():
         set_too = [
-            name for name in (own_variable(target.name), usual_variable(target.type)) if os.environ.get(name)
+            name
+            for name in (own_variable(target.name), usual_variable(target.type))
+            if name and os.environ.get(name)
         ]
         click.echo(f"note: {' and '.join(set_too)} is also set and takes precedence", err=True)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from hubqueue.config.config import Config
 from hubqueue.config.credentials import Credentials
-from hubqueue.config.reader import Config, DestinationSettings
-from hubqueue.destinations.hub import identifier
+from hubqueue.config.registry import declaration
+from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.errors import CredentialsError
 
 
@@ -13,14 +14,13 @@ def choose(
 ) -> DestinationSettings:
     """The destination called `named`, else the default one of the configuration.
 
-    Where the configuration leaves it open: the only one whose address a variable names, or that has a key; a HUB for a
-    model that only a HUB can know; else `platform`. Raises `ConfigError` for a name that nothing has.
+    Where the configuration leaves it open: the only one whose address a variable names, or that has a key; one that recognizes
+    the model's identifier as its own; else the usual one. Raises `ConfigError` for a name that nothing has.
     """
     if named is not None or config.default_named:
         return config.destination(named)
     open_to = list(config.destinations.values())
-    if identifier.names_hub(model):
-        open_to = [each for each in open_to if each.type == "hub"] or open_to
+    open_to = [each for each in open_to if declaration(each.type).recognizes(model)] or open_to
     open_to = [each for each in open_to if each.url_named] or open_to
     open_to = [each for each in open_to if _has_key(credentials, each)] or open_to
     default = config.destination()

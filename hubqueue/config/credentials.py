@@ -18,14 +18,12 @@ from pathlib import Path
 
 from hubqueue.config.home import open_private, sync_folder
 from hubqueue.config.ownership import read_trusted
-from hubqueue.config.settings import DestinationSettings, usual_url
-from hubqueue.config.ultralytics_settings import borrowed_key
+from hubqueue.config.registry import declaration, vendors_url
+from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.account import origin
 from hubqueue.domain.errors import CredentialsError, OutboxUnavailable
 from hubqueue.domain.redact import LEAST_KEY
 
-# Variables that the hubs' own clients read.
-_KEY_OF_TYPE = {"hub": "HUB_API_KEY", "platform": "ULTRALYTICS_API_KEY"}
 _KEY = re.compile(r"[!#-\[\]-~]{1,512}")  # printable ASCII without blank, quote and backslash
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -54,7 +52,7 @@ class Credentials:
             if not any(each.strip() for each in found):
                 raise
         if not any(each.strip() for each in found):
-            found = [vendors, borrowed_key(self._environ, target.type) if _is_open(target) else ""]
+            found = [vendors, _borrowed(target.type, self._environ) if _is_open(target) else ""]
         return tuple(dict.fromkeys(key.strip() for key in found if key.strip()))
 
     def stored(self, target: DestinationSettings) -> str | None:
@@ -63,8 +61,8 @@ class Credentials:
 
     def elsewhere(self, target: DestinationSettings) -> str | None:
         """Why a key that is there is not for this destination, in one line; None where no key is kept back."""
-        variable = _KEY_OF_TYPE.get(target.type, "")
-        if self._environ.get(variable, "").strip() and not _is_open(target):
+        variable = usual_variable(target.type)
+        if variable is not None and self._environ.get(variable, "").strip() and not _is_open(target):
             return f"{variable} is only for {_vendor(target.type)} or an address that a variable names"
         addresses = [each or _vendor(target.type) for each in self._load().get(target.name, {})]
         return f"the stored key is for {addresses[0]}" if addresses else None
@@ -113,7 +111,7 @@ class Credentials:
         self._write(kept)
 
     def _vendors(self, target: DestinationSettings) -> str:
-        return self._environ.get(_KEY_OF_TYPE.get(target.type, ""), "") if _is_open(target) else ""
+        return self._environ.get(usual_variable(target.type) or "", "") if _is_open(target) else ""
 
     def __repr__(self) -> str:
         return f"<Credentials of {self._path}>"
@@ -174,9 +172,9 @@ def own_variable(destination: str) -> str:
     return "HUBQUEUE_KEY_" + re.sub(r"[^A-Z0-9]", "_", destination.upper())
 
 
-def usual_variable(type: str) -> str:
+def usual_variable(type: str) -> str | None:
     """The variable that the vendor's own clients read a key from."""
-    return _KEY_OF_TYPE[type]
+    return next((each.variable for each in declaration(type).secrets), None)
 
 
 def check_key(destination: str, key: str) -> None:
@@ -202,7 +200,11 @@ def _by_address(table: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
 
 
 def _vendor(type: str) -> str:
-    return origin(usual_url(type))
+    return origin(vendors_url(type))
+
+
+def _borrowed(type: str, environ: Mapping[str, str]) -> str:
+    return next((each.borrowed(environ) for each in declaration(type).secrets), "")
 
 
 def _is_open(target: DestinationSettings) -> bool:

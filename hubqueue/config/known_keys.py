@@ -12,21 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from hubqueue.config.home import open_private
-from hubqueue.config.ultralytics_settings import borrowed_key
+from hubqueue.config.registry import built_in
 from hubqueue.domain.arguments import hide_secrets, is_secret_name
 from hubqueue.domain.redact import remember
 
-_OF_CLIENTS = ("HUB_API_KEY", "ULTRALYTICS_API_KEY")
 _OWN = "HUBQUEUE_KEY_"
 _LARGEST = 1 << 20
 
 
 def learn_keys(path: Path, environ: Mapping[str, str], *more: str | None) -> None:
     """Mask from now on the keys of the environment, of the credentials at `path`, of ultralytics, and these."""
+    secrets = [secret for each in built_in() for secret in each.secrets]
+    of_clients = {secret.variable for secret in secrets}
     of_environment = [
-        value for name, value in environ.items() if name in _OF_CLIENTS or name.upper().startswith(_OWN)
+        value for name, value in environ.items() if name in of_clients or name.upper().startswith(_OWN)
     ]
-    borrowed = [borrowed_key(environ, type) for type in ("hub", "platform")]
+    borrowed = [secret.borrowed(environ) for secret in secrets]
     remember(key.strip() for key in (*of_environment, *_stored(path), *borrowed, *more) if key)
 
 

@@ -13,25 +13,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hubqueue.config import forms
+from hubqueue.config.config import Config, did_you_mean
 from hubqueue.config.forms import Form, Given, Refused
+from hubqueue.config.registry import BUILT_IN, USUAL, declaration, is_known, types, vendors_url
 from hubqueue.config.settings import (
-    DESTINATION_TYPES,
-    TYPE_DEFAULTS,
-    Config,
     DestinationSettings,
     OutboxSettings,
     RateLimits,
     RetrySettings,
     SpoolSettings,
     WorkerSettings,
-    did_you_mean,
-    usual_url,
 )
 from hubqueue.domain.errors import ConfigError
 from hubqueue.domain.redact import clean
 
 __all__ = [
-    "DESTINATION_TYPES",
     "SECTIONS",
     "Config",
     "DestinationSettings",
@@ -45,11 +41,19 @@ __all__ = [
 ]
 
 Place = tuple[str, ...]
-"""Where a setting stands: ("destinations", "hub", "url")."""
+"""Where a setting stands: ("destinations", "lab", "url")."""
+
+
+def _known_type(given: Given) -> str:
+    """A type that is installed; the built-in ones are known without looking."""
+    if isinstance(given.value, str) and is_known(given.value):
+        return given.value
+    raise Refused(f"must be {' or '.join(map(repr, types()))}")
+
 
 _RATE_LIMITS = {"metrics": forms.seconds(), "ckpt": forms.seconds(), "heartbeat": forms.seconds()}
 _DESTINATION = {
-    "type": forms.choice(*DESTINATION_TYPES),
+    "type": forms.Form(_known_type),
     "url": forms.web_address(),
     "web_url": forms.web_address(),
     "insecure": forms.flag(),
@@ -98,11 +102,6 @@ _PREFIX = "HUBQUEUE_"
 _ENVIRONMENT = "the environment"
 _NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
 _SECRET = re.compile(r"key$|token|passw(or)?d|secret|credential|^auth$")
-# What replaces the default address of a destination, by type, where neither file nor variable sets it.
-_ADDRESS_VARIABLES = {
-    "hub": {"url": "ULTRALYTICS_HUB_API", "web_url": "ULTRALYTICS_HUB_WEB"},
-    "platform": {"url": "ULTRALYTICS_PLATFORM_URL", "web_url": "ULTRALYTICS_PLATFORM_URL"},
-}
 
 
 def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
@@ -114,7 +113,7 @@ def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
 
 
 def variable(*path: str) -> str:
-    """The environment variable that overrides a setting: `variable("destinations", "hub", "url")`."""
+    """The environment variable that overrides a setting: `variable("destinations", "lab", "url")`."""
     return _PREFIX + "__".join(part.replace("-", "_").upper() for part in path)
 
 
@@ -148,7 +147,9 @@ class _Reader:
             rate_limits=RateLimits(**self._section("rate_limits")),
             retry=RetrySettings(**self._section("retry")),
             worker=WorkerSettings(**self._section("worker")),
-            destinations={name: DestinationSettings(**keys) for name, keys in destinations.items()},
+            destinations={
+                name: declaration(keys["type"]).settings(**keys) for name, keys in destinations.items()
+            },
             implied=frozenset(self._implied) - ({default} if named else set()),
             default_named=named,
         )
@@ -181,7 +182,7 @@ class _Reader:
             else:
                 self._unknown((key,), value, ["default_destination", "destinations", *_plain_sections()])
         if not self._names and ("destinations",) not in self._broken:
-            self._implied = DESTINATION_TYPES  # one of each, by its type's name
+            self._implied = tuple(BUILT_IN)  # one of each, by its type's name
             self._names += self._implied
 
     def _take_destinations(self, tables: object) -> None:
@@ -304,10 +305,10 @@ class _Reader:
         if named is not None:
             guess = did_you_mean(named, self._names)
             self._refuse(path, f"is no destination that the configuration has{guess}")
-        usual = next((type for type in reversed(DESTINATION_TYPES) if type in self._names), None)
+        usual = next((type for type in (USUAL, *BUILT_IN) if type in self._names), None)
         if named is None and usual is None and len(self._names) > 1:
             self._problem("default_destination must name one of several destinations", self._source)
-        return usual or next(iter(self._names), DESTINATION_TYPES[-1])
+        return usual or next(iter(self._names), USUAL)
 
     def _check_retry(self) -> None:
         both = {"base": RetrySettings().base, "cap": RetrySettings().cap, **self._section("retry")}
@@ -318,16 +319,16 @@ class _Reader:
         path = ("destinations", name)
         given = self._section(*path)
         # A name that is a type is of that type unless it says otherwise.
-        type = given.get("type", name if name in DESTINATION_TYPES else DESTINATION_TYPES[0])
-        settings: dict[str, Any] = {"name": name, "type": type, **TYPE_DEFAULTS[type], **given}
-        for key, source in _ADDRESS_VARIABLES[type].items():
+        type = given.get("type") or (name if is_known(name) else next(iter(BUILT_IN)))
+        settings: dict[str, Any] = {"name": name, "type": type, **given}
+        for key, source in declaration(type).address_variables.items():
             place, value = (*path, key), self._environ.get(source)
             if value and place not in self._given:
                 self._take(place, _DESTINATION[key], Given(value, source, False, self._environ))
         found = self._section(*path)
         if "url" in found:
             settings["url_named"] = not self._given[*path, "url"].in_file
-            if found["url"] != usual_url(type):
+            if found["url"] != vendors_url(type):
                 settings["web_url"] = found["url"]  # a hub of one's own shows its runs itself
         settings |= found
         limits = {**self._section("rate_limits"), **self._section(*path, "rate_limits")}

@@ -6,20 +6,12 @@ empty configuration means. Where the values come from and which are refused is t
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from hubqueue.domain.budget import Budget
 from hubqueue.domain.entry import Kind
-from hubqueue.domain.errors import ConfigError
-from hubqueue.domain.redact import clean
-
-DESTINATION_TYPES = ("hub", "platform")
-"""The protocols that a destination can speak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +84,14 @@ class DestinationSettings:
     `url` and `web_url` end without a slash. `proxy` may carry a password, so no repr shows it. An upload
     slower than `stall_rate` (bytes per second) over a `stall_window` is given up. `requests_per_minute` and
     `uploads_per_minute` bound what all runs together ask (0: no bound). Checkpoints that the hub wants put elsewhere
-    go to `upload_hosts` only, and to the host of `url`. The defaults here are those of type `hub`; `TYPE_DEFAULTS`
-    has those of the others. `url_named` tells that a variable of the environment has named the address.
+    go to `upload_hosts` only, and to the host of `url`. Each type has a class of its own, with
+    its defaults and what only it needs. `url_named` tells that a variable of the environment has named the address.
     """
 
     name: str
-    type: str = "hub"
-    url: str = "https://api.ultralytics.com"
-    web_url: str = "https://hub.ultralytics.com"
+    type: str
+    url: str = ""
+    web_url: str = ""
     insecure: bool = False
     ca_bundle: Path | None = None
     proxy: str | None = field(default=None, repr=False)
@@ -117,64 +109,3 @@ class DestinationSettings:
     def budget(self) -> Budget:
         """What the hub allows in a minute."""
         return Budget(self.requests_per_minute, self.uploads_per_minute)
-
-
-_PLATFORM = "https://platform.ultralytics.com"
-TYPE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "hub": {},
-    # Addresses and limits as documented for the service in 2026; its signed URLs are those of Google Cloud Storage.
-    "platform": {
-        "url": _PLATFORM,
-        "web_url": _PLATFORM,
-        "requests_per_minute": 100,
-        "uploads_per_minute": 10,
-        "upload_hosts": ("storage.googleapis.com",),
-    },
-}
-"""What a destination of each type has where nothing is set, besides the defaults of `DestinationSettings`."""
-
-
-def usual_url(type: str) -> str:
-    """The address of the vendor's own service of a type."""
-    return DestinationSettings(type, type, **TYPE_DEFAULTS[type]).url
-
-
-def _built_in() -> Mapping[str, DestinationSettings]:
-    return {type: DestinationSettings(type, type, **TYPE_DEFAULTS[type]) for type in DESTINATION_TYPES}
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """All settings. `destinations` is never empty and has `default_destination`.
-
-    `implied` are those that nobody named: they can be used, and nothing is said about them before they are.
-    `default_named` tells that the default one was chosen by a person, or is the only one.
-    """
-
-    default_destination: str = "platform"
-    outbox: OutboxSettings = OutboxSettings()
-    spool: SpoolSettings = SpoolSettings()
-    rate_limits: RateLimits = RateLimits()
-    retry: RetrySettings = RetrySettings()
-    worker: WorkerSettings = WorkerSettings()
-    destinations: Mapping[str, DestinationSettings] = field(default_factory=_built_in)
-    implied: frozenset[str] = field(default=frozenset(DESTINATION_TYPES), compare=False)
-    default_named: bool = field(default=False, compare=False)
-
-    def destination(self, name: str | None = None) -> DestinationSettings:
-        """The destination of that name, None for the default one. Raises `ConfigError` when there is none."""
-        wanted = self.default_destination if name is None else name
-        try:
-            return self.destinations[wanted]
-        except KeyError:
-            guess = did_you_mean(wanted, self.destinations)
-            problem = f"unknown destination {clean(wanted, limit=60)!r}{guess}"
-            known = ", ".join(sorted(self.destinations))
-            raise ConfigError((problem,), hint=f"the configuration has: {known}") from None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean '…'?` with the known word that `word` is closest to, whatever its case, or nothing."""
-    folded = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(word.lower(), folded, n=1)
-    return f"; did you mean {folded[close[0]]!r}?" if close else ""

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
+from hubqueue.config.config import Config
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.home import Home
-from hubqueue.config.settings import Config
 from hubqueue.outbox.addresses import Addresses
 from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.spool.spool import Spool

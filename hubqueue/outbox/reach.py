@@ -78,7 +78,7 @@ def no_key(outbox: Opened, target: DestinationSettings) -> Obstacle:
     except CredentialsError:
         elsewhere = None
     what = f"there is no key for {target.name}" + (f": {elsewhere}" if elsewhere else "")
-    variable = own_variable(target.name) if elsewhere else usual_variable(target.type)
+    variable = (None if elsewhere else usual_variable(target.type)) or own_variable(target.name)
     return Obstacle(what, f"hubqueue login {target.name}, or set {variable}", key=True)
 
 

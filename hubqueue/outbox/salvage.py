@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hubqueue.config.home import sync_folder
-from hubqueue.config.settings import DESTINATION_TYPES
-from hubqueue.destinations.registry import DESTINATION_KINDS
+from hubqueue.config.registry import BUILT_IN, declaration, is_known
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.budget import COSTS
 from hubqueue.domain.drafts import FINAL_RANK
@@ -221,7 +220,7 @@ def _bring(
     kept = found.destinations.get(run["destination"]) or {}
     label = kept.get("label") or run["destination"].partition("@")[0]
     target = outbox.config.destinations.get(label)
-    type = kept.get("type") or (target.type if target else "hub")
+    type = kept.get("type") or (target.type if target else next(iter(BUILT_IN)))
     url, account = kept.get("url") or "", kept.get("account") if kept else UNKNOWN
     if not kept:
         saved.lost.append(
@@ -239,7 +238,7 @@ def _bring(
     try:
         name = outbox.addresses.keep(label, type, url, account)
         if outbox.registry.adopt_run(
-            {**run, "destination": name}, kinds=DESTINATION_KINDS[type], drafts=drafts
+            {**run, "destination": name}, kinds=declaration(type).lanes, drafts=drafts
         ):
             saved.runs += 1
             saved.entries += len(drafts)
@@ -306,7 +305,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_destination(row: Mapping[str, Any]) -> bool:
-    return isinstance(row["name"], str) and row["type"] in DESTINATION_TYPES and isinstance(row["url"], str)
+    return isinstance(row["name"], str) and is_known(str(row["type"])) and isinstance(row["url"], str)
 
 
 def _is_run(row: Mapping[str, Any]) -> bool:

@@ -7,18 +7,18 @@ import os
 from collections.abc import Mapping
 
 from hubqueue.config.reader import DestinationSettings
-from hubqueue.destinations.hub import identifier
-from hubqueue.destinations.registry import DESTINATION_KINDS
-from hubqueue.domain.drafts import ckpt_draft, registration_draft, start_draft
+from hubqueue.config.registry import declaration
+from hubqueue.domain.drafts import ckpt_draft
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.errors import HubqueueError, OutboxError
+from hubqueue.domain.identifier import Identifier
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox
 
 
 def open_run(
     outbox: Outbox,
-    named: identifier.Identifier,
+    named: Identifier,
     args: Mapping[str, object],
     target: DestinationSettings,
     *,
@@ -36,25 +36,20 @@ def open_run(
     `new_id` is the id of a new run. A call that repeats one whose confirmation was lost gives the same, and in
     `unsure_after` the id of the newest entry before it: what is there already is not written again.
     """
-    key = named.api_key or outbox.key(target)
+    type, key = declaration(target.type), named.api_key or outbox.key(target)
     # Who has no key now may continue what was started with one; its account stays.
     theirs = [] if key else [each.name for each in outbox.addresses.all() if each.fits(target)]
     run_id, goes_on = outbox.registry.start_run(
         destination=outbox.addresses.note(target, key),
         among=theirs,
         model=named.filename or named.model_id or "",
-        kinds=[kind for kind in DESTINATION_KINDS[target.type] if heartbeat or kind is not Kind.HEARTBEAT],
+        kinds=[kind for kind in type.lanes if heartbeat or kind is not Kind.HEARTBEAT],
         remote_id=named.model_id,
         url=f"{target.web_url}/models/{named.model_id}" if named.model_id else None,
         resume=resume,
         new_id=new_id,
     )
-    name = named.filename or named.model_id or ""
-    draft: Draft | None = None
-    if target.type == "platform":
-        draft = start_draft(name, args)  # each start of a training has a number there
-    elif named.model_id is None and not goes_on:
-        draft = registration_draft(name, args)
+    draft = type.registration(named, args, continues=goes_on)
     if (
         draft is not None
         and unsure_after is not None

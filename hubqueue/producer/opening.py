@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from hubqueue.config.home import Home
 from hubqueue.config.reader import Config, DestinationSettings
-from hubqueue.destinations.hub import identifier
 from hubqueue.domain.clock import Clock
 from hubqueue.domain.errors import HubqueueError, OutboxDamaged
+from hubqueue.domain.identifier import Identifier
 from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.moves.registry import new_run_id
 from hubqueue.outbox.outbox import Outbox, replace_damaged
@@ -36,7 +36,7 @@ class Opening:
         home: Home,
         config: Config,
         destination: DestinationSettings,
-        named: identifier.Identifier,
+        named: Identifier,
         args: Mapping[str, object],
         *,
         resume: str | None,

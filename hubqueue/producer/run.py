@@ -25,12 +25,12 @@ from hubqueue.config.credentials import Credentials
 from hubqueue.config.home import Home
 from hubqueue.config.known_keys import without_keys
 from hubqueue.config.reader import Config, DestinationSettings
-from hubqueue.destinations.hub import identifier
-from hubqueue.destinations.registry import DESTINATION_KINDS
+from hubqueue.config.registry import declaration
 from hubqueue.domain.clock import Clock
-from hubqueue.domain.drafts import console_draft, metrics_draft
+from hubqueue.domain.drafts import metrics_draft
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.errors import RunFinished
+from hubqueue.domain.identifier import Identifier
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.outbox import Outbox
@@ -80,7 +80,7 @@ def start_run(
     place = Home.locate(home)
     settings = settings_of(place, config, strict=strict)
     target = choose(settings, Credentials(place.credentials, os.environ), destination, model=str(model))
-    named = identifier.of_type(target.type, model, web_url=target.web_url)
+    named = declaration(target.type).identify(model, target)
     options = {"worker": worker, "strict": strict, "resume": resume, "config_path": config}
     told = without_keys(args or {}, place.credentials, os.environ, named.api_key)
     run = Run(place, settings, target, named, told, **options)  # type: ignore[arg-type]
@@ -96,7 +96,7 @@ class Run:
         home: Home,
         config: Config,
         destination: DestinationSettings,
-        named: identifier.Identifier,
+        named: Identifier,
         args: dict[str, object],
         *,
         worker: WorkerMode,
@@ -152,9 +152,10 @@ class Run:
 
     def log_console(self, content: str, *, lines: int = 1) -> int | None:
         """Save lines of the training's output for a hub that shows them (Platform); as `log_metrics` otherwise."""
-        if Kind.EVENT not in DESTINATION_KINDS[self._destination.type]:
+        console = declaration(self._destination.type).console
+        if console is None:
             return None
-        return self._save(console_draft(content, lines, time.time_ns() // 1_000_000))
+        return self._save(console(content, lines, time.time_ns() // 1_000_000))
 
     def save_checkpoint(
         self, path: Path_, *, epoch: int, is_best: bool = False, map: float = 0.0, final: bool = False

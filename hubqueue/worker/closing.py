@@ -1,12 +1,10 @@
-"""The end of a run, as the script, the command line and the janitor tell it."""
+"""The end of a run, for the script, the command line and the janitor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from hubqueue.destinations.registry import DESTINATION_KINDS
-from hubqueue.domain.drafts import completion_draft
-from hubqueue.domain.entry import Kind
+from hubqueue.config.registry import declaration, is_known
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox
 
@@ -19,11 +17,12 @@ def close_run(
     results: Mapping[str, object] | None = None,
     error: str | None = None,
 ) -> bool:
-    """End a run, and owe its end to a hub that wants to hear of it; False when it had ended already.
+    """End a run, and enqueue a completion for a hub that expects one. False when the run had ended already.
 
-    `results` are those of a finished training, `error` says why another one failed. Durable when this returns.
+    `results` are those of a finished training; `error` is the reason of a failed one. Durable when this returns.
     """
-    row, told = outbox.stats.run(run_id), None
-    if row is not None and Kind.COMPLETION in DESTINATION_KINDS.get(row["type"], ()):
-        told = completion_draft(state, results=results, error=error)
-    return outbox.registry.end_run(run_id, state, told=told)
+    row, draft = outbox.stats.run(run_id), None
+    completion = declaration(row["type"]).completion if row is not None and is_known(row["type"]) else None
+    if completion is not None:
+        draft = completion(state, results=results, error=error)
+    return outbox.registry.end_run(run_id, state, told=draft)

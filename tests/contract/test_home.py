@@ -14,7 +14,8 @@ from stage import environ_of, kill, python
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.home import Home, open_private
 from hubqueue.config.mounts import type_of_mount
-from hubqueue.config.settings import TYPE_DEFAULTS, DestinationSettings
+from hubqueue.destinations.hub.settings import HubSettings
+from hubqueue.destinations.platform.settings import PlatformSettings
 from hubqueue.domain.errors import ConfigError, CredentialsError, OutboxUnavailable
 from hubqueue.outbox.locks import Lock, forget, is_held
 
@@ -164,8 +165,8 @@ def _environ(**keys: str) -> dict[str, str]:
     return keys
 
 
-VENDOR = DestinationSettings("hub")
-LAB = DestinationSettings("my-lab", url="https://lab.example.org")
+VENDOR = HubSettings("hub")
+LAB = HubSettings("my-lab", url="https://lab.example.org")
 
 
 def test_keys_come_from_the_environment_and_then_from_the_file(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_keys_come_from_the_environment_and_then_from_the_file(tmp_path: Path) -
     assert credentials.keys(VENDOR) == ("own-key-of-hub", "key-of-the-type", "stored-for-hub")
     assert credentials.keys(LAB) == ("lab-key-1", "stored-for-lab")
     assert Credentials(path, {}).keys(LAB) == ("stored-for-lab",)
-    assert Credentials(path, {}).keys(DestinationSettings("none")) == ()
+    assert Credentials(path, {}).keys(HubSettings("none")) == ()
     credentials.forget("my-lab")
     assert Credentials(path, {}).keys(LAB) == ()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -191,7 +192,7 @@ def test_keys_come_from_the_environment_and_then_from_the_file(tmp_path: Path) -
 
 def test_a_stored_key_is_for_the_address_that_it_was_stored_for(tmp_path: Path) -> None:
     credentials = Credentials(tmp_path / "credentials.toml", {})
-    here, there = (DestinationSettings("hub", url=f"https://{name}.example.org/api") for name in ("a", "b"))
+    here, there = (HubSettings("hub", url=f"https://{name}.example.org/api") for name in ("a", "b"))
     credentials.store(here, "key-of-address-a")
 
     assert credentials.keys(there) == ()
@@ -204,7 +205,7 @@ def test_a_stored_key_is_for_the_address_that_it_was_stored_for(tmp_path: Path) 
 
 def test_the_variable_of_a_type_is_for_the_vendor_or_an_address_that_a_variable_names(tmp_path: Path) -> None:
     credentials = Credentials(tmp_path / "credentials.toml", {"HUB_API_KEY": "key-of-the-type"})
-    in_file = DestinationSettings("hub", url="https://a.example.org")
+    in_file = HubSettings("hub", url="https://a.example.org")
 
     assert credentials.keys(VENDOR) == ("key-of-the-type",)
     assert credentials.keys(dataclasses.replace(in_file, url_named=True)) == ("key-of-the-type",)
@@ -214,9 +215,7 @@ def test_the_variable_of_a_type_is_for_the_vendor_or_an_address_that_a_variable_
 
 def test_two_destinations_of_one_type_never_share_a_key(tmp_path: Path) -> None:
     credentials = Credentials(tmp_path / "credentials.toml", {"ULTRALYTICS_API_KEY": "key-of-mine"})
-    mine, team = (
-        DestinationSettings(name, "platform", **TYPE_DEFAULTS["platform"]) for name in ("platform", "team")
-    )
+    mine, team = (PlatformSettings(name) for name in ("platform", "team"))
     credentials.store(team, "key-of-the-team")
 
     assert credentials.keys(mine) == ("key-of-mine",)

@@ -20,8 +20,9 @@ import pytest
 from peer import Peer, answer
 from stage import PATIENCE
 
-from hubqueue.config.reader import DestinationSettings, SpoolSettings
+from hubqueue.config.reader import SpoolSettings
 from hubqueue.destinations.base import Attempt
+from hubqueue.destinations.hub.settings import HubSettings
 from hubqueue.destinations.hub.transport import HubTransport
 from hubqueue.destinations.wire.body import Blocks
 from hubqueue.destinations.wire.watchdog import Watch
@@ -57,7 +58,7 @@ def hub(
     open_body: Callable[[Snapshot], Blocks] | None = None,
     **settings: object,
 ) -> HubTransport:
-    chosen = DestinationSettings("hub", url=url, **settings)  # type: ignore[arg-type]
+    chosen = HubSettings("hub", url=url, **settings)  # type: ignore[arg-type]
     return HubTransport(chosen, lambda: (key,), open_body or (lambda _snapshot: io.BytesIO(body)))
 
 

@@ -20,8 +20,8 @@ import hubqueue as package
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.home import Home, open_private
 from hubqueue.config.reader import SpoolSettings
-from hubqueue.config.settings import DestinationSettings
-from hubqueue.config.ultralytics_settings import borrowed_key
+from hubqueue.destinations.hub.settings import HubSettings
+from hubqueue.destinations.ultralytics_settings import borrowed_key
 from hubqueue.domain.errors import (
     CheckpointUnreadable,
     ConfigError,
@@ -29,10 +29,10 @@ from hubqueue.domain.errors import (
     OutboxUnavailable,
     SnapshotMissing,
 )
-from hubqueue.outbox.gauge import upload_of
 from hubqueue.outbox.locks import Lock, is_held
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.outbox.spool.spool import Spool
+from hubqueue.outbox.uploads import upload_of
 
 STRANGER = 54321
 needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="plays another user")
@@ -222,7 +222,7 @@ def test_a_named_configuration_that_others_may_write_is_not_believed(home: Home,
 def _read(home: Home, name: str) -> object:
     if name == "config.toml":
         return home.load_config(None, {})
-    return Credentials(home.credentials, {}).keys(DestinationSettings("hub"))
+    return Credentials(home.credentials, {}).keys(HubSettings("hub"))
 
 
 @pytest.mark.parametrize("command", [("status",), ("worker", "--idle-exit", "0"), ("runs",), ("check",)])
@@ -303,7 +303,7 @@ def test_keys_are_read_from_plain_files_only(tmp_path: Path, put: Callable[[Path
 
     (tmp_path / "Ultralytics").mkdir()
     put(tmp_path / "Ultralytics" / "settings.json")
-    assert borrowed_key({"YOLO_CONFIG_DIR": str(tmp_path)}, "hub") == ""
+    assert borrowed_key({"YOLO_CONFIG_DIR": str(tmp_path)}, of_platform=False) == ""
 
 
 @pytest.mark.parametrize("text", ["x = " + "[" * 100_000, "#" * (2 << 20), "\xff\xfe"])

@@ -24,8 +24,8 @@ import urllib3
 from peer import GOOD, Peer, answer
 from stage import PATIENCE
 
-from hubqueue.config.reader import DestinationSettings
 from hubqueue.destinations.base import Attempt
+from hubqueue.destinations.hub.settings import HubSettings
 from hubqueue.destinations.hub.transport import HubTransport
 from hubqueue.destinations.wire.exchange import outcome_of_error
 from hubqueue.domain.entry import Entry, Kind, Snapshot
@@ -40,7 +40,7 @@ def transport(
     url: str, *, keys: tuple[str, ...] = (KEY,), body: bytes = b"", **settings: object
 ) -> HubTransport:
     quick = {"answer_timeout": timedelta(seconds=10), "connect_timeout": timedelta(seconds=5)}
-    chosen = DestinationSettings(name="hub", url=url, **{**quick, **settings})  # type: ignore[arg-type]
+    chosen = HubSettings(name="hub", url=url, **{**quick, **settings})  # type: ignore[arg-type]
 
     def open_body(_snapshot: Snapshot) -> BinaryIO:
         return io.BytesIO(body)

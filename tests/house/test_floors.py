@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -9,13 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from hubqueue.config.registry import BUILT_IN
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted({path.parent for path in (ROOT / "hubqueue").rglob("*.py")} - {ROOT / "hubqueue"})
+_TYPES = "|".join(BUILT_IN)
+LEAK = re.compile(rf"""["'](?:{_TYPES})["']|(?<!row)\.type [=!]= (?!\w+\.type\b)""")
 # To be brought down to 15.
 MOST_FILES = {"hubqueue/cli": 16, "hubqueue/sandbox": 19}
 # What stands in these is the public face of the folder.
 DECLARATIONS = {
     "hubqueue/cli",
+    "hubqueue/destinations/hub",
+    "hubqueue/destinations/platform",
     "hubqueue/integrations/ultralytics",
     "hubqueue/sandbox",
     "hubqueue/testing",
@@ -56,3 +63,16 @@ def test_a_folder_can_be_taken_in_at_a_glance(folder: Path) -> None:
 def test_importing_from_a_folder_imports_nothing_else_of_it(folder: Path) -> None:
     if str(folder.relative_to(ROOT)) not in DECLARATIONS:
         assert (folder / "__init__.py").read_text() == ""
+
+
+def test_only_its_folder_knows_a_destination() -> None:
+    """A destination's name in quotes, or a comparison of types, elsewhere: a leak."""
+    rooms = ("destinations/", "config/registry.py", "integrations/hub_session/", "sandbox/")
+    leaks = []
+    for path in sorted((ROOT / "hubqueue").rglob("*.py")):
+        name = str(path.relative_to(ROOT / "hubqueue"))
+        if not name.startswith(rooms):
+            text = path.read_text()
+            leaks += [(name, line) for line in text.splitlines() if LEAK.search(line)]
+
+    assert leaks == []

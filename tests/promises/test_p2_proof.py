@@ -17,6 +17,8 @@ from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 from hubqueue.worker.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 LIES = [
     "cut-head",
     "cut-body",
@@ -39,7 +41,7 @@ def registered(hub: Sandbox, home: Path, clock: FakeClock) -> Iterator[tuple[Out
     """A run that the sandbox knows, and a worker to step."""
     environ = environ_of(home, hub.url, HUBQUEUE_DESTINATIONS__HUB__ANSWER_TIMEOUT="2")
     with open_outbox(home, environ=environ, clock=clock) as outbox:
-        from hubqueue.domain.drafts import registration_draft
+        from hubqueue.destinations.hub.registration import registration_draft
 
         run = new_run(outbox, remote_id=None)
         outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
@@ -150,7 +152,7 @@ def test_a_silent_hub_is_given_up_after_the_answer_timeout(
 
 @pytest.mark.parametrize("lie", ["null", "html", "cut-body"])
 def test_a_registration_without_an_id_is_none(hub: Sandbox, home: Path, clock: FakeClock, lie: str) -> None:
-    from hubqueue.domain.drafts import registration_draft
+    from hubqueue.destinations.hub.registration import registration_draft
 
     with open_outbox(home, environ=environ_of(home, hub.url), clock=clock) as outbox:
         run = new_run(outbox, remote_id=None)

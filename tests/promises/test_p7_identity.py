@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from stage import environ_of, hubqueue, kill, log, new_run, python, start_worker, wait_until
 
-from hubqueue.domain.drafts import registration_draft
+from hubqueue.destinations.hub.registration import registration_draft
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("migrated_home")
 
 
 def test_a_lost_answer_makes_no_duplicate_where_the_hub_honours_the_key(hub: Sandbox, home: Path) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import BinaryIO
 
-from hubqueue.config.reader import DestinationSettings
 from hubqueue.destinations.base import Attempt
+from hubqueue.destinations.hub.settings import HubSettings
 from hubqueue.destinations.hub.transport import HubTransport
 from hubqueue.domain.entry import Entry, Kind, Snapshot
 from hubqueue.domain.lane import Batch, RunRef
@@ -25,7 +25,7 @@ def transport(
     """A transport whose deadlines are all `seconds`, unless `settings` says otherwise."""
     names = ("connect_timeout", "answer_timeout", "stall_window")
     quick: dict[str, object] = {name: timedelta(seconds=seconds) for name in names}
-    chosen = DestinationSettings(name="hub", url=url, **{**quick, **settings})  # type: ignore[arg-type]
+    chosen = HubSettings(name="hub", url=url, **{**quick, **settings})  # type: ignore[arg-type]
     return HubTransport(chosen, lambda: (KEY,), lambda _snapshot: open_body())
 
 

@@ -31,7 +31,7 @@ from sqlalchemy import bindparam, literal_column, select, update
 from stage import totals
 from torture.frame import options
 
-from hubqueue.destinations.hub import identifier
+from hubqueue.config.registry import declaration
 from hubqueue.domain.budget import Budget
 from hubqueue.domain.drafts import FINAL_RANK, metrics_draft
 from hubqueue.domain.entry import Draft, Kind
@@ -275,7 +275,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def _begin(self, destination: str, resume: str | None) -> str:
         target = self.outbox.config.destination(destination)
         model = f"{len(self.runs):020d}" if destination == "hub" and resume is None else "yolo26n.pt"
-        named = identifier.of_type(target.type, model, web_url=target.web_url)
+        named = declaration(target.type).identify(model, target)
         run_id, _ = open_run(self.outbox, named, {}, target, resume=resume)
         if resume is None:
             self.runs.append((destination, run_id))

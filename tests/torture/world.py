@@ -17,7 +17,7 @@ from typing import Any
 
 from torture.month import DAY, HOUR, Hub, Mortal, Outage, Plan, Station, Training, What, bad_days, trainings
 
-from hubqueue.destinations.hub import identifier
+from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import FINAL_RANK, metrics_draft
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.lifecycle import RunState
@@ -138,7 +138,7 @@ class World:
 
     def _look(self) -> None:
         for station in self._stations:
-            station.janitor.look_around()
+            station.janitor.scan()
 
     def _tidy(self) -> None:
         for station in self._stations[:1]:
@@ -157,7 +157,7 @@ class World:
 
     def _begin(self, training: Training) -> None:
         target = self.outbox.config.destination("hub")
-        model = identifier.of_type("hub", "yolo26n.pt", web_url=target.web_url)
+        model = declaration("hub").identify("yolo26n.pt", target)
         training.id, goes_on = open_run(self.outbox, model, {}, target, resume=training.id or None)
         training.lock = Lock(self.outbox.run_lock(training.id))
         assert training.lock.try_acquire(), "a run's lock is taken"

@@ -20,6 +20,7 @@ from hubqueue.config.reader import (
     parse,
     variable,
 )
+from hubqueue.destinations.hub.settings import HubSettings
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import ConfigError
 
@@ -45,7 +46,7 @@ def test_an_empty_configuration_is_all_defaults() -> None:
 
     assert config == Config()
     assert list(config.destinations) == ["hub", "platform"]
-    assert config.destinations["hub"] == DestinationSettings("hub")
+    assert config.destinations["hub"] == HubSettings("hub")
     platform = config.destinations["platform"]
     assert (platform.type, platform.url) == ("platform", "https://platform.ultralytics.com")
     assert (platform.requests_per_minute, platform.uploads_per_minute) == (100, 10)
@@ -79,7 +80,7 @@ def test_a_file_sets_every_kind_of_value() -> None:
     assert config.retry == RetrySettings(timedelta(seconds=2), timedelta(seconds=2))
     assert config.worker == dataclasses.replace(WorkerSettings(), lease=timedelta(seconds=5), ckpt_threads=1)
     assert config.destination().name == "lab"
-    assert config.destination("lab") == DestinationSettings(
+    assert config.destination("lab") == HubSettings(
         "lab",
         url="https://lab.example.org:8443/hub",
         web_url="https://lab.example.org:8443/hub",

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.destinations.hub import identifier
-from hubqueue.destinations.platform import events, machine
+from hubqueue.destinations.platform import events, identifier, machine
+from hubqueue.destinations.platform.end import completion_draft, console_draft
 from hubqueue.destinations.platform.start import project_slug, slug, training_started
 from hubqueue.domain.budget import Allowance, Budget
-from hubqueue.domain.drafts import completion_draft, console_draft
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import InvalidModel
 from hubqueue.domain.lane import RunRef
@@ -181,7 +180,7 @@ def test_any_value_is_plain_json() -> None:
 
 @pytest.mark.parametrize("model", ["yolo26n.pt", "/data/my model.yaml", "0123456789abcdef01234567"])
 def test_what_names_a_model_on_platform(model: str) -> None:
-    found = identifier.parse_plain(model)
+    found = identifier.parse(model)
 
     assert (found.filename or found.model_id) == model
 
@@ -191,7 +190,7 @@ def test_what_names_a_model_on_platform(model: str) -> None:
 )
 def test_what_names_none(model: str) -> None:
     with pytest.raises(InvalidModel):
-        identifier.parse_plain(model)
+        identifier.parse(model)
 
 
 def test_the_load_of_this_machine_is_plain_numbers() -> None:

@@ -1,4 +1,4 @@
-"""What a person writes to name a model: a HUB address, a key with a model id, a model id, or a model file.
+"""What a person writes to name a model of a HUB: a HUB address, a key with a model id, a model id, or a model file.
 
 Promises to understand every form that either generation of the HUB's own client took, each in one way only.
 Refuses the rest with a message that names the forms and never repeats a key. Touches no file by itself.
@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from os import PathLike, fspath
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from hubqueue.domain.errors import InvalidModel
-from hubqueue.domain.redact import MASK, clean, safe_url
-
-FILE_SUFFIXES = (".pt", ".yaml", ".yml")
+from hubqueue.domain.identifier import Identifier, is_model_file, shown
+from hubqueue.domain.redact import safe_url
 
 _HUB_HOST = "hub.ultralytics.com"
 _MODEL_ID = re.compile(r"[0-9A-Za-z]{20}")
-_PLAIN_ID = re.compile(r"[0-9A-Za-z_-]{16,64}")
 _KEY_AND_ID = re.compile(r"([0-9A-Za-z]{42})_([0-9A-Za-z]{20})")
 _KEY = re.compile(r"[!-~]{1,512}")
 _FORMS = (
@@ -28,47 +25,10 @@ _FORMS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Identifier:
-    """What an identifier says: a model of the hub (`model_id`) or a file to register a new one from.
-
-    Exactly one of `model_id` and `filename` is set. `api_key` came inside the identifier; no repr shows it.
-    """
-
-    api_key: str | None = field(default=None, repr=False)
-    model_id: str | None = None
-    filename: str | None = None
-
-
-def of_type(type: str, identifier: str | PathLike[str], *, web_url: str) -> Identifier:
-    """Read an identifier for a destination of a type. Raises `InvalidModel`."""
-    return parse_plain(identifier) if type == "platform" else parse(identifier, web_url=web_url)
-
-
 def names_hub(identifier: str | PathLike[str]) -> bool:
     """Whether an identifier has a form that only a HUB knows: an address, or KEY_MODELID."""
     written = fspath(identifier).strip()
     return "://" in written or _KEY_AND_ID.fullmatch(written) is not None
-
-
-def parse_plain(identifier: str | PathLike[str]) -> Identifier:
-    """Read an identifier for a hub whose models have no addresses of a known form: a model file, or a model id.
-
-    Raises `InvalidModel` for every other form.
-    """
-    written = fspath(identifier).strip()
-    if (
-        "://" not in written
-        and written.endswith(FILE_SUFFIXES)
-        and _file_stem(written)
-        and written.isprintable()
-    ):
-        return Identifier(filename=written)
-    if _PLAIN_ID.fullmatch(written):
-        return Identifier(model_id=written)
-    raise InvalidModel(
-        f"{_shown(written)} is not a model file or id", hint="give a .pt, .yaml or .yml file, or a model id"
-    )
 
 
 def parse(
@@ -83,7 +43,7 @@ def parse(
     if re.match(r"https?://", written, re.IGNORECASE):
         # Before the file rule: an address may end in .pt as well.
         return _from_address(written, web_url)
-    if written.endswith(FILE_SUFFIXES) and _file_stem(written) and written.isprintable():
+    if is_model_file(written):
         # Before the model id rule: yolov8n-custom-17.pt has 20 characters too.
         return Identifier(filename=written)
     if found := _KEY_AND_ID.fullmatch(written):
@@ -92,7 +52,7 @@ def parse(
         if exists is not None and exists(written):
             return Identifier(filename=written)
         return Identifier(model_id=written)
-    raise InvalidModel(f"{_shown(written)} is not a model file, URL or id", hint=_FORMS)
+    raise InvalidModel(f"{shown(written)} is not a model file, URL or id", hint=_FORMS)
 
 
 def _from_address(written: str, web_url: str) -> Identifier:
@@ -102,13 +62,13 @@ def _from_address(written: str, web_url: str) -> Identifier:
         is_home = _origin(parts) == _origin(root)
         is_hub = _origin(parts) == (_HUB_HOST, None)
     except ValueError:
-        raise InvalidModel(f"{_shown(written)} is not a URL", hint=_FORMS) from None
+        raise InvalidModel(f"{shown(written)} is not a URL", hint=_FORMS) from None
     prefix = root.path.rstrip("/") + "/models/" if is_home else "/models/"
     if "@" in parts.netloc or not (is_home or is_hub) or not parts.path.startswith(prefix):
-        raise InvalidModel(f"{_shown(written)} is not a model of {safe_url(web_url)}", hint=_FORMS)
+        raise InvalidModel(f"{shown(written)} is not a model of {safe_url(web_url)}", hint=_FORMS)
     model_id = parts.path[len(prefix) :].removesuffix("/").removesuffix(".pt")
     if not _MODEL_ID.fullmatch(model_id):
-        raise InvalidModel(f"{_shown(written)} has no model id of 20 letters and digits", hint=_FORMS)
+        raise InvalidModel(f"{shown(written)} has no model id of 20 letters and digits", hint=_FORMS)
     return Identifier(api_key=_key_of(parts), model_id=model_id)
 
 
@@ -125,17 +85,3 @@ def _key_of(parts: SplitResult) -> str | None:
     if len(set(keys)) > 1 or not _KEY.fullmatch(keys[0]):
         raise InvalidModel("the api_key in the model's URL cannot be a key", hint=_FORMS)
     return keys[0]
-
-
-def _file_stem(written: str) -> str:
-    name = re.split(r"[/\\]", written)[-1]
-    return name.rpartition(".")[0]
-
-
-def _shown(written: str) -> str:
-    """The identifier for a message: without a query, and without anything long enough to be a key."""
-    if "://" in written:
-        shown = re.sub(r"[0-9A-Za-z_]{24,}", MASK, safe_url(written))
-    else:
-        shown = re.sub(r"\S{24,}", MASK, written)
-    return repr(clean(shown, limit=80))

@@ -6,14 +6,31 @@ JSON does not know is sent as its text.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
 from os import PathLike, fspath
 from typing import Any
 
-from hubqueue.destinations.hub.identifier import FILE_SUFFIXES
+from hubqueue.domain.arguments import hide_secrets
+from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.identifier import FILE_SUFFIXES, Identifier
 from hubqueue.domain.redact import hide_key
+
+
+def registration(model: Identifier, args: Mapping[str, object], *, continues: bool) -> Draft | None:
+    """What a start of a training owes: the registration of a model that the HUB does not know yet."""
+    if model.filename is None or continues:
+        return None
+    return registration_draft(model.filename, args)
+
+
+def registration_draft(model: str, args: Mapping[str, object]) -> Draft:
+    """The registration of a new model: the HUB's create-model payload."""
+    return Draft(
+        Kind.REGISTRATION, "registration", 0, json.dumps(create_model_payload(model, hide_secrets(args)))
+    )
 
 
 def create_model_payload(model: str | PathLike[str], args: Mapping[str, object]) -> dict[str, Any]:

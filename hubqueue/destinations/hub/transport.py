@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hubqueue.config.reader import DestinationSettings
-from hubqueue.destinations.base import Attempt, quiet
+from hubqueue.destinations.base import Attempt, Blocks, quiet
 from hubqueue.destinations.wire.api import Api, Told
-from hubqueue.destinations.wire.body import Blocks, Body, Bytes, File, Multipart, form_boundary
+from hubqueue.destinations.wire.body import Body, Bytes, File, Multipart, form_boundary
 from hubqueue.destinations.wire.kept import is_kept_id, is_kept_name
 from hubqueue.domain.entry import Entry, Kind, Snapshot
 from hubqueue.domain.lane import Batch

@@ -6,6 +6,7 @@ in the arguments. Refuses to tell the command line and the paths of this machine
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -15,10 +16,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from hubqueue.__about__ import __version__
+from hubqueue.domain.arguments import hide_secrets
+from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.identifier import Identifier
 from hubqueue.domain.redact import hide_key
 
 _NAME, _PROJECT = "train", "hubqueue"
 _LONGEST = 128
+
+
+def registration(model: Identifier, args: Mapping[str, object], *, continues: bool) -> Draft | None:
+    """What a start of a training owes: `training_started`, each time, since each start has a number at Platform."""
+    return start_draft(model.filename or model.model_id or "", args)
+
+
+def start_draft(model: str, args: Mapping[str, object]) -> Draft:
+    """The start of a training, for a hub that wants to hear of each start (Platform)."""
+    return Draft(
+        Kind.REGISTRATION, "registration", 0, json.dumps(training_started(model, hide_secrets(args)))
+    )
 
 
 def training_started(model: str, args: Mapping[str, object]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeGuard
 
 from hubqueue.config.reader import DestinationSettings
-from hubqueue.destinations.base import Attempt, quiet
+from hubqueue.destinations.base import Attempt, Blocks, quiet
 from hubqueue.destinations.platform import events, machine
 from hubqueue.destinations.wire.api import Api, Told
-from hubqueue.destinations.wire.body import Blocks, Bytes, File
+from hubqueue.destinations.wire.body import Bytes, File
 from hubqueue.destinations.wire.kept import is_kept_address, is_kept_id
 from hubqueue.destinations.wire.signed_url import Storage
 from hubqueue.domain.entry import Kind, Snapshot

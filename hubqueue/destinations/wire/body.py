@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Protocol
+
+from hubqueue.config.declaration import Blocks
 
 BLOCK = 1024 * 1024
 
@@ -19,17 +21,6 @@ class Body(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Generator[bytes | memoryview, None, None]: ...  # noqa: PYI058 - it is closed, too
-
-
-class Blocks(Protocol):
-    """An opened file: its blocks, each good until the next one is asked for.
-
-    What they raise ends the request. That is no `OSError`, which would pass for trouble of the network.
-    """
-
-    def __iter__(self) -> Iterator[bytes | memoryview]: ...
-
-    def close(self) -> object: ...
 
 
 class Bytes:

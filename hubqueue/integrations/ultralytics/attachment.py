@@ -23,7 +23,9 @@ from typing import Any
 
 from hubqueue.config.choice import choose
 from hubqueue.config.credentials import Credentials
+from hubqueue.config.declaration import Destination
 from hubqueue.config.home import Home
+from hubqueue.config.registry import declaration
 from hubqueue.domain.errors import InvalidModel
 from hubqueue.integrations.cadence import Cadence
 from hubqueue.integrations.ultralytics import trainer_facts as facts
@@ -70,7 +72,7 @@ class Attachment:
         self.run: Run | None = None
         self._timeout, self._options = timeout, dict(options)
         self._name, self._args = self._options.pop("model_name", None), self._options.pop("args", None)
-        self._type = _type_of_destination(self._options)
+        self._declared = _declared(self._options)
         self._trainer: Callable[[], Any] = lambda: None  # weakly: a finished trainer holds the GPU's memory
         self._name_of_run = ""
         self._in_epoch, self._last_epoch = False, -1
@@ -114,7 +116,7 @@ class Attachment:
     # In the order of a training.
 
     def on_pretrain_routine_start(self, trainer: Any) -> None:
-        facts.retire(trainer, self._type, self.EVENTS)
+        facts.retire(trainer, self._declared, self.EVENTS)
         self._begin(trainer)
 
     def on_pretrain_routine_end(self, trainer: Any) -> None:
@@ -134,7 +136,7 @@ class Attachment:
     def on_model_save(self, trainer: Any) -> None:
         is_best = trainer.best_fitness == trainer.fitness
         # Platform shows the checkpoint that came last as the model's: the best one, while there is one.
-        if self._type != "platform" or not (trainer.best and Path(trainer.best).is_file()):
+        if not self._declared.shows_newest or not (trainer.best and Path(trainer.best).is_file()):
             self._save(trainer, "last")
         if is_best:
             self._save(trainer, "best")
@@ -145,7 +147,7 @@ class Attachment:
         # The validation of the best model after the last epoch comes here too, in some versions under the number
         # of that epoch. It has a place of its own, behind it.
         epoch = int(trainer.epoch) if self._in_epoch else self._last_epoch + 1
-        metrics, left_out = numbers_only(facts.metrics(trainer, self._type, first=epoch == 0))
+        metrics, left_out = numbers_only(facts.metrics(trainer, self._declared, first=epoch == 0))
         if left_out:
             _LOG.warning("epoch %d: not a number, skipped: %s", epoch, ", ".join(left_out))
         self.run.log_metrics(metrics, epoch=epoch)
@@ -178,7 +180,7 @@ class Attachment:
             hint = "start the script with torchrun, with attach in it"
             _LOG.warning("a training on several GPUs runs in other processes; it is not sent (%s)", hint)
             return
-        known = facts.read_record(trainer, self._type)
+        known = facts.read_record(trainer, self._declared)
         name = self._name or known.get("model") or facts.model_name(trainer)
         args = {**facts.arguments(trainer), **(self._args or {})}
         options = {"resume": known.get("run"), **self._options}
@@ -197,7 +199,7 @@ class Attachment:
         if self.run is None or not path.is_file():
             return
         run, cadence = self.run, self._cadences[which]
-        wanted = "best" if self._type == "platform" else "last"  # what a training that fails leaves behind
+        wanted = "best" if self._declared.shows_newest else "last"  # what a training that fails leaves behind
         if cadence.is_due:
             cadence.timed(lambda: run.save_checkpoint(path, epoch=epoch, is_best=which == "best"))
             self._unsaved = None if which == wanted else self._unsaved
@@ -244,8 +246,9 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "-1") in ("-1", "0")
 
 
-def _type_of_destination(options: Mapping[str, Any]) -> str:
+def _declared(options: Mapping[str, Any]) -> Destination:
     config = options.get("config")
     home = Home.locate(options.get("home"))
     settings = settings_of(home, config or None, strict=bool(options.get("strict")))
-    return choose(settings, Credentials(home.credentials, os.environ), options.get("destination")).type
+    target = choose(settings, Credentials(home.credentials, os.environ), options.get("destination"))
+    return declaration(target.type)

@@ -17,13 +17,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hubqueue.config.declaration import Destination
 from hubqueue.config.ownership import read_small
-from hubqueue.destinations.hub.identifier import FILE_SUFFIXES
+from hubqueue.domain.identifier import FILE_SUFFIXES
 
 _LOG = logging.getLogger("hubqueue")
 # In the folder of the training, beside its weights: which run it is, so that a resumed training goes on with it.
 RECORD = "hubqueue.json"
-_RECORD_OF_PLATFORM = "platform_model_id.txt"
 _MEAN_PRECISION = re.compile(r"metrics/mAP50-95\([BMP]\)")
 
 
@@ -50,7 +50,7 @@ def spawns_processes(trainer: Any) -> bool:
     return several and "LOCAL_RANK" not in os.environ
 
 
-def metrics(trainer: Any, type: str, *, first: bool) -> dict[str, object]:
+def metrics(trainer: Any, declared: Destination, *, first: bool) -> dict[str, object]:
     """Losses and validation metrics of the epoch, with the model's size in the first one.
 
     For a HUB as its own callback sends them; other hubs also get `lr`, `fitness` and `best_fitness`.
@@ -58,7 +58,7 @@ def metrics(trainer: Any, type: str, *, first: bool) -> dict[str, object]:
     told = dict(trainer.label_loss_items(trainer.tloss, prefix="train"))
     told.update(trainer.metrics or {})
     told.pop("fitness", None)
-    if type != "hub":
+    if declared.wants_fitness:
         told["fitness"] = getattr(trainer, "fitness", None)
         told["best_fitness"] = getattr(trainer, "best_fitness", None)
         groups = getattr(getattr(trainer, "optimizer", None), "param_groups", None)
@@ -84,9 +84,9 @@ def final_checkpoint(trainer: Any) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def retire(trainer: Any, type: str, events: Iterable[str]) -> None:
+def retire(trainer: Any, declared: Destination, events: Iterable[str]) -> None:
     """Take the package's own callbacks for this type of hub off a training."""
-    module = f"ultralytics.utils.callbacks.{type}"
+    module = f"ultralytics.utils.callbacks.{declared.type}"
     for event in events:
         found = trainer.callbacks.get(event, [])
         found[:] = [callback for callback in found if getattr(callback, "__module__", "") != module]
@@ -106,7 +106,7 @@ def results(trainer: Any) -> dict[str, object]:
     }
 
 
-def read_record(trainer: Any, type: str) -> dict[str, str]:
+def read_record(trainer: Any, declared: Destination) -> dict[str, str]:
     """Which run this training is when it is resumed: `run`, `model` and, once known, `remote_id`.
 
     Of a training that began with the package's own callback for Platform, its record tells the model's id.
@@ -118,9 +118,9 @@ def read_record(trainer: Any, type: str) -> dict[str, str]:
         told = json.loads(read_small(folder / RECORD))
         if isinstance(told, dict):
             return {name: text for name, text in told.items() if isinstance(text, str)}
-    if type == "platform":
+    if declared.record is not None:
         with contextlib.suppress(OSError, ValueError):
-            return {"remote_id": read_small(folder / _RECORD_OF_PLATFORM).decode("utf-8").strip()}
+            return {"remote_id": read_small(folder / declared.record).decode("utf-8").strip()}
     return {}
 
 

@@ -18,14 +18,12 @@ from hubqueue.config.ownership import read_small
 
 # The settings were YAML until ultralytics 8.2.80 and are JSON since.
 _YAML_KEY = re.compile(r"^api_key:[ \t]*['\"]?([^'\"\s#]+)", re.MULTILINE)
-# Both hubs share one setting. Platform's keys begin like this, HUB's never do.
-_PLATFORM_KEY = "ul_"
+PLATFORM_KEY = "ul_"
+"""Both hubs share one setting. Platform's keys begin like this, HUB's never do."""
 
 
-def borrowed_key(environ: Mapping[str, str], type: str) -> str:
-    """The key for a destination of this type (`hub` or `platform`); empty where there is none."""
-    if type not in ("hub", "platform"):
-        return ""
+def borrowed_key(environ: Mapping[str, str], *, of_platform: bool) -> str:
+    """The key for Platform, or for a HUB; empty where there is none."""
     folder = _folder(*(environ.get(name) for name in ("HOME", "YOLO_CONFIG_DIR", "XDG_CONFIG_HOME")))
     for name, read in (("settings.json", _from_json), ("settings.yaml", _from_yaml)):
         path = folder / name
@@ -33,7 +31,7 @@ def borrowed_key(environ: Mapping[str, str], type: str) -> str:
             key = read(read_small(path).decode("utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
-        if key and key.startswith(_PLATFORM_KEY) == (type == "platform"):
+        if key and key.startswith(PLATFORM_KEY) == of_platform:
             return key
     return ""
 

@@ -1,0 +1,60 @@
+"""All settings of one home, and the destinations among them by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from hubqueue.config.registry import BUILT_IN, USUAL, declaration
+from hubqueue.config.settings import (
+    DestinationSettings,
+    OutboxSettings,
+    RateLimits,
+    RetrySettings,
+    SpoolSettings,
+    WorkerSettings,
+)
+from hubqueue.domain.errors import ConfigError
+from hubqueue.domain.redact import clean
+
+
+def _implied() -> Mapping[str, DestinationSettings]:
+    return {type: declaration(type).settings(type, type) for type in BUILT_IN}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings. `destinations` is never empty and has `default_destination`.
+
+    `implied` are those that nobody named: they can be used, and nothing is said about them before they are.
+    `default_named` tells that the default one was chosen by a person, or is the only one.
+    """
+
+    default_destination: str = USUAL
+    outbox: OutboxSettings = OutboxSettings()
+    spool: SpoolSettings = SpoolSettings()
+    rate_limits: RateLimits = RateLimits()
+    retry: RetrySettings = RetrySettings()
+    worker: WorkerSettings = WorkerSettings()
+    destinations: Mapping[str, DestinationSettings] = field(default_factory=_implied)
+    implied: frozenset[str] = field(default=frozenset(BUILT_IN), compare=False)
+    default_named: bool = field(default=False, compare=False)
+
+    def destination(self, name: str | None = None) -> DestinationSettings:
+        """The destination of that name, None for the default one. Raises `ConfigError` when there is none."""
+        wanted = self.default_destination if name is None else name
+        try:
+            return self.destinations[wanted]
+        except KeyError:
+            guess = did_you_mean(wanted, self.destinations)
+            problem = f"unknown destination {clean(wanted, limit=60)!r}{guess}"
+            known = ", ".join(sorted(self.destinations))
+            raise ConfigError((problem,), hint=f"the configuration has: {known}") from None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean '…'?` with the known word that `word` is closest to, whatever its case, or nothing."""
+    folded = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(word.lower(), folded, n=1)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""

@@ -1,0 +1,24 @@
+"""The settings of a Platform."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hubqueue.config.settings import DestinationSettings
+
+_VENDOR = "https://platform.ultralytics.com"
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformSettings(DestinationSettings):
+    """A Platform: by default the vendor's own, with the limits that were documented for it in 2026.
+
+    Its signed URLs are those of Google Cloud Storage.
+    """
+
+    type: str = "platform"
+    url: str = _VENDOR
+    web_url: str = _VENDOR
+    requests_per_minute: int = 100
+    uploads_per_minute: int = 10
+    upload_hosts: tuple[str, ...] = ("storage.googleapis.com",)
