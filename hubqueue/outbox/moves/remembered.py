@@ -2,7 +2,7 @@
 
 Promises: the names of an outcome are merged by the statement that settles it, so lanes of one run that settle at the same
 moment keep each other's; a name that an outcome does not mention stays; the object has at most `MOST_REMEMBERED`
-characters; a damaged one is an answer here, never an error, and the next settle or `resume` replaces it.
+characters; reading a damaged one gives None and never raises, and the next settle or `resume` replaces it.
 
 A process of hubqueue before revision 0006 may share the outbox (decision 0021). It reads and writes three columns, so they
 are written here as well, and a value that one of them has is the newest.
@@ -22,7 +22,7 @@ from sqlalchemy.sql.functions import GenericFunction
 from hubqueue.domain.outcome import MOST_REMEMBERED
 from hubqueue.outbox.database.schema import runs
 
-# From 2027-06 on no such process is alive, and a revision may drop the columns.
+# Since 2026-11-30. From 2027-06 on a revision may drop the columns: no such process is expected to be alive then.
 _BEFORE_0006 = {"agent_id": runs.c.agent_id, "run": runs.c.remote_run, "file": runs.c.remote_file}
 COLUMNS = (runs.c.remembered, *_BEFORE_0006.values())
 """What `read` needs of a run."""
