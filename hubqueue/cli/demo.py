@@ -22,9 +22,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hubqueue.destinations.sandbox import Sandbox
+from hubqueue.domain.quantities import size
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.producer.run import Run, start_run
-from hubqueue.sandbox import Sandbox
 
 Say = Callable[[str], object]
 Style = Callable[..., str]
@@ -140,7 +141,7 @@ class _Story:
         files = hub.checkpoints(model_id)
         if [each.sha256 for each in files] != [digest]:
             raise DemoFailed(f"the checkpoint is not what was enqueued: {[each.sha256 for each in files]}")
-        self._line(f"1 checkpoint of {files[0].size} bytes, SHA-256 {digest[:16]}… equal")
+        self._line(f"1 checkpoint of {size(files[0].size)}, SHA-256 {digest[:16]}… equal")
 
     def _status(self) -> None:
         command = [sys.executable, "-P", "-m", "hubqueue", "--home", str(self._home), "status"]

@@ -17,7 +17,7 @@ import click
 from hubqueue.__about__ import __version__
 from hubqueue.cli import screen
 from hubqueue.cli.mistakes import Corrected, worded
-from hubqueue.domain.errors import ConfigError, HubqueueError, OutboxAlien, OutboxTooNew
+from hubqueue.domain.errors import ConfigError, HubqueueError, OutboxAlien, OutboxTooNew, RunFinished
 
 if TYPE_CHECKING:
     from hubqueue.config.home import Home
@@ -86,7 +86,7 @@ class Door(Corrected):
             code = DONE
         except HubqueueError as error:
             complain(error)
-            wrong_setting = isinstance(error, ValueError | OutboxAlien | OutboxTooNew)
+            wrong_setting = isinstance(error, ValueError | RunFinished | OutboxAlien | OutboxTooNew)
             code = USAGE if wrong_setting else ATTENTION
         except OSError as error:
             code = _unusable(error)

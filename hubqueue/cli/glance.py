@@ -11,9 +11,13 @@ import click
 
 from hubqueue.cli.screen import fitted, wrapped
 from hubqueue.cli.words import ago, moment, until
+from hubqueue.domain.outcome import is_silence
 from hubqueue.domain.quantities import plural, size, span
+from hubqueue.domain.redact import clean
 
 _HTTP_STATUS = re.compile(r"\d{3} [A-Z][\w' -]*")
+_HOST = re.compile(r"^(?!\d{3}:)[\w.:-]+: ")
+_NOT_A_HUB = "not like a hub"
 _STATE_COLOURS = {"running": "green", "interrupted": "yellow", "failed": "red"}
 
 
@@ -58,16 +62,26 @@ def _mark(status: Mapping[str, Any], now: datetime) -> tuple[str, str]:
 
 
 def _outage(status: Mapping[str, Any], now: datetime) -> str | None:
-    """Which hub nothing reaches, and since when: an outage needs no person, but a glance should tell it."""
+    """Which hub takes nothing, since when and why: an outage needs no person, but the headline should name it."""
     for destination in status["destinations"]:
         since = moment(destination["failing_since"])
         if destination["resumes_at"]:
             return f"rate-limited by {destination['name']}"
         if since is not None:
-            answers = _HTTP_STATUS.match(destination["last_error"] or "")
-            trouble = f"answers {answers.group()}" if answers else "unreachable"
-            return f"{destination['name']} {trouble} for {span((now - since).total_seconds())}"
+            trouble = _trouble(destination["last_error"] or "")
+            return f"{destination['name']}{trouble} for {span((now - since).total_seconds())}"
     return None
+
+
+def _trouble(reason: str) -> str:
+    """What an outage is, behind the name of the destination. A hub is unreachable only where no response came."""
+    if responds := _HTTP_STATUS.match(reason):
+        return f" responds {responds.group()}"
+    if is_silence(reason):
+        return " unreachable"
+    if _NOT_A_HUB in reason:
+        return ": response is not from the hub (login page or wrong URL?)"
+    return f": {_HOST.sub('', clean(reason, limit=80))},"
 
 
 def _next(status: Mapping[str, Any]) -> str | None:
@@ -103,6 +117,7 @@ def _around(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
 
 
 def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
+    barred = {each["address"]: each["obstacle"] for each in status["destinations"] if not each["served"]}
     for run in status["runs"]:
         state = click.style(run["state"], fg=_STATE_COLOURS.get(run["state"]))
         line = f"\nrun {click.style(run['id'], bold=True)}  {run['model']}  to {run['destination']}  {state}"
@@ -112,6 +127,9 @@ def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
         yield line
         if run["held"]:
             yield "  " + click.style(f"ON HOLD: {run['held']}", fg="red")
+        # A worker of another home may send what this one cannot.
+        moves = any(lane["next_send_at"] or lane["in_flight"] for lane in run["lanes"])
+        obstacle = None if moves else barred.get(run["address"])
         for lane in run["lanes"]:
             if (
                 lane["pending"]
@@ -120,12 +138,12 @@ def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
                 or lane["superseded"]
                 or lane["cancelled"]
             ):
-                yield from _lane(lane, now, alive=status["worker"]["alive"])
+                yield from _lane(lane, now, alive=status["worker"]["alive"], obstacle=obstacle)
         if run["next_heartbeat_at"] and status["worker"]["alive"]:
             yield f"  heartbeat     last {ago(run['last_heartbeat_at'], now)}, next {until(run['next_heartbeat_at'], now)}"
 
 
-def _lane(lane: Mapping[str, Any], now: datetime, *, alive: bool) -> Iterator[str]:
+def _lane(lane: Mapping[str, Any], now: datetime, *, alive: bool, obstacle: str | None) -> Iterator[str]:
     parts = []
     if lane["pending"]:
         waiting = (
@@ -144,6 +162,8 @@ def _lane(lane: Mapping[str, Any], now: datetime, *, alive: bool) -> Iterator[st
         parts.append(click.style(f"{lane['dead']} dead", fg="red"))
     if lane["next_send_at"] and alive:
         parts.append(f"next {until(lane['next_send_at'], now)}")
+    elif obstacle and lane["pending"] and not lane["held"]:
+        parts.append(click.style(f"not sent: {obstacle}", fg="red"))
     yield f"  {lane['kind']:<13} " + ", ".join(parts)
     if lane["held"] and lane["pending"]:
         yield f"  {'':<13} " + click.style(f"on hold: {lane['held']}", fg="red")

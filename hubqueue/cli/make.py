@@ -17,7 +17,9 @@ from hubqueue.domain.lifecycle import RunState
 _run = click.option(
     "--run", "run_id", required=True, metavar="ID", help="The run, as `hubqueue enqueue run` printed it."
 )
-_epoch = click.option("--epoch", type=Whole(min=0), required=True, help="The epoch, counted from 0.")
+_epoch = click.option(
+    "--epoch", type=Whole(min=0), required=True, metavar="N", help="The epoch, counted from 0."
+)
 
 
 @click.group(cls=Corrected)
@@ -60,7 +62,7 @@ def run(place: Place, model: str, pairs: tuple[str, ...], destination: str | Non
     from hubqueue.producer.intake import open_run
 
     with place.open() as outbox:
-        target = choose(outbox.config, outbox.credentials, destination, model=model)
+        target = choose(outbox.config, outbox.credentials, destination, model=model, guess=False)
         named = declaration(target.type).identify(model, target)
         if named.api_key:
             hint = f"store it with `hubqueue login {target.name}`, and name the model by its id: {named.model_id}"
@@ -103,7 +105,13 @@ def metrics(place: Place, run_id: str, epoch: int, pairs: tuple[str, ...]) -> No
     help="It is the last checkpoint of the run: sent without waiting for the spacing.",
 )
 @click.option(
-    "--map", "score", type=Number(), default=0.0, show_default=True, help="mAP50-95 of a final checkpoint."
+    "--map",
+    "score",
+    type=Number(min=0, max=1),
+    metavar="SCORE",
+    default=0.0,
+    show_default=True,
+    help="mAP50-95 of a final checkpoint, from 0 to 1.",
 )
 @click.argument("file", type=click.Path())
 @pass_place

@@ -168,7 +168,8 @@ def readdress(
         raise click.UsageError("name the addresses, or a run with --run")
     with place.open() as outbox:
         run_id = find_run(outbox, run_id)
-        for move in moves(outbox, addresses, run_id=run_id, to=destination):
+        # All of them are checked before the first one is carried out.
+        for move in list(moves(outbox, addresses, run_id=run_id, to=destination)):
             if not yes and sys.stdin.isatty():
                 click.confirm(f"Send {plural(move.runs, 'run')} of {move.source} to {move.goal}?", abort=True)
             click.echo(f"{plural(move.carry_out(), 'run')} of {move.source} will be sent to {move.goal}")

@@ -6,29 +6,37 @@ from hubqueue.config.config import Config
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.registry import declaration
 from hubqueue.config.settings import DestinationSettings
-from hubqueue.domain.errors import CredentialsError
+from hubqueue.domain.errors import ConfigError, CredentialsError
 
 
 def choose(
-    config: Config, credentials: Credentials, named: str | None, *, model: str = ""
+    config: Config, credentials: Credentials, named: str | None, *, model: str = "", guess: bool = True
 ) -> DestinationSettings:
     """The destination called `named`, else the default one of the configuration.
 
     Where the configuration leaves it open: the only one whose address a variable names, or that has a key; one that recognizes
     the model's identifier as its own; else the usual one. Raises `ConfigError` for a name that nothing has.
+
+    Keys that cannot be read count as missing, so that a training can begin. Without `guess`, where they would decide, that
+    is a `ConfigError` too.
     """
     if named is not None or config.default_named:
         return config.destination(named)
     open_to = list(config.destinations.values())
     open_to = [each for each in open_to if declaration(each.type).recognizes(model)] or open_to
     open_to = [each for each in open_to if each.url_named] or open_to
-    open_to = [each for each in open_to if _has_key(credentials, each)] or open_to
+    if len(open_to) > 1:
+        open_to = [each for each in open_to if _has_key(credentials, each, guess=guess)] or open_to
     default = config.destination()
     return default if default in open_to else open_to[0]
 
 
-def _has_key(credentials: Credentials, target: DestinationSettings) -> bool:
+def _has_key(credentials: Credentials, target: DestinationSettings, *, guess: bool) -> bool:
     try:
         return bool(credentials.keys(target))
-    except CredentialsError:
-        return False
+    except CredentialsError as error:
+        if guess:
+            return False
+        raise ConfigError(
+            (str(error),), hint=f"{error.hint or 'hubqueue check'}; or name the destination: --to"
+        ) from error

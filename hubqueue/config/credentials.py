@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -80,21 +81,23 @@ class Credentials:
         """Drop the stored keys of a destination."""
         self._write({name: keys for name, keys in self._load().items() if name != destination})
 
-    def problems(self) -> tuple[str, ...]:
-        """What is wrong with the file, a line each."""
+    def problems(self) -> tuple[tuple[str, str], ...]:
+        """What is wrong with the file: a line and its hint each."""
+        quoted = shlex.quote(str(self._path))
         try:
             found = self._path.lstat()
         except OSError:
             return ()
         if stat.S_ISLNK(found.st_mode):
-            return (f"{self._path} is a symbolic link",)
+            return ((f"{self._path} is a symbolic link", f"put the file itself there, mode 0600: {quoted}"),)
         wrong = []
         if os.name != "nt" and stat.S_IMODE(found.st_mode) & 0o077:
-            wrong.append(f"{self._path} can be read by others (mode {stat.S_IMODE(found.st_mode):04o})")
+            mode = f"{stat.S_IMODE(found.st_mode):04o}"
+            wrong.append((f"{self._path} can be read by others (mode {mode})", f"chmod 600 {quoted}"))
         try:
             self._load()
         except CredentialsError as error:
-            wrong.append(str(error))
+            wrong.append((str(error), error.hint or f"remove it: rm {quoted}"))
         return tuple(wrong)
 
     def _kept(self, target: DestinationSettings) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The configuration: TOML text and environment in, frozen settings out.
 
 Promises to report every problem at once, each naming its key or variable and never repeating a value that
-could be a key. A variable goes before the file, the file before the default. Refuses what it does not know: a
+could be a key. Precedence: environment variable, then file, then default. Refuses what it does not know: a
 misspelt key is an error, not a default. Reads no file and no environment of its own.
 """
 

@@ -68,14 +68,14 @@ class RetryLater:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The entry's own fault (400, 413, 422): the same bytes will never be taken."""
+    """The hub rejects the entry itself (400, 413, 422): the same bytes will never be taken."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Never the entry's fault: a person has to act. `scope` (RUN or DESTINATION) is held, everything is kept."""
+    """Not a rejection of the entry: a person has to act. `scope` (RUN or DESTINATION) is held, everything is kept."""
 
     reason: str
     scope: Scope
@@ -83,9 +83,24 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Aborted:
-    """The worker itself stopped the attempt (it was told to stop): the attempt is given back."""
+    """The worker itself stopped the attempt, because it ends: the attempt does not count."""
 
     reason: str
 
 
 Outcome = Delivered | RetryLater | Rejected | Blocked | Aborted
+
+# What a reason says of a host from which nothing came at all: `HOST: connection refused`.
+_SILENCE = (
+    "its name cannot be resolved",
+    "connection refused",
+    "no connection",
+    "no answer in time",
+    "connection reset",
+    "closed without an answer",
+)
+
+
+def is_silence(reason: str) -> bool:
+    """Whether a reason of `RetryLater` says that no response came, so that the destination counts as unreachable."""
+    return reason.partition(": ")[2].startswith(_SILENCE)

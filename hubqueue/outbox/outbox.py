@@ -19,7 +19,7 @@ from hubqueue.config.known_keys import learn_keys
 from hubqueue.config.reader import Config, DestinationSettings
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.clock import Clock
-from hubqueue.domain.errors import CredentialsError, OutboxDamaged, OutboxUnavailable
+from hubqueue.domain.errors import ConfigError, CredentialsError, OutboxDamaged, OutboxUnavailable
 from hubqueue.outbox.database import sqlite
 from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.locks import Lock, serving, waiting
@@ -132,6 +132,16 @@ class Outbox:
             return next(iter(self.credentials.keys(target)), None)
         except CredentialsError:
             return UNKNOWN
+
+    def readable_key(self, target: DestinationSettings) -> str | None:
+        """The key of this environment for a destination, for what a person decides now.
+
+        Raises `ConfigError` when it cannot be read: that is neither no key nor an unknown one.
+        """
+        try:
+            return next(iter(self.credentials.keys(target)), None)
+        except CredentialsError as error:
+            raise ConfigError((str(error),), hint=error.hint) from error
 
     def discard(self, moved: Moved) -> None:
         """Remove the snapshots of entries that need them no more. What stays behind is swept later."""

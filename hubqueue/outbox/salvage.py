@@ -27,6 +27,7 @@ from hubqueue.domain.entry import Draft, Kind, Snapshot
 from hubqueue.domain.errors import HubqueueError
 from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.domain.plain import is_intact
+from hubqueue.domain.quantities import plural
 from hubqueue.outbox.database import pages
 from hubqueue.outbox.database.sqlite import asides, report_beside, report_of
 from hubqueue.outbox.outbox import Outbox
@@ -96,7 +97,8 @@ class Saved:
 
     def __str__(self) -> str:
         lost = f"; not: {'; '.join(self.lost)}" if self.lost else ""
-        return f"{self.entries} owed entries of {self.runs} runs were saved from it{lost}"
+        owed = plural(self.entries, "owed entry was", "owed entries were")
+        return f"{owed} saved from it, of {plural(self.runs, 'run')}{lost}"
 
 
 @dataclass(slots=True)
@@ -131,11 +133,12 @@ def _salvage(outbox: Outbox, path: Path) -> Saved:
         else:
             owed[lane["run_id"]].append({**entry, "kind": lane["kind"]})
     if homeless:
-        saved.lost.append(f"{homeless} entries whose run cannot be read")
+        saved.lost.append(f"{plural(homeless, 'entry', 'entries')} whose run cannot be read")
     counted = sum(max(0, lane["pending"]) for lane in found.lanes.values())
     seen = sum(map(len, owed.values())) + homeless
     if counted > seen:
-        saved.lost.append(f"{counted - seen} entries that cannot be read")
+        unread = plural(counted - seen, "entry", "entries")
+        saved.lost.append(f"{unread} that cannot be read")
     if not found.entries and not found.runs:
         saved.lost.append("nothing in it can be read")
     for run_id, entries in owed.items():
@@ -249,7 +252,8 @@ def _bring(
             saved.path,
             exc_info=not isinstance(error, HubqueueError),
         )
-        saved.lost.append(f"run {run['id']} with {len(drafts)} entries: {error.__class__.__name__}")
+        held = plural(len(drafts), "entry", "entries")
+        saved.lost.append(f"run {run['id']} with {held}: {error.__class__.__name__}")
 
 
 def _draft(entry: Mapping[str, Any], snapshot: Snapshot | None) -> Draft:

@@ -59,9 +59,13 @@ def status(outbox: Opened, *, run_id: str | None = None, finished: int | None = 
     """
     now = outbox.database.now()
     totals = outbox.stats.totals()
-    destinations = [harmless(each) for each in _destinations(outbox, now)]
-    runs = [harmless(_run(outbox, row, now)) for row in outbox.stats.runs(run_id=run_id, finished=finished)]
-    worker = _worker(outbox, now)
+    worker, found = _worker(outbox, now), _destinations(outbox, now)
+    barred = set() if _is_shared(outbox, worker) else {each["address"] for each in found if _is_barred(each)}
+    destinations = [harmless(each) for each in found]
+    runs = [
+        harmless(_run(outbox, row, now, sendable=row["destination"] not in barred))
+        for row in outbox.stats.runs(run_id=run_id, finished=finished)
+    ]
     worker["starting"] = not worker["alive"] and _starts(outbox, runs, now)
     for destination in destinations:
         failing = _failing(outbox, destination["address"]) if totals["pending"] else (None, None)
@@ -82,6 +86,16 @@ def status(outbox: Opened, *, run_id: str | None = None, finished: int | None = 
         "destinations": destinations,
         "runs": runs,
     }
+
+
+def _is_barred(destination: Mapping[str, Any]) -> bool:
+    """Whether nobody can send there for now: no worker does, and this environment cannot."""
+    return destination["obstacle"] is not None and not destination["served"]
+
+
+def _is_shared(outbox: Opened, worker: Mapping[str, Any]) -> bool:
+    """Whether a worker of another home may send: on a shared database it says only that it lives."""
+    return outbox.config.outbox.url is not None and bool(worker["alive"])
 
 
 def nothing_yet(home: Home, config: Config) -> dict[str, Any]:
@@ -126,7 +140,7 @@ def _attention(
         if destination["held"]:
             hint = cure(name, destination["url"], destination["held"])
             found.append({"what": f"destination {where} is on hold: {destination['held']}", "hint": hint})
-        elif destination["obstacle"] and destination["waiting"] and not destination["served"]:
+        elif destination["waiting"] and _is_barred(destination):
             waiting = (
                 f"{destination['waiting']} {'entry waits' if destination['waiting'] == 1 else 'entries wait'}"
             )
@@ -155,9 +169,7 @@ def _attention(
             }
         )
     unserved = [each for each in destinations if each["waiting"] and not (each["served"] or each["obstacle"])]
-    # A worker of another home on the same database says only that it lives.
-    shared = outbox.config.outbox.url is not None and worker["alive"]
-    if unserved and not shared and not worker["starting"]:
+    if unserved and not _is_shared(outbox, worker) and not worker["starting"]:
         hint = "start a worker: hubqueue worker --detach; or send now: hubqueue drain"
         waiting = plural(sum(each["waiting"] for each in unserved), "upload is", "uploads are")
         which = "no worker with their address and key" if worker["alive"] else "no worker"
@@ -256,14 +268,14 @@ def _destination(
     }
 
 
-def _run(outbox: Opened, row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
+def _run(outbox: Opened, row: Mapping[str, Any], now: datetime, *, sendable: bool) -> dict[str, Any]:
     state = row["state"]
     # A run whose process is gone is interrupted, whether or not a worker was alive to notice.
     lock = outbox.run_lock(row["id"])
     if state == RunState.RUNNING and lock.exists() and not is_held(lock):
         state = RunState.INTERRUPTED
     beat = next((lane for lane in row["lanes"] if lane["kind"] == Kind.HEARTBEAT), None)
-    beating = state == RunState.RUNNING and beat is not None and beat["next_send_at"] is not None
+    beating = sendable and state == RunState.RUNNING and beat is not None and beat["next_send_at"] is not None
     return {
         "id": row["id"],
         "destination": row["label"],
@@ -280,18 +292,22 @@ def _run(outbox: Opened, row: Mapping[str, Any], now: datetime) -> dict[str, Any
         "finished_at": _shown(outbox, row["finished_at"]),
         "last_heartbeat_at": _shown(outbox, row["last_beat_at"]),
         "next_heartbeat_at": _due(outbox, beat["next_send_at"], now) if beating and beat else None,
-        "lanes": [_lane(outbox, lane, now) for lane in row["lanes"] if lane["kind"] != Kind.HEARTBEAT],
+        "lanes": [
+            _lane(outbox, lane, now, sendable=sendable)
+            for lane in row["lanes"]
+            if lane["kind"] != Kind.HEARTBEAT
+        ],
     }
 
 
-def _lane(outbox: Opened, lane: Mapping[str, Any], now: datetime) -> dict[str, Any]:
-    oldest = lane["oldest_at"]
+def _lane(outbox: Opened, lane: Mapping[str, Any], now: datetime, *, sendable: bool) -> dict[str, Any]:
+    oldest, due = lane["oldest_at"], sendable and not lane["in_flight"]
     error = lane["last_error"]
     return {
         "kind": lane["kind"],
         **{name: lane[name] for name in _LANE_COUNTS},
         "oldest_age_s": None if oldest is None else round(max(0.0, (now - oldest).total_seconds()), 1),
-        "next_send_at": None if lane["in_flight"] else _due(outbox, lane["next_send_at"], now),
+        "next_send_at": _due(outbox, lane["next_send_at"], now) if due else None,
         "held": lane["held"],
         "unknown": lane["kind"] not in set(Kind),
         "uploading": _uploading(outbox, lane),

@@ -68,7 +68,7 @@ def start_run(
     strict: bool = False,
     resume: str | None = None,
 ) -> Run:
-    """Start a training run, or go on with the one of the same model at the hub. Works offline.
+    """Start a training run, or continue the one of the same model at the hub. Works offline.
 
     `model` is a model file (`yolov8n.pt`: a new model is registered with `args`), a model URL or a model id.
     `worker`: "auto" starts a detached worker process when none is alive, "thread" sends from this process,
@@ -220,9 +220,9 @@ class Run:
         return left
 
     def wait(self, *, timeout: float, each: Callable[[Leftover], None] = lambda _left: None) -> Leftover:
-        """Wait until nothing is owed or nothing can be done about it, at most `timeout` seconds; the run goes on.
+        """Wait until nothing is owed or nothing can be done about it, at most `timeout` seconds; the run continues.
 
-        `each` hears about ten times a second what is still owed.
+        `each` is called with the `Leftover` so far, about ten times a second.
         """
         deadline, pause = time.monotonic() + timeout, threading.Event()
         while True:

@@ -1,4 +1,4 @@
-"""What a training run survives: trouble that is not its fault is logged, and the training goes on."""
+"""What a training run survives: trouble that is not its fault is logged, and the training continues."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ class Survivor:
         self._repeated[kind] = 0
         if not known:
             _LOG.error(
-                "the %s could not be saved: a defect in hubqueue; the training goes on", what, exc_info=error
+                "the %s could not be saved: a defect in hubqueue; the training continues",
+                what,
+                exc_info=error,
             )
         elif what == _START:
             _LOG.error("NOTHING of this run can be saved: %s%s", error, hint_of(error))

@@ -145,10 +145,8 @@ def _spool(outbox: Outbox) -> Iterator[Finding]:
 
 
 def _credentials(outbox: Outbox) -> Iterator[Finding]:
-    for problem in outbox.credentials.problems():
-        yield Finding(
-            "credentials", False, problem, f"chmod 600 {outbox.home.credentials}, or hubqueue login again"
-        )
+    for problem, hint in outbox.credentials.problems():
+        yield Finding("credentials", False, problem, hint)
     for target in _concerned(outbox):
         try:
             keys = outbox.credentials.keys(target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hubqueue.config.config import did_you_mean
 from hubqueue.config.credentials import check_key
@@ -18,20 +18,20 @@ from hubqueue.outbox.reach import is_about_key
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Runs that can be readdressed. `source` and `goal` describe the old and the new address in words."""
+    """Runs that can be readdressed. `source` and `goal` describe the old and the new address in words; no repr shows the key."""
 
     outbox: Outbox
     runs: int
     source: str
     goal: str
     target: DestinationSettings
+    key: str | None = field(repr=False)
     run_ids: Collection[str]
     names: Collection[str]
 
     def carry_out(self) -> int:
         """Move the runs. Returns how many were moved."""
-        key = self.outbox.key(self.target)
-        return self.outbox.addresses.move(self.target, key, run_ids=self.run_ids, names=self.names)
+        return self.outbox.addresses.move(self.target, self.key, run_ids=self.run_ids, names=self.names)
 
 
 def log_in(outbox: Outbox, target: DestinationSettings, key: str) -> int:
@@ -56,7 +56,10 @@ def log_in(outbox: Outbox, target: DestinationSettings, key: str) -> int:
 
 
 def moves(outbox: Outbox, names: Collection[str], *, run_id: str | None, to: str | None) -> Iterator[Move]:
-    """The requested moves, each from one row of `destinations`. Raises `UnknownName` and `ConfigError`."""
+    """The requested moves, each from one row of `destinations`.
+
+    Raises `UnknownName`, and `ConfigError` also when the key of the new address cannot be read.
+    """
     known = {each.name: each for each in outbox.addresses.all()}
     if run_id is not None:
         row = outbox.stats.run(run_id)
@@ -88,5 +91,6 @@ def _move(
         raise ConfigError(
             (f"{target.name} is of type {target.type}, {source.name} of type {source.type}",), hint=hint
         )
-    goal = f"{target.name} ({origin(target.url)})" + ("" if outbox.key(target) else ", which has no key yet")
-    return Move(outbox, runs, f"{source.label} ({safe_url(source.url)})", goal, target, run_ids, names)
+    key = outbox.readable_key(target)
+    goal = f"{target.name} ({origin(target.url)})" + ("" if key else ", which has no key yet")
+    return Move(outbox, runs, f"{source.label} ({safe_url(source.url)})", goal, target, key, run_ids, names)

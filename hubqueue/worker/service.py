@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from hubqueue.domain.errors import OutboxUnavailable
 from hubqueue.outbox.outbox import Outbox
-from hubqueue.outbox.reach import served
+from hubqueue.outbox.reach import obstacle, served
 from hubqueue.outbox.stats import Owed
 from hubqueue.worker.events import Emit, Fact
 from hubqueue.worker.janitor import Janitor
@@ -26,6 +26,7 @@ _POLL = 0.5
 _SCAN = 5.0
 _TIDY = 600.0
 _NEVER = datetime.max.replace(tzinfo=UTC)
+_ELSEWHERE = "they were started for another address or key than this shell has"
 
 
 class Service:
@@ -181,9 +182,19 @@ def nothing_left(
         if owed.entries == owed.held:
             return "the destination or the run is on hold"
         if owed.entries == outbox.stats.owed(run_id, within=worker.serves | served(outbox)).held:
-            return "they were started for another address or key than this shell has"
+            return _why_left(outbox, run_id)
         if deadline is not None and time.monotonic() >= deadline:
             return "timed out"
         return None
 
     return check
+
+
+def _why_left(outbox: Outbox, run_id: str | None) -> str:
+    """Why nobody here can send what is left: that the same key is missing for all of it, or that it belongs elsewhere."""
+    owed = outbox.stats.owed_by_destination()
+    if run_id is not None and (row := outbox.stats.run(run_id)) is not None:
+        owed = {row["destination"]: 1}
+    found = [obstacle(outbox, each) for each in outbox.addresses.all() if owed.get(each.name)]
+    reasons = {each.what if each is not None and each.key else None for each in found}
+    return reasons.pop() or _ELSEWHERE if len(reasons) == 1 else _ELSEWHERE

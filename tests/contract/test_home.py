@@ -270,6 +270,7 @@ def test_problems_of_the_file_are_told(tmp_path: Path, spoil: Callable[[Path], o
 
     spoil(path)
 
-    (problem,) = Credentials(path, {}).problems()
+    ((problem, hint),) = Credentials(path, {}).problems()
     assert word in problem
+    assert hint.startswith("chmod 600 " if word == "others" else "remove it and store the keys again: rm ")
     assert "secret-key" not in problem

@@ -134,7 +134,7 @@ def test_what_is_owed_comes_over_and_is_delivered(home: Path, hub: Sandbox, tmp_
     spoil(home)
 
     shown = hubqueue(environ, "check", "--offline", "--set-aside")
-    assert "5 owed entries of 1 runs were saved from it" in shown.stdout
+    assert "5 owed entries were saved from it, of 1 run" in shown.stdout
     assert hubqueue(environ, "drain", "--timeout", "60").returncode == 0
 
     (model,) = hub.models
@@ -251,7 +251,7 @@ def test_what_cannot_be_read_is_told(home: Path) -> None:
     with open_outbox(home, environ={}) as outbox:
         salvage.salvage(outbox)
 
-    assert report_of(aside) == "0 owed entries of 0 runs were saved from it; not: nothing in it can be read"
+    assert report_of(aside) == "0 owed entries were saved from it, of 0 runs; not: nothing in it can be read"
 
 
 def test_a_checkpoint_without_its_file_is_told(home: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_status_answers_at_a_glance(environ: dict[str, str], hub: Sandbox) -
     wait_until(is_retrying)
     lines = list(seen)  # this very look: at the next one the attempt may be in flight again
 
-    assert lines[0].startswith("waiting  hub answers 503 Service Unavailable for ")
+    assert lines[0].startswith("waiting  hub responds 503 Service Unavailable for ")
     assert "2 uploads waiting (" in lines[0]
     assert "next try" in lines[0]
     assert any(line.startswith(f"worker  running, pid {worker.pid} on ") for line in lines)

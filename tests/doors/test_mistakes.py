@@ -133,6 +133,10 @@ def test_a_drain_tells_both_what_was_refused_and_what_is_left(home: Path, run: s
         (["entries", "--state", "ded"], "--state must be one of pending, delivered, dead"),
         (["enqueue", "metrics", "--epoch", "1"], "the option --run is missing"),
         (["show"], "ENTRY is missing"),
+        (
+            ["enqueue", "checkpoint", "--run", "r", "--epoch", "1", "--map", "51", "f.pt"],
+            "--map must be a number from 0 to 1",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -174,9 +178,11 @@ def test_a_shell_script_has_the_rules_of_python(home: Path) -> None:
     hubqueue(environ, "enqueue", "end", "--run", run)
 
     late = hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "1", "a=1")
+    file = hubqueue(environ, "enqueue", "checkpoint", "--run", run, "--epoch", "1", __file__)
 
     assert (twice.returncode, "a is given twice" in twice.stderr) == (2, True)
-    assert (late.returncode, f"error: run {run} is finished" in late.stderr) == (1, True)
+    for each in (late, file):
+        assert (each.returncode, f"error: run {run} is finished" in each.stderr) == (2, True)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

@@ -244,7 +244,7 @@ def test_nothing_that_goes_wrong_reaches_the_training(
     trainer = model.train(epochs=2)
 
     assert trainer.epoch == 1
-    assert "on_fit_epoch_end failed in hubqueue; the training goes on" in caplog.text
+    assert "on_fit_epoch_end failed in hubqueue; the training continues" in caplog.text
     assert at_hub.checkpoints(only_model(at_hub))[-1].type == "final"
 
 

@@ -5,16 +5,31 @@ from __future__ import annotations
 import json
 import os
 import signal
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
-from stage import end, environ_of, hubqueue, kill, log, must_claim, new_run, python, start_worker, wait_until
+from stage import (
+    PATIENCE,
+    end,
+    environ_of,
+    hubqueue,
+    kill,
+    log,
+    must_claim,
+    new_run,
+    python,
+    start_worker,
+    wait_until,
+)
 
+from hubqueue.cli.glance import glance
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
+from hubqueue.worker.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("migrated_home")
 
@@ -185,13 +200,13 @@ def test_an_outbox_of_a_newer_version_is_refused_clearly(home: Path) -> None:
     assert "upgrade" in shown.stderr
 
 
-def test_moments_are_shown_in_todays_wall_clock(outbox: Outbox, clock: FakeClock) -> None:
-    run = new_run(outbox)
-    log(outbox, run, 0)
-    clock.advance(60)
-    clock.jump(86_400)
+def test_moments_are_shown_in_todays_wall_clock(home: Path, clock: FakeClock) -> None:
+    with open_outbox(home, environ={"HUBQUEUE_KEY_HUB": "key-of-the-tests"}, clock=clock) as outbox:
+        log(outbox, new_run(outbox), 0)
+        clock.advance(60)
+        clock.jump(86_400)
 
-    shown = outbox.status()
+        shown = outbox.status()
 
     lane = shown["runs"][0]["lanes"][1]
     assert lane["oldest_age_s"] == 60
@@ -325,3 +340,34 @@ def test_resume_tries_at_once_instead_of_after_the_backoff(outbox: Outbox, clock
     outbox.registry.resume("hub")
 
     assert claim(outbox) is not None
+
+
+@pytest.mark.parametrize(
+    ("rule", "headline"),
+    [
+        ("html", "waiting  hub: response is not from the hub (login page or wrong URL?) for "),
+        (
+            "redirect:to=http://127.0.0.2:9/",
+            "waiting  hub: 302: 127.0.0.1 redirects to 127.0.0.2; not followed, for ",
+        ),
+        ("cut-body", "waiting  hub: the answer was cut off, for "),
+        ("503", "waiting  hub responds 503 Service Unavailable for "),
+        ("close", "waiting  hub unreachable for "),
+        ("reset", "waiting  hub unreachable for "),
+    ],
+)
+def test_a_hub_is_called_unreachable_only_where_no_response_came(
+    hub: Sandbox, home: Path, clock: FakeClock, rule: str, headline: str
+) -> None:
+    with open_outbox(home, environ=environ_of(home, hub.url), clock=clock) as outbox:
+        log(outbox, new_run(outbox), 0)
+        worker = Worker(outbox, emit=lambda _fact: None)
+        worker.start()
+        hub.fail(f"any:{rule}")
+
+        worker.step()
+        assert worker.wait_free(PATIENCE)
+        shown = glance(outbox.status(), datetime.fromtimestamp(clock.wall().timestamp(), UTC))
+        worker.stop()
+
+    assert click.unstyle(shown).startswith(headline), shown

@@ -128,6 +128,29 @@ def test_a_drain_without_variables_does_not_disturb_the_worker_that_has_them(
     end(worker)
 
 
+def test_what_nobody_can_send_here_has_no_next_time(hub: Sandbox, home: Path) -> None:
+    ours = shell(home, hub.url, KEY_A)
+    bare = platform_environ(home, hub.url)
+    bare.pop("ULTRALYTICS_API_KEY")
+    hub.fail("any:503")
+    worker = start_worker(ours)
+    train(ours)
+    hubqueue(bare, "enqueue", "run", "yolov8n.pt")
+    wait_until(lambda: status(ours)["totals"]["retrying"])
+
+    shown, text = status(bare), hubqueue(bare, "status").stdout
+    end(worker)
+
+    (keyless,) = [each for each in shown["runs"] if each["destination"] == "platform"]
+    (served,) = [each for each in shown["runs"] if each["destination"] == "hub"]
+    assert [lane["next_send_at"] for lane in keyless["lanes"]] == [None] * len(keyless["lanes"])
+    assert keyless["next_heartbeat_at"] is None
+    assert served["lanes"][0]["next_send_at"]
+    (line,) = [each for each in text.splitlines() if "not sent: " in each]
+    assert "there is no key for platform" in line
+    assert "next" not in line
+
+
 def test_two_accounts_at_one_address_are_never_mixed(hub: Sandbox, home: Path) -> None:
     with Relay(hub.url) as relay:
         first, second = shell(home, relay.url, KEY_A), shell(home, relay.url, KEY_B)
@@ -460,3 +483,42 @@ def test_a_stderr_that_cannot_be_written_costs_no_run(home: Path, output: str) -
     assert done.stdout.split()[0] != "None"
     with open_outbox(home, environ={}) as outbox:
         assert outbox.stats.totals()["pending"] == 2
+
+
+def spoil_credentials(home: Path) -> None:
+    path = home / "credentials.toml"
+    path.write_text("[hub\n")
+    path.chmod(0o600)
+
+
+def test_readdress_with_keys_that_cannot_be_read_changes_nothing(hub: Sandbox, home: Path) -> None:
+    train(shell(home, hub.url, KEY_A))
+    keyless = shell(home, hub.url, None)
+    spoil_credentials(home)
+    before = [(run["address"], run["held"]) for run in status(keyless)["runs"]]
+
+    refused = hubqueue(keyless, "readdress", "hub")
+    drained = hubqueue(keyless, "drain", "--timeout", "20")
+
+    assert (refused.returncode, refused.stdout) == (2, ""), refused.stdout
+    assert f"error: {home / 'credentials.toml'} is not valid TOML" in refused.stderr
+    assert "hint: remove it and store the keys again" in refused.stderr
+    assert (drained.returncode, "not sent: " in drained.stderr) == (3, True)
+    assert f"{home / 'credentials.toml'} is not valid TOML" in drained.stderr
+    assert [(run["address"], run["held"]) for run in status(keyless)["runs"]] == before
+
+
+def test_a_run_of_the_command_line_goes_nowhere_by_chance(home: Path) -> None:
+    environ = environ_of(home)
+    for name in ("HUB_API_KEY", "ULTRALYTICS_HUB_API", "HUBQUEUE_DEFAULT_DESTINATION"):
+        environ.pop(name, None)
+    assert hubqueue(environ, "login", "hub", stdin=KEY_A).returncode == 0
+    spoil_credentials(home)
+
+    refused = hubqueue(environ, "enqueue", "run", "yolov8n.pt")
+    named = hubqueue(environ, "enqueue", "run", "yolov8n.pt", "--to", "hub")
+
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "is not valid TOML" in refused.stderr and "--to" in refused.stderr
+    assert named.returncode == 0
+    assert [run["destination"] for run in status(environ)["runs"]] == ["hub"]

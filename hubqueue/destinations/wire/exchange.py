@@ -117,7 +117,7 @@ class Wire:
                 )
             return answer
         except _TooLong:
-            return RetryLater(f"{self.host} responded with more than {MAX_ANSWER} bytes")
+            return RetryLater(f"{self.host} responded with more than {MAX_ANSWER >> 10} KiB")
         except BodyChanged as error:
             return RetryLater(str(error))
         except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError) as error:
@@ -199,7 +199,7 @@ def outcome_of_status(
     """What a status means; None for 2xx, which the caller has to prove by the body.
 
     `unknown` is what 404 and 410 hold: the run that the hub does not know, or the destination that has no such
-    endpoint. Unknown 4xx are the entry's own fault, like 400.
+    endpoint. Unknown 4xx reject the entry, like 400.
     """
     status = answer.status
     if 200 <= status < 300:
@@ -241,7 +241,7 @@ def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...
     return RetryLater(f"{host}: {type(chain[-1]).__name__}: {detail}")
 
 
-# Errors of the configuration, not of the network: no retry mends them.
+# Errors of the configuration, not of the network: no retry repairs them.
 _WRONG_SETTING = (
     exceptions.MissingSchema,
     exceptions.InvalidSchema,

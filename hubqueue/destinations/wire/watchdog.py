@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from hubqueue.domain import quantities
+
 _LOOK = 0.2
 
 
@@ -100,12 +102,12 @@ class Watch:
         if now > self._answer_by:
             return f"no complete answer within {self.answer:g} s"
         if now > self._whole_by:
-            return f"the upload of {self.size} bytes took too long"
+            return f"the upload of {quantities.size(self.size)} took too long"
         if self._mark_at and now - self._mark_at >= self.window:
             moved, due = self._sent - self._mark_sent, self.rate * (now - self._mark_at)
             self._mark_at, self._mark_sent = now, self._sent
             if moved < due:
-                return f"the upload stalled: {moved} bytes in {self.window:g} s"
+                return f"the upload stalled: {quantities.size(moved)} in {self.window:g} s"
         return None
 
     def _shut(self) -> None:

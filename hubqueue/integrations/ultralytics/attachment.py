@@ -92,7 +92,7 @@ class Attachment:
             try:
                 act(trainer)
             except Exception:
-                _LOG.exception("%s failed in hubqueue; the training goes on", event)
+                _LOG.exception("%s failed in hubqueue; the training continues", event)
 
         return callback
 

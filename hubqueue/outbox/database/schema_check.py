@@ -1,7 +1,7 @@
 """Whether a database has the schema that this program declares, and nothing that acts on its tables besides.
 
 Whoever else may write to a shared database may also add to it: a trigger, a rule or a policy could copy rows, change
-them or hide them from a worker. Read only; nothing is mended here.
+them or hide them from a worker. Read only; nothing is repaired here.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def coalesce(waiting: Sequence[Entry], *, kind: Kind, max_entries: int, max_byte
 
 
 def halves(count: int) -> tuple[int, int]:
-    """How a refused batch of `count` entries is split, until the guilty one stands alone."""
+    """How a refused batch of `count` entries is split, until the rejected one stands alone."""
     return count // 2, count - count // 2
 
 

@@ -64,7 +64,7 @@ def mark(tx: Connection, lane_id: int, token: int, batch: Sequence[Entry]) -> No
 def _entry(row: tuple[Any, ...]) -> Entry:
     """An entry out of `_CARRIED`, where four columns stand for the snapshot. Raises `DamagedNumber`."""
     if not isinstance(row[3], int):  # it will be added to others
-        raise DamagedNumber("the size of an entry in it is none")
+        raise DamagedNumber("invalid size of an entry in it")
     snapshot = Snapshot(*row[5:9]) if row[5] else None
     return Entry._make((*row[:5], snapshot, bool(row[9]), *row[10:]))
 

@@ -50,14 +50,14 @@ class Registry:
         Its id, and whether it continues. `destination` is the name of a row (see addresses.py); `resume` is the id of a
         run ("last": the newest one) of that row or of one `among` others, and any other is ignored.
         `new_id` is for a new run; one that has it already is this very one, whose confirmation was lost.
-        An end of the run that was not told to the hub yet is not told any more: the run goes on.
+        An end of the run that was not told to the hub yet is not sent any more: the run continues.
         """
         with self.database.write() as tx:
             now = self.database.now()
             found = self._resumable(tx, (destination, *among), resume, remote_id)
             if found is not None:
                 tx.execute(_again(found))
-                self._entries.outdate(tx, found, Kind.COMPLETION, "the run goes on")
+                self._entries.outdate(tx, found, Kind.COMPLETION, "the run continues")
                 run_id = found
             elif new_id is not None and tx.execute(_again(new_id)).rowcount:
                 run_id = new_id
@@ -99,7 +99,7 @@ class Registry:
         with self.database.write() as tx:
             taken_for_dead = and_(runs.c.id == run_id, runs.c.state == RunState.INTERRUPTED)
             if tx.execute(_again(run_id).where(taken_for_dead)).rowcount:
-                self._entries.outdate(tx, run_id, Kind.COMPLETION, "the run goes on")
+                self._entries.outdate(tx, run_id, Kind.COMPLETION, "the run continues")
 
     def end_run(self, run_id: str, state: RunState, *, told: Draft | None = None) -> bool:
         """The script said how the run ended (or the janitor found its process gone); False when it had ended.
