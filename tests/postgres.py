@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +15,7 @@ from typing import Self
 
 import psycopg
 import template
+from sqlalchemy.engine import make_url
 
 from hubqueue.outbox.outbox import open_outbox
 
@@ -105,3 +108,19 @@ class Postgres:
             )
             output.seek(0)
             assert ended.returncode == 0, output.read()
+
+
+def connect(url: str) -> psycopg.Connection[tuple[object, ...]]:
+    parts = make_url(url)
+    return psycopg.connect(host=str(parts.query["host"]), user=parts.username, dbname=parts.database)
+
+
+def wait_for_waiting(url: str, count: int) -> None:
+    """Until so many backends of this database wait for a lock of another one."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with connect(url) as connection:
+        connection.autocommit = True
+        until = time.monotonic() + 60
+        while connection.execute(query).fetchone() != (count,):
+            assert time.monotonic() < until, "nobody waits"
+            threading.Event().wait(0.02)
