@@ -14,7 +14,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hubqueue.config.ultralytics_settings import borrowed_key
 from stage import environ_of, hubqueue
 
 import hubqueue as package
@@ -22,6 +21,7 @@ from hubqueue.config.credentials import Credentials
 from hubqueue.config.home import Home, open_private
 from hubqueue.config.reader import SpoolSettings
 from hubqueue.destinations.hub.settings import HubSettings
+from hubqueue.destinations.ultralytics_settings import borrowed_key
 from hubqueue.domain.errors import (
     CheckpointUnreadable,
     ConfigError,

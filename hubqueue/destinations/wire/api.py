@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from hubqueue.config.reader import DestinationSettings
+from hubqueue.config.settings import DestinationSettings
 from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.wire.body import Body
+from hubqueue.destinations.wire.endpoint import Endpoint
 from hubqueue.destinations.wire.exchange import Answer, Request, Wire, outcome_of_status
 from hubqueue.domain.outcome import Blocked, Outcome, RetryLater, Scope
 from hubqueue.domain.redact import LEAST_KEY, clean, remember
@@ -41,7 +42,7 @@ class Api:
     ) -> None:
         self.keys = keys
         self._name, self._with_key = settings.name, with_key
-        self._wire = Wire(settings)
+        self._wire = Wire(Endpoint.of(settings))
         # Hashes of keys that were refused: after a 401 the next candidate gets its turn.
         self._refused: set[str] = set()
         self._lock = threading.Lock()
