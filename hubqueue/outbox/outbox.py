@@ -191,7 +191,7 @@ def open_with(
     set_aside_damaged: bool = False,
 ) -> Outbox:
     """`open_outbox` where home and settings are known."""
-    learn_keys(place.credentials, environ)
+    learn_keys(place.credentials, environ, settings.destinations.values())
     place.create()
     aside: Path | None = None
     try:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubqueue.config.credentials import own_variable, usual_variable
+from hubqueue.config.credentials import own_variables, usual_variables
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError
@@ -72,14 +72,19 @@ def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
 
 
 def no_key(outbox: Opened, target: DestinationSettings) -> Obstacle:
-    """That there is no key for a destination, and where one that is there may not go."""
+    """That there is no key for a destination, or only a part of one, and where one that is there may not go."""
     try:
-        elsewhere = outbox.credentials.elsewhere(target)
+        incomplete, elsewhere = outbox.credentials.incomplete(target), outbox.credentials.elsewhere(target)
     except CredentialsError:
-        elsewhere = None
+        incomplete = elsewhere = None
+    if incomplete is not None:
+        why, hint = incomplete
+        return Obstacle(f"there is no key for {target.name}: {why}", hint, key=True)
     what = f"there is no key for {target.name}" + (f": {elsewhere}" if elsewhere else "")
-    variable = (None if elsewhere else usual_variable(target.type)) or own_variable(target.name)
-    return Obstacle(what, f"hubqueue login {target.name}, or set {variable}", key=True)
+    usual = [] if elsewhere else [each for each in usual_variables(target.type) if each]
+    own = own_variables(target)
+    variables = " and ".join(usual if len(usual) == len(own) else own)
+    return Obstacle(what, f"hubqueue login {target.name}, or set {variables}", key=True)
 
 
 def cure(destination: str, url: str, held: str) -> str:

@@ -82,7 +82,8 @@ def start_run(
     target = choose(settings, Credentials(place.credentials, os.environ), destination, model=str(model))
     named = declaration(target.type).identify(model, target)
     options = {"worker": worker, "strict": strict, "resume": resume, "config_path": config}
-    told = without_keys(args or {}, place.credentials, os.environ, named.api_key)
+    others = settings.destinations.values()
+    told = without_keys(args or {}, place.credentials, os.environ, others, named.api_key)
     run = Run(place, settings, target, named, told, **options)  # type: ignore[arg-type]
     run._begin()
     return run

@@ -37,10 +37,11 @@ class Move:
 def log_in(outbox: Outbox, target: DestinationSettings, key: str) -> int:
     """Store a key for a destination at its address, and lift its hold; how many runs go with this key from now on.
 
+    A `Key` where the destination needs several secrets. The first one says which account it is.
     Those are the runs of the stored key that it replaces, and those at this address whose key was refused.
     """
     before = outbox.credentials.stored(target)
-    check_key(target.name, key)
+    check_key(target, key)
     held = {row["name"] for row in outbox.stats.destinations() if is_about_key(row["held"])}
     theirs = [
         each.name

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubqueue.config.declaration import Key
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError
@@ -23,7 +24,7 @@ class Route:
 
     name: str
     settings: DestinationSettings
-    keys: Callable[[], tuple[str, ...]]
+    keys: Callable[[], tuple[Key, ...]]
 
 
 def routes(outbox: Outbox, *, keyless: bool = False) -> list[Route]:
@@ -84,8 +85,8 @@ def stored_key(outbox: Outbox, target: DestinationSettings) -> str | None:
         return None
 
 
-def _keys(outbox: Outbox, target: DestinationSettings, row: Address) -> Callable[[], tuple[str, ...]]:
-    def keys() -> tuple[str, ...]:
+def _keys(outbox: Outbox, target: DestinationSettings, row: Address) -> Callable[[], tuple[Key, ...]]:
+    def keys() -> tuple[Key, ...]:
         found = outbox.credentials.keys(target)
         at = row.key_among(found)
         return () if at is None else found[at:]
