@@ -16,7 +16,7 @@ TORCH ?= torch==2.13.0+cpu torchvision==0.28.0
 WORKERS ?= 6
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow test-oldest soak test-ultralytics torture bench lint format wheel clean
+.PHONY: help demo test test-slow test-oldest soak test-ultralytics torture bench lint format reference wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -93,6 +93,9 @@ lint: $(STAMP) ## Check style, types and floors.
 format: $(STAMP) ## Put the code into the house's style.
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
+
+reference: $(STAMP) ## Write config.example.toml and the tables of docs/configuration.md from the declarations of the settings.
+	@PYTHONPATH=tests $(BIN)/python -m reference
 
 wheel: $(STAMP) ## Build the wheel into dist/.
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .

@@ -6,7 +6,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from hubqueue.config import forms
 from hubqueue.config.registry import BUILT_IN, USUAL, declaration
+from hubqueue.config.setting import setting, table
 from hubqueue.config.settings import (
     DestinationSettings,
     OutboxSettings,
@@ -27,16 +29,26 @@ def _implied() -> Mapping[str, DestinationSettings]:
 class Config:
     """All settings. `destinations` is never empty and has `default_destination`.
 
-    `implied` are those that nobody named: they can be used, and nothing is said about them before they are.
+    `implied` are those that nobody named: they can be used, and are not mentioned before they are.
     `default_named` tells that the default one was chosen by a person, or is the only one.
     """
 
-    default_destination: str = USUAL
-    outbox: OutboxSettings = OutboxSettings()
-    spool: SpoolSettings = SpoolSettings()
-    rate_limits: RateLimits = RateLimits()
-    retry: RetrySettings = RetrySettings()
-    worker: WorkerSettings = WorkerSettings()
+    default_destination: str = setting(
+        forms.text("name"),
+        default=USUAL,
+        absent=f"the only one whose address a variable names or that has a key, else `{USUAL}`",
+        example=USUAL,
+        help="where a run goes that names no destination",
+    )
+    outbox: OutboxSettings = table(OutboxSettings, help="the database of what is owed")
+    spool: SpoolSettings = table(SpoolSettings, help="the snapshots of checkpoints")
+    rate_limits: RateLimits = table(
+        RateLimits, help="least time between two request starts of one run; 0 is no limit"
+    )
+    retry: RetrySettings = table(
+        RetrySettings, help="the wait after a failure is random, up to base * 2^failures, at most cap"
+    )
+    worker: WorkerSettings = table(WorkerSettings, help="the background worker")
     destinations: Mapping[str, DestinationSettings] = field(default_factory=_implied)
     implied: frozenset[str] = field(default=frozenset(BUILT_IN), compare=False)
     default_named: bool = field(default=False, compare=False)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from hubqueue.config.declaration import Key, Secret
 from hubqueue.config.home import open_private, sync_folder
+from hubqueue.config.names import own_variable
 from hubqueue.config.ownership import read_trusted
 from hubqueue.config.registry import declaration, vendors_url
 from hubqueue.config.settings import DestinationSettings
@@ -226,15 +227,10 @@ class Credentials:
             ) from error
 
 
-def own_variable(destination: str, further: Secret | None = None) -> str:
-    """The variable with the key of a destination: `HUBQUEUE_KEY_LAB`, or with a `further` secret: `HUBQUEUE_SECRET_LAB`."""
-    name = "KEY" if further is None else further.name.upper()
-    return f"HUBQUEUE_{name}_" + re.sub(r"[^A-Z0-9]", "_", destination.upper())
-
-
 def own_variables(target: DestinationSettings) -> tuple[str, ...]:
     """The variables with all secrets of a destination; that of the first one is the same whatever its name."""
-    return tuple(own_variable(target.name, each if at else None) for at, each in enumerate(_secrets(target)))
+    further = (own_variable(target.name, each.name) for each in _secrets(target)[1:])
+    return (own_variable(target.name), *further) if _secrets(target) else ()
 
 
 def usual_variable(type: str) -> str | None:

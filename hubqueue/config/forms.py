@@ -1,4 +1,4 @@
-"""The forms that a setting can have: how its text in the environment is read, and which values it takes.
+"""The forms that a setting can have: how its text in the environment is read, which values it takes, how one is written.
 
 Promises that a refusal says what is wanted without repeating what was written: it could be a key. Refuses to
 touch anything outside the value: no file is looked at, no host is asked.
@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Address, ip_address
 from pathlib import Path
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
+
+from hubqueue.domain.quantities import SIZE, SPAN, read_size, read_span, written_size, written_span
 
 MAX_SECONDS = 10 * 365 * 86_400
 MAX_COUNT = 2**63 - 1  # what a database column holds
@@ -33,10 +36,16 @@ _HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9.])?|[0-9a-f:.]*:[0-9a-f:.]*")
 _HOST_AND_PORT = re.compile(
     rf"(?:{_HOST.pattern})|[a-z0-9][a-z0-9._-]*:[1-9][0-9]{{0,4}}|\[[0-9a-f:.]+\]:[1-9][0-9]{{0,4}}"
 )
+_NOT_BLANK = {"type": "string", "pattern": r"\S"}
+_WEB_ADDRESS = {
+    "type": "string",
+    "format": "uri",
+    "pattern": r"^(?=[!-~]+$)[hH][tT][tT][pP][sS]?://[^@/?#\\]+(/[^?#\\]*)?$",
+}
 
 
 class Refused(ValueError):
-    """A value that cannot be used. Its text goes on after the name of the setting: "must be …"."""
+    """A value that cannot be used. Its text continues the name of the setting: "must be …"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +60,17 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`check` makes the setting of what was given or raises `Refused`; `literal` reads a variable's text."""
+    """`check` makes the setting of what was given or raises `Refused`; `literal` reads a variable's text.
+
+    `unit` is what the documents call it, `schema` the JSON Schema of its value in the file: it takes all that `check`
+    takes, and refuses what it can. `written` makes of a setting the value that the file would have.
+    """
 
     check: Callable[[Given], object]
     literal: Callable[[str], object] = str
+    unit: str = "text"
+    schema: Mapping[str, object] = field(default_factory=lambda: _NOT_BLANK)
+    written: Callable[[Any], object] = lambda value: value
 
 
 def kind_of(value: object) -> str:
@@ -63,12 +79,16 @@ def kind_of(value: object) -> str:
 
 
 def seconds(*, zero: bool = True) -> Form:
-    """A duration: a whole or fractional number of seconds."""
+    """A duration: a whole or fractional number of seconds, or a text with units such as "15 min"."""
 
     def check(given: Given) -> timedelta:
         value = given.value
+        if isinstance(value, str):
+            value = read_span(value)
+            if value is None:
+                raise Refused('must be a number of seconds or a text such as "15 min"')
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Refused(f"must be a number of seconds, not {kind_of(value)}")
+            raise Refused(f'must be a number of seconds or a text such as "15 min", not {kind_of(value)}')
         if isinstance(value, float) and not math.isfinite(value):
             raise Refused("must be a finite number of seconds")
         if value > MAX_SECONDS:
@@ -78,7 +98,27 @@ def seconds(*, zero: bool = True) -> Form:
             raise Refused(f"must be {'0 or more' if zero else 'more than 0'} seconds")
         return timedelta(seconds=value)
 
-    return Form(check, _number)
+    least = {"minimum" if zero else "exclusiveMinimum": 0}
+    number = {"type": "number", **least, "maximum": MAX_SECONDS}
+    schema = {"anyOf": [number, {"type": "string", "pattern": f"^{SPAN}$"}]}
+    return Form(check, _number, "seconds", schema, lambda value: written_span(value.total_seconds()))
+
+
+def size(*, least: int = 1, unit: str = "bytes") -> Form:
+    """A number of bytes: a whole number, or a text with a unit such as "20 GB" or "512 MiB"."""
+
+    def check(given: Given) -> int:
+        value = given.value
+        if isinstance(value, str):
+            value = read_size(value)
+            if value is None:
+                raise Refused(f'must be a whole number of {unit} or a text such as "20 GB"')
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise Refused(f'must be a whole number of {unit} or a text such as "20 GB", not {kind_of(value)}')
+        return _between(value, least, unit)
+
+    text = {"type": "string", "pattern": f"^{SIZE}$"}
+    return Form(check, _number, unit, {"anyOf": [_whole(least), text]}, written_size)
 
 
 def count(unit: str, *, least: int = 1) -> Form:
@@ -88,13 +128,21 @@ def count(unit: str, *, least: int = 1) -> Form:
         value = given.value
         if isinstance(value, bool) or not isinstance(value, int):
             raise Refused(f"must be a whole number of {unit}, not {kind_of(value)}")
-        if value < least:
-            raise Refused(f"must be {least} or more {unit}")
-        if value > MAX_COUNT:
-            raise Refused(f"must be at most {MAX_COUNT} {unit}")
-        return value
+        return _between(value, least, unit)
 
-    return Form(check, _number)
+    return Form(check, _number, unit, _whole(least))
+
+
+def _between(value: int, least: int, unit: str) -> int:
+    if value < least:
+        raise Refused(f"must be {least} or more {unit}")
+    if value > MAX_COUNT:
+        raise Refused(f"must be at most {MAX_COUNT} {unit}")
+    return value
+
+
+def _whole(least: int) -> dict[str, object]:
+    return {"type": "integer", "minimum": least, "maximum": MAX_COUNT}
 
 
 def choice(*words: str) -> Form:
@@ -105,7 +153,7 @@ def choice(*words: str) -> Form:
             raise Refused(f"must be {' or '.join(repr(word) for word in words)}")
         return str(given.value)
 
-    return Form(check)
+    return Form(check, unit="word", schema={"enum": list(words)})
 
 
 def flag() -> Form:
@@ -116,12 +164,13 @@ def flag() -> Form:
             raise Refused(f"must be true or false, not {kind_of(given.value)}")
         return given.value
 
-    return Form(check, lambda text: _WORDS.get(text.strip().lower(), text))
+    schema = {"type": "boolean"}
+    return Form(check, lambda text: _WORDS.get(text.strip().lower(), text), "yes or no", schema)
 
 
-def text() -> Form:
+def text(unit: str = "text") -> Form:
     """Any text but an empty one."""
-    return Form(_text)
+    return Form(_text, unit=unit)
 
 
 def path() -> Form:
@@ -135,12 +184,13 @@ def path() -> Form:
             raise Refused("must be an absolute path, or one that begins with ~/")
         return found
 
-    return Form(check)
+    schema = {"type": "string", "pattern": r"^(/|~/|[A-Za-z]:[\\/]|\\\\)"}
+    return Form(check, unit="path", schema=schema, written=str)
 
 
 def web_address() -> Form:
     """An http or https URL that is a root: no user info, no query, no fragment. The last slash goes."""
-    return Form(lambda given: _address(given).geturl().rstrip("/"))
+    return Form(lambda given: _address(given).geturl().rstrip("/"), unit="URL", schema=_WEB_ADDRESS)
 
 
 def hosts() -> Form:
@@ -155,12 +205,17 @@ def hosts() -> Form:
             raise Refused("must be host names such as storage.example.com or storage.example.com:9000")
         return found
 
-    return Form(check, lambda written: written.split(","))
+    item = {"type": "string", "pattern": r"^[^/?#@\\]*$"}
+    return Form(check, lambda written: written.split(","), "hosts", {"type": "array", "items": item}, list)
 
 
 def proxy_address() -> Form:
     """The URL of an http or https proxy. User and password may only come from the environment."""
-    return Form(lambda given: _address(given, user_info=not given.in_file).geturl().rstrip("/"))
+    return Form(
+        lambda given: _address(given, user_info=not given.in_file).geturl().rstrip("/"),
+        unit="URL",
+        schema=_WEB_ADDRESS,
+    )
 
 
 def database_address() -> Form:
@@ -172,7 +227,8 @@ def database_address() -> Form:
             raise Refused("must be a database URL: sqlite:///PATH or postgresql+psycopg://HOST/NAME")
         return written
 
-    return Form(check)
+    schema = {"type": "string", "pattern": r"^(sqlite|postgresql)(\+[a-z0-9]+)?://"}
+    return Form(check, unit="URL", schema=schema)
 
 
 def is_plain_remote(url: str, proxy: str | None = None) -> bool:

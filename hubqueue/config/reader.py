@@ -1,21 +1,37 @@
 """The configuration: TOML text and environment in, frozen settings out.
 
 Promises to report every problem at once, each naming its key or variable and never repeating a value that
-could be a key. A variable goes before the file, the file before the default. Refuses what it does not know: a
+could be a key. Precedence: environment variable, then file, then default. Refuses what is not declared: a
 misspelt key is an error, not a default. Reads no file and no environment of its own.
+
+What can be set, and in which form, is declared in the settings classes; a destination's table is read with the class of its
+type.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hubqueue.config import forms
 from hubqueue.config.config import Config, did_you_mean
+from hubqueue.config.declaration import Destination
 from hubqueue.config.forms import Form, Given, Refused
-from hubqueue.config.registry import BUILT_IN, USUAL, declaration, is_known, types, vendors_url
+from hubqueue.config.names import LONGEST_NAME, NAME, PREFIX, looks_secret, variable
+from hubqueue.config.registry import (
+    BUILT_IN,
+    TYPE_FORM,
+    USUAL,
+    declaration,
+    is_known,
+    types_with,
+    vendors_url,
+)
+from hubqueue.config.setting import Setting, Table, places, settings_of, tables_of
 from hubqueue.config.settings import (
     DestinationSettings,
     OutboxSettings,
@@ -28,80 +44,32 @@ from hubqueue.domain.errors import ConfigError
 from hubqueue.domain.redact import clean
 
 __all__ = [
-    "SECTIONS",
     "Config",
     "DestinationSettings",
     "OutboxSettings",
     "RateLimits",
+    "Reading",
     "RetrySettings",
     "SpoolSettings",
     "WorkerSettings",
     "parse",
+    "read",
     "variable",
 ]
 
-Place = tuple[str, ...]
-"""Where a setting stands: ("destinations", "lab", "url")."""
+Path = tuple[str, ...]
+"""The keys that lead to a setting: ("destinations", "lab", "url")."""
 
 
-def _known_type(given: Given) -> str:
-    """A type that is installed; the built-in ones are known without looking."""
-    if isinstance(given.value, str) and is_known(given.value):
-        return given.value
-    raise Refused(f"must be {' or '.join(map(repr, types()))}")
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A configuration, and where each setting comes from that is not a default: a key of the file or a variable."""
+
+    config: Config
+    given: Mapping[Path, Given]
 
 
-_RATE_LIMITS = {"metrics": forms.seconds(), "ckpt": forms.seconds(), "heartbeat": forms.seconds()}
-_DESTINATION = {
-    "type": forms.Form(_known_type),
-    "url": forms.web_address(),
-    "web_url": forms.web_address(),
-    "insecure": forms.flag(),
-    "ca_bundle": forms.path(),
-    "proxy": forms.proxy_address(),
-    "connect_timeout": forms.seconds(zero=False),
-    "answer_timeout": forms.seconds(zero=False),
-    "stall_window": forms.seconds(zero=False),
-    "stall_rate": forms.count("bytes"),
-    "requests_per_minute": forms.count("requests", least=0),
-    "uploads_per_minute": forms.count("uploads", least=0),
-    "upload_hosts": forms.hosts(),
-}
-
-SECTIONS: Mapping[str, Mapping[str, Form]] = {
-    "outbox": {
-        "url": forms.database_address(),
-        "driver": forms.choice("auto", "pysqlite3", "sqlite3"),
-        "busy_timeout": forms.seconds(zero=False),
-        "keep_delivered": forms.seconds(),
-        "keep_attempts": forms.seconds(),
-    },
-    "spool": {
-        "path": forms.path(),
-        "max_bytes": forms.count("bytes"),
-        "min_free_bytes": forms.count("bytes", least=0),
-    },
-    "rate_limits": _RATE_LIMITS,
-    "retry": {"base": forms.seconds(), "cap": forms.seconds()},
-    "worker": {
-        "idle_exit": forms.seconds(),
-        "lease": forms.seconds(zero=False),
-        "grace": forms.seconds(),
-        "light_threads": forms.count("threads"),
-        "ckpt_threads": forms.count("threads"),
-        "heartbeat_threads": forms.count("threads"),
-        "batch_entries": forms.count("entries"),
-        "batch_bytes": forms.count("bytes"),
-    },
-    "destinations.<name>": _DESTINATION,
-    "destinations.<name>.rate_limits": _RATE_LIMITS,
-}
-"""Every section with its keys; `default_destination` stands before all of them."""
-
-_PREFIX = "HUBQUEUE_"
 _ENVIRONMENT = "the environment"
-_NAME = re.compile(r"[a-z0-9]+([-_][a-z0-9]+)*")
-_SECRET = re.compile(r"key$|token|passw(or)?d|secret|credential|^auth$")
 
 
 def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
@@ -109,12 +77,12 @@ def parse(text: str, environ: Mapping[str, str], *, source: str) -> Config:
 
     `source` names where the text came from, for the hint. Raises `ConfigError` with every problem.
     """
+    return read(text, environ, source=source).config
+
+
+def read(text: str, environ: Mapping[str, str], *, source: str) -> Reading:
+    """The same, with where each setting comes from."""
     return _Reader(environ, source).read(text)
-
-
-def variable(*path: str) -> str:
-    """The environment variable that overrides a setting: `variable("destinations", "lab", "url")`."""
-    return _PREFIX + "__".join(part.replace("-", "_").upper() for part in path)
 
 
 class _Reader:
@@ -125,34 +93,32 @@ class _Reader:
         self._source = source
         self._problems: list[str] = []
         self._culprits: dict[str, None] = {}
-        self._values: dict[Place, Any] = {}
-        self._given: dict[Place, Given] = {}
-        self._broken: set[Place] = set()
-        self._names: list[str] = []
+        self._hints: dict[str, None] = {}
+        self._values: dict[Path, Any] = {}
+        self._given: dict[Path, Given] = {}
+        self._broken: set[Path] = set()
+        self._types: dict[str, str] = {}  # of the destinations, by their names
+        self._doubtful: set[str] = set()  # destinations whose type is not known
         self._implied: tuple[str, ...] = ()
 
-    def read(self, text: str) -> Config:
+    def read(self, text: str) -> Reading:
         self._take_file(self._load(text))
         self._take_environment()
         default = self._choose_default()
-        named = ("default_destination",) in self._values or len(self._names) == 1
+        named = ("default_destination",) in self._values or len(self._types) == 1
         self._check_retry()
-        destinations = {name: self._destination(name) for name in self._names}
+        made = {name: self._destination(name) for name in self._types}
         if self._problems:
-            raise ConfigError(tuple(self._problems), hint=f"correct {' and '.join(self._culprits)}")
-        return Config(
+            hints = [f"correct {' and '.join(self._culprits)}"] if self._culprits else []
+            raise ConfigError(tuple(self._problems), hint="; ".join([*hints, *self._hints]))
+        config = Config(
             default_destination=default,
-            outbox=OutboxSettings(**self._section("outbox")),
-            spool=SpoolSettings(**self._section("spool")),
-            rate_limits=RateLimits(**self._section("rate_limits")),
-            retry=RetrySettings(**self._section("retry")),
-            worker=WorkerSettings(**self._section("worker")),
-            destinations={
-                name: declaration(keys["type"]).settings(**keys) for name, keys in destinations.items()
-            },
+            destinations={name: each for name, each in made.items() if each is not None},
             implied=frozenset(self._implied) - ({default} if named else set()),
             default_named=named,
+            **{key: self._made((key,), table) for key, table in tables_of(Config).items()},
         )
+        return Reading(config, self._given)
 
     def _load(self, text: str) -> dict[str, Any]:
         try:
@@ -172,18 +138,10 @@ class _Reader:
     # --- the file
 
     def _take_file(self, tables: Mapping[str, Any]) -> None:
-        for key, value in tables.items():
-            if key == "default_destination":
-                self._take((key,), forms.text(), self._in_file((key,), value))
-            elif key == "destinations":
-                self._take_destinations(value)
-            elif key in SECTIONS:
-                self._take_table((key,), value, SECTIONS[key])
-            else:
-                self._unknown((key,), value, ["default_destination", "destinations", *_plain_sections()])
-        if not self._names and ("destinations",) not in self._broken:
+        self._take_table((), tables, Config)
+        if not self._types and ("destinations",) not in self._broken:
             self._implied = tuple(BUILT_IN)  # one of each, by its type's name
-            self._names += self._implied
+            self._types.update({name: self._type_of(name, {}) for name in self._implied})
 
     def _take_destinations(self, tables: object) -> None:
         if not isinstance(tables, dict):
@@ -191,53 +149,94 @@ class _Reader:
             self._problem(f"destinations must be a table, not {forms.kind_of(tables)}", self._source)
             return
         for name, table in tables.items():
-            if not _NAME.fullmatch(name) or len(name) > 40:
-                wanted = "at most 40 small letters and digits, with single - or _ between them"
+            if not re.fullmatch(NAME, name) or len(name) > LONGEST_NAME:
+                wanted = f"at most {LONGEST_NAME} small letters and digits, with single - or _ between them"
                 self._problem(f"{_shown(('destinations', name))}: the name must be {wanted}", self._source)
-            elif twin := next((known for known in self._names if _flat(known) == _flat(name)), None):
+            elif twin := next((known for known in self._types if _flat(known) == _flat(name)), None):
                 self._problem(f"destinations.{name}: its variables are those of {twin!r} too", self._source)
             else:
-                self._names.append(name)
-                self._take_table(("destinations", name), table, _DESTINATION)
+                self._types[name] = self._type_of(name, table if isinstance(table, dict) else {})
+                self._take_table(("destinations", name), table, self._holder(name))
 
-    def _take_table(self, path: Place, table: object, known: Mapping[str, Form]) -> None:
+    def _take_table(self, path: Path, table: object, holder: type) -> None:
         if not isinstance(table, dict):
             self._problem(f"{_shown(path)} must be a table, not {forms.kind_of(table)}", self._source)
             return
+        known, inner = settings_of(holder), tables_of(holder)
         for key, value in table.items():
-            if known is _DESTINATION and key == "rate_limits":
-                self._take_table((*path, key), value, _RATE_LIMITS)
+            place = (*path, key)
+            if place == ("destinations",):
+                self._take_destinations(value)
+            elif key in inner:
+                self._take_table(place, value, inner[key].holder)
             elif key in known:
-                self._take((*path, key), known[key], self._in_file((*path, key), value))
+                given = Given(value, _shown(place), True, self._environ)
+                self._take(place, _form(place, known[key]), given)
             else:
-                tables = ["rate_limits"] if known is _DESTINATION else []
-                self._unknown((*path, key), value, [*known, *tables])
+                self._unknown(place, value, [*known, *inner, *([] if path else ["destinations"])])
 
-    def _in_file(self, path: Place, value: object) -> Given:
-        return Given(value, _shown(path), True, self._environ)
-
-    def _unknown(self, path: Place, value: object, known: list[str]) -> None:
+    def _unknown(self, path: Path, value: object, known: list[str]) -> None:
         name = path[-1]
-        if _looks_secret(name) and not isinstance(value, dict):
-            place = path[1] if path[0] == "destinations" and len(path) > 2 else "DESTINATION"
+        of_destination = len(path) == 3 and path[0] == "destinations"
+        if of_destination and self._is_of_another_type(_shown(path), path[1], name, self._source):
+            return
+        if looks_secret(name) and not isinstance(value, dict):
+            whose = path[1] if path[0] == "destinations" and len(path) > 2 else "DESTINATION"
             self._problem(
-                f"{_shown(path)}: keys do not belong in the config file; use: hubqueue login {place}",
+                f"{_shown(path)}: keys do not belong in the config file; use: hubqueue login {whose}",
                 self._source,
             )
             return
         kind = "section" if len(path) == 1 and isinstance(value, dict) else "key"
         guess = did_you_mean(name, known)
         if not guess and len(path) == 1:
-            homes = [section for section in _plain_sections() if name in SECTIONS[section]]
+            homes = [key for key, each in tables_of(Config).items() if name in settings_of(each.holder)]
             guess = f"; did you mean '{homes[0]}.{name}'?" if homes else ""
         self._problem(f"unknown {kind} {_shown(path)}{guess}", self._source)
+
+    # --- the type of a destination, which decides what its table may have
+
+    def _type_of(self, name: str, table: Mapping[str, object]) -> str:
+        """Its type, known before its other keys are judged. A name that is a type is of that type unless it says otherwise."""
+        given = (self._environ.get(variable("destinations", name, "type")) or None, table.get("type"))
+        for each in given:
+            if isinstance(each, str) and is_known(each):
+                return each
+        if any(each is not None for each in given):
+            self._doubtful.add(name)
+        return name if is_known(name) else next(iter(BUILT_IN))
+
+    def _declaration(self, name: str) -> Destination | None:
+        """The declaration of a destination's type; None, and a problem, where it cannot be loaded."""
+        try:
+            return declaration(self._types[name])
+        except ConfigError as error:
+            self._problems += [each for each in error.problems if each not in self._problems]
+            self._hints[error.hint or ""] = None
+            return None
+
+    def _holder(self, name: str) -> type[DestinationSettings]:
+        found = self._declaration(name)
+        return DestinationSettings if found is None else found.settings
+
+    def _is_of_another_type(self, label: str, name: str, key: str, culprit: str) -> bool:
+        """Whether a setting is one of other types only: a problem, unless the type of this destination is one already."""
+        if self._declaration(name) is None:
+            return True  # what it may have is not known
+        owners = types_with(key)
+        if owners and name not in self._doubtful:
+            whose, own = " or ".join(map(repr, owners)), self._types[name]
+            why = f"is a setting of type {whose} only; this destination is of type {own!r}"
+            self._problem(f"{label} {why}", culprit)
+        return bool(owners)
 
     # --- the environment
 
     def _take_environment(self) -> None:
-        known = {variable(*path): (path, form) for path, form in self._places()}
-        self._names += sorted(self._new_destinations(known))
-        known = {variable(*path): (path, form) for path, form in self._places()}
+        known = self._variables()
+        for name in sorted(self._new_destinations(known)):
+            self._types[name] = self._type_of(name, {})
+        known = self._variables()
         flattened = {name.replace("__", "_"): name for name in known}
         for name in sorted(self._environ):
             written = self._environ[name]
@@ -246,13 +245,19 @@ class _Reader:
             if name in known:
                 path, form = known[name]
                 self._take(path, form, Given(form.literal(written), name, False, self._environ))
-            elif name.startswith(_PREFIX) and "__" in name:
+            elif name.startswith(PREFIX) and "__" in name:
                 self._unknown_variable(name, list(known))
             elif name in flattened:
                 self._problem(f"unknown variable {name}; did you mean {flattened[name]!r}?", _ENVIRONMENT)
 
     def _unknown_variable(self, name: str, known: list[str]) -> None:
-        if _looks_secret(name.rpartition("__")[2]):
+        for each in self._types:
+            start, key = variable("destinations", each, ""), name.rpartition("__")[2].lower()
+            if name.lower() == start.lower() + key and self._is_of_another_type(
+                clean(name), each, key, _ENVIRONMENT
+            ):
+                return
+        if looks_secret(name.rpartition("__")[2]):
             advice = "; a key goes into HUBQUEUE_KEY_<DESTINATION>"
         else:
             advice = did_you_mean(name, known)
@@ -265,20 +270,15 @@ class _Reader:
             if found and name not in known and self._environ[name]:
                 yield found[1].lower()
 
-    def _places(self) -> Iterator[tuple[Place, Form]]:
-        yield ("default_destination",), forms.text()
-        for section in _plain_sections():
-            for key, form in SECTIONS[section].items():
-                yield (section, key), form
-        for name in self._names:
-            for key, form in _DESTINATION.items():
-                yield ("destinations", name, key), form
-            for key, form in _RATE_LIMITS.items():
-                yield ("destinations", name, "rate_limits", key), form
+    def _variables(self) -> dict[str, tuple[Path, Form]]:
+        found = list(places(Config))
+        for name in self._types:
+            found += places(self._holder(name), ("destinations", name))
+        return {variable(*path): (path, _form(path, setting)) for path, setting in found}
 
     # --- both
 
-    def _take(self, path: Place, form: Form, given: Given) -> None:
+    def _take(self, path: Path, form: Form, given: Given) -> None:
         self._given[path] = given
         try:
             self._values[path] = form.check(given)
@@ -286,7 +286,7 @@ class _Reader:
             self._broken.add(path)
             self._refuse(path, str(refusal))
 
-    def _refuse(self, path: Place, why: str) -> None:
+    def _refuse(self, path: Path, why: str) -> None:
         given = self._given[path]
         self._problem(f"{given.label} {why}", self._source if given.in_file else _ENVIRONMENT)
 
@@ -300,39 +300,44 @@ class _Reader:
         """The one that is named; else `platform`, the service that there is; else `hub`; else the only one."""
         path = ("default_destination",)
         named = self._values.get(path)
-        if named in self._names or path in self._broken or ("destinations",) in self._broken:
+        if named in self._types or path in self._broken or ("destinations",) in self._broken:
             return str(named)
         if named is not None:
-            guess = did_you_mean(named, self._names)
+            guess = did_you_mean(named, self._types)
             self._refuse(path, f"is no destination that the configuration has{guess}")
-        usual = next((type for type in (USUAL, *BUILT_IN) if type in self._names), None)
-        if named is None and usual is None and len(self._names) > 1:
+        usual = next((type for type in (USUAL, *BUILT_IN) if type in self._types), None)
+        if named is None and usual is None and len(self._types) > 1:
             self._problem("default_destination must name one of several destinations", self._source)
-        return usual or next(iter(self._names), USUAL)
+        return usual or next(iter(self._types), USUAL)
 
     def _check_retry(self) -> None:
         both = {"base": RetrySettings().base, "cap": RetrySettings().cap, **self._section("retry")}
         if both["cap"] < both["base"] and not self._broken & {("retry", "base"), ("retry", "cap")}:
             self._problem("retry.cap must not be less than retry.base", self._source)
 
-    def _destination(self, name: str) -> dict[str, Any]:
-        path = ("destinations", name)
-        given = self._section(*path)
-        # A name that is a type is of that type unless it says otherwise.
-        type = given.get("type") or (name if is_known(name) else next(iter(BUILT_IN)))
-        settings: dict[str, Any] = {"name": name, "type": type, **given}
-        for key, source in declaration(type).address_variables.items():
+    def _destination(self, name: str) -> DestinationSettings | None:
+        path, declared = ("destinations", name), self._declaration(name)
+        if declared is None:
+            return None
+        known = settings_of(declared.settings)
+        for key, source in declared.address_variables.items():
             place, value = (*path, key), self._environ.get(source)
             if value and place not in self._given:
-                self._take(place, _DESTINATION[key], Given(value, source, False, self._environ))
+                self._take(place, known[key].form, Given(value, source, False, self._environ))
         found = self._section(*path)
+        settings: dict[str, Any] = {"name": name, "type": declared.type}
         if "url" in found:
             settings["url_named"] = not self._given[*path, "url"].in_file
-            if found["url"] != vendors_url(type):
+            if found["url"] != vendors_url(declared.type):
                 settings["web_url"] = found["url"]  # a hub of one's own shows its runs itself
+                self._given.setdefault((*path, "web_url"), self._given[*path, "url"])
         settings |= found
-        limits = {**self._section("rate_limits"), **self._section(*path, "rate_limits")}
-        settings["rate_limits"] = RateLimits(**limits)
+        for key, table in tables_of(declared.settings).items():
+            if key in tables_of(Config):  # what is not set here is that of the table for all destinations
+                for inner in settings_of(table.holder).keys() & self._section(key).keys():
+                    self._values.setdefault((*path, key, inner), self._values[key, inner])
+                    self._given.setdefault((*path, key, inner), self._given[key, inner])
+            settings[key] = self._made((*path, key), table)
         may_be_insecure = settings.get("insecure") or (*path, "insecure") in self._broken
         if forms.is_plain_remote(settings.get("url", "")) and not may_be_insecure:
             why = "is plain http to another machine, which shows the key to the network"
@@ -340,23 +345,24 @@ class _Reader:
         elif forms.is_plain_remote(settings.get("url", ""), settings.get("proxy")) and not may_be_insecure:
             why = "leads plain http through another machine, which shows it the key"
             self._refuse((*path, "proxy"), f"{why}: use an https url, or insecure = true")
-        return settings
+        return None if self._problems else declared.settings(**settings)
+
+    def _made(self, path: Path, table: Table) -> Any:
+        inner = {key: self._made((*path, key), each) for key, each in tables_of(table.holder).items()}
+        return dataclasses.replace(table.default, **self._section(*path), **inner)
 
     def _section(self, *path: str) -> dict[str, Any]:
         return {key[-1]: value for key, value in self._values.items() if key[:-1] == path}
 
 
-def _plain_sections() -> list[str]:
-    return [section for section in SECTIONS if not section.startswith("destinations")]
-
-
-def _looks_secret(name: str) -> bool:
-    return _SECRET.search(re.sub(r"[-_]", "", name.lower())) is not None
+def _form(path: Path, setting: Setting) -> Form:
+    """The form of a setting. Which types there are is known to the registry only."""
+    return TYPE_FORM if len(path) == 3 and path[0] == "destinations" and path[2] == "type" else setting.form
 
 
 def _flat(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _shown(path: Place) -> str:
+def _shown(path: Path) -> str:
     return clean(".".join(path), limit=100)

@@ -6,11 +6,14 @@ A stranger's package brings its type as an entry point of the group `hubqueue.de
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from hubqueue.config.declaration import Destination
+from hubqueue.config.forms import Form, Given, Refused
+from hubqueue.config.setting import settings_of, tables_of
 from hubqueue.domain.errors import ConfigError
 from hubqueue.domain.redact import clean
 
@@ -56,6 +59,31 @@ def declaration(type: str) -> Destination:
 def built_in() -> tuple[Destination, ...]:
     """The declarations of the types that hubqueue brings."""
     return tuple(declaration(type) for type in BUILT_IN)
+
+
+def _known_type(given: Given) -> str:
+    if isinstance(given.value, str) and is_known(given.value):
+        return given.value
+    raise Refused(f"must be {' or '.join(map(repr, types()))}")
+
+
+TYPE_FORM = Form(_known_type, unit="word")
+"""The form of the setting `type`: a type that is installed. The built-in ones are known without looking."""
+
+
+def usable() -> tuple[str, ...]:
+    """The names of all types whose declaration can be loaded: the package of one that is not used here may be broken."""
+    found = []
+    for each in types():
+        with suppress(ConfigError):
+            found.append(declaration(each).type)
+    return tuple(found)
+
+
+def types_with(key: str) -> list[str]:
+    """The types whose destinations have a setting, or a table of settings, of this name."""
+    holders = {each: declaration(each).settings for each in usable()}
+    return [type for type, each in holders.items() if key in settings_of(each) or key in tables_of(each)]
 
 
 def vendors_url(type: str) -> str:

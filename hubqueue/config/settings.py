@@ -1,7 +1,8 @@
-"""The settings, parsed and frozen: what the rest of hubqueue reads.
+"""The settings, declared once and frozen: what the rest of hubqueue reads.
 
-Promises durations as timedelta, paths as Path and a default for everything, so that `Config()` is what an
-empty configuration means. Where the values come from and which are refused is the business of `config`.
+Promises durations as timedelta, paths as Path and a default for everything, so that `Config()` is what an empty
+configuration means. Each field says its form, its default and its help; `reader` decides from these which values are
+refused, and the documents and the JSON Schema come from them (see `setting.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
+from hubqueue.config import forms
+from hubqueue.config.setting import setting, table
 from hubqueue.domain.budget import Budget
 from hubqueue.domain.entry import Kind
 
@@ -18,9 +21,17 @@ from hubqueue.domain.entry import Kind
 class RateLimits:
     """Least time between two request starts of one lane."""
 
-    metrics: timedelta = timedelta(seconds=3)
-    ckpt: timedelta = timedelta(seconds=900)
-    heartbeat: timedelta = timedelta(seconds=300)
+    metrics: timedelta = setting(
+        forms.seconds(), default=timedelta(seconds=3), help="between two metrics requests"
+    )
+    ckpt: timedelta = setting(
+        forms.seconds(),
+        default=timedelta(minutes=15),
+        help="between two checkpoint uploads. A final one does not wait for it",
+    )
+    heartbeat: timedelta = setting(
+        forms.seconds(), default=timedelta(minutes=5), help="between two heartbeats"
+    )
 
     def pace(self, kind: Kind) -> timedelta:
         """The limit of a lane of this kind; zero for the kinds that have none."""
@@ -39,70 +50,191 @@ class RateLimits:
 class OutboxSettings:
     """The database. `url` None is `outbox.db` in the home; it may carry a password, so no repr shows it."""
 
-    url: str | None = field(default=None, repr=False)
-    driver: str = "auto"
-    busy_timeout: timedelta = timedelta(seconds=5)
-    keep_delivered: timedelta = timedelta(days=7)
-    keep_attempts: timedelta = timedelta(days=30)
+    url: str | None = setting(
+        forms.database_address(),
+        default=None,
+        absent="`outbox.db` in the home",
+        example="sqlite:////path/to/outbox.db",
+        secret=True,
+        help="the database: `sqlite:////path/to/outbox.db` or `postgresql+psycopg://HOST/NAME`",
+    )
+    driver: str = setting(
+        forms.choice("auto", "pysqlite3", "sqlite3"),
+        default="auto",
+        help="the SQLite library: `auto` (pysqlite3 where it is installed), `pysqlite3` or `sqlite3`",
+    )
+    busy_timeout: timedelta = setting(
+        forms.seconds(zero=False),
+        default=timedelta(seconds=5),
+        help="how long a write waits for another writer (a worker: at least 30 s)",
+    )
+    keep_delivered: timedelta = setting(
+        forms.seconds(),
+        default=timedelta(days=7),
+        help="how long a delivered, superseded or cancelled entry is kept. The newest of all stays",
+    )
+    keep_attempts: timedelta = setting(
+        forms.seconds(), default=timedelta(days=30), help="how long the history of attempts is kept"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class SpoolSettings:
     """The folder of snapshots. `path` None is `spool` in the home; sizes are in bytes."""
 
-    path: Path | None = None
-    max_bytes: int = 20_000_000_000
-    min_free_bytes: int = 1_000_000_000
+    path: Path | None = setting(
+        forms.path(),
+        default=None,
+        absent="`spool` in the home",
+        example="/path/to/spool",
+        help="the folder of checkpoint snapshots",
+    )
+    max_bytes: int = setting(
+        forms.size(), default=20_000_000_000, help="what all snapshots together may take"
+    )
+    min_free_bytes: int = setting(
+        forms.size(least=0),
+        default=1_000_000_000,
+        help="what snapshots leave free on the disk; 0 is no reserve",
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class RetrySettings:
     """Backoff after a failed attempt: up to `base * 2 ** failures`, at most `cap`."""
 
-    base: timedelta = timedelta(seconds=1)
-    cap: timedelta = timedelta(seconds=300)
+    base: timedelta = setting(forms.seconds(), default=timedelta(seconds=1), help="the longest first wait")
+    cap: timedelta = setting(
+        forms.seconds(), default=timedelta(minutes=5), help="the longest wait of all; not less than `base`"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     """The background worker. `batch_bytes` bounds one metrics request, `*_threads` the requests at a time."""
 
-    idle_exit: timedelta = timedelta(seconds=300)
-    lease: timedelta = timedelta(seconds=60)
-    grace: timedelta = timedelta(seconds=10)
-    light_threads: int = 8
-    ckpt_threads: int = 2
-    heartbeat_threads: int = 4
-    batch_entries: int = 1000
-    batch_bytes: int = 1_048_576
+    idle_exit: timedelta = setting(
+        forms.seconds(),
+        default=timedelta(minutes=5),
+        help="time without uploads after which a worker started by a run exits",
+    )
+    lease: timedelta = setting(
+        forms.seconds(zero=False),
+        default=timedelta(seconds=60),
+        help="how long a claim holds that its worker does not renew",
+    )
+    grace: timedelta = setting(
+        forms.seconds(),
+        default=timedelta(seconds=10),
+        help="how long running uploads may continue when the worker is stopped",
+    )
+    light_threads: int = setting(
+        forms.count("threads"),
+        default=8,
+        help="parallel requests to a destination, of all kinds but checkpoints and heartbeats",
+    )
+    ckpt_threads: int = setting(
+        forms.count("threads"), default=2, help="parallel checkpoint uploads to a destination"
+    )
+    heartbeat_threads: int = setting(
+        forms.count("threads"), default=4, help="parallel heartbeats to a destination"
+    )
+    batch_entries: int = setting(
+        forms.count("entries"),
+        default=1000,
+        help="the most epochs in one metrics request (50 where `rate_limits.metrics` is 0 and others write just then)",
+    )
+    batch_bytes: int = setting(
+        forms.size(), default=1_048_576, help="the largest size of one metrics request"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class DestinationSettings:
-    """A named place that entries are owed to. It never holds the key.
+    """A named target that entries are owed to. It never holds the key.
 
     `url` and `web_url` end without a slash. `proxy` may carry a password, so no repr shows it. An upload
     slower than `stall_rate` (bytes per second) over a `stall_window` is given up. `requests_per_minute` and
     `uploads_per_minute` bound what all runs together ask (0: no bound). Checkpoints that the hub wants put elsewhere
-    go to `upload_hosts` only, and to the host of `url`. Each type has a class of its own, with
-    its defaults and what only it needs. `url_named` tells that a variable of the environment has named the address.
+    go to `upload_hosts` only, and to the host of `url`. Each type has a class of its own, with its defaults and what
+    only it needs. `url_named` tells that a variable of the environment has named the address.
     """
 
     name: str
-    type: str
-    url: str = ""
-    web_url: str = ""
-    insecure: bool = False
-    ca_bundle: Path | None = None
-    proxy: str | None = field(default=None, repr=False)
-    rate_limits: RateLimits = RateLimits()
-    connect_timeout: timedelta = timedelta(seconds=10)
-    answer_timeout: timedelta = timedelta(seconds=60)
-    stall_window: timedelta = timedelta(seconds=60)
-    stall_rate: int = 32_768
-    requests_per_minute: int = 0
-    uploads_per_minute: int = 0
-    upload_hosts: tuple[str, ...] = ()
+    type: str = setting(
+        forms.text("word"),
+        default="",
+        absent="the type that is called like the destination",
+        help="the protocol",
+    )
+    url: str = setting(
+        forms.web_address(),
+        default="",
+        absent="none",
+        example="https://HOST",
+        help="the API root; no user, query or fragment",
+    )
+    web_url: str = setting(
+        forms.web_address(),
+        default="",
+        absent="that of `url`",
+        example="https://HOST",
+        help="the web root, to read and print model URLs. That of `url` where only this is set",
+    )
+    insecure: bool = setting(
+        forms.flag(),
+        default=False,
+        help="`true` allows plain http to another machine: others can read the key on its way",
+    )
+    ca_bundle: Path | None = setting(
+        forms.path(),
+        default=None,
+        absent="the built-in ones",
+        example="/path/to/ca.pem",
+        help="certificates to trust instead of the built-in ones",
+    )
+    proxy: str | None = setting(
+        forms.proxy_address(),
+        default=None,
+        absent="none",
+        example="http://proxy:3128",
+        secret=True,
+        help="an http or https proxy; a user and password only in the variable. An http `url` goes through a proxy on "
+        "this machine only, unless `insecure`. `HTTPS_PROXY` and similar variables are not read",
+    )
+    rate_limits: RateLimits = table(RateLimits, help="those of `[rate_limits]`, where not set here")
+    connect_timeout: timedelta = setting(
+        forms.seconds(zero=False), default=timedelta(seconds=10), help="for the connection"
+    )
+    answer_timeout: timedelta = setting(
+        forms.seconds(zero=False),
+        default=timedelta(seconds=60),
+        help="from the last byte sent to the complete response",
+    )
+    stall_window: timedelta = setting(
+        forms.seconds(zero=False),
+        default=timedelta(seconds=60),
+        help="an upload slower than `stall_rate` over this time is given up",
+    )
+    stall_rate: int = setting(
+        forms.size(unit="bytes per second"),
+        default=32_768,
+        help="bytes per second that an upload must keep up on average; see `stall_window`",
+    )
+    requests_per_minute: int = setting(
+        forms.count("requests", least=0),
+        default=0,
+        help="what all runs and processes of this outbox together may send in a minute; 0 is no limit",
+    )
+    uploads_per_minute: int = setting(
+        forms.count("uploads", least=0), default=0, help="checkpoints among them; 0 is no limit"
+    )
+    upload_hosts: tuple[str, ...] = setting(
+        forms.hosts(),
+        default=(),
+        help="hosts (`HOST`, or `HOST:PORT` where it is not 443) besides that of `url` to which the hub may have "
+        "checkpoints sent. In the variable with commas between them",
+    )
     url_named: bool = field(default=False, compare=False)
 
     @property

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.config.reader import SECTIONS, Config, parse, variable
+from hubqueue.config.reader import Config, DestinationSettings, parse, variable
+from hubqueue.config.setting import places
 from hubqueue.domain.errors import ConfigError
 
 SECRET = "hunter2hunter2"
@@ -45,8 +46,8 @@ def test_every_problem_is_reported_at_once_with_its_source() -> None:
         "unknown section rate_limit; did you mean 'rate_limits'?",
         "unknown key rate_limits.metric; did you mean 'metrics'?",
         "rate_limits.ckpt must be 0 or more seconds",
-        "retry.base must be a number of seconds, not a string",
-        "HUBQUEUE_WORKER__LEASE must be a number of seconds, not a string",
+        'retry.base must be a number of seconds or a text such as "15 min"',
+        'HUBQUEUE_WORKER__LEASE must be a number of seconds or a text such as "15 min"',
     )
     assert caught.value.hint == "correct /etc/hubqueue.toml and the environment"
 
@@ -74,7 +75,10 @@ def test_the_hint_names_only_where_the_problem_stands(
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("rate_limits.ckpt = true", "rate_limits.ckpt must be a number of seconds, not a boolean"),
+        (
+            "rate_limits.ckpt = true",
+            'rate_limits.ckpt must be a number of seconds or a text such as "15 min", not a boolean',
+        ),
         ("rate_limits.ckpt = nan", "rate_limits.ckpt must be a finite number of seconds"),
         ("rate_limits.ckpt = inf", "rate_limits.ckpt must be a finite number of seconds"),
         ("rate_limits.ckpt = 1e300", "rate_limits.ckpt must be at most 315360000 seconds (ten years)"),
@@ -93,8 +97,14 @@ def test_the_hint_names_only_where_the_problem_stands(
         ("outbox.busy_timeout = 0", "outbox.busy_timeout must be more than 0 seconds"),
         ("worker.ckpt_threads = 0", "worker.ckpt_threads must be 1 or more threads"),
         ("spool.max_bytes = 0", "spool.max_bytes must be 1 or more bytes"),
-        ("spool.max_bytes = 2e9", "spool.max_bytes must be a whole number of bytes, not a fraction"),
-        ("spool.max_bytes = true", "spool.max_bytes must be a whole number of bytes, not a boolean"),
+        (
+            "spool.max_bytes = 2e9",
+            'spool.max_bytes must be a whole number of bytes or a text such as "20 GB", not a fraction',
+        ),
+        (
+            "spool.max_bytes = true",
+            'spool.max_bytes must be a whole number of bytes or a text such as "20 GB", not a boolean',
+        ),
         (
             "spool.max_bytes = 9223372036854775808",
             "spool.max_bytes must be at most 9223372036854775807 bytes",
@@ -220,9 +230,9 @@ def test_a_key_in_a_settings_variable_is_refused_with_the_right_variable() -> No
     )
 
 
-PLACES = [f"{section}.{key}".replace("<name>", "hub") for section, keys in SECTIONS.items() for key in keys]
+PLACES = [".".join(path) for path, _ in places(Config)]
+PLACES += [".".join(path) for path, _ in places(DestinationSettings, ("destinations", "hub"))]
 PLACES += [
-    "default_destination",
     "api_key",
     "outbox.token",
     "destinations.hub",

@@ -1,0 +1,51 @@
+"""Names of destinations, of keys in the file and of environment variables: which are valid, and which nothing reads."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+
+from hubqueue.domain.redact import clean
+
+NAME, LONGEST_NAME = r"[a-z0-9]+([-_][a-z0-9]+)*", 40
+"""What a destination may be called, as a regular expression, so that a variable can carry it."""
+PREFIX = "HUBQUEUE_"
+_SECRET = re.compile(r"key$|token|passw(or)?d|secret|credential|^auth$")
+_KEY = f"{PREFIX}KEY_"
+# Read besides the settings and the keys. The last two pass a run, or its being a worker, to a process that it starts.
+_OTHERS = ("HUBQUEUE_HOME", "HUBQUEUE_CONFIG", "HUBQUEUE_RUN", "HUBQUEUE_IS_WORKER")
+
+
+def variable(*path: str) -> str:
+    """The environment variable that overrides a setting: `variable("destinations", "lab", "url")`."""
+    return PREFIX + "__".join(part.replace("-", "_").upper() for part in path)
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a name of a setting is that of a secret, whatever its spelling."""
+    return _SECRET.search(re.sub(r"[-_]", "", name.lower())) is not None
+
+
+def own_variable(destination: str, further: str = "") -> str:
+    """The variable with the key of a destination: `HUBQUEUE_KEY_LAB`. With a `further` secret: `HUBQUEUE_SECRET_LAB`."""
+    start = f"{PREFIX}{further.upper()}_" if further else _KEY
+    return start + re.sub(r"[^A-Z0-9]", "_", destination.upper())
+
+
+def unread(environ: Mapping[str, str], destinations: Iterable[str]) -> tuple[str, ...]:
+    """What is wrong with the `HUBQUEUE_…` variables that nothing reads, a line each; never their values.
+
+    They may belong to another program, so this is no error. Names with two underscores are not judged here: the reader
+    refuses those that are no setting.
+    """
+    keys = {own_variable(each): each for each in destinations}
+    read = {*keys, *_OTHERS, variable("default_destination")}
+    found = []
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and "__" not in name and name not in read and environ[name]:
+            close = difflib.get_close_matches(name, read, n=1, cutoff=0.8)
+            guess = f"; did you mean {close[0]}?" if close else ""
+            why = "no destination has this name" if name.startswith(_KEY) else "hubqueue does not read it"
+            found.append(f"{clean(name, limit=100)} is set, but {why}{guess}")
+    return tuple(found)

@@ -1,0 +1,106 @@
+"""The example configuration: every setting with its default, its unit and its help. It is a valid file that changes nothing."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+
+from hubqueue.config.config import Config
+from hubqueue.config.registry import BUILT_IN, declaration
+from hubqueue.config.setting import Setting, settings_of, tables_of
+
+_HEAD = """\
+#:schema ./hubqueue.schema.json
+# hubqueue: every setting with its default. A line that begins with "# key =" has no default value to show.
+# Durations are texts such as "90 s", "15 min" or "7 days", or numbers of seconds; sizes are texts such as "20 GB" or
+# "512 MiB", or numbers of bytes. Every key can be overridden by a variable: HUBQUEUE_<SECTION>__<KEY>, as
+# HUBQUEUE_RATE_LIMITS__METRICS=1.5. Do not put keys or passwords in this file: use `hubqueue login hub`.
+# The first line lets an editor complete and check this file, once there is a schema beside it:
+# hubqueue config schema > hubqueue.schema.json. More: docs/configuration.md
+"""
+_COLUMN, _WIDTH = 33, 120
+
+
+def example(types: Sequence[str] = tuple(BUILT_IN)) -> str:
+    """The text of config.example.toml, with a destination of each of these types."""
+    return "\n".join([_HEAD, *_sections(types)]).rstrip() + "\n"
+
+
+def value_of(setting: Setting) -> str:
+    """The default of a setting as TOML; the example of one that has none."""
+    return in_toml(setting.form.written(setting.default) if setting.has_value else setting.example)
+
+
+def in_toml(value: object) -> str:
+    """A value of the file as TOML."""
+    return json.dumps(
+        value, ensure_ascii=False
+    )  # texts, numbers, booleans and arrays of texts are the same in both
+
+
+def _sections(types: Sequence[str]) -> Iterator[str]:
+    yield from _lines(settings_of(Config).values())
+    for key, table in tables_of(Config).items():
+        yield from ("", _commented(f"[{key}]", table.help))
+        yield from _lines(settings_of(table.holder).values())
+    for at, type in enumerate(types):
+        yield from ("", *_destination(type, like=None if at == 0 else types[0]))
+
+
+def _destination(type: str, *, like: str | None) -> Iterator[str]:
+    """The table of a destination; of one that is `like` another, what differs."""
+    declared = declaration(type)
+    known = {} if like is None else settings_of(declaration(like).settings)
+    heading = f"[destinations.{type}]"
+    yield (
+        heading
+        if like is None
+        else _commented(heading, f"the same keys; those of type {type} differ in these")
+    )
+    own = settings_of(declared.settings).values()
+    shown = [each for each in own if each.key not in known or each.default != known[each.key].default]
+    for each in shown:
+        source = declared.address_variables.get(each.key)
+        replaced = f"{source} is used where this is not set" if source else ""
+        if each.key in known:
+            yield _brief(each, replaced)
+        else:
+            yield _line(each, f"{each.summary}; {replaced}" if source else None)
+    if like is None:
+        for key, table in tables_of(declared.settings).items():
+            yield from ("", _commented(f"[destinations.{type}.{key}]", table.help))
+            yield from map(_brief, settings_of(table.holder).values())
+
+
+def _lines(settings: Iterable[Setting]) -> Iterator[str]:
+    for each in settings:
+        yield _line(each)
+
+
+def _line(setting: Setting, help: str | None = None) -> str:
+    line, help = f"{setting.key} = {value_of(setting)}", help or setting.summary
+    if not setting.has_value:
+        return _commented(f"# {line}", f"default: {setting.absent}; {help}")
+    is_number = type(setting.form.written(setting.default)) is int
+    return _commented(line, f"{setting.form.unit}: {help}" if is_number else help)
+
+
+def _brief(setting: Setting, comment: str = "") -> str:
+    line = f"{setting.key} = {value_of(setting)}"
+    return _commented(line, comment) if comment else line
+
+
+def _commented(line: str, comment: str) -> str:
+    """The line and its comment, continued on further lines where it is too long."""
+    start = f"{line:<{_COLUMN - 1}} # " if len(line) < _COLUMN else f"{line}   # "
+    return "\n".join(
+        textwrap.wrap(
+            comment.replace("`", ""),
+            _WIDTH,
+            initial_indent=start,
+            subsequent_indent=f"{'':<{_COLUMN}}# ",
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+    )
