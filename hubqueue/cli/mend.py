@@ -123,11 +123,13 @@ def login(place: Place, destination: str) -> None:
     """
     from hubqueue.config.credentials import own_variables, usual_variables
     from hubqueue.config.declaration import Key
-    from hubqueue.config.registry import declaration
+    from hubqueue.config.registry import absent, declaration
     from hubqueue.worker.readdressing import log_in
 
     target = place.config().destination(destination)
     where = f"{target.name} ({origin(target.url)})"
+    if (missing := absent(target.type)) is not None:
+        raise missing.error
     names = [each.name for each in declaration(target.type).secrets]
     if not names:
         raise click.UsageError(f"destination {target.name} needs no key")

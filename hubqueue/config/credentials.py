@@ -316,7 +316,7 @@ def _vendor(type: str) -> str:
 
 
 def _borrowed(target: DestinationSettings, environ: Mapping[str, str]) -> _Values:
-    return tuple(each.borrowed(environ).strip() for each in _secrets(target))
+    return tuple(each.lent(environ) for each in _secrets(target))
 
 
 def _is_open(target: DestinationSettings) -> bool:

@@ -38,7 +38,7 @@ def learn_keys(
     of_environment = [
         value for name, value in environ.items() if name in names or name.upper().startswith(_OWN)
     ]
-    borrowed = [secret.borrowed(environ) for secret in secrets]
+    borrowed = [secret.lent(environ) for secret in secrets]
     remember(key.strip() for key in (*of_environment, *_stored(path), *borrowed, *more) if key)
 
 

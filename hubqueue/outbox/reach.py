@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hubqueue.config.credentials import own_variables, usual_variables
 from hubqueue.config.reader import DestinationSettings
+from hubqueue.config.registry import absent
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError
 from hubqueue.domain.redact import safe_url
@@ -48,6 +49,9 @@ def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
     if target is None:
         hint = f"add [destinations.{address.label}] with url = {safe_url(address.url)!r} to the configuration"
         return Obstacle(f"destination {address.label} ({safe_url(address.url)}) is not configured here", hint)
+    missing = absent(target.type)
+    if missing is not None:
+        return Obstacle(missing.problem, missing.hint)
     if not address.fits(target):
         what = (
             f"{address.label} was at {safe_url(address.url)} for them and is at {safe_url(target.url)} here"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
-from hubqueue.config.registry import declaration, is_known
+from hubqueue.config.registry import of_row
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox
+
+_LOG = logging.getLogger("hubqueue")
 
 
 def close_run(
@@ -22,7 +25,12 @@ def close_run(
     `results` are those of a finished training, `error` says why another one failed. Durable when this returns.
     """
     row, told = outbox.stats.run(run_id), None
-    completion = declaration(row["type"]).completion if row is not None and is_known(row["type"]) else None
+    completion = of_row(row["type"]).completion if row is not None else None
     if completion is not None:
-        told = completion(state, results=results, error=error)
+        try:
+            told = completion(state, results=results, error=error)
+        except (
+            Exception
+        ):  # a stranger's code; a run that cannot be ended would stop the janitor for all others
+            _LOG.exception("run %s: its destination is not told of the end", run_id)
     return outbox.registry.end_run(run_id, state, told=told)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hubqueue.config.declaration import Key
 from hubqueue.config.reader import DestinationSettings
+from hubqueue.config.registry import absent
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError
 from hubqueue.outbox.addresses import Address
@@ -40,7 +41,7 @@ def sendable(outbox: Outbox) -> list[Path]:
 
 def waiting(outbox: Outbox) -> list[str]:
     """The rows at an address of this environment whose runs still wait for a key: their first, or one to be read again."""
-    targets = outbox.config.destinations.values()
+    targets = _loaded(outbox)
     return [
         each.name
         for each in outbox.addresses.all()
@@ -50,7 +51,7 @@ def waiting(outbox: Outbox) -> list[str]:
 
 def _routes(outbox: Outbox, keyless: bool) -> Iterator[Route]:
     rows = outbox.addresses.all()
-    for target in outbox.config.destinations.values():
+    for target in _loaded(outbox):
         try:
             keys = outbox.credentials.keys(target)
         except CredentialsError:
@@ -65,7 +66,7 @@ def _routes(outbox: Outbox, keyless: bool) -> Iterator[Route]:
 def adopt(outbox: Outbox) -> None:
     """Give the runs that were started without a key to the account that this environment has at their address."""
     rows = outbox.addresses.all()
-    for target in outbox.config.destinations.values():
+    for target in _loaded(outbox):
         if any(each.account == UNKNOWN and each.fits(target) for each in rows) and (
             kept := stored_key(outbox, target)
         ):
@@ -75,6 +76,11 @@ def adopt(outbox: Outbox) -> None:
             key = outbox.key(target)
             if key is not None and key != UNKNOWN:
                 outbox.addresses.note(target, key)
+
+
+def _loaded(outbox: Outbox) -> list[DestinationSettings]:
+    """The destinations whose declaration can be had; the runs of the others wait, and `status` says why."""
+    return [each for each in outbox.config.destinations.values() if absent(each.type) is None]
 
 
 def stored_key(outbox: Outbox, target: DestinationSettings) -> str | None:

@@ -7,11 +7,13 @@ claims nothing new, gives uploads a short grace and hands every lease back.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -19,12 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubqueue.__about__ import __version__
-from hubqueue.config.declaration import Transport
+from hubqueue.config.declaration import Attempt, Transport
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import declaration
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import HubqueueError, WorkerError
-from hubqueue.domain.lane import Lease
+from hubqueue.domain.lane import Batch, Lease
+from hubqueue.domain.outcome import Outcome
 from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.moves.claim import START_GRACE, Terms
 from hubqueue.outbox.outbox import Outbox
@@ -36,8 +39,9 @@ from hubqueue.worker.routes import Route, adopt, routes, waiting
 if TYPE_CHECKING:
     from hubqueue.outbox.opened import Transaction
 
+_LOG = logging.getLogger("hubqueue")
 Connect = Callable[[Outbox, DestinationSettings], Transport]
-"""Opens a transport that needs no key of ours, in place of those that `transports.connect` opens."""
+"""Opens a transport that needs no key of ours, in place of that of its declaration."""
 # A look at whether a lock is held takes it for less than this, in seconds.
 _INSTANT = 0.05
 _LIGHT = (Kind.REGISTRATION, Kind.METRICS, Kind.EVENT, Kind.COMPLETION)
@@ -57,6 +61,24 @@ class _Crew:
     @property
     def free(self) -> int:
         return self.size - len(self.at_work)
+
+
+class _Reopened:
+    """A transport that could not be opened: each attempt tries that again, and is over when it fails."""
+
+    def __init__(self, open: Callable[[], Transport]) -> None:
+        self._open = open
+
+    def send(self, batch: Batch, attempt: Attempt) -> Outcome:
+        with closing(self._open()) as opened:
+            return opened.send(batch, attempt)
+
+    def check(self) -> Outcome:
+        with closing(self._open()) as opened:
+            return opened.check()
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Worker:
@@ -164,7 +186,7 @@ class Worker:
             self.wait_free(5.0)
         self._abort.set()
         for transport in self._transports.values():
-            transport.close()
+            _close(transport)
         for lock in self._serving.values():
             lock.release()
         try:
@@ -189,7 +211,7 @@ class Worker:
             busy = {crew.destination for crew in self._crews if crew.at_work}
             kept = [crew for crew in self._crews if crew.destination in busy or not crew.retired]
         for name in set(self._transports) - {crew.destination for crew in kept}:
-            self._transports.pop(name).close()
+            _close(self._transports.pop(name))
         for route in found:
             if route.name not in self._transports:
                 self._transports[route.name] = self._connect(route)
@@ -199,7 +221,13 @@ class Worker:
     def _connect(self, route: Route) -> Transport:
         if self._dial is not None:
             return self._dial(self._outbox, route.settings)
-        return declaration(route.settings.type).open(route.settings, route.keys, self._outbox.spool.open)
+        settings = route.settings
+        open = partial(declaration(settings.type).open, settings, route.keys, self._outbox.spool.open)
+        try:
+            return open()
+        except Exception:  # a stranger's code: its runs wait, and those of the others go on
+            _LOG.exception("destination %s cannot be opened", settings.name)
+            return _Reopened(open)
 
     def _hold(self, paths: set[Path]) -> None:
         """Say for which rows somebody is at work. Where another worker says so already, it stays the one."""
@@ -258,6 +286,13 @@ class Worker:
         if self._stopping or crew.retired:
             return None
         return self._outbox.claims.claim(crew.destination, crew.paces, crew.terms, within=tx)
+
+
+def _close(transport: Transport) -> None:
+    try:
+        transport.close()
+    except Exception:  # a stranger's code; what is left to do is not its business
+        _LOG.exception("a transport cannot be closed")
 
 
 def _crews(name: str, destination: DestinationSettings, outbox: Outbox, worker: str) -> list[_Crew]:
