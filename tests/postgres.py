@@ -6,11 +6,14 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psycopg
+from sqlalchemy.engine import make_url
 
 
 def find_postgres() -> Path | None:
@@ -86,3 +89,19 @@ class Postgres:
             )
             output.seek(0)
             assert ended.returncode == 0, output.read()
+
+
+def connect(url: str) -> psycopg.Connection[tuple[object, ...]]:
+    parts = make_url(url)
+    return psycopg.connect(host=str(parts.query["host"]), user=parts.username, dbname=parts.database)
+
+
+def wait_for_waiting(url: str, count: int) -> None:
+    """Until so many backends of this database wait for a lock of another one."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with connect(url) as connection:
+        connection.autocommit = True
+        until = time.monotonic() + 60
+        while connection.execute(query).fetchone() != (count,):
+            assert time.monotonic() < until, "nobody waits"
+            threading.Event().wait(0.02)

@@ -15,11 +15,15 @@ from types import TracebackType
 from typing import Self
 
 import zygote
+from alembic import command
+from sqlalchemy import create_engine
 
 from hubqueue.domain.drafts import FINAL_RANK, metrics_draft
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.lane import Batch, Lease
 from hubqueue.domain.outcome import Outcome, Remote
+from hubqueue.outbox.database.migration import _config
+from hubqueue.outbox.database.sqlite import load_driver
 from hubqueue.outbox.moves.claim import Terms
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.testing import MemoryTransport
@@ -85,6 +89,17 @@ def totals(outbox: Outbox) -> dict[str, int]:
     assert counted["enqueued"] == sum(counted[name] for name in states)
     assert outbox.stats.miscounted() == []
     return {name: count for name, count in counted.items() if count}
+
+
+def at_revision(url: str, revision: str, *statements: str) -> None:
+    """Make an outbox as the migrations up to a revision made it, with these rows."""
+    driver = {"module": load_driver("auto")} if url.startswith("sqlite") else {}
+    engine = create_engine(url, **driver)
+    with engine.begin() as connection:
+        command.upgrade(_config(connection), revision)
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
 
 
 class Bench:

@@ -13,6 +13,12 @@ from datetime import timedelta
 from hubqueue.domain.entry import Kind
 
 _MINUTE = timedelta(seconds=60)
+# What one claim of a kind takes of each limit. A heartbeat is two events; a checkpoint asks for an upload target, sends its
+# bytes elsewhere and announces them.
+COSTS: Mapping[str, Mapping[Kind, int]] = {
+    "requests": {kind: 2 if kind in (Kind.HEARTBEAT, Kind.CKPT) else 1 for kind in Kind},
+    "uploads": {Kind.CKPT: 1},
+}
 # One claim takes up to so many at once (see `Budget.costs`), which may exceed the bucket by the rest.
 _ROOM = 2
 
@@ -47,13 +53,10 @@ class Budget:
     uploads: int = 0
 
     def costs(self, kind: Kind) -> Mapping[str, tuple[Allowance, int]]:
-        """What one claim of a kind takes: by the name of the limit, its allowance and how many.
-
-        A heartbeat is two events; a checkpoint asks for a place, sends its bytes elsewhere and announces them.
-        """
-        found = {}
-        if self.requests:
-            found["requests"] = (Allowance(self.requests), 2 if kind in (Kind.HEARTBEAT, Kind.CKPT) else 1)
-        if self.uploads and kind is Kind.CKPT:
-            found["uploads"] = (Allowance(self.uploads), 1)
-        return found
+        """What one claim of a kind takes: by the name of the limit, its allowance and how many."""
+        allowed = {"requests": self.requests, "uploads": self.uploads}
+        return {
+            name: (Allowance(allowed[name]), counts[kind])
+            for name, counts in COSTS.items()
+            if allowed[name] and kind in counts
+        }

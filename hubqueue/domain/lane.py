@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 from hubqueue.domain.entry import Entry, Kind
 
@@ -12,17 +14,21 @@ from hubqueue.domain.entry import Entry, Kind
 class RunRef:
     """What a transport may know of a run. `remote_id` is None until the hub has answered its registration.
 
-    `destination` is the row that the run belongs to (see addresses.py), `label` what the configuration calls it. `remote_run` is what the hub calls this start of the training, `remote_file` where it has the newest checkpoint.
+    `destination` is the row that the run belongs to (see addresses.py), `label` what the configuration calls it.
+    `remembered` is read-only: what the destination's earlier outcomes had in `Remote.remember`, under its own names.
+    `damaged` says that it cannot be read any more; nothing is sent for such a run until a person resumes it.
     """
 
     id: str
     destination: str
     model: str
     remote_id: str | None
-    agent_id: str | None
-    remote_run: str | None = None
-    remote_file: str | None = None
+    remembered: Mapping[str, str | int] = field(default_factory=dict, hash=False)
     label: str = ""
+    damaged: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "remembered", MappingProxyType(dict(self.remembered)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
+from types import MappingProxyType
+
+# The most characters, as JSON, that the outbox keeps of what a destination must remember of one run.
+MOST_REMEMBERED = 16_384
 
 
 class Scope(StrEnum):
@@ -17,17 +23,26 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """What an answer told about the run. None means that the answer did not speak of it.
+    """What a response contained about the run. None means that the response did not mention it.
 
-    `run` is what the hub calls this start of the training, `file` where it keeps the checkpoint it just took.
+    `remember` is what the destination needs for its next requests, under names of its own: printable text or numbers. A
+    name that it does not mention keeps its value. The next batch has all of them in `RunRef.remembered`.
+    Raises `ValueError` for anything else, and for more than `MOST_REMEMBERED` characters.
     """
 
     id: str | None = None
     url: str | None = None
-    agent_id: str | None = None
-    run: str | None = None
-    file: str | None = None
+    remember: Mapping[str, str | int | None] = field(default_factory=dict, hash=False)
     cancelled: bool | None = None
+
+    def __post_init__(self) -> None:
+        mentioned = {name: value for name, value in self.remember.items() if value is not None}
+        for name, value in mentioned.items():
+            if not name.isprintable() or not isinstance(value, str | int) or not str(value).isprintable():
+                raise ValueError(f"a run cannot remember this {name!r}: only printable text or a number")
+        if len(json.dumps(mentioned)) > MOST_REMEMBERED:
+            raise ValueError(f"a run cannot remember more than {MOST_REMEMBERED} characters")
+        object.__setattr__(self, "remember", MappingProxyType(mentioned))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from typing import Any
 from hubqueue.config.home import sync_folder
 from hubqueue.config.registry import BUILT_IN, is_known, of_row
 from hubqueue.domain.account import UNKNOWN
+from hubqueue.domain.budget import COSTS
 from hubqueue.domain.drafts import FINAL_RANK
 from hubqueue.domain.entry import Draft, Kind, Snapshot
 from hubqueue.domain.errors import HubqueueError
@@ -49,6 +50,7 @@ COLUMNS = {
     "runs": (
         *("id", "destination", "model", "remote_id", "url", "agent_id", "state", "cancelled", "held"),
         *("created_at", "finished_at", "last_beat_at", "remote_run", "remote_file", "unsaved", "unsaved_why"),
+        "remembered",
     ),
     "lanes": (
         *(
@@ -81,7 +83,7 @@ COLUMNS = {
         *("enqueued_at", "settled_at", "progress", "checksum"),
     ),
 }
-_ADDED = {"destinations": 4, "runs": 4, "lanes": 1, "entries": 2}
+_ADDED = {"destinations": 4, "runs": 5, "lanes": 1, "entries": 2}
 
 
 @dataclass(slots=True)
@@ -170,7 +172,7 @@ def _take_hint(found: _Found, values: tuple[pages.Value, ...]) -> None:
             found.lane_hints[lane_id] = (run_id, kind)
         case (str(run_id), int(rowid)) if _is_run_id(run_id):
             found.run_hints[rowid] = run_id
-        case (str(destination), str(remote_id), int(rowid)):
+        case (str(destination), str(remote_id), int(rowid)) if remote_id not in COSTS:  # a row of `budgets`
             found.model_hints[rowid] = (destination, remote_id)
 
 

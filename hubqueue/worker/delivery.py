@@ -96,7 +96,10 @@ class Delivery:
         return following
 
     def _damaged(self, batch: Batch) -> Outcome | None:
-        """A payload that is none is found before a byte is sent."""
+        """Invalid content is found before a byte is sent."""
+        if batch.run.damaged:
+            what = f"what {batch.run.label} needs to know of the run was damaged in the outbox"
+            return Blocked(what, Scope.RUN)
         damaged = [
             entry.id for entry in batch.entries if not is_intact(entry.key, entry.payload, entry.checksum)
         ]

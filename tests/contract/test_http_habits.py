@@ -73,9 +73,7 @@ def ckpt(size: int) -> Batch:
 
 def _batch(kind: Kind, payload: str, snapshot: Snapshot | None) -> Batch:
     entry = Entry(1, "0", payload, 1, _NOW, snapshot, False, 1)
-    return Batch(
-        RunRef("run", "hub", "m.pt", "abcdefghij0123456789", None), kind, (entry,), "key-of-the-batch"
-    )
+    return Batch(RunRef("run", "hub", "m.pt", "abcdefghij0123456789"), kind, (entry,), "key-of-the-batch")
 
 
 def _answers_at_once(data: bytes, peer_closes: bool) -> Callable[[socket.socket, bytes], None]:

@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psycopg
 import pytest
-from alembic import command
-from postgres import Postgres
-from sqlalchemy import create_engine
+from postgres import Postgres, connect, wait_for_waiting
 from sqlalchemy.engine import make_url
-from stage import log, must_claim, new_run, totals
+from stage import at_revision, log, must_claim, new_run, totals
 
 from hubqueue.domain.errors import OutboxUnavailable
-from hubqueue.outbox.database.migration import _config
 from hubqueue.outbox.outbox import Outbox, open_outbox
-
-
-def connect(url: str) -> psycopg.Connection[tuple[object, ...]]:
-    parts = make_url(url)
-    return psycopg.connect(host=str(parts.query["host"]), user=parts.username, dbname=parts.database)
-
-
-def wait_for_waiting(url: str, count: int) -> None:
-    """Until so many backends of this database wait for a lock of another one."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    with connect(url) as connection:
-        connection.autocommit = True
-        until = time.monotonic() + 60
-        while connection.execute(query).fetchone() != (count,):
-            assert time.monotonic() < until, "nobody waits"
-            threading.Event().wait(0.02)
 
 
 def test_twins_that_waited_for_one_lane_leave_one_of_them_waiting(home: Path, postgres: Postgres) -> None:
@@ -110,14 +89,6 @@ def test_what_an_operator_does_waits_for_a_lane_with_nothing_in_its_hands(
             settling.execute("UPDATE destinations SET held = held")
             settling.commit()
             moving.result(60)
-
-
-def at_revision(url: str, revision: str) -> None:
-    engine = create_engine(url)
-    with engine.connect() as connection:
-        command.upgrade(_config(connection), revision)
-        connection.commit()
-    engine.dispose()
 
 
 def test_an_upgrade_waits_for_a_training_with_nothing_in_its_hands(home: Path, postgres: Postgres) -> None:

@@ -57,9 +57,7 @@ def batch(
 ) -> Batch:
     entry = Entry(1, "0", payload, len(payload), _NOW, snapshot, final, 1)
     entries = () if kind is Kind.HEARTBEAT else (entry,)
-    return Batch(
-        RunRef("run", "hub", "m.pt", MODEL, None), kind, entries, "11111111-2222-3333-4444-555555555555"
-    )
+    return Batch(RunRef("run", "hub", "m.pt", MODEL), kind, entries, "11111111-2222-3333-4444-555555555555")
 
 
 def ckpt(body: bytes, *, final: bool = False) -> Batch:
@@ -290,7 +288,9 @@ def test_the_requests_are_the_hubs_own() -> None:
         assert hub.send(batch(), Told().attempt) == Delivered()
         assert hub.send(ckpt(body), Told().attempt) == Delivered()
         assert hub.send(ckpt(body, final=True), Told().attempt) == Delivered()
-        assert hub.send(batch(Kind.HEARTBEAT), Told().attempt) == Delivered(Remote(agent_id="agent-1"))
+        assert hub.send(batch(Kind.HEARTBEAT), Told().attempt) == Delivered(
+            Remote(remember={"agent_id": "agent-1"})
+        )
         assert hub.check() == Delivered()
         assert hub.read_model(MODEL)[1] == {"id": MODEL, "agentId": "agent-1"}
         hub.close()

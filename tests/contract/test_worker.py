@@ -91,14 +91,15 @@ def test_a_run_that_has_ended_has_no_heartbeat(outbox: Outbox, clock: FakeClock,
 
 def test_the_agent_id_is_adopted_and_never_reset(outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(outbox)
-    answers = iter([Remote(agent_id="agent-1"), Remote(), Remote(agent_id="agent-2"), Remote()])
+    first, second = (Remote(remember={"agent_id": name}) for name in ("agent-1", "agent-2"))
+    answers = iter([first, Remote(), second, Remote()])
 
     with Bench(outbox, lambda _batch: Delivered(next(answers))) as bench:
         for _ in range(4):
             bench.step()
             clock.advance(300)
 
-    assert [batch.run.agent_id for batch in bench.transport.batches] == [
+    assert [batch.run.remembered.get("agent_id") for batch in bench.transport.batches] == [
         None,
         "agent-1",
         "agent-1",
@@ -106,7 +107,7 @@ def test_the_agent_id_is_adopted_and_never_reset(outbox: Outbox, clock: FakeCloc
     ]
     row = outbox.stats.run(run)
     assert row is not None
-    assert row["agent_id"] == "agent-2"
+    assert json.loads(row["remembered"]) == {"agent_id": "agent-2"}
 
 
 def test_cancelled_reaches_the_run(outbox: Outbox) -> None:

@@ -39,7 +39,7 @@ def batch(kind: str, *, size: int = 0) -> Batch:
     }.get(what, '{"loss": 1.0}')
     entry = Entry(1, "0", payload, 1, _NOW, snapshot, False, 1)
     entries = () if what is Kind.HEARTBEAT else (entry,)
-    return Batch(RunRef("run", "hub", "m.pt", MODEL, None), what, entries, "key-of-the-batch")
+    return Batch(RunRef("run", "hub", "m.pt", MODEL), what, entries, "key-of-the-batch")
 
 
 def attempt(stop: threading.Event | None = None) -> Attempt:

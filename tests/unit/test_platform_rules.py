@@ -20,7 +20,7 @@ from hubqueue.domain.lane import RunRef
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.plain import plain
 
-RUN = RunRef("0123456789ab", "platform", "yolo26n.pt", "model-1", None, "7", None)
+RUN = RunRef("0123456789ab", "platform", "yolo26n.pt", "model-1", {"run": "7"})
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -119,7 +119,7 @@ def test_an_epoch_says_what_stands_beside_its_metrics() -> None:
 def test_an_end_is_bound_to_its_start_and_its_file() -> None:
     draft = completion_draft(RunState.FINISHED, results={"metrics": {}, "classNames": ["a"], "plots": [1]})
     told = json.loads(draft.payload)
-    run = replace(RUN, remote_file='{"modelPath": "gs://a", "modelSize": 3}')
+    run = replace(RUN, remembered={**RUN.remembered, "file": '{"modelPath": "gs://a", "modelSize": 3}'})
 
     assert events.bound(told["event"], told["data"], run) == {
         "results": {"metrics": {}, "modelPath": "gs://a", "modelSize": 3},
@@ -141,7 +141,7 @@ def test_stored_bytes_are_of_use_to_their_own_start_only() -> None:
     kept = staged.progress(RUN)
 
     assert events.staged_in(kept, RUN) == staged
-    assert events.staged_in(kept, replace(RUN, remote_run="8")) is None
+    assert events.staged_in(kept, replace(RUN, remembered={"run": "8"})) is None
     assert events.staged_in(kept, replace(RUN, remote_id="model-2")) is None
     assert events.staged_in(None, RUN) is None
 

@@ -119,7 +119,7 @@ class HubTransport:
         model_id = batch.run.remote_id or ""
         if not _ID.fullmatch(model_id):
             return Blocked("invalid model id of the run", Scope.RUN)
-        told = {"agent": _agent(), "agentId": batch.run.agent_id}
+        told = {"agent": _agent(), "agentId": batch.run.remembered.get("agent_id")}
         body = Bytes(json.dumps(told).encode())
         result = self._ask(
             "POST", f"/v1/agent/heartbeat/models/{model_id}", body, attempt, headers=_JSON, proof=False
@@ -129,9 +129,8 @@ class HubTransport:
         data = result.get("data")
         agent_id = data.get("agentId") if isinstance(data, dict) else None
         # An answer that names no agent does not take away the identity that the run has.
-        return Delivered(
-            Remote(agent_id=agent_id if is_kept_name(agent_id, self._keys(), longest=128) else None)
-        )
+        kept = agent_id if is_kept_name(agent_id, self._keys(), longest=128) else None
+        return Delivered(Remote(remember={"agent_id": kept}))
 
     def _ask(
         self,

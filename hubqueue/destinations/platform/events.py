@@ -39,13 +39,19 @@ def epoch_end(epoch: int, payload: str) -> dict[str, Any]:
     return data | ({"modelInfo": info} if info else {})
 
 
+def number_of(run: RunRef) -> str | None:
+    """What the hub calls this start of the training, as JSON text; None at a hub that counts no starts."""
+    return _text(run, "run")
+
+
 def bound(event: str, data: Mapping[str, Any], run: RunRef) -> dict[str, Any]:
     """The data of an event with what only the hub's answers told: the number of this start, the final file."""
     told = dict(data)
-    if run.remote_run is not None and event != "console_output":
-        told["runId"] = json.loads(run.remote_run)
-    if event == "training_complete" and run.remote_file is not None:
-        told["results"] = {**told.get("results", {}), **json.loads(run.remote_file)}
+    number, file = number_of(run), _text(run, "file")
+    if number is not None and event != "console_output":
+        told["runId"] = json.loads(number)
+    if event == "training_complete" and file is not None:
+        told["results"] = {**told.get("results", {}), **json.loads(file)}
     return told
 
 
@@ -108,16 +114,21 @@ class Staged:
     def progress(self, run: RunRef) -> str:
         """What to remember: the bytes are of use only to this start of this model."""
         return json.dumps(
-            {"object": self.object, "path": self.path, "model": run.remote_id, "run": run.remote_run}
+            {"object": self.object, "path": self.path, "model": run.remote_id, "run": number_of(run)}
         )
 
 
 def staged_in(progress: str | None, run: RunRef) -> Staged | None:
     """The bytes that an earlier attempt has stored for this start of the training, if it did."""
     found = _read(progress)
-    if (found.get("model"), found.get("run")) != (run.remote_id, run.remote_run):
+    if (found.get("model"), found.get("run")) != (run.remote_id, number_of(run)):
         return None
     return Staged.of({"gcsPath": found.get("object"), "uploadPath": found.get("path")})
+
+
+def _text(run: RunRef, name: str) -> str | None:
+    found = run.remembered.get(name)
+    return found if isinstance(found, str) else None
 
 
 def _read(progress: str | None) -> dict[str, Any]:

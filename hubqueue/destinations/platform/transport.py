@@ -146,7 +146,7 @@ class PlatformTransport:
         shown = url if is_kept_address(url, self._api.keys()) else None
         number = json.dumps(run) if self._is_id(run) or type(run) is int else None
         cancelled = found.get("cancelled") is True
-        return Delivered(Remote(id=model_id, url=shown, run=number, cancelled=cancelled))
+        return Delivered(Remote(id=model_id, url=shown, remember={"run": number}, cancelled=cancelled))
 
     # A checkpoint.
 
@@ -163,8 +163,9 @@ class PlatformTransport:
             staged = found
             attempt.on_progress(staged.progress(batch.run))
         file = json.dumps({"modelPath": staged.object, "modelSize": snapshot.size})
-        if batch.run.remote_run is None:
-            return Delivered(Remote(file=file))  # a hub that counts no starts: what is stored counts
+        remote = Remote(remember={"file": file})
+        if events.number_of(batch.run) is None:
+            return Delivered(remote)  # a hub that counts no starts: what is stored counts
         data = events.bound("checkpoint_saved", staged.data, batch.run)
         judged = _NO_OBJECT if kept else ()
         announced = self._event(batch, attempt, "checkpoint_saved", data, judged=judged)
@@ -175,15 +176,16 @@ class PlatformTransport:
             attempt.on_progress(None)
             status = announced.answer.status
             return RetryLater(f"{status}: the hub does not find the stored checkpoint; it is sent again")
-        return self._taken(announced, "this checkpoint", Remote(file=file))
+        return self._taken(announced, "this checkpoint", remote)
 
     def _stage(
         self, batch: Batch, attempt: Attempt, snapshot: Snapshot, *, best: bool
     ) -> events.Staged | Outcome:
         """Ask for a place and put the bytes there."""
         asked = {"filename": "best.pt" if best else "last.pt", "modelId": batch.run.remote_id}
-        if batch.run.remote_run is not None:
-            asked["runId"] = json.loads(batch.run.remote_run)
+        number = events.number_of(batch.run)
+        if number is not None:
+            asked["runId"] = json.loads(number)
         told = self._ask(_UPLOADS, asked, _silent(attempt))
         if not isinstance(told, Told):
             return told

@@ -18,9 +18,9 @@ from sqlalchemy import (
     and_,
     bindparam,
     insert,
-    literal,
     literal_column,
     select,
+    text,
     type_coerce,
     update,
 )
@@ -30,10 +30,20 @@ from hubqueue.domain.entry import Entry, Kind
 from hubqueue.domain.lane import Batch, Lease, RunRef
 from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.prepared import Prepared, first, microseconds
-from hubqueue.outbox.database.schema import EPOCH, Moment, attempts, destinations, lanes, moment_of, runs
+from hubqueue.outbox.database.schema import (
+    EPOCH,
+    Moment,
+    attempts,
+    budgets,
+    destinations,
+    lanes,
+    moment_of,
+    runs,
+)
+from hubqueue.outbox.moves import remembered
 from hubqueue.outbox.moves.batch import idempotency_key
 from hubqueue.outbox.moves.picking import mark, pick
-from hubqueue.outbox.moves.readiness import LANES_OF_RUNS, due_among, latest
+from hubqueue.outbox.moves.readiness import LANES_OF_RUNS, due_among
 
 _MICROSECOND = timedelta(microseconds=1)
 START_GRACE = timedelta(seconds=1)
@@ -104,7 +114,7 @@ class Claims:
         terms: Terms,
         now: datetime,
     ) -> _Lane | None:
-        before = _Lane(*candidates[0]) if candidates else None
+        before = _lane(candidates[0]) if candidates else None
         if before is None or not self._spend(tx, before, terms.budget, now):
             return None
         taken = {
@@ -130,18 +140,19 @@ class Claims:
         return most if seen == self._seen else min(most, _BESIDE_OTHERS)
 
     def _spend(self, tx: Connection, lane: _Lane, budget: Budget, now: datetime) -> bool:
-        """Take from the hub's budget; False when another claim has just emptied it."""
+        """Take what a claim costs of each limit, or of none: False when another claim has just emptied one."""
+        taken: list[dict[str, Any]] = []
         for name, (allowance, count) in budget.costs(Kind(lane.kind)).items():
-            free_at = destinations.c[f"{name}_free_at"]
-            used = allowance.interval * count / _MICROSECOND
-            since = latest(free_at, literal(now - allowance.saved, Moment()))
-            taken = (
-                update(destinations)
-                .where(destinations.c.name == lane.destination, free_at <= now)
-                .values({free_at: type_coerce(since, BigInteger) + literal_column(str(round(used)))})
+            used, since = (
+                round(allowance.interval * count / _MICROSECOND),
+                microseconds(now - allowance.saved),
             )
-            if tx.execute(taken).rowcount == 0:
+            asked = {"destination": lane.destination, "name": name, "used": used}
+            if not _SPEND.run(tx, {**asked, "since": since, "now": microseconds(now), "spent": since + used}):
+                for each in taken:
+                    _GIVE_BACK.run(tx, each, returns=False)
                 return False
+            taken.append(asked)
         return True
 
     def _lease(
@@ -163,9 +174,10 @@ class Claims:
             )
             return None
         mark(tx, lane.id, token, found)
-        told = {name: getattr(lane, name) for name in _TOLD}
+        known = remembered.read(*lane.remembered)
+        of_run = (lane.run_id, lane.destination, lane.model, lane.remote_id)
         batch = Batch(
-            run=RunRef(lane.run_id, lane.destination, lane.model, **told, label=lane.label),
+            run=RunRef(*of_run, known or {}, lane.label, damaged=known is None),
             kind=kind,
             entries=tuple(found),
             idempotency_key=idempotency_key(self.database.outbox_id, map(_content, found)),
@@ -195,10 +207,6 @@ class Claims:
         )
 
 
-# What the hub has told about a run, for its next requests.
-_TOLD = ("remote_id", "agent_id", "remote_run", "remote_file")
-
-
 def _content(entry: Entry) -> tuple[object, ...]:
     # The checksum stands for the payload, where there is one.
     told = entry.payload if entry.checksum is None else entry.checksum
@@ -218,10 +226,13 @@ class _Lane(NamedTuple):
     destination: str
     model: str
     remote_id: str | None
-    agent_id: str | None
-    remote_run: str | None
-    remote_file: str | None
     label: str
+    remembered: tuple[object, ...]
+
+
+def _lane(row: tuple[Any, ...]) -> _Lane:
+    told = len(row) - len(remembered.COLUMNS)
+    return _Lane._make((*row[:told], row[told:]))
 
 
 @cache
@@ -229,14 +240,30 @@ def _first_due(kinds: tuple[Kind, ...]) -> Prepared:
     ready, due_at = due_among(kinds)
     columns = [
         *lanes.c["id", "run_id", "kind", "lease_token", "lease_worker", "failures", "paced_until"],
-        *runs.c["destination", "model", *_TOLD],
+        *runs.c["destination", "model", "remote_id"],
         destinations.c.label,
+        *remembered.COLUMNS,
     ]
     due = and_(ready, bindparam("now", type_=Moment()) >= due_at)
     query = select(*columns).select_from(LANES_OF_RUNS).where(due).order_by(due_at, lanes.c.id)
     return Prepared(first(1, query).with_for_update(skip_locked=True, of=lanes))
 
 
+# Written out, because Core's upsert is another one for each database.
+_SPEND = Prepared(
+    text("""
+INSERT INTO budgets (destination, name, free_at) VALUES (:destination, :name, :spent)
+ON CONFLICT (destination, name)
+DO UPDATE SET free_at = CASE WHEN budgets.free_at > :since THEN budgets.free_at ELSE :since END + :used
+ WHERE budgets.free_at <= :now
+RETURNING free_at""")
+)
+# Of what this transaction has taken: nobody else has seen it, and what was saved up for longer is lost anyway.
+_GIVE_BACK = Prepared(
+    update(budgets)
+    .where(budgets.c.destination == bindparam("destination"), budgets.c.name == bindparam("name"))
+    .values(free_at=type_coerce(budgets.c.free_at, BigInteger) - bindparam("used", type_=BigInteger()))
+)
 _TAKE = Prepared(
     update(lanes)
     .where(lanes.c.id == bindparam("lane"), lanes.c.lease_token == bindparam("token"))

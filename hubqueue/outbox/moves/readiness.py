@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, case, exists, literal_column, or_
+from sqlalchemy import ColumnElement, Text, and_, bindparam, case, exists, func, literal_column, or_, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
+from hubqueue.domain.budget import COSTS
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import RunState
-from hubqueue.outbox.database.schema import Moment, destinations, entries, lanes, runs
+from hubqueue.outbox.database.schema import Moment, budgets, destinations, entries, lanes, runs
 
 
 class latest(GenericFunction[Any]):  # noqa: N801 - SQLAlchemy names a function after its class
@@ -44,25 +46,34 @@ _FINAL_WAITS = and_(
     exists().where(entries.c.lane_id == lanes.c.id, WAITING, entries.c.final.is_(True)),
 )
 
-# A final checkpoint ignores the spacing of its lane, never the backoff or the hub's own wish.
-DUE_AT: ColumnElement[Any] = latest(
-    lanes.c.lease_until,
-    lanes.c.retry_at,
-    case((_FINAL_WAITS, literal_column("0")), else_=lanes.c.paced_until),
-    destinations.c.resumes_at,
-    destinations.c.requests_free_at,
-    case(
-        (lanes.c.kind == literal_column(f"'{Kind.CKPT}'"), destinations.c.uploads_free_at),
-        else_=literal_column("0"),
-    ),
-)
-BEAT_DUE_AT: ColumnElement[Any] = latest(
-    lanes.c.lease_until,
-    lanes.c.retry_at,
-    lanes.c.paced_until,
-    destinations.c.resumes_at,
-    destinations.c.requests_free_at,
-)
+
+def _among(kinds: Collection[Kind]) -> ColumnElement[bool]:
+    return lanes.c.kind.in_([literal_column(f"'{kind}'") for kind in sorted(kinds)])
+
+
+def _free_at(kinds: Collection[Kind], destination: ColumnElement[Any]) -> Iterator[ColumnElement[Any]]:
+    """From when on each limit has room that a claim of one of these kinds takes something of."""
+    for name, counts in COSTS.items():
+        which = and_(budgets.c.destination == destination, budgets.c.name == literal_column(f"'{name}'"))
+        row = select(budgets.c.free_at).where(which).correlate(destinations).scalar_subquery()
+        free_at = func.coalesce(row, literal_column("0"))
+        if counts.keys() >= set(kinds):
+            yield free_at
+        elif counts.keys() & set(kinds):
+            yield case((_among(counts.keys() & set(kinds)), free_at), else_=literal_column("0"))
+
+
+def _due_at(kinds: Collection[Kind], destination: ColumnElement[Any]) -> ColumnElement[Any]:
+    spaced: ColumnElement[Any] = lanes.c.paced_until
+    if Kind.CKPT in kinds:
+        # A final checkpoint ignores the spacing of its lane, never the backoff or the hub's own wish.
+        spaced = case((_FINAL_WAITS, literal_column("0")), else_=spaced)
+    waits = (lanes.c.lease_until, lanes.c.retry_at, spaced, destinations.c.resumes_at)
+    return latest(*waits, *_free_at(kinds, destination))
+
+
+DUE_AT = _due_at(set(Kind) - {Kind.HEARTBEAT}, destinations.c.name)
+BEAT_DUE_AT = _due_at({Kind.HEARTBEAT}, destinations.c.name)
 
 NOT_HELD = and_(runs.c.held.is_(None), destinations.c.held.is_(None))
 # Registration first, completion last. A run that goes on is registered again at some hubs, with its model known.
@@ -104,6 +115,7 @@ def due_among(kinds: tuple[Kind, ...]) -> tuple[ColumnElement[bool], ColumnEleme
 
     Heartbeats are asked for apart from what is owed.
     """
-    ready, due_at = (BEATING, BEAT_DUE_AT) if kinds == (Kind.HEARTBEAT,) else (READY, DUE_AT)
-    of_kinds = lanes.c.kind.in_([literal_column(f"'{kind}'") for kind in kinds])
-    return and_(ready, destinations.c.name == bindparam("destination"), of_kinds), due_at
+    ready = BEATING if kinds == (Kind.HEARTBEAT,) else READY
+    # A parameter, not the column: the budgets are looked up once, and not once a lane.
+    destination = bindparam("destination", type_=Text())
+    return and_(ready, destinations.c.name == destination, _among(kinds)), _due_at(kinds, destination)

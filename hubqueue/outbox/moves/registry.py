@@ -13,6 +13,7 @@ from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.schema import EPOCH, destinations, lanes, runs, workers
+from hubqueue.outbox.moves import remembered
 from hubqueue.outbox.moves.enqueue import Entries, hold
 from hubqueue.outbox.moves.readiness import OWING
 
@@ -78,11 +79,15 @@ class Registry:
         with self.database.write() as tx:
             if tx.scalar(select(runs.c.id).where(runs.c.id == run["id"])) is not None:
                 return False
-            kept = ("id", "destination", "model", "remote_id", "url", "agent_id", "remote_run", "remote_file")
+            kept = ("id", "destination", "model", "remote_id", "url")
             ended = run["state"] if run["state"] != RunState.RUNNING else RunState.INTERRUPTED
             now = self.database.now()
             row = {name: run[name] for name in kept} | {"state": ended, "created_at": now, "finished_at": now}
             tx.execute(insert(runs).values(row))
+            told, *before = (run[column.name] for column in remembered.COLUMNS)
+            known = remembered.read(told, *before) or remembered.read(None, *before)
+            if known:
+                tx.execute(update(runs).where(runs.c.id == run["id"]).values(remembered.written(known)))
             wanted = {*kinds, *(draft.kind for draft in drafts)}
             tx.execute(insert(lanes), [{"run_id": run["id"], "kind": kind} for kind in sorted(wanted)])
             for draft in drafts:
@@ -129,10 +134,10 @@ class Registry:
             which = and_(destinations.c.label == destination, destinations.c.held.is_not(None))
             held = tx.scalar(select(destinations.c.held).where(which).limit(1))
             tx.execute(update(destinations).where(which).values(held=None, held_at=None))
-            freed = (
-                update(runs).where(runs.c.destination.in_(theirs), runs.c.held.is_not(None)).values(held=None)
-            )
-            return Lifted(held, tx.execute(freed).rowcount)
+            freed = update(runs).where(runs.c.destination.in_(theirs), runs.c.held.is_not(None))
+            # Of a run that was held because this is damaged, the person who resumes it goes without.
+            repaired = {"held": None, "remembered": remembered.REPAIRED}
+            return Lifted(held, tx.execute(freed.values(repaired)).rowcount)
 
     def worker_started(self, worker: str, *, pid: int, host: str, version: str) -> None:
         """Put a worker on the list."""

@@ -7,6 +7,7 @@ transaction of its own, or the one given as `within`, where the holder claims ag
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import cache
@@ -22,9 +23,12 @@ from hubqueue.domain.outcome import Remote, Scope
 from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.prepared import Prepared, microseconds, plain_of
 from hubqueue.outbox.database.schema import EPOCH, attempts, destinations, entries, lanes, runs
+from hubqueue.outbox.moves import remembered
 from hubqueue.outbox.moves.batch import halves
 from hubqueue.outbox.moves.enqueue import Moved, leaving
 from hubqueue.outbox.moves.readiness import TRIED
+
+_LOG = logging.getLogger("hubqueue")
 
 
 class Settlement:
@@ -64,15 +68,14 @@ class Settlement:
             self._settle_lane(tx, lease, started_at, failures=0, last_error=None, retry_at=EPOCH)
             moved = self._leave(tx, lease, State.DELIVERED, None, now)
             told = {
-                "remote_id": remote.id,
-                "url": remote.url,
-                "agent_id": remote.agent_id,
-                "remote_run": remote.run,
-                "remote_file": remote.file,
-                "cancelled": remote.cancelled or None,  # once cancelled, a run stays cancelled
-                "last_beat_at": now if lease.batch.kind is Kind.HEARTBEAT else None,
+                runs.c.remote_id: remote.id,
+                runs.c.url: remote.url,
+                runs.c.cancelled: remote.cancelled or None,  # once cancelled, a run stays cancelled
+                runs.c.last_beat_at: now if lease.batch.kind is Kind.HEARTBEAT else None,
             }
-            news = {name: value for name, value in told.items() if value is not None}
+            news = {column: value for column, value in told.items() if value is not None}
+            if remote.remember:
+                news |= self._remembered(lease, remote)
             if news:
                 tx.execute(update(runs).where(runs.c.id == lease.batch.run.id).values(news))
             self._end_attempt(tx, lease, started_at, "delivered", None, now)
@@ -150,6 +153,13 @@ class Settlement:
                 )
                 tx.execute(update(destinations).where(which).values(held=reason, held_at=now))
             self._end_attempt(tx, lease, started_at, "held" if hold else "released", reason, now)
+
+    def _remembered(self, lease: Lease, remote: Remote) -> dict[Any, Any]:
+        run = lease.batch.run
+        news = {name: value for name, value in remote.remember.items() if value is not None}
+        if not remembered.is_room(run.remembered, news):
+            _LOG.warning("run %s: %s has more to remember of it than the outbox keeps", run.id, run.label)
+        return remembered.written(news)
 
     def _fence(self, tx: Connection, lease: Lease, **values: Any) -> None:
         """Write on the lane, but only as the holder of its newest lease. Every settle passes here."""
