@@ -303,7 +303,7 @@ def test_keys_are_read_from_plain_files_only(tmp_path: Path, put: Callable[[Path
 
     (tmp_path / "Ultralytics").mkdir()
     put(tmp_path / "Ultralytics" / "settings.json")
-    assert borrowed_key({"YOLO_CONFIG_DIR": str(tmp_path)}, "hub") == ""
+    assert borrowed_key({"YOLO_CONFIG_DIR": str(tmp_path)}, of_platform=False) == ""
 
 
 @pytest.mark.parametrize("text", ["x = " + "[" * 100_000, "#" * (2 << 20), "\xff\xfe"])

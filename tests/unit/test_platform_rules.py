@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.destinations.platform import events, identifier, machine
+from hubqueue.destinations.platform import events, identifier, machine, start, upload
 from hubqueue.destinations.platform.end import completion_draft, console_draft
 from hubqueue.destinations.platform.start import project_slug, slug, training_started
 from hubqueue.domain.budget import Allowance, Budget
@@ -136,23 +136,23 @@ def test_lines_of_the_console_belong_to_no_start() -> None:
 
 
 def test_stored_bytes_are_of_use_to_their_own_start_only() -> None:
-    staged = events.Staged.of({"gcsPath": "gs://a/b", "uploadPath": "b"})
+    staged = upload.Staged.of({"gcsPath": "gs://a/b", "uploadPath": "b"})
     assert staged is not None
     kept = staged.progress(RUN)
 
-    assert events.staged_in(kept, RUN) == staged
-    assert events.staged_in(kept, replace(RUN, remembered={"run": "8"})) is None
-    assert events.staged_in(kept, replace(RUN, remote_id="model-2")) is None
-    assert events.staged_in(None, RUN) is None
+    assert upload.staged_in(kept, RUN) == staged
+    assert upload.staged_in(kept, replace(RUN, remembered={"run": "8"})) is None
+    assert upload.staged_in(kept, replace(RUN, remote_id="model-2")) is None
+    assert upload.staged_in(None, RUN) is None
 
 
 @pytest.mark.parametrize("path", [None, "", 5, "x" * 3000, "a?signature=b", "a\nb"])
 def test_a_place_that_is_none(path: object) -> None:
-    assert events.Staged.of({"gcsPath": path}) is None
+    assert upload.Staged.of({"gcsPath": path}) is None
 
 
 def test_an_own_name_is_one_and_not_too_long() -> None:
-    own = events.own_name({"project": "p", "name": "n" * 128}, RUN.id)
+    own = start.own_name({"project": "p", "name": "n" * 128}, RUN.id)
 
     assert len(own["name"]) == 128
     assert own["name"].endswith("-0123456789ab")
