@@ -26,6 +26,7 @@ from stage import (
 )
 
 from hubqueue.destinations.hub.registration import registration_draft
+from hubqueue.domain.budget import Budget
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import SpoolFull
 from hubqueue.domain.lifecycle import RunState
@@ -161,6 +162,7 @@ def test_no_statement_of_the_hot_paths_is_planned_again(home: Path, clock: FakeC
     condition of an index: ten times what the statement itself costs."""
     with open_outbox(home, environ={}, clock=clock) as outbox:
         run, planned = new_run(outbox), list[tuple[object, ...]]()
+        budgeted = replace(TERMS, budget=Budget(requests=100, uploads=10))
 
         def go_round(epoch: int) -> None:
             clock.advance(10)
@@ -168,7 +170,7 @@ def test_no_statement_of_the_hot_paths_is_planned_again(home: Path, clock: FakeC
             assert outbox.stats.next_due("hub", [Kind.METRICS])
             outbox.stats.next_due("hub", [Kind.HEARTBEAT])
             with outbox.database.write() as tx:
-                lease = outbox.claims.claim("hub", PACES, TERMS, within=tx)
+                lease = outbox.claims.claim("hub", PACES, budgeted, within=tx)
             assert lease is not None
             ack(outbox, lease)
 
@@ -243,7 +245,7 @@ def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: Fake
         for statement, plan in plans.items()
         for step in plan
         if step.startswith("SCAN")
-        and any(table in step for table in ("entries", "attempts"))
+        and any(table in step for table in ("entries", "attempts", "budgets"))
         and "INDEX" not in step
     }
     assert len(plans) > 20
