@@ -13,6 +13,7 @@ from os import PathLike
 from typing import Protocol, Self
 
 from hubqueue.config.settings import DestinationSettings
+from hubqueue.domain.budget import PerClaim, check_costs
 from hubqueue.domain.entry import Draft, Kind, Snapshot
 from hubqueue.domain.identifier import Identifier
 from hubqueue.domain.lane import Batch
@@ -152,8 +153,8 @@ class Destination:
     `settings` has the defaults of the type. Of several `secrets` the first one says which account it is, and no key lacks one of
     the others. `address_variables` names the variables that replace an address where neither
     the file nor a HUBQUEUE_ variable sets it. `lanes` are the kinds of entries that a run owes. One metrics request carries
-    at most `most_epochs` (None: as many as the worker's settings say). `costs` says how many requests and uploads of a
-    budget one claim of a kind takes (1 request where it says nothing). `identify` reads what a person writes to name a model and raises
+    at most `most_epochs` (None: as many as the worker's settings say). `costs` says by kind how many "requests" of a
+    budget one claim takes, and of a checkpoint also how many "uploads"; 1 where it says nothing. `identify` reads what a person writes to name a model and raises
     `InvalidModel`; `recognizes` says whether only this type knows such a form. `console` makes the draft of lines of output: their text, how
     many they are, and a rising number.
 
@@ -172,7 +173,7 @@ class Destination:
     secrets: tuple[Secret, ...] = (Secret("key"),)
     address_variables: Mapping[str, str] = field(default_factory=dict)
     most_epochs: int | None = None
-    costs: Mapping[Kind, Mapping[str, int]] = field(default_factory=dict)
+    costs: PerClaim = field(default_factory=dict)
     takes_folders: bool = False
     recognizes: Callable[[str | PathLike[str]], bool] = lambda _identifier: False
     console: Callable[[str, int, int], Draft] | None = None
@@ -188,3 +189,4 @@ class Destination:
         wrong += [each for each in names[1:] if each == "key" or each.startswith("key_")]
         if wrong or len(set(names)) < len(names):
             raise ValueError(f"the secrets of {self.type!r} cannot be named {', '.join(map(repr, names))}")
+        check_costs(self.costs)

@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -297,8 +297,10 @@ def _close(transport: Transport) -> None:
 
 def _crews(name: str, destination: DestinationSettings, outbox: Outbox, worker: str) -> list[_Crew]:
     settings, limits = outbox.config.worker, destination.rate_limits
-    most = declaration(destination.type).most_epochs or settings.batch_entries
-    terms = Terms(worker, settings.lease, most, settings.batch_bytes, budget=destination.budget)
+    declared = declaration(destination.type)
+    most = declared.most_epochs or settings.batch_entries
+    budget = replace(destination.budget, per_claim=declared.costs)
+    terms = Terms(worker, settings.lease, most, settings.batch_bytes, budget=budget)
     sizes = {
         _LIGHT: settings.light_threads,
         (Kind.CKPT,): settings.ckpt_threads,

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hubqueue.config.registry import declaration
 from hubqueue.destinations.platform import events, identifier, machine, start, upload
 from hubqueue.destinations.platform.end import completion_draft, console_draft
 from hubqueue.destinations.platform.start import project_slug, slug, training_started
@@ -27,10 +28,11 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 @given(
     per_minute=st.integers(1, 400),
     waits=st.lists(st.floats(0, 30), min_size=1, max_size=50),
-    count=st.integers(1, 2),
+    count=st.integers(1, 20),
 )
 def test_no_minute_sees_more_than_the_budget_allows(per_minute: int, waits: list[float], count: int) -> None:
-    allowance, free_at, now = Allowance(per_minute), START, START
+    budget = Budget(per_minute, per_claim={Kind.CKPT: {"requests": count}})
+    (allowance, _), free_at, now = budget.costs(Kind.CKPT)["requests"], START, START
     taken: list[datetime] = []
     for wait in waits:
         now += timedelta(seconds=wait)
@@ -54,7 +56,8 @@ def test_a_budget_is_used_nearly_whole() -> None:
 
 
 def test_what_each_kind_costs() -> None:
-    costs = {kind: Budget(100, 10).costs(kind) for kind in Kind}
+    declared = declaration("platform").costs
+    costs = {kind: Budget(100, 10, declared).costs(kind) for kind in Kind}
 
     assert {kind: {name: count for name, (_, count) in each.items()} for kind, each in costs.items()} == {
         Kind.REGISTRATION: {"requests": 1},
@@ -64,7 +67,22 @@ def test_what_each_kind_costs() -> None:
         Kind.HEARTBEAT: {"requests": 2},
         Kind.CKPT: {"requests": 2, "uploads": 1},
     }
-    assert all(Budget().costs(kind) == {} for kind in Kind)
+    assert all(Budget(per_claim=declared).costs(kind) == {} for kind in Kind)
+
+
+def test_a_destination_that_declares_nothing_takes_one_of_each() -> None:
+    counts = {kind: {name: count for name, (_, count) in Budget(9, 9).costs(kind).items()} for kind in Kind}
+
+    assert counts.pop(Kind.CKPT) == {"requests": 1, "uploads": 1}
+    assert all(each == {"requests": 1} for each in counts.values())
+
+
+@pytest.mark.parametrize(
+    "costs", [{Kind.METRICS: {"uploads": 1}}, {Kind.CKPT: {"bytes": 1}}, {Kind.CKPT: {"requests": -1}}]
+)
+def test_costs_that_no_claim_obeys_cannot_be_declared(costs: dict[Kind, dict[str, int]]) -> None:
+    with pytest.raises(ValueError, match="cannot take"):
+        replace(declaration("platform"), costs=costs)
 
 
 # The two examples with an owner and blanks are what ultralytics 8.4.190 was seen to send.
