@@ -21,7 +21,7 @@ from hubqueue.domain.errors import ConfigError, HubqueueError, OutboxAlien, Outb
 
 if TYPE_CHECKING:
     from hubqueue.config.home import Home
-    from hubqueue.config.reader import Config
+    from hubqueue.config.reader import Config, Reading
     from hubqueue.outbox.outbox import Outbox
 
 # What writing to a stream fails with: its disk is full, or it was closed.
@@ -36,6 +36,7 @@ _FAMILIES = {
     "work": ("worker", "stop", "drain"),
     "mend": ("redrive", "cancel", "resume", "login", "readdress", "prune", "migrate", "check"),
     "make": ("enqueue",),
+    "config": ("config",),
     "tryout": ("sandbox", "demo"),
 }
 _HOMES = {command: family for family, commands in _FAMILIES.items() for command in commands}
@@ -108,8 +109,12 @@ class Place:
 
     def config(self) -> Config:
         """The configuration. Raises `ConfigError` with every problem."""
+        return self.reading().config
+
+    def reading(self) -> Reading:
+        """The configuration, with where each setting comes from. Raises `ConfigError` with every problem."""
         chosen = None if self.config_option is None else Path(self.config_option)
-        return self.home().load_config(chosen, os.environ)
+        return self.home().read_config(chosen, os.environ)
 
     def open(self, *, courtesy: timedelta = timedelta(0)) -> Outbox:
         """The opened outbox; it is made where there is none."""

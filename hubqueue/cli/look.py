@@ -24,7 +24,7 @@ from hubqueue.cli.frame import (
 from hubqueue.cli.glance import glance
 from hubqueue.cli.mistakes import Whole
 from hubqueue.cli.named import find_entries, find_run, no_entry, no_run
-from hubqueue.cli.signals import on_end
+from hubqueue.cli.stopping import on_end
 from hubqueue.cli.words import table, when
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import State

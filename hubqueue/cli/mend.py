@@ -241,13 +241,20 @@ def check(place: Place, offline: bool, set_aside: bool, as_json: bool) -> None:
     if as_json:
         print_json(
             [
-                {"what": each.what, "ok": each.ok, "detail": each.detail, "hint": each.hint}
+                {
+                    "what": each.what,
+                    "ok": each.ok,
+                    "warning": each.warning,
+                    "detail": each.detail,
+                    "hint": each.hint,
+                }
                 for each in findings
             ]
         )
     else:
         for each in findings:
             mark = click.style("ok  ", fg="green") if each.ok else click.style("FAIL", fg="red", bold=True)
+            mark = click.style("warn", fg="yellow") if each.warning else mark
             click.echo(f"{mark}  {each.what:<13} {each.detail}")
             if each.hint and not each.ok:
                 click.echo(f"      {'':<13} {each.hint}")

@@ -1,4 +1,7 @@
-"""Which processes `hubqueue stop` may end, and ending them.
+"""How a command ends: by a signal, handled on a thread, and by `hubqueue stop`.
+
+A handler of Python's runs between two steps of the main thread, which may hold the very lock that the handler wants: an
+`Event.set` in a handler stops for ever when it meets `Event.wait` there. So a handler only writes a byte.
 
 A worker can live inside a training or a drain, under the same pid as these; so only a process of `hubqueue worker` holds
 the lock that says that it may be stopped, and nothing else is ever sent a signal.
@@ -14,17 +17,37 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
-from hubqueue.config.home import Home
 from hubqueue.domain.quantities import plural
 from hubqueue.outbox.locks import Lock, forget, is_held
-from hubqueue.outbox.outbox import Outbox
-from hubqueue.worker.daemon import worker_lives
+
+if TYPE_CHECKING:
+    from hubqueue.config.home import Home
+    from hubqueue.outbox.outbox import Outbox
 
 _PREFIX = "stoppable-"
 _LOOK = 0.05
 # How long a worker that has just been started may need until it can be stopped.
 _START = 5.0
+
+
+def on_end(act: Callable[[], object]) -> None:
+    """Call `act` on a thread of its own for each SIGINT and SIGTERM that comes from now on."""
+    heard, tell = os.pipe()
+    os.set_blocking(tell, False)
+
+    def listen() -> None:
+        while os.read(heard, 1):
+            act()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        os.write(tell, b"!")
+
+    threading.Thread(target=listen, name="hubqueue-signals", daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
 
 
 @contextlib.contextmanager
@@ -43,6 +66,8 @@ def stoppable(home: Home) -> Iterator[None]:
 
 def stop_workers(outbox: Outbox, *, timeout: float, say: Callable[[str], object]) -> bool:
     """End the workers of this home on this machine, and say what was done; whether all have ended."""
+    from hubqueue.worker.daemon import worker_lives
+
     host, pause = socket.gethostname(), threading.Event()
     deadline = time.monotonic() + _START
     while not (workers := _alive(outbox)) and worker_lives(outbox.home):

@@ -19,7 +19,7 @@ import click
 from hubqueue.cli.frame import ATTENTION, DONE, LEFT, Place, leave, pass_place, run_option
 from hubqueue.cli.mistakes import Number
 from hubqueue.cli.named import find_run, no_run
-from hubqueue.cli.signals import on_end
+from hubqueue.cli.stopping import on_end
 from hubqueue.cli.words import until
 from hubqueue.domain.lifecycle import State
 from hubqueue.domain.quantities import plural

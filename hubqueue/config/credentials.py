@@ -233,6 +233,11 @@ def own_variables(target: DestinationSettings) -> tuple[str, ...]:
     return (own_variable(target.name), *further) if _secrets(target) else ()
 
 
+def secret_variables(destinations: Iterable[DestinationSettings]) -> frozenset[str]:
+    """The variables with all secrets of all these destinations."""
+    return frozenset(name for each in destinations for name in own_variables(each))
+
+
 def usual_variable(type: str) -> str | None:
     """The variable that the vendor's own clients read a key from."""
     return next(iter(usual_variables(type)), None)

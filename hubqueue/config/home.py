@@ -10,11 +10,11 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hubqueue.config import mounts, ownership
-from hubqueue.config.reader import Config, parse
+from hubqueue.config.reader import Config, Reading, read
 from hubqueue.domain.errors import ConfigError, OutboxUnavailable
 
 
@@ -83,6 +83,10 @@ class Home:
         Raises `ConfigError` with every problem; a file that was named has to be there. Raises `OutboxUnavailable` for
         a home or a file that others may change, and for a config.toml that cannot be read.
         """
+        return self.read_config(config, environ).config
+
+    def read_config(self, config: Path | None, environ: Mapping[str, str]) -> Reading:
+        """The same, with where each setting comes from."""
         named = config or (Path(environ["HUBQUEUE_CONFIG"]) if environ.get("HUBQUEUE_CONFIG") else None)
         if named is None:
             self._refuse_strangers()
@@ -94,7 +98,7 @@ class Home:
             if named is not None:
                 hint = "name an existing file with --config or HUBQUEUE_CONFIG"
                 raise ConfigError((f"there is no configuration {chosen}",), hint=hint) from None
-            return parse("", environ, source="the environment")
+            return read("", environ, source="the environment")
         except UnicodeDecodeError as error:
             raise ConfigError((f"cannot read the configuration {chosen}: it is not UTF-8 text",)) from error
         except OSError as error:
@@ -104,7 +108,7 @@ class Home:
             raise OutboxUnavailable(
                 problem, hint=f"make it a readable file, or remove it: {chosen}"
             ) from error
-        return parse(text, environ, source=str(chosen))
+        return replace(read(text, environ, source=str(chosen)), file=chosen)
 
     def _refuse_strangers(self) -> None:
         """Refuse a home that others may change, before anything in it is believed."""

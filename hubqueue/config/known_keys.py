@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hubqueue.config.credentials import own_variables
+from hubqueue.config.credentials import secret_variables
 from hubqueue.config.home import open_private
 from hubqueue.config.registry import BUILT_IN, declaration
 from hubqueue.config.settings import DestinationSettings
@@ -32,9 +32,7 @@ def learn_keys(
     targets = list(destinations)
     types = dict.fromkeys((*BUILT_IN, *(each.type for each in targets)))
     secrets = [secret for each in types for secret in declaration(each).secrets]
-    names = {secret.variable for secret in secrets} | {
-        name for each in targets for name in own_variables(each)
-    }
+    names = {secret.variable for secret in secrets} | secret_variables(targets)
     of_environment = [
         value for name, value in environ.items() if name in names or name.upper().startswith(_OWN)
     ]

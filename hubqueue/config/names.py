@@ -33,19 +33,28 @@ def own_variable(destination: str, further: str = "") -> str:
     return start + re.sub(r"[^A-Z0-9]", "_", destination.upper())
 
 
-def unread(environ: Mapping[str, str], destinations: Iterable[str]) -> tuple[str, ...]:
+def unread(
+    environ: Mapping[str, str], destinations: Iterable[str], further: Iterable[str] = ()
+) -> tuple[str, ...]:
     """What is wrong with the `HUBQUEUE_…` variables that nothing reads, a line each; never their values.
 
     They may belong to another program, so this is no error. Names with two underscores are not judged here: the reader
-    refuses those that are no setting.
+    refuses those that are no setting. `further` are the variables of secrets besides the keys.
     """
-    keys = {own_variable(each): each for each in destinations}
-    read = {*keys, *_OTHERS, variable("default_destination")}
+    keys = [own_variable(each) for each in destinations]
+    others = [*further, *_OTHERS, variable("default_destination")]
     found = []
     for name in sorted(environ):
-        if name.startswith(PREFIX) and "__" not in name and name not in read and environ[name]:
-            close = difflib.get_close_matches(name, read, n=1, cutoff=0.8)
-            guess = f"; did you mean {close[0]}?" if close else ""
-            why = "no destination has this name" if name.startswith(_KEY) else "hubqueue does not read it"
+        if name.startswith(PREFIX) and "__" not in name and name not in (*keys, *others) and environ[name]:
+            is_key = name.startswith(_KEY)
+            why = "no destination has this name" if is_key else "hubqueue does not read it"
+            guess = _nearest(name, _KEY, keys) if is_key else _nearest(name, PREFIX, others)
             found.append(f"{clean(name, limit=100)} is set, but {why}{guess}")
     return tuple(found)
+
+
+def _nearest(name: str, start: str, known: Iterable[str]) -> str:
+    """A guess of what was meant, by what follows the start that all these names have."""
+    rests = [each.removeprefix(start) for each in known]
+    close = difflib.get_close_matches(name.removeprefix(start), rests, n=1)
+    return f"; did you mean {start}{close[0]}?" if close else ""

@@ -15,6 +15,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hubqueue.config import forms
@@ -58,16 +59,17 @@ __all__ = [
     "variable",
 ]
 
-Path = tuple[str, ...]
+Keys = tuple[str, ...]
 """The keys that lead to a setting: ("destinations", "lab", "url")."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A configuration, and where each setting comes from that is not a default: a key of the file or a variable."""
+    """A configuration, its file, and where each setting comes from that is not a default."""
 
     config: Config
-    given: Mapping[Path, Given]
+    given: Mapping[Keys, Given]
+    file: Path | None = None
 
 
 _ENVIRONMENT = "the environment"
@@ -94,9 +96,9 @@ class _Reader:
         self._source = source
         self._problems: list[str] = []
         self._culprits: dict[str, None] = {}
-        self._values: dict[Path, Any] = {}
-        self._given: dict[Path, Given] = {}
-        self._broken: set[Path] = set()
+        self._values: dict[Keys, Any] = {}
+        self._given: dict[Keys, Given] = {}
+        self._broken: set[Keys] = set()
         self._types: dict[str, str] = {}  # of the destinations, by their names
         self._doubtful: set[str] = set()  # destinations whose type is not known
         self._implied: tuple[str, ...] = ()
@@ -157,7 +159,7 @@ class _Reader:
                 self._types[name] = self._type_of(name, table if isinstance(table, dict) else {})
                 self._take_table(("destinations", name), table, self._holder(name))
 
-    def _take_table(self, path: Path, table: object, holder: type) -> None:
+    def _take_table(self, path: Keys, table: object, holder: type) -> None:
         if not isinstance(table, dict):
             self._problem(f"{_shown(path)} must be a table, not {forms.kind_of(table)}", self._source)
             return
@@ -174,7 +176,7 @@ class _Reader:
             else:
                 self._unknown(place, value, [*known, *inner, *([] if path else ["destinations"])])
 
-    def _unknown(self, path: Path, value: object, known: list[str]) -> None:
+    def _unknown(self, path: Keys, value: object, known: list[str]) -> None:
         name = path[-1]
         of_destination = len(path) == 3 and path[0] == "destinations"
         if of_destination and self._is_of_another_type(_shown(path), path[1], name, self._source):
@@ -263,7 +265,7 @@ class _Reader:
             if found and name not in known and self._environ[name]:
                 yield found[1].lower()
 
-    def _variables(self) -> dict[str, tuple[Path, Form]]:
+    def _variables(self) -> dict[str, tuple[Keys, Form]]:
         found = list(places(Config))
         for name in self._types:
             found += places(self._holder(name), ("destinations", name))
@@ -271,7 +273,7 @@ class _Reader:
 
     # --- both
 
-    def _take(self, path: Path, form: Form, given: Given) -> None:
+    def _take(self, path: Keys, form: Form, given: Given) -> None:
         self._given[path] = given
         try:
             self._values[path] = form.check(given)
@@ -279,7 +281,7 @@ class _Reader:
             self._broken.add(path)
             self._refuse(path, str(refusal))
 
-    def _refuse(self, path: Path, why: str) -> None:
+    def _refuse(self, path: Keys, why: str) -> None:
         given = self._given[path]
         self._problem(f"{given.label} {why}", self._source if given.in_file else _ENVIRONMENT)
 
@@ -338,7 +340,7 @@ class _Reader:
             self._refuse((*path, "proxy"), f"{why}: use an https url, or insecure = true")
         return None if self._problems else declared.settings(**settings)
 
-    def _made(self, path: Path, table: Table) -> Any:
+    def _made(self, path: Keys, table: Table) -> Any:
         inner = {key: self._made((*path, key), each) for key, each in tables_of(table.holder).items()}
         return dataclasses.replace(table.default, **self._section(*path), **inner)
 
@@ -346,7 +348,7 @@ class _Reader:
         return {key[-1]: value for key, value in self._values.items() if key[:-1] == path}
 
 
-def _form(path: Path, setting: Setting) -> Form:
+def _form(path: Keys, setting: Setting) -> Form:
     """The form of a setting. Which types there are is known to the registry only."""
     return TYPE_FORM if len(path) == 3 and path[0] == "destinations" and path[2] == "type" else setting.form
 
@@ -355,5 +357,5 @@ def _flat(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _shown(path: Path) -> str:
+def _shown(path: Keys) -> str:
     return clean(".".join(path), limit=100)

@@ -110,9 +110,14 @@ TYPE_FORM = Form(_known_type, unit="word")
 """The form of the setting `type`: a type that is installed. The built-in ones are known without looking."""
 
 
+def usable() -> tuple[str, ...]:
+    """The names of all types whose declaration can be loaded: the package of one that is not used here may be broken."""
+    return tuple(each for each in types() if absent(each) is None)
+
+
 def types_with(key: str) -> list[str]:
     """The types whose destinations have a setting, or a table of settings, of this name."""
-    holders = {each: declaration(each).settings for each in types() if absent(each) is None}
+    holders = {each: declaration(each).settings for each in usable()}
     return [type for type, each in holders.items() if key in settings_of(each) or key in tables_of(each)]
 
 

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from hubqueue.config.choice import choose
-from hubqueue.config.credentials import Credentials
+from hubqueue.config.credentials import Credentials, secret_variables
 from hubqueue.config.home import Home
+from hubqueue.config.names import unread
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import absent, declaration, packages
 from hubqueue.domain.account import origin
@@ -34,12 +35,13 @@ _LEAST_FREE = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """One thing that was looked at. What is `ok` may still be a `warning`."""
 
     what: str
     ok: bool
     detail: str
     hint: str | None = None
+    warning: bool = False
 
 
 def examine(home: str | None, config: str | None, *, online: bool, set_aside: bool) -> list[Finding]:
@@ -58,6 +60,8 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
             f"default destination: {choose(settings, Credentials(place.credentials, os.environ), None).name}",
         )
     ]
+    for line in unread(os.environ, settings.destinations, secret_variables(settings.destinations.values())):
+        found.append(Finding("environment", True, line, warning=True))
     found += _home(place)
     try:
         if set_aside and (aside := replace_damaged(place, settings)) is not None:

@@ -18,8 +18,9 @@ from stage import environ_of, hubqueue, python, totals
 
 import hubqueue as package
 from hubqueue.config import registry
-from hubqueue.config.credentials import Credentials, check_key
+from hubqueue.config.credentials import Credentials, check_key, secret_variables
 from hubqueue.config.declaration import Key
+from hubqueue.config.names import unread
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.errors import ConfigError, CredentialsError
 from hubqueue.domain.lifecycle import RunState
@@ -216,6 +217,10 @@ def test_an_incomplete_pair_is_no_key_and_says_what_is_missing(
         "there is no key for lab",
         "hubqueue login lab, or set HUBQUEUE_KEY_LAB and HUBQUEUE_SECRET_LAB",
     )
+    with open_outbox(home, environ={}) as outbox:
+        variables = secret_variables(outbox.config.destinations.values())
+        both = {"HUBQUEUE_KEY_LAB": "x", "HUBQUEUE_SECRET_LAB": "x"}
+        assert unread(both, outbox.config.destinations, variables) == ()
     what, hint = missing(HUBQUEUE_KEY_LAB=ID)
     assert "HUBQUEUE_KEY_LAB is set, but HUBQUEUE_SECRET_LAB is missing" in what
     assert hint == "set HUBQUEUE_SECRET_LAB"
@@ -237,6 +242,11 @@ def test_both_secrets_are_masked(home: Path, installed: Path, collector: Collect
     (home / "credentials.toml").chmod(0o600)
     with open_outbox(home, environ={}):
         assert clean("of-a-type-that-is-gone") == "***"
+    with open_outbox(home, environ={}) as outbox:
+        lab, of_login = outbox.config.destination("lab"), Credentials(home / "credentials.toml", {})
+        of_login.store(lab, Key("id-of-a-login", {"secret": "given-to-a-worker"}))
+        outbox.credentials.keys(lab)  # as a worker does that runs while a person logs in
+        assert clean("id-of-a-login, given-to-a-worker") == "***, ***"
     collector.status, collector.says = 500, f"no access with {SECRET}"
     with open_outbox(home, environ={}) as outbox:
         outbox.credentials.store(outbox.config.destination("lab"), Key(ID, {"secret": SECRET}))
