@@ -4,8 +4,8 @@ A key goes to the address that it was stored or named for, and nowhere else. A s
 variable that names a destination is for that destination. The variables that the vendor's own clients read, and the key
 that such a client keeps, are only for the vendor's address or for one that a variable names.
 
-A destination may need several secrets, as a bucket needs an id and a secret. They come from one source or not at all: an id of
-the environment is never sent with a secret of the file.
+A destination may need several secrets, as a bucket needs an id and a secret. They come from one source or not at all:
+an id of the environment is never sent with a secret of the file.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Credentials:
         return f"the stored key is for {addresses[0]}" if addresses else None
 
     def incomplete(self, target: DestinationSettings) -> tuple[str, str] | None:
-        """What is missing beside a secret that is there, and how it is set, a line each; None where no source is incomplete."""
+        """What is missing beside a secret that is there, and how it is set; None where no source is incomplete."""
         for variables, values in (
             (own_variables(target), self._of_environment(own_variables(target))),
             (usual_variables(target.type), self._vendors(target)),

@@ -70,9 +70,9 @@ class Transport(Protocol):
 
 
 class Key(str):
-    """The first secret of a destination, and by name in `others` the further ones that belong to it: an id and its secret.
+    """The first secret of a destination, and by name in `others` the further ones that belong to it.
 
-    It equals its text, so a destination with one secret takes it for a string.
+    It equals its text, so a destination with one secret uses it as a string.
     """
 
     __slots__ = ("others",)
@@ -92,10 +92,10 @@ class Key(str):
 class Open(Protocol):
     """How a transport is made. It connects when it sends, not now.
 
-    `keys` gives the keys to try, in this order, asked anew for each attempt. None of them lacks a secret that `secrets` of the
-    destination names: the first one is the key itself, the others are in its `others`, and all are masked in what this process
-    writes. Keys never mix: what is in `others` came from where the key came from. `open_body` opens a snapshot: what it
-    raises, and what its blocks raise, ends the request and is raised by `send`.
+    `keys` gives the keys to try, in this order, asked anew for each attempt. None of them lacks a secret that the
+    destination declares: the first one is the key itself, the further ones are in its `others`, from the same source; all
+    are masked in what this process writes. `open_body` opens a snapshot: what it raises, and what its blocks raise, ends
+    the request and is raised by `send`.
     """
 
     def __call__(
@@ -130,8 +130,9 @@ _FURTHER = "secrets"
 class Secret:
     """A secret that a destination needs. `name` is its key in `credentials.toml`: small letters, digits and underscores.
 
-    Its own variable is `HUBQUEUE_KEY_<DESTINATION>` for the first secret, and `HUBQUEUE_<NAME>_<DESTINATION>` for another one. `variable` is the one that the vendor's own clients read; `borrowed` gives the secret that such a client keeps in its own
-    settings, or an empty string. Both are only for the vendor's address, or one that a variable names.
+    Its own variable is `HUBQUEUE_KEY_<DESTINATION>` for the first secret, `HUBQUEUE_<NAME>_<DESTINATION>` for another one.
+    `variable` is the one that the vendor's own clients read; `borrowed` gives the secret that such a client keeps in its
+    own settings, or an empty string. Both are only for the vendor's address, or one that a variable names.
     """
 
     name: str
@@ -150,13 +151,13 @@ class Secret:
 class Destination:
     """A type of destination: what it is called, what it needs, what a run owes to it, and how that is sent.
 
-    `settings` has the defaults of the type. Of several `secrets` the first one says which account it is, and no key lacks one of
-    the others. `address_variables` names the variables that replace an address where neither
-    the file nor a HUBQUEUE_ variable sets it. `lanes` are the kinds of entries that a run owes. One metrics request carries
-    at most `most_epochs` (None: as many as the worker's settings say). `costs` says by kind how many "requests" of a
-    budget one claim takes, and of a checkpoint also how many "uploads"; 1 where it says nothing. `identify` reads what a person writes to name a model and raises
-    `InvalidModel`; `recognizes` says whether only this type knows such a form. `console` makes the draft of lines of output: their text, how
-    many they are, and a rising number.
+    `settings` has the defaults of the type. Of several `secrets` the first one says which account it is, and no key lacks
+    one of the others. `address_variables` names the variables that replace an address where neither the file nor a
+    HUBQUEUE_ variable sets it. `lanes` are the kinds of entries that a run owes. One metrics request carries at most
+    `most_epochs` (None: as many as the worker's settings say). `costs` says by kind how many "requests" of a budget one
+    claim takes, and of a checkpoint also how many "uploads"; 1 where it says nothing. `identify` reads what a person
+    writes to name a model and raises `InvalidModel`; `recognizes` says whether only this type knows such a form.
+    `console` makes the draft of lines of output: their text, how many they are, and a rising number.
 
     `shows_newest`: the checkpoint that arrives last is shown as the model's. `wants_fitness`: metrics come with the learning rate
     and the fitness. `record` is the file in which a vendor's own callback notes the id of a training's model.

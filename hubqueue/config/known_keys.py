@@ -27,7 +27,8 @@ def learn_keys(
 ) -> None:
     """Mask from now on the keys of the environment, of the credentials at `path`, of the vendors' clients, and `more`.
 
-    Those of the environment are the ones that name a destination, and those for the secrets of `destinations` and their types.
+    Those of the environment are the ones that name a destination, and those for the secrets of `destinations` and of
+    their types.
     """
     targets = list(destinations)
     types = dict.fromkeys((*BUILT_IN, *(each.type for each in targets)))

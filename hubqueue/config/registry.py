@@ -1,7 +1,7 @@
 """The types of destinations: a name, and where its declaration is. Each is loaded when it is first used.
 
-A stranger's package brings its type as an entry point of the group `hubqueue.destinations`. One that cannot be loaded stops
-only its own runs: they wait, and everything else continues.
+A stranger's package brings its type as an entry point of the group `hubqueue.destinations`. One that cannot be loaded
+stops only its own runs: they wait, and everything else continues.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ def is_known(type: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Absent(Destination):
-    """Stands for a type whose declaration cannot be had: nothing is sent, and nothing is lost. What is wrong, and what to do."""
+    """Stands for a type whose declaration cannot be had: nothing is sent, and nothing is lost.
+
+    `problem` says what is wrong, `hint` what to do.
+    """
 
     problem: str
     hint: str
@@ -59,7 +62,10 @@ class Absent(Destination):
 
 @cache
 def declaration(type: str) -> Destination:
-    """The declaration of a type; an `Absent` where its package cannot be loaded. Raises `ConfigError` for an unknown type."""
+    """The declaration of a type; an `Absent` where its package cannot be loaded.
+
+    Raises `ConfigError` for a type that is not installed.
+    """
     if type in BUILT_IN:
         module, _, name = BUILT_IN[type].partition(":")
         found: Destination = getattr(import_module(module), name)
@@ -103,7 +109,8 @@ def built_in() -> tuple[Destination, ...]:
 def _known_type(given: Given) -> str:
     if isinstance(given.value, str) and is_known(given.value):
         return given.value
-    raise Refused(f"must be {' or '.join(map(repr, types()))}; {_INSTALL}")
+    is_misspelt = difflib.get_close_matches(str(given.value), types(), n=1)
+    raise Refused(f"must be {' or '.join(map(repr, types()))}" + ("" if is_misspelt else f"; {_INSTALL}"))
 
 
 TYPE_FORM = Form(_known_type, unit="word")

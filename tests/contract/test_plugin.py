@@ -280,8 +280,7 @@ def test_a_broken_package_holds_only_its_own_runs(
 ) -> None:
     environ = plugin_environ(home, folder)
     configure(home, collector.url, "[destinations.hub]", f'url = "{hub.url}"')
-    environ |= {"HUBQUEUE_KEY_HUB": "key-of-the-tests"}
-    assert hubqueue(environ, "login", "lab", stdin=BOTH).returncode == 0
+    environ |= {"HUBQUEUE_KEY_HUB": "key-of-the-tests", "HUBQUEUE_KEY_LAB": ID, "HUBQUEUE_SECRET_LAB": SECRET}
     for destination in ("lab", "hub"):
         train(environ, destination)
     sound = (folder / "hubqueue_collector" / "__init__.py").read_text()
@@ -297,6 +296,8 @@ def test_a_broken_package_holds_only_its_own_runs(
     (concern,) = shown["attention"]
     assert "hubqueue-collector" in concern["what"]
     assert [each["held"] for each in shown["destinations"]] == [None, None]
+    lanes = [lane for run in shown["runs"] if run["destination"] == "lab" for lane in run["lanes"]]
+    assert lanes and not any(lane["attempts"] or lane["last_error"] for lane in lanes)
     assert (started.returncode, "hubqueue-collector" in started.stderr) == (2, True)
 
     (folder / "hubqueue_collector" / "__init__.py").write_text(sound)

@@ -80,7 +80,7 @@ def bound(event: str, data: Mapping[str, Any], run: RunRef) -> dict[str, Any]:
 
 
 def taken(webhooks: Webhooks, told: Told, what: str, remote: Remote) -> Outcome:
-    """What it means that the hub has received an event: it may ignore it all the same, or say that the training is cancelled."""
+    """What it means that the hub has received an event: it may ignore it all the same, or report a cancelled training."""
     found = told.json or {}
     ignored = found.get("ignored")
     if ignored:

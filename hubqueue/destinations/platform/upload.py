@@ -1,8 +1,8 @@
 """A checkpoint, in three steps: ask for an upload target, put the bytes there, announce them.
 
-Only the third step makes the checkpoint count. An attempt continues behind the second one where an earlier attempt came so far:
-what is remembered is the name of the object, of no use to anybody without a key. The signed URL is a credential: it is used
-within its attempt, never written down, and the next attempt asks for another one.
+Only the third step makes the checkpoint count. An attempt continues behind the second one where an earlier attempt came
+so far: what is remembered is the name of the object, of no use to anybody without a key. The signed URL is a credential:
+it is used within its attempt, never written down, and the next attempt asks for another one.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Webhooks:
         address: Address | None = None,
         judged: Collection[int] = (),
     ) -> Told | Outcome:
-        """The response to one event that the hub has received (or with a status that is `judged`), or what came instead."""
+        """The response to one event, if the hub has received it or its status is `judged`, or what came instead."""
         where = address if address is not None else {"modelId": str(batch.run.remote_id)}
         body = {**where, "event": name, "data": data}
         key = None if batch.kind is Kind.HEARTBEAT else _key_of(batch.idempotency_key, name, where, data)

@@ -16,9 +16,10 @@ from hubqueue.config.settings import DestinationSettings
 class Endpoint:
     """Where a `Wire` connects to.
 
-    `root` is an address of http or https without a slash at its end; paths of requests are put behind it. Connecting takes at most
-    `connect_timeout`; a body leaves with at least `stall_rate` bytes per second over each `stall_window`; a response is complete within
-    `answer_timeout` of the last byte of its request. `proxy` may carry a password, so no repr shows it.
+    `root` is an address of http or https without a slash at its end; paths of requests are put behind it. Connecting
+    takes at most `connect_timeout`; a body leaves with at least `stall_rate` bytes per second over each `stall_window`; a
+    response is complete within `answer_timeout` of the last byte of its request. `proxy` may carry a password, so no repr
+    shows it.
     """
 
     root: str
