@@ -29,6 +29,6 @@ def choose(
 
 def _has_key(credentials: Credentials, target: DestinationSettings) -> bool:
     try:
-        return bool(credentials.keys(target))
+        return bool(credentials.keys(target)) or not declaration(target.type).secrets
     except CredentialsError:
         return False

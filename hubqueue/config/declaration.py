@@ -152,7 +152,7 @@ class Destination:
     """A type of destination: what it is called, what it needs, what a run owes to it, and how that is sent.
 
     `settings` has the defaults of the type. Of several `secrets` the first one says which account it is, and no key lacks
-    one of the others. `address_variables` names the variables that replace an address where neither the file nor a
+    one of the others; without any, no key is needed. `address_variables` names the variables that replace an address where neither the file nor a
     HUBQUEUE_ variable sets it. `lanes` are the kinds of entries that a run owes. One metrics request carries at most
     `most_epochs` (None: as many as the worker's settings say). `costs` says by kind how many "requests" of a budget one
     claim takes, and of a checkpoint also how many "uploads"; 1 where it says nothing. `identify` reads what a person

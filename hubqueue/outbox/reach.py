@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hubqueue.config.credentials import own_variables, usual_variables
 from hubqueue.config.reader import DestinationSettings
-from hubqueue.config.registry import absent
+from hubqueue.config.registry import absent, of_row
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError
 from hubqueue.domain.redact import safe_url
@@ -40,7 +40,11 @@ def is_served(outbox: Opened, name: str) -> bool:
 def served(outbox: Opened) -> frozenset[str]:
     """The rows that a living worker of this home has the key for."""
     rows = outbox.addresses.all()
-    return frozenset(each.name for each in rows if each.account is not None and is_served(outbox, each.name))
+    return frozenset(
+        each.name
+        for each in rows
+        if (each.account is not None or _needs_no_key(each)) and is_served(outbox, each.name)
+    )
 
 
 def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
@@ -58,6 +62,8 @@ def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
         )
         hint = f"set that address and its key, or send them to the new one: hubqueue readdress {address.name}"
         return Obstacle(what, hint)
+    if _needs_no_key(address):
+        return None
     try:
         keys: Collection[str] = outbox.credentials.keys(target)
     except CredentialsError as error:
@@ -73,6 +79,10 @@ def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
         hint = f"send them with the other key, or with this one: hubqueue readdress {address.name}"
         return Obstacle(what, hint)
     return None
+
+
+def _needs_no_key(address: Address) -> bool:
+    return address.account is None and not of_row(address.type).secrets
 
 
 def no_key(outbox: Opened, target: DestinationSettings) -> Obstacle:

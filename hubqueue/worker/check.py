@@ -166,6 +166,8 @@ def _credentials(outbox: Outbox) -> Iterator[Finding]:
             "credentials", False, problem, f"chmod 600 {outbox.home.credentials}, or hubqueue login again"
         )
     for target in _concerned(outbox):
+        if not declaration(target.type).secrets:
+            continue
         try:
             keys = outbox.credentials.keys(target)
         except HubqueueError:
@@ -207,7 +209,7 @@ def _addresses(outbox: Outbox) -> Iterator[Finding]:
 
 def _destinations(outbox: Outbox) -> Iterator[Finding]:
     for target in _concerned(outbox):
-        if not outbox.key(target):
+        if declaration(target.type).secrets and not outbox.key(target):
             continue  # reported above
         keys = partial(outbox.credentials.keys, target)
         try:
@@ -221,7 +223,8 @@ def _destinations(outbox: Outbox) -> Iterator[Finding]:
             yield Finding("destination", False, f"{target.name} cannot be asked: {what}", _ASK_THE_AUTHOR)
             continue
         if isinstance(outcome, Delivered):
-            yield Finding("destination", True, f"{target.name} at {target.url} accepts the key")
+            what = "the key" if declaration(target.type).secrets else "requests"
+            yield Finding("destination", True, f"{target.name} at {target.url} accepts {what}")
         else:
             hint = cure(target.name, target.url, outcome.reason)
             if isinstance(outcome, RetryLater):

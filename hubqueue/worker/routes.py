@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hubqueue.config.declaration import Key
 from hubqueue.config.reader import DestinationSettings
-from hubqueue.config.registry import absent
+from hubqueue.config.registry import absent, declaration
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError
 from hubqueue.outbox.addresses import Address
@@ -41,7 +41,7 @@ def sendable(outbox: Outbox) -> list[Path]:
 
 def waiting(outbox: Outbox) -> list[str]:
     """The rows at an address of this environment whose runs still wait for a key: their first, or one to be read again."""
-    targets = _loaded(outbox)
+    targets = [each for each in _loaded(outbox) if declaration(each.type).secrets]
     return [
         each.name
         for each in outbox.addresses.all()
@@ -57,7 +57,7 @@ def _routes(outbox: Outbox, keyless: bool) -> Iterator[Route]:
         except CredentialsError:
             keys = ()  # `status` and `check` say why
         for row in (each for each in rows if each.fits(target)):
-            if row.account is None and keyless:
+            if row.account is None and (keyless or not declaration(target.type).secrets):
                 yield Route(row.name, target, lambda: ())
             elif row.key_among(keys) is not None:
                 yield Route(row.name, target, _keys(outbox, target, row))

@@ -29,6 +29,7 @@ from hubqueue.outbox.database.sqlite import set_aside
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.outbox.reach import no_key
 from hubqueue.sandbox import Sandbox
+from hubqueue.worker.check import examine
 from hubqueue.worker.closing import close_run
 from hubqueue.worker.janitor import Janitor
 from hubqueue.worker.worker import Worker
@@ -388,22 +389,84 @@ def test_a_damaged_outbox_gives_back_the_runs_of_a_type_that_is_gone(
     assert owed == {"enqueued": 3, "pending": 3}  # its start, its metrics, its end
 
 
+_BEGIN = 'self._root, self._open_body = f"/projects/{settings.project}/runs", open_body'
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [("def send(", "def sent("), (_BEGIN, "1 / 0"), ("self._api.close()", "1 / 0")],
+    ids=["cannot send", "cannot be opened", "cannot be closed"],
+)
 def test_what_a_strangers_code_raises_stops_no_other_destination(
-    home: Path, installed: Path, collector: Collector, hub: Sandbox, monkeypatch: pytest.MonkeyPatch
+    home: Path,
+    installed: Path,
+    collector: Collector,
+    hub: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    was: str,
+    now: str,
 ) -> None:
     monkeypatch.setenv("HUBQUEUE_KEY_HUB", "key-of-the-tests")
     module = installed / "hubqueue_collector" / "transport.py"
-    module.write_text(
-        module.read_text().replace("    def send(", "    def gone(").replace("self._api.close()", "1 / 0")
-    )
+    assert was in module.read_text()
+    module.write_text(module.read_text().replace(was, now))
     configure(home, collector.url, "[destinations.hub]", f'url = "{hub.url}"')
-    with open_outbox(home, environ={"HUBQUEUE_KEY_HUB": "key-of-the-tests"}) as outbox:
+    with open_outbox(home) as outbox:
         outbox.credentials.store(outbox.config.destination("lab"), Key(ID, {"secret": SECRET}))
-        outbox.note_destinations()
-    with open_outbox(home, environ={"HUBQUEUE_KEY_HUB": "key-of-the-tests"}) as outbox:
         for destination in ("lab", "hub"):
             package.start_run("resnet50.pt", destination=destination, home=home, worker="none")
         _work(outbox)
+        checked = examine(str(home), None, online=True, set_aside=False)
 
     assert len(hub.models) == 1
-    assert collector.requests == []
+    told = [each.detail for each in checked if each.what == "destination"]
+    assert any("hub" in each and "accepts the key" in each for each in told)
+    if now == "1 / 0":
+        assert any("lab cannot be asked: ZeroDivisionError" in each for each in told)
+
+
+TO_A_FILE = """
+from pathlib import Path
+from hubqueue.destinations.base import Delivered, Remote
+
+
+class CollectorTransport:
+    def __init__(self, settings, keys, open_body):
+        self._path, self._keys = Path(settings.project), keys
+
+    def send(self, batch, attempt):
+        attempt.on_start()
+        with self._path.open("a") as file:
+            file.write(f"{batch.kind} {self._keys()}\\n")
+        return Delivered(Remote(id=batch.run.id))
+
+    def check(self):
+        return Delivered()
+
+    def close(self):
+        pass
+"""
+
+
+def test_a_destination_without_secrets_needs_no_key(
+    home: Path, installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared = installed / "hubqueue_collector" / "__init__.py"
+    declared.write_text(declared.read_text().replace('(Secret("id"), Secret("secret"))', "()"))
+    (installed / "hubqueue_collector" / "transport.py").write_text(TO_A_FILE)
+    configure(home, "https://collector.example.org")
+    monkeypatch.setenv("HUBQUEUE_DESTINATIONS__LAB__PROJECT", str(tmp_path / "taken"))
+
+    with package.start_run("resnet50.pt", destination="lab", home=home, worker="none") as run:
+        run.log_metrics({"loss": 1.0}, epoch=0)
+    with open_outbox(home) as outbox:
+        (concern,) = outbox.status()["attention"]
+        assert "no worker is running" in concern["what"]
+        _work(outbox)
+        checked = examine(str(home), None, online=True, set_aside=False)
+
+        assert totals(outbox) == {"enqueued": 3, "delivered": 3}
+    assert (tmp_path / "taken").read_text() == "registration ()\nmetrics ()\ncompletion ()\n"
+    assert [each for each in checked if not each.ok] == []
+    refused = hubqueue(plugin_environ(home, installed), "login", "lab", stdin="12345678\n")
+    assert (refused.returncode, "needs no key" in refused.stderr) == (2, True)
