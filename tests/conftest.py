@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import hypothesis.core
 import pytest
+import template
 from postgres import Postgres, find_postgres
 
 from hubqueue.outbox.outbox import Outbox, open_outbox
@@ -62,6 +63,26 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def new_home(home: Path) -> Path:
+    """The home, which does not exist: for tests of how one is made. It outdoes `migrated_home`, and `outbox` makes it."""
+    return home
+
+
+@pytest.fixture
+def migrated(request: pytest.FixtureRequest) -> bool:
+    """Whether a test may begin with a copy of an outbox that was migrated before."""
+    return "new_home" not in request.fixturenames
+
+
+@pytest.fixture
+def migrated_home(home: Path, migrated: bool) -> Path:
+    """The home, with an outbox that nobody has opened yet."""
+    if migrated and not home.exists():
+        template.lay(home)
+    return home
+
+
+@pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Sandbox]:
     with Sandbox(tmp_path / "hub") as sandbox:
         yield sandbox
@@ -77,13 +98,15 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 
 @pytest.fixture(params=DATABASES)
-def database_environ(request: pytest.FixtureRequest) -> dict[str, str]:
+def database_environ(request: pytest.FixtureRequest, home: Path, migrated: bool) -> dict[str, str]:
     """The environment that chooses each database in turn."""
     if request.param == "postgresql":
         server: Postgres = request.getfixturevalue("postgres")
-        return {"HUBQUEUE_OUTBOX__URL": server.new_database()}
+        return {"HUBQUEUE_OUTBOX__URL": server.new_database(migrated=migrated)}
     if request.param == "pysqlite3":
         pytest.importorskip("pysqlite3", reason="there is no pysqlite3 wheel for this platform")
+    if migrated and not home.exists():
+        template.lay(home, request.param)
     return {"HUBQUEUE_OUTBOX__DRIVER": request.param}
 
 
@@ -96,8 +119,8 @@ def any_outbox(home: Path, clock: FakeClock, database_environ: dict[str, str]) -
 
 
 @pytest.fixture
-def outbox(home: Path, clock: FakeClock) -> Iterator[Outbox]:
+def outbox(migrated_home: Path, clock: FakeClock) -> Iterator[Outbox]:
     """An outbox on the default database, with a clock to move."""
-    with open_outbox(home, environ={}, clock=clock) as opened:
+    with open_outbox(migrated_home, environ={}, clock=clock) as opened:
         opened.note_destinations()
         yield opened

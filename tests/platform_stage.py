@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
+import template
 from stage import PATIENCE, ZERO, platform_environ, totals
 
 from hubqueue.config.registry import declaration
@@ -111,6 +112,8 @@ class Stage:
 def staged(hub: Sandbox | str, folder: Path, clock: FakeClock, **settings: str) -> Iterator[Stage]:
     """A stage at a sandbox, or at the address of another peer."""
     folder.mkdir(exist_ok=True)
+    if not (folder / "home").exists():
+        template.lay(folder / "home")
     url = hub if isinstance(hub, str) else hub.url
     environ: Mapping[str, str] = platform_environ(folder / "home", url, **settings)
     with open_outbox(folder / "home", environ={**os.environ, **environ}, clock=clock) as outbox:

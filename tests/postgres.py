@@ -8,12 +8,16 @@ import subprocess
 import tempfile
 import threading
 import time
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psycopg
+import template
 from sqlalchemy.engine import make_url
+
+from hubqueue.outbox.outbox import open_outbox
 
 
 def find_postgres() -> Path | None:
@@ -70,13 +74,28 @@ class Postgres:
         self._run("pg_ctl", "--pgdata", str(self._folder / "data"), "--mode", "immediate", "stop")
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def new_database(self) -> str:
+    def new_database(self, *, migrated: bool = False) -> str:
+        """Its URL. `migrated` as `template` has them: an outbox without a name."""
         self._count += 1
         name = f"test{self._count}"
+        self._create(name, f"TEMPLATE {self._migrated}" if migrated else "")
+        return self._url(name)
+
+    @cached_property
+    def _migrated(self) -> str:
+        self._create("migrated")
+        environ = {"HUBQUEUE_OUTBOX__URL": self._url("migrated")}
+        with tempfile.TemporaryDirectory() as home, open_outbox(f"{home}/home", environ=environ) as outbox:
+            template.forget(outbox)
+        return "migrated"
+
+    def _create(self, name: str, how: str = "") -> None:
         with psycopg.connect(
             host=str(self._folder), user="tests", dbname="postgres", autocommit=True
         ) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
+            connection.execute(f"CREATE DATABASE {name} {how}")
+
+    def _url(self, name: str) -> str:
         return f"postgresql+psycopg://tests@/{name}?host={self._folder}"
 
     def _run(self, program: str, *arguments: str) -> None:

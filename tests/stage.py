@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Self
 
 import zygote
-from alembic import command
 from sqlalchemy import create_engine
 
 from hubqueue.domain.drafts import FINAL_RANK, metrics_draft
@@ -32,6 +31,7 @@ from hubqueue.worker.worker import Worker
 
 _LOGGED = "import logging; logging.getLogger('hubqueue').addHandler(logging.StreamHandler())\n"
 ROOT = Path(__file__).resolve().parent.parent
+Process = subprocess.Popen[str] | zygote.Forked
 KINDS = (Kind.REGISTRATION, Kind.METRICS, Kind.CKPT, Kind.HEARTBEAT)
 ZERO = timedelta(0)
 # Only a failure waits so long: a busy machine may need many times what a quiet one does.
@@ -93,6 +93,8 @@ def totals(outbox: Outbox) -> dict[str, int]:
 
 def at_revision(url: str, revision: str, *statements: str) -> None:
     """Make an outbox as the migrations up to a revision made it, with these rows."""
+    from alembic import command  # half a second, for few tests
+
     driver = {"module": load_driver("auto")} if url.startswith("sqlite") else {}
     engine = create_engine(url, **driver)
     with engine.begin() as connection:
@@ -179,9 +181,15 @@ def platform_environ(home: Path, url: str, **settings: str) -> dict[str, str]:
     return environ_of(home, **{**own, **settings})
 
 
-def python(code: str, environ: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
-    """A Python process running `code`, its output on a pipe: warnings among it, not the line that a run begins with."""
-    command = [sys.executable, "-c", _LOGGED + code, *arguments]
+def python(code: str, environ: Mapping[str, str], *arguments: str, fresh: bool = False) -> Process:
+    """A Python process running `code`, its output on a pipe: warnings among it, not the line that a run begins with.
+
+    `fresh` where it matters which modules an interpreter has loaded, or what its command line shows.
+    """
+    code = _LOGGED + code
+    if zygote.suits(environ) and not fresh:
+        return zygote.Forked(environ, *arguments, code=code, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -197,21 +205,30 @@ def hubqueue(
     )
 
 
-def start_worker(environ: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
-    """`hubqueue worker` in a process of its own."""
+def start_worker(environ: Mapping[str, str], *arguments: str, fresh: bool = False) -> Process:
+    """`hubqueue worker` in a process of its own; `fresh` as for `python`."""
+    if zygote.suits(environ) and not fresh:
+        return zygote.Forked(
+            environ,
+            "worker",
+            *arguments,
+            module="hubqueue",
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
     command = [sys.executable, "-m", "hubqueue", "worker", *arguments]
     return subprocess.Popen(
         command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Process) -> None:
     """kill -9, as the machine does it when the memory is short."""
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
 
-def end(process: subprocess.Popen[str]) -> str:
+def end(process: Process) -> str:
     """SIGTERM, and what the process wrote."""
     process.terminate()
     out, err = process.communicate(timeout=PATIENCE)

@@ -1,63 +1,179 @@
-"""Real `hubqueue` processes without the third of a second that each spends on loading.
+"""Real Python processes without the half second that each spends on loading.
 
-A helper process loads the package once and forks for each command: the child has its own environment, folder, streams
-and exit code, and runs the same `main` as the command does. It can be killed and leaves nothing behind, as any process.
-What depends on how an interpreter starts (its flags, its encoding) needs a process of its own: `suits` says so.
+A helper process loads the package once and forks for each process that is asked for: the child has its own pid,
+environment, folder, streams and exit code, and runs the same program. It can be killed and leaves nothing behind, as
+any process. What depends on how an interpreter starts (flags, encoding, command line, loaded modules) or takes itself
+apart needs an interpreter of its own: `suits` refuses an environment that decides the first two.
 """
 
 from __future__ import annotations
 
-import array
 import atexit
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
-ROOT = Path(__file__).resolve().parent.parent
-_START = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+# What decides how an interpreter, its C library and its loader start.
+_START = ("PYTHON", "LANG", "LC_", "TZ", "LD_", "MALLOC_", "GLIBC_", "TMPDIR")
+# The command line of an interpreter that runs a module, as code.
+_MODULE = "import runpy; runpy.run_module({!r}, run_name='__main__', alter_sys=True)"
 _HELPER: list[tuple[subprocess.Popen[bytes], str]] = []
+_STARTING = threading.Lock()
+_LONGEST = 1 << 22
 
 
 def suits(environ: Mapping[str, str]) -> bool:
-    """Whether a command with this environment starts as the helper did, on a machine where it can be watched."""
+    """Whether a process with this environment starts as the helper did, on a machine where it can be watched."""
     if not hasattr(os, "pidfd_open"):
         return False
-    names = {name for name in {*environ, *os.environ} if name.startswith("PYTHON") or name in _START}
-    same = all(environ.get(name) == os.environ.get(name) for name in names - {"PYTHONPATH"})
+    names = {name for name in {*environ, *os.environ} if name.startswith(_START)} - {"PYTHONPATH"}
+    same = all(environ.get(name) == os.environ.get(name) for name in names)
     return same and environ.get("PYTHONPATH", str(ROOT)) == str(ROOT)
+
+
+class Forked:
+    """A process that the helper has forked, with the part of `subprocess.Popen` that tests use. Its streams are text.
+
+    `program` is code, as behind `python -c`, or the name of a module, as behind `python -m`. Each stream is as Popen's:
+    None (this process's own), PIPE (not stdin), DEVNULL, STDOUT (stderr only), or a descriptor.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *arguments: str,
+        code: str | None = None,
+        module: str | None = None,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> None:
+        self.args = ["-m", module, *arguments] if module else ["-c", code or "", *arguments]
+        self.returncode: int | None = None
+        self.stdin = None
+        self._reads: dict[str, tuple[threading.Thread, list[str]]] = {}
+        opened: list[int] = []
+        pipes: dict[str, TextIO] = {}
+
+        def descriptor(name: str, number: int, chosen: int | None) -> int:
+            if chosen is None:
+                return number
+            if chosen == subprocess.PIPE:
+                reading, writing = os.pipe()
+                opened.append(writing)
+                pipes[name] = open(reading)  # noqa: SIM115 - the caller's
+                return writing
+            if chosen == subprocess.DEVNULL:
+                opened.append(os.open(os.devnull, os.O_RDWR))
+                return opened[-1]
+            return chosen
+
+        try:
+            streams = [descriptor("stdin", 0, stdin), descriptor("stdout", 1, stdout)]
+            streams.append(streams[1] if stderr == subprocess.STDOUT else descriptor("stderr", 2, stderr))
+            request = {
+                "program": _MODULE.format(module) if module else code,
+                "is_module": module is not None,
+                "line": [sys.executable, *self.args],
+                "environ": dict(environ),
+                "folder": os.getcwd(),
+                "umask": _umask(),
+            }
+            self._link, self.pid, self._pidfd = _ask(json.dumps(request).encode(), streams)
+        finally:
+            for each in opened:
+                os.close(each)
+        self.stdout, self.stderr = pipes.get("stdout"), pipes.get("stderr")
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; the exit code. Raises `TimeoutExpired`."""
+        if self.returncode is None:
+            ending = select.poll()
+            ending.register(self._link, select.POLLIN)
+            if not ending.poll(None if timeout is None else timeout * 1000):
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            ended = self._link.recv(16)
+            assert ended, "the helper has ended"
+            self.returncode = int(ended)
+            self._link.close()
+            os.close(self._pidfd)
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str | None, str | None]:
+        """Read what the pipes have to their end, and wait. Raises `TimeoutExpired`; a later call continues."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for name, pipe in (("stdout", self.stdout), ("stderr", self.stderr)):
+            if pipe is not None and name not in self._reads:
+                texts: list[str] = []
+                reader = threading.Thread(target=_read, args=(pipe, texts), daemon=True)
+                reader.start()
+                self._reads[name] = reader, texts
+        for reader, _ in self._reads.values():
+            reader.join(_rest(deadline))
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        self.wait(_rest(deadline))
+        said = {name: texts[0] for name, (_, texts) in self._reads.items()}
+        return said.get("stdout"), said.get("stderr")
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def run(
     arguments: Sequence[str], environ: Mapping[str, str], stdin: str, timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, with its output as text. Raises `TimeoutExpired`, and the process is killed then."""
+    """Run a `hubqueue` command to its end, with its output as text. Raises `TimeoutExpired`, and the process is killed then."""
     with (
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as err,
         tempfile.TemporaryFile() as given,
-        socket.socket(socket.AF_UNIX) as link,
     ):
         given.write(stdin.encode())
         given.seek(0)
-        link.connect(_address())
-        asked = json.dumps([list(arguments), dict(environ), os.getcwd()]).encode()
-        streams = array.array("i", [given.fileno(), out.fileno(), err.fileno()])
-        link.sendmsg([b"%010d" % len(asked)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
-        link.sendall(asked)
-        link.settimeout(timeout)
+        process = Forked(
+            environ,
+            *arguments,
+            module="hubqueue",
+            stdin=given.fileno(),
+            stdout=out.fileno(),
+            stderr=err.fileno(),
+        )
         try:
-            code = int(link.makefile("r").readline())
-        except TimeoutError:
-            raise subprocess.TimeoutExpired(
-                list(arguments), timeout
-            ) from None  # the link ends, and the process
+            code = process.wait(timeout)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         texts = []
         for file in (out, err):
             file.seek(0)
@@ -65,110 +181,51 @@ def run(
     return subprocess.CompletedProcess(["hubqueue", *arguments], code, *texts)
 
 
+def _read(pipe: TextIO, texts: list[str]) -> None:
+    texts.append(pipe.read())
+    pipe.close()
+
+
+def _rest(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _umask() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1], 8) for line in lines if line.startswith("Umask:"))
+
+
+def _ask(request: bytes, streams: list[int]) -> tuple[socket.socket, int, int]:
+    """Ask the helper for a process: the link on which its exit code comes, its pid, and its descriptor."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST)
+    link.connect(_address())
+    socket.send_fds(link, [request], streams)
+    pid, (pidfd,), _, _ = socket.recv_fds(link, 16, 1)
+    return link, int(pid), pidfd
+
+
 def _address() -> str:
-    if not _HELPER or _HELPER[0][0].poll() is not None:
-        folder = tempfile.mkdtemp(prefix="hq-zygote-")
-        place = f"{folder}/socket"
-        helper = subprocess.Popen(
-            [sys.executable, __file__, place],
-            stdin=subprocess.PIPE,  # it ends with us
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        assert helper.stdout is not None
-        helper.stdout.readline()
-        _HELPER[:] = [(helper, place)]
-        atexit.register(_end, helper, folder)
-    return _HELPER[0][1]
+    with _STARTING:
+        if not _HELPER or _HELPER[0][0].poll() is not None:
+            folder = tempfile.mkdtemp(prefix="hq-zygote-")
+            place = f"{folder}/socket"
+            # As an interpreter with code begins, so that its children do: nothing of it is left in their `__main__`.
+            begin = f"__import__('fork_server').serve({place!r})"
+            helper = subprocess.Popen(
+                [sys.executable, "-c", begin],
+                stdin=subprocess.PIPE,  # it ends with us
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"},
+            )
+            assert helper.stdout is not None
+            helper.stdout.readline()
+            _HELPER[:] = [(helper, place)]
+            atexit.register(_end, helper, folder)
+        return _HELPER[0][1]
 
 
 def _end(helper: subprocess.Popen[bytes], folder: str) -> None:
     helper.kill()
     helper.wait()
-    for name in os.listdir(folder):
-        os.unlink(f"{folder}/{name}")
-    os.rmdir(folder)
-
-
-# The helper's side.
-
-
-def _serve(place: str) -> None:
-    _load()
-    parent = os.getppid()
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(place)
-    listener.listen(64)
-    listener.settimeout(5.0)
-    print("ready", flush=True)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    while os.getppid() == parent:
-        try:
-            link, _ = listener.accept()
-        except TimeoutError:
-            continue
-        if os.fork() == 0:
-            listener.close()
-            _handle(link)
-        link.close()
-
-
-def _load() -> None:
-    """What most commands load anyway."""
-
-
-def _handle(link: socket.socket) -> None:
-    """Run one command in a child, and send its exit code. The child ends when the link does."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    head, rights, _, _ = link.recvmsg(10, socket.CMSG_SPACE(3 * 4))
-    streams = array.array("i")
-    streams.frombytes(rights[0][2][: 3 * 4])
-    asked = b""
-    while len(asked) < int(head):
-        asked += link.recv(65536)
-    arguments, environ, folder = json.loads(asked)
-    child = os.fork()
-    if child == 0:
-        link.close()
-        _become(arguments, environ, folder, list(streams))
-    ended = os.pidfd_open(child)
-    if link in select.select([ended, link], [], [])[0]:
-        os.kill(child, signal.SIGKILL)  # whoever asked has given up
-    else:
-        _, status = os.waitpid(child, 0)
-        link.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
-    os._exit(0)
-
-
-def _become(arguments: list[str], environ: dict[str, str], folder: str, streams: list[int]) -> None:
-    code = 1
-    try:
-        os.setsid()
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-        os.closerange(3, 256)
-        os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(environ)
-        sys.argv = ["hubqueue", *arguments]
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
-        from hubqueue.__main__ import main
-
-        main()
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1])
+    shutil.rmtree(folder)

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from hubqueue.cli.screen import cut
 from hubqueue.domain.entry import Kind
-from hubqueue.outbox.gauge import Upload
 from hubqueue.outbox.stats import Owed
+from hubqueue.outbox.uploads import Upload
 
 _WHY_EVERY = 1.0
 

@@ -216,8 +216,8 @@ def drain(place: Place, timeout: float | None, run_id: str | None) -> None:
 
 def _progress(outbox: Outbox, service: Service, run_id: str | None) -> Progress:
     from hubqueue.cli.progress import Progress, standstill
-    from hubqueue.outbox.gauge import Upload, uploads
     from hubqueue.outbox.status import status
+    from hubqueue.outbox.uploads import Upload, uploads
 
     def running() -> Iterator[tuple[str, Upload]]:
         return (each for each in uploads(outbox.home) if run_id in {None, each[0]})

@@ -18,10 +18,10 @@ from hubqueue.domain.redact import clean, harmless, link
 from hubqueue.outbox.addresses import Address
 from hubqueue.outbox.database.schema import EPOCH
 from hubqueue.outbox.database.sqlite import asides, report_of
-from hubqueue.outbox.gauge import upload_of
 from hubqueue.outbox.locks import is_held
 from hubqueue.outbox.reach import cure, is_served, obstacle
 from hubqueue.outbox.runs import COUNTED
+from hubqueue.outbox.uploads import upload_of
 
 if TYPE_CHECKING:
     from hubqueue.config.home import Home

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from hubqueue.config.home import Home
-from hubqueue.outbox.gauge import upload_of
+from hubqueue.outbox.uploads import upload_of
 
 _LOG = logging.getLogger("hubqueue")
 _EVERY = 0.25

@@ -1,11 +1,11 @@
 """When a failed attempt may be repeated: capped exponential backoff with equal jitter.
 
-Promises a moment that is never sooner than the server asked for and that never overflows, however many
-failures came before. Refuses to give up: there is no last retry. The pace of the lane is not its business.
+Promises a moment that is never sooner than the server asked for and that never overflows, however many failures
+came before. It never gives up: there is no last retry. The claim enforces the pace of the lane.
 
 The formula, random between half of min(cap, base * 2 ** failures) and the whole of it, is "equal jitter" of
 "Exponential Backoff And Jitter" (Marc Brooker, AWS Architecture Blog, 2015). Full jitter, which begins at 0, makes 32
-requests a lane in an hour's outage on the average and up to 48; this one 24 and up to 27 (base 1 s, cap 300 s).
+requests a lane in an hour's outage on average and up to 48. Equal jitter makes 24 and up to 27 (base 1 s, cap 300 s).
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from datetime import datetime, timedelta
 
 from hubqueue.config.settings import RetrySettings
 
-# 2 ** 64 microseconds are longer than any cap, and a float holds the product: no larger power is needed.
+# 2 ** 64 microseconds exceed any cap, and a float holds the product: no larger power is needed.
 _LARGEST_EXPONENT = 64
 _DICE = random.Random()
 
 
 def equal_jitter(ceiling: float, dice: random.Random | None = None) -> float:
-    """A random number of seconds out of (ceiling / 2, ceiling]."""
+    """A random number of seconds in (ceiling / 2, ceiling]."""
     return ceiling * (1.0 - (dice or _DICE).random() / 2)
 
 
@@ -37,9 +37,9 @@ def next_attempt_at(
     """The moment from which the next attempt is allowed.
 
     `failures` counts the attempts that failed in a row before the one that has just failed: 0 waits up to
-    `retry.base`. `asked` is what the server asked for. Its wait is kept in full, and up to `retry.base` is
-    added to it, so that a fleet told the same moment does not come back in one instant. `jitter` takes a
-    ceiling and gives a number out of (0, ceiling], both in seconds.
+    `retry.base`. `asked` is the wait that the server requested. It is honoured in full, and up to `retry.base` is
+    added, so that many machines with the same moment do not return in one instant. `jitter` takes a ceiling and
+    returns a number in (0, ceiling], both in seconds.
     """
     base, cap = retry.base.total_seconds(), retry.cap.total_seconds()
     exponent = min(max(failures, 0), _LARGEST_EXPONENT)

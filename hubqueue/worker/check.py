@@ -1,4 +1,4 @@
-"""`hubqueue check`: look at everything that can be wrong, and say of each what to do."""
+"""`hubqueue check`: examines everything that can be wrong, and gives a hint for each problem."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from hubqueue.outbox.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.outbox.reach import cure, is_served, no_key, obstacle
 from hubqueue.outbox.salvage import salvage
 
-# Below this, in bytes, the outbox itself is in danger.
 _ASK_THE_AUTHOR = "report it to the author of this type of destination"
+# In bytes. With less free space the outbox itself is at risk.
 _LEAST_FREE = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. What is `ok` may still be a `warning`."""
+    """The result of one check. What is `ok` may still be a `warning`."""
 
     what: str
     ok: bool
@@ -45,31 +45,31 @@ class Finding:
 
 
 def examine(home: str | None, config: str | None, *, online: bool, set_aside: bool) -> list[Finding]:
-    """Look at configuration, home, outbox, accounting, spool, credentials and, when `online`, the destinations."""
+    """Check configuration, home, outbox, accounting, spool, credentials and, when `online`, the destinations."""
     try:
-        place = Home.locate(home, os.environ)
-        settings = place.load_config(Path(config) if config is not None else None, os.environ)
+        located = Home.locate(home, os.environ)
+        settings = located.load_config(Path(config) if config is not None else None, os.environ)
     except ConfigError as error:
         return [Finding("configuration", False, problem, error.hint) for problem in error.problems]
-    except HubqueueError as error:  # a home or a file that others may change
+    except HubqueueError as error:  # a home or a file that other users may change
         return [Finding("home", False, str(error), error.hint)]
     found = [
         Finding(
             "configuration",
             True,
-            f"default destination: {choose(settings, Credentials(place.credentials, os.environ), None).name}",
+            f"default destination: {choose(settings, Credentials(located.credentials, os.environ), None).name}",
         )
     ]
     for line in unread(os.environ, settings.destinations, secret_variables(settings.destinations.values())):
         found.append(Finding("environment", True, line, warning=True))
-    found += _home(place)
+    found += _home(located)
     try:
-        if set_aside and (aside := replace_damaged(place, settings)) is not None:
+        if set_aside and (aside := replace_damaged(located, settings)) is not None:
             found.append(Finding("outbox", True, f"the damaged one is kept as {aside}; a new one is started"))
         with open_outbox(home, config) as outbox:
             if set_aside:
                 salvage(outbox)
-            found += _asides(place)
+            found += _asides(located)
             found += [*_outbox(outbox), *_spool(outbox), *_plugins()]
             found += [*_credentials(outbox), *_addresses(outbox)]
             if online:
@@ -91,9 +91,9 @@ def _home(home: Home) -> Iterator[Finding]:
 
 def _asides(home: Home) -> Iterator[Finding]:
     for path in sqlite.asides(home.outbox):
-        said = sqlite.report_of(path) or "a worker will look what can be saved from it"
+        report = sqlite.report_of(path) or "a worker will copy what can be read from it"
         hint = "when everything from it has been uploaded, move the file and its spool away"
-        yield Finding("outbox", False, f"a damaged outbox was set aside: {path}; {said}", hint)
+        yield Finding("outbox", False, f"a damaged outbox was set aside: {path}; {report}", hint)
 
 
 def _outbox(outbox: Outbox) -> Iterator[Finding]:
@@ -111,11 +111,11 @@ def _outbox(outbox: Outbox) -> Iterator[Finding]:
     )
     with outbox.database.read() as connection:
         for difference in differences(connection):
-            hint = "nobody but hubqueue may change it; ask whoever did, and undo the change"
+            hint = "only hubqueue may change the schema; undo the change"
             yield Finding("outbox", False, f"the schema is not hubqueue's: {difference}", hint)
     wrong = outbox.stats.miscounted()
     if wrong:
-        hint = "somebody changed the database by hand; please report it"
+        hint = "the database was changed by hand, or this is a defect; please report it"
         yield Finding("accounting", False, f"{len(wrong)} lanes are miscounted, such as {wrong[0]}", hint)
     else:
         totals = outbox.stats.totals()
@@ -126,7 +126,7 @@ def _outbox(outbox: Outbox) -> Iterator[Finding]:
     for state in (State.PENDING, State.DEAD):
         for entry_id, key, payload, kept in outbox.stats.payloads(state):
             if not is_intact(key, payload, kept):
-                hint = f"it would be refused; give it up: hubqueue cancel {entry_id}"
+                hint = f"it will not be sent; give it up: hubqueue cancel {entry_id}"
                 yield Finding("outbox", False, f"the payload of entry {entry_id} is damaged", hint)
 
 
@@ -182,7 +182,7 @@ def _credentials(outbox: Outbox) -> Iterator[Finding]:
 
 
 def _concerned(outbox: Outbox) -> list[DestinationSettings]:
-    """The destinations that are used: those that runs go to, those that the file names, and the default one."""
+    """The destinations in use: those of runs, those in the configuration file, and the default one."""
     settings, used = outbox.config, {row["label"] for row in outbox.stats.destinations() if row["runs"]}
     default = choose(settings, outbox.credentials, None)
     named = set(settings.destinations) - settings.implied if settings.default_named else set()
@@ -192,7 +192,7 @@ def _concerned(outbox: Outbox) -> list[DestinationSettings]:
 
 
 def _addresses(outbox: Outbox) -> Iterator[Finding]:
-    """What waits for an address or an account that this environment does not have, and what is on hold."""
+    """Entries that wait for an address or an account that this environment does not have, and holds."""
     owed = outbox.stats.owed_by_destination()
     held = {row["name"]: row["held"] for row in outbox.stats.destinations()}
     for address in outbox.addresses.all():
@@ -202,7 +202,7 @@ def _addresses(outbox: Outbox) -> Iterator[Finding]:
             yield Finding("destination", False, why, cure(address.label, address.url, held[address.name]))
         barred = obstacle(outbox, address) if waiting else None
         if barred is not None and not barred.key:
-            served = "; a worker that lives has what it needs" if is_served(outbox, address.name) else ""
+            served = "; a running worker has what it needs" if is_served(outbox, address.name) else ""
             what = f"{waiting} waiting for {where}: {barred.what}{served}"
             yield Finding("destination", bool(served), what, barred.hint)
 

@@ -1,4 +1,4 @@
-"""The end of a run, as the script, the command line and the janitor tell it."""
+"""The end of a run, for the script, the command line and the janitor."""
 
 from __future__ import annotations
 
@@ -20,17 +20,15 @@ def close_run(
     results: Mapping[str, object] | None = None,
     error: str | None = None,
 ) -> bool:
-    """End a run, and owe its end to a hub that wants to hear of it; False when it had ended already.
+    """End a run, and enqueue a completion for a hub that expects one. False when the run had ended already.
 
-    `results` are those of a finished training, `error` says why another one failed. Durable when this returns.
+    `results` are those of a finished training; `error` is the reason of a failed one. Durable when this returns.
     """
-    row, told = outbox.stats.run(run_id), None
+    row, draft = outbox.stats.run(run_id), None
     completion = of_row(row["type"]).completion if row is not None else None
     if completion is not None:
         try:
-            told = completion(state, results=results, error=error)
-        except (
-            Exception
-        ):  # a stranger's code; a run that cannot be ended would stop the janitor for all others
-            _LOG.exception("run %s: its destination is not told of the end", run_id)
-    return outbox.registry.end_run(run_id, state, told=told)
+            draft = completion(state, results=results, error=error)
+        except Exception:  # code of a plugin: it must not stop the janitor for all other runs
+            _LOG.exception("run %s: its destination cannot draft the end", run_id)
+    return outbox.registry.end_run(run_id, state, told=draft)

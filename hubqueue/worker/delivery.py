@@ -1,8 +1,8 @@
 """One attempt, from the lease to the settle.
 
-Promises: no transaction is open while bytes travel; whatever happens the lease ends in exactly one settle, or
-runs out and is taken over; a surprise (a bug) costs a retry, never an entry. What the thread sends next is claimed
-in the transaction of the settle, which stands without it where the claim fails.
+Promises: no transaction is open while bytes are sent. In every case the lease ends in exactly one settle, or
+expires and is taken over. A surprise (a bug) costs a retry, never an entry. What the thread sends next is claimed
+in the transaction of the settle. If the claim fails, the settle is repeated without it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from hubqueue.outbox.opened import Transaction
 
 _LOG = logging.getLogger("hubqueue.worker")
-# A settle that the disk refuses is tried again as long as the lease may hold; the pause between two tries.
+# In seconds: the pause before a settle that the disk refused is tried again.
 _SETTLE_PAUSE = 1.0
 
 # Claims what a thread sends next, within the transaction that settles what it has sent.
@@ -52,7 +52,7 @@ class Delivery:
         self._ballast = Ballast(outbox.home.ballast)
 
     def attempt(self, lease: Lease, stop: threading.Event, follow: Follow = lambda _tx: None) -> Lease | None:
-        """Send the batch of a lease and settle what came of it; the lease that follows."""
+        """Send the batch of a lease and settle the outcome. Returns the next lease, if `follow` claims one."""
         started: list[datetime] = []
 
         def on_start() -> None:
@@ -69,7 +69,7 @@ class Delivery:
             self._emit(fact)
 
         def on_bytes(sent: int) -> None:
-            size = lease.batch.size  # of the files; what leaves has a head and a frame around them as well
+            size = lease.batch.size  # of the files; the sent request adds headers and framing
             self._emit(events.UploadProgressed(lease.batch.run.id, lease.attempt_id, min(sent, size), size))
 
         try:
@@ -89,14 +89,14 @@ class Delivery:
         try:
             facts, following = self._settle(lease, outcome, started_at, follow)
         except Exception:
-            # The claim may have failed, and the answer must not be lost for that. What else is wrong is wrong again.
+            # The claim may have failed, and the outcome must not be lost with it. Any other error occurs again.
             facts, following = self._insist(lease, outcome, started_at, stop), None
         for fact in facts:
             self._emit(fact)
         return following
 
     def _damaged(self, batch: Batch) -> Outcome | None:
-        """Invalid content is found before a byte is sent."""
+        """Reject a damaged payload, and hold a run with damaged data, before a byte is sent."""
         if batch.run.damaged:
             what = f"what {batch.run.label} needs to know of the run was damaged in the outbox"
             return Blocked(what, Scope.RUN)
@@ -114,10 +114,10 @@ class Delivery:
                     self._outbox.spool.look_at(entry.snapshot)
             transport = self._transports.get(batch.run.destination)
             if transport is None:
-                return Aborted(f"the key for {batch.run.label} is not here any more")
+                return Aborted(f"the key for {batch.run.label} was removed")
             return transport.send(batch, attempt)
         except SpoolError as error:
-            # Gone or altered: found now, or while it was sent; the request was broken off before its last block.
+            # Missing or altered: found now, or during the upload, which was then aborted before its last block.
             if self._outbox.config.outbox.url and not self._outbox.run_lock(batch.run.id).exists():
                 return RetryLater(f"the spool of another home has it: {error}")
             return Rejected(str(error))
@@ -127,25 +127,25 @@ class Delivery:
     def _insist(
         self, lease: Lease, outcome: Outcome, started_at: datetime | None, stop: threading.Event
     ) -> list[events.Fact]:
-        """Settle and claim nothing; a full disk is met with the ballast, then with patience."""
+        """Settle and claim nothing. On a full disk, free the ballast, then try again until it works."""
         pause = threading.Event()
         while True:
             try:
                 return self._settle(lease, outcome, started_at, lambda _tx: None)[0]
             except LeaseLost as lost:
                 return [events.SettleLost(lease.batch.run.id, lease.batch.kind, str(lost))]
-            except (OutboxUnavailable, OutboxDamaged) as error:  # an unreadable page may be readable again
+            except (OutboxUnavailable, OutboxDamaged) as error:  # an unreadable page may become readable
                 self._emit(events.StorageTroubled(str(error)))
                 if self._ballast.release():
                     continue
                 if stop.is_set():
-                    return []  # the lease runs out, and the same batch goes again with the same key
+                    return []  # the lease expires, and the same batch is sent again with the same key
                 pause.wait(_SETTLE_PAUSE)
 
     def _settle(
         self, lease: Lease, outcome: Outcome, started_at: datetime | None, follow: Follow
     ) -> tuple[list[events.Fact], Lease | None]:
-        """Write the outcome down and claim what follows: what is to be told, now that it is so for good, and the lease."""
+        """Write the outcome and claim what follows. Returns the facts, which are now committed, and the lease."""
         with self._outbox.database.write() as tx:
             moved, facts = self._write(tx, lease, outcome, started_at)
             following = follow(tx)
@@ -155,27 +155,27 @@ class Delivery:
     def _write(
         self, tx: Transaction, lease: Lease, outcome: Outcome, started_at: datetime | None
     ) -> tuple[Moved, list[events.Fact]]:
-        """The settle of an outcome within a transaction: what has moved, and what is to be told."""
+        """Settle an outcome within a transaction. Returns what has moved, and the facts to emit."""
         batch, run_id, kind = lease.batch, lease.batch.run.id, lease.batch.kind
         settlement, now, nothing = self._outbox.settlement, self._outbox.database.now(), Moved(0)
         match outcome:
             case Delivered(remote):
                 moved = settlement.ack(lease, started_at=started_at, remote=remote, within=tx)
                 took = now - (started_at or lease.claimed_at)
-                told: list[events.Fact] = []
+                facts: list[events.Fact] = []
                 if kind is Kind.HEARTBEAT:
-                    told.append(events.HeartbeatDelivered(run_id))
+                    facts.append(events.HeartbeatDelivered(run_id))
                 else:
-                    told.append(events.BatchDelivered(run_id, kind, len(batch.entries), batch.size, took))
+                    facts.append(events.BatchDelivered(run_id, kind, len(batch.entries), batch.size, took))
                 if remote.id and remote.id != batch.run.remote_id:
-                    told.append(events.RunRegistered(run_id, remote.id, remote.url))
+                    facts.append(events.RunRegistered(run_id, remote.id, remote.url))
                 if remote.cancelled:
-                    told.append(events.RunCancelled(run_id))
-                return moved, told
+                    facts.append(events.RunCancelled(run_id))
+                return moved, facts
             case RetryLater(reason, after, scope):
                 retry = self._outbox.config.retry
                 at = next_attempt_at(lease.failures, now=now, retry=retry, asked=after)
-                # The others wait as the hub has asked, not for what this lane has failed before.
+                # The other lanes wait as long as the hub asked, not longer because of this lane's failures.
                 others = next_attempt_at(0, now=now, retry=retry, asked=after)
                 everywhere = others if scope is Scope.DESTINATION else None
                 if outcome.suspect and lease.attempts >= SUSPECT_AFTER and len(batch.entries) > 1:

@@ -1,6 +1,6 @@
-"""Facts: what has happened, told after the commit that made it true. `log.py` words them.
+"""Facts: what has happened, emitted after the commit that made it true. `log.py` words them.
 
-Progress bars, logs and tests hear the same facts; nothing in the package depends on who listens.
+Progress bars, logs and tests receive the same facts. Nothing in the package depends on the receivers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class WorkerStopped:
 
 @dataclass(frozen=True, slots=True)
 class AttemptStarted:
-    """The first byte of a request is about to leave. `size` is in bytes."""
+    """The first byte of a request is about to be sent. `size` is in bytes."""
 
     run_id: str
     kind: Kind
@@ -38,7 +38,7 @@ class AttemptStarted:
 
 @dataclass(frozen=True, slots=True)
 class UploadProgressed:
-    """`sent` of `size` bytes have left, never more. Told often; not logged."""
+    """`sent` of `size` bytes were sent, never more. Emitted often; not logged."""
 
     run_id: str
     attempt_id: int
@@ -111,7 +111,7 @@ class EntryBuried:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A run or a destination is stopped until somebody acts. `what` reads like "destination hub"."""
+    """A run or a destination is on hold until a person acts. `what` reads like "destination hub"."""
 
     what: str
     destination: str
@@ -127,7 +127,7 @@ class AttemptReleased:
 
 @dataclass(frozen=True, slots=True)
 class SettleLost:
-    """The lease ran out and somebody else holds the lane: this attempt's outcome was not written."""
+    """The lease expired and another worker holds the lane: this attempt's outcome was not written."""
 
     run_id: str
     kind: Kind
@@ -136,14 +136,14 @@ class SettleLost:
 
 @dataclass(frozen=True, slots=True)
 class StorageTroubled:
-    """The outbox could not be read or written; tried again by itself."""
+    """The outbox could not be read or written; tried again automatically."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class RunInterrupted:
-    """The training process is gone without having said how its run ended."""
+    """The training process died without finishing its run."""
 
     run_id: str
 
@@ -162,10 +162,10 @@ class Tidied:
 
 @dataclass(frozen=True, slots=True)
 class Salvaged:
-    """A damaged outbox was looked at; `said` tells what came over."""
+    """A damaged outbox was read; `report` states how much of it was copied."""
 
     path: str
-    said: str
+    report: str
 
 
 Fact = (

@@ -1,6 +1,6 @@
-"""The janitor: finds out who is gone and clears away what nobody needs any more.
+"""The janitor: detects dead workers and trainings, and removes what is no longer needed.
 
-Promises: it never touches an entry that is owed; whatever it removes was settled, or belongs to nobody.
+Promises: it never touches an entry that is owed. Everything it removes was settled, or has no owner.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hubqueue.worker import events
 from hubqueue.worker.closing import close_run
 from hubqueue.worker.events import Emit
 
-# A snapshot is written before its row: only one that is older than any enqueue can last is an orphan.
+# A snapshot is written before its row. It is an orphan only when it is older than any enqueue can take.
 _ORPHAN_AGE = timedelta(hours=1)
 _CHUNK = 1000
 
@@ -30,9 +30,9 @@ class Janitor:
         self._emit = emit
         self._ballast = Ballast(outbox.home.ballast)
 
-    def look_around(self) -> None:
-        """Take back the leases of dead workers, and mark the runs whose process is gone. Cheap; often."""
-        # No lock file: the worker belongs to another home on the same database; its leases run out by themselves.
+    def scan(self) -> None:
+        """Take back the leases of dead workers, and mark runs with a dead process as interrupted. Cheap; often."""
+        # No lock file: the worker belongs to another home on the same database, and its leases expire.
         locks = {row["id"]: self._outbox.worker_lock(row["id"]) for row in self._outbox.stats.workers()}
         gone = [worker for worker, lock in locks.items() if lock.exists() and not is_held(lock)]
         if gone:
@@ -43,17 +43,17 @@ class Janitor:
             self._emit(events.LeasesReclaimed(len(gone), lanes))
         for run_id in self._outbox.stats.running():
             lock = self._outbox.run_lock(run_id)
-            # No lock file: the run belongs to another machine's home, which can tell for itself.
+            # No lock file: the run belongs to another machine's home, whose janitor decides.
             if lock.exists() and not is_held(lock) and close_run(self._outbox, run_id, RunState.INTERRUPTED):
                 self._emit(events.RunInterrupted(run_id))
 
     def salvage(self) -> None:
-        """Bring over what can be read of damaged outboxes that were set aside. At the start, and seldom."""
+        """Copy what can be read of damaged outboxes that were set aside. At the start, and rarely."""
         for saved in salvage(self._outbox):
             self._emit(events.Salvaged(str(saved.path), str(saved)))
 
     def tidy(self) -> None:
-        """Prune what is finished and old, sweep orphans from the spool, keep the ballast ready. Seldom."""
+        """Prune what is finished and old, sweep orphans from the spool, keep the ballast ready. Rarely."""
         self.salvage()
         pruned = self.prune()
         swept = self._outbox.spool.sweep(
@@ -64,7 +64,7 @@ class Janitor:
             self._emit(events.Tidied(pruned, len(swept)))
 
     def prune(self) -> int:
-        """Delete finished entries and attempts that are older than the configuration keeps them; how many."""
+        """Delete finished entries and attempts older than the configuration keeps. Returns how many."""
         now, keep = self._outbox.database.now(), self._outbox.config.outbox
         total = 0
         while True:

@@ -15,7 +15,7 @@ _LOG = logging.getLogger("hubqueue.worker")
 
 
 def write(fact: Fact) -> None:
-    """Log a fact, at the level it deserves."""
+    """Log a fact, at its level."""
     worded = word(fact)
     if worded is not None:
         _LOG.log(*worded)
@@ -86,8 +86,8 @@ def word(fact: Fact) -> tuple[int, str] | None:
                 logging.DEBUG,
                 f"tidied: {plural(pruned, 'row')} pruned, {plural(swept, 'file')} swept",
             )
-        case events.Salvaged(path, said):
-            return logging.WARNING, f"the damaged outbox {path}: {said}"
+        case events.Salvaged(path, report):
+            return logging.WARNING, f"the damaged outbox {path}: {report}"
         case unknown:
             assert_never(unknown)
 

@@ -1,4 +1,4 @@
-"""What only a person may decide: that runs go to another address, or with another key, than they were started for."""
+"""Sends runs to another address, or with another key, than they were started for. Only a person may decide this."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hubqueue.outbox.reach import is_about_key
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Runs that can be addressed anew: how many, whence and whither, in words."""
+    """Runs that can be readdressed. `source` and `goal` describe the old and the new address in words."""
 
     outbox: Outbox
     runs: int
@@ -29,16 +29,16 @@ class Move:
     names: Collection[str]
 
     def carry_out(self) -> int:
-        """Do it; how many runs were moved."""
+        """Move the runs. Returns how many were moved."""
         key = self.outbox.key(self.target)
         return self.outbox.addresses.move(self.target, key, run_ids=self.run_ids, names=self.names)
 
 
 def log_in(outbox: Outbox, target: DestinationSettings, key: str) -> int:
-    """Store a key for a destination at its address, and lift its hold; how many runs go with this key from now on.
+    """Store a key for a destination at its address, and lift its hold. Returns how many runs now use this key.
 
-    A `Key` where the destination needs several secrets. The first one says which account it is.
-    Those are the runs of the stored key that it replaces, and those at this address whose key was refused.
+    These are the runs of the stored key that it replaces, and those at this address whose key was refused. A `Key` where
+    the destination needs several secrets; the first one decides which account it is.
     """
     before = outbox.credentials.stored(target)
     check_key(target, key)
@@ -49,7 +49,7 @@ def log_in(outbox: Outbox, target: DestinationSettings, key: str) -> int:
         if each.fits(target) and each.account is not None and not opens(key, each.account)
         if each.name in held or (before is not None and opens(before, each.account))
     ]
-    # Before the old key is gone: a login that is cut short can be repeated.
+    # Before the old key is overwritten, so that an interrupted login can be repeated.
     moved = outbox.addresses.move(target, key, names=theirs) if theirs else 0
     outbox.credentials.store(target, key)
     outbox.registry.resume(target.name)
@@ -57,7 +57,7 @@ def log_in(outbox: Outbox, target: DestinationSettings, key: str) -> int:
 
 
 def moves(outbox: Outbox, names: Collection[str], *, run_id: str | None, to: str | None) -> Iterator[Move]:
-    """What was asked for, each from one row of `destinations`. Raises `UnknownName` and `ConfigError`."""
+    """The requested moves, each from one row of `destinations`. Raises `UnknownName` and `ConfigError`."""
     known = {each.name: each for each in outbox.addresses.all()}
     if run_id is not None:
         row = outbox.stats.run(run_id)
@@ -85,7 +85,7 @@ def _move(
 ) -> Move:
     target = outbox.config.destination(to if to is not None else source.label)
     if target.type != source.type:
-        hint = "what was saved for one type of destination means nothing to another"
+        hint = "entries that were saved for one type of destination cannot be sent to another"
         raise ConfigError(
             (f"{target.name} is of type {target.type}, {source.name} of type {source.type}",), hint=hint
         )

@@ -1,7 +1,7 @@
 """Which runs a worker may send for: those whose address and account its own configuration and keys match.
 
-Promises: nothing is sent to another address, or with another account, than a run was started for. A key that is refused
-makes room for those that come after it for the same destination, never for one before it.
+Promises: nothing is sent to another address, or with another account, than a run was started for. After a refused key
+the next ones for the same destination are tried, never an earlier one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hubqueue.outbox.outbox import Outbox
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A row of `destinations` (`name`) that can be sent for, and the keys for it, asked anew for each attempt."""
+    """A row of `destinations` (`name`) that this environment can send for. `keys` reads its keys for each attempt."""
 
     name: str
     settings: DestinationSettings
@@ -34,13 +34,13 @@ def routes(outbox: Outbox, *, keyless: bool = False) -> list[Route]:
 
 
 def sendable(outbox: Outbox) -> list[Path]:
-    """The locks of the rows that a worker with this environment takes care of."""
+    """The locks of the rows that a worker with this environment serves or watches."""
     serves = [outbox.serving_lock(each.name) for each in routes(outbox)]
     return serves + [outbox.waiting_lock(name) for name in waiting(outbox)]
 
 
 def waiting(outbox: Outbox) -> list[str]:
-    """The rows at an address of this environment whose runs still wait for a key: their first, or one to be read again."""
+    """The rows at an address of this environment whose runs wait for a key: a first one, or an unreadable one."""
     targets = [each for each in _loaded(outbox) if declaration(each.type).secrets]
     return [
         each.name
@@ -55,7 +55,7 @@ def _routes(outbox: Outbox, keyless: bool) -> Iterator[Route]:
         try:
             keys = outbox.credentials.keys(target)
         except CredentialsError:
-            keys = ()  # `status` and `check` say why
+            keys = ()  # `status` and `check` report the error
         for row in (each for each in rows if each.fits(target)):
             if row.account is None and (keyless or not declaration(target.type).secrets):
                 yield Route(row.name, target, lambda: ())
@@ -64,7 +64,7 @@ def _routes(outbox: Outbox, keyless: bool) -> Iterator[Route]:
 
 
 def adopt(outbox: Outbox) -> None:
-    """Give the runs that were started without a key to the account that this environment has at their address."""
+    """Assign the runs that were started without a key to this environment's account at their address."""
     rows = outbox.addresses.all()
     for target in _loaded(outbox):
         if any(each.account == UNKNOWN and each.fits(target) for each in rows) and (
@@ -84,7 +84,7 @@ def _loaded(outbox: Outbox) -> list[DestinationSettings]:
 
 
 def stored_key(outbox: Outbox, target: DestinationSettings) -> str | None:
-    """The key that this home keeps for a destination; None where there is none, or it cannot be read now."""
+    """The key that this home stores for a destination; None if there is none, or it cannot be read now."""
     try:
         return outbox.credentials.stored(target)
     except CredentialsError:

@@ -1,7 +1,7 @@
-"""The worker as a service: worker, janitor and scheduler in one loop, until it is told to stop or has nothing to do.
+"""The worker as a service: worker, janitor and scheduler in one loop, until it is stopped or has nothing to do.
 
-Used by `hubqueue worker` (and the detached process), by `hubqueue drain`, and inside a training process that
-asked for `worker="thread"`.
+Used by `hubqueue worker` (and the detached process), by `hubqueue drain`, and inside a training process with
+`worker="thread"`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from hubqueue.domain.errors import OutboxUnavailable
-from hubqueue.outbox.gauge import Gauge
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.reach import served
 from hubqueue.outbox.stats import Owed
 from hubqueue.worker.events import Emit, Fact
 from hubqueue.worker.janitor import Janitor
+from hubqueue.worker.progress import UploadProgress
 from hubqueue.worker.scheduler import Scheduler
 from hubqueue.worker.worker import Connect, Worker
 
-# How long a new entry of another process may stay unseen. A look costs a few reads and no lock.
-_LOOK = 0.5
-_AROUND = 5.0
+# In seconds. A new entry of another process may stay unseen for this long; a poll costs a few reads and no lock.
+_POLL = 0.5
+_SCAN = 5.0
 _TIDY = 600.0
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
@@ -33,10 +33,10 @@ class Service:
 
     def __init__(self, outbox: Outbox, *, emit: Emit, dial: Connect | None = None) -> None:
         self._outbox = outbox
-        gauge = Gauge(outbox.home)
+        progress = UploadProgress(outbox.home)
 
-        def tell(fact: Fact) -> None:
-            gauge.hear(fact)
+        def note_and_emit(fact: Fact) -> None:
+            progress.note(fact)
             emit(fact)
 
         self._janitor = Janitor(outbox, emit)
@@ -45,26 +45,26 @@ class Service:
         self._woken = threading.Event()
         self._seen: int | None = None
         self._due = _NEVER
-        self.worker = Worker(outbox, emit=tell, on_free=self.wake, dial=dial)
-        works = {
+        self.worker = Worker(outbox, emit=note_and_emit, on_free=self.wake, dial=dial)
+        jobs = {
             "step": self._step,
-            "look around": self._look_around,
+            "scan": self._scan,
             "renew": self._renew,
             "tidy": self._tidy,
         }
-        self._scheduler = Scheduler(works)
+        self._scheduler = Scheduler(jobs)
 
     def wake(self) -> None:
-        """Something was enqueued, or a thread became free: look now."""
+        """Step now: something was enqueued, or a thread became free."""
         self._woken.set()
         self._scheduler.wake("step")
 
     def stop(self, grace: timedelta | None = None) -> None:
-        """Make `run` end: no new claims, `grace` for running uploads (None: what the configuration says)."""
+        """Make `run` end: no new claims, `grace` for running uploads (None: that of the configuration)."""
         if grace is not None:
             self._grace = grace
         if self._stop.is_set() and grace == timedelta(0):
-            self.worker.abort()  # told a second time: no grace any more
+            self.worker.abort()  # the second stop: no grace
         self._stop.set()
 
     @property
@@ -80,19 +80,19 @@ class Service:
         grace: timedelta | None = None,
         only_one: bool = False,
     ) -> str:
-        """Work until `stop` is called or `until` gives a reason to end; the reason.
+        """Run until `stop` is called or `until` returns a reason to end. Returns the reason.
 
-        `only_one` ends it at once where other workers are at work for all that this one could do.
-        `until` is asked every so many seconds, on the monotonic clock. `grace` is what running uploads get at
-        the end (None: what the configuration says).
+        With `only_one` it ends at once when other workers already serve all that this one could. `until` is
+        called every `every` seconds, on the monotonic clock. `grace` is what running uploads get at the end
+        (None: that of the configuration).
         """
         self._grace = grace
         if not self.worker.start(only_one=only_one):
-            return "another worker is at work"
+            return "another worker is running"
         reason = "internal error"
         try:
-            # Before the first step: a dead worker's leases are free at once.
-            self._janitor.look_around()
+            # Before the first step, so that a dead worker's leases are free at once.
+            self._janitor.scan()
             self._janitor.salvage()
             self._scheduler.start()
             reason = self._wait(until, every)
@@ -109,7 +109,7 @@ class Service:
             try:
                 reason = until()
             except OutboxUnavailable:
-                continue  # told by the works already; they go on trying
+                continue  # the jobs have reported it already, and try again
             if reason is not None:
                 return reason
         return "interrupted"
@@ -117,19 +117,19 @@ class Service:
     def _step(self) -> float:
         database = self._outbox.database
         version = database.version()
-        # Nobody has written and nothing has come due: an idle worker asks one cheap question, twice a second.
+        # If nothing was written and nothing is due, an idle worker costs one cheap query, twice a second.
         if version is None or version != self._seen or self._woken.is_set() or database.now() >= self._due:
             self._woken.clear()
             self._seen = version
             self.worker.step()
             self._due = self.worker.next_due() or _NEVER
-        return min(_LOOK, max(0.0, (self._due - database.now()).total_seconds()))
+        return min(_POLL, max(0.0, (self._due - database.now()).total_seconds()))
 
-    def _look_around(self) -> float:
-        self._janitor.look_around()
-        if self.worker.look_around():
+    def _scan(self) -> float:
+        self._janitor.scan()
+        if self.worker.scan():
             self.wake()
-        return _AROUND
+        return _SCAN
 
     def _renew(self) -> float:
         self.worker.renew()
@@ -141,12 +141,12 @@ class Service:
 
 
 def idle_for(outbox: Outbox, worker: Worker, seconds: float) -> Callable[[], str | None]:
-    """An `until` that ends a worker after `seconds` without anything that it could send, now or later."""
+    """An `until` that ends a worker after `seconds` with nothing that it could send, now or later."""
     idle_since: list[float] = []
 
     def check() -> str | None:
         owed = outbox.stats.owed(within=worker.serves)
-        # A run without a lock was made by a shell command: nobody can tell whether its script still lives.
+        # A run without a lock was created by a shell command: whether its script is alive is unknown.
         if owed.entries > owed.held or any(
             outbox.run_lock(run_id).exists() for run_id in outbox.stats.running(worker.serves)
         ):
@@ -168,9 +168,9 @@ def nothing_left(
     deadline: float | None,
     told: Callable[[Owed], None],
 ) -> Callable[[], str | None]:
-    """An `until` that ends a drain when nothing is owed, when nobody can send what is left, or at `deadline`.
+    """An `until` that ends a drain when nothing is owed, when no worker can send what is left, or at `deadline`.
 
-    `deadline` is a moment of `time.monotonic()`; `told` gets at each look what is still owed.
+    `deadline` is a moment of `time.monotonic()`. At each check `told` receives what is still owed.
     """
 
     def check() -> str | None:

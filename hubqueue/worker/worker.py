@@ -1,8 +1,8 @@
 """The worker: claims what is due and sends it, each attempt on a thread of its own.
 
-Promises: checkpoints, heartbeats and the small requests have separate crews for each destination, so that a
-slow upload or a silent hub delays nobody else; a lane is claimed only when a thread is free for it; stopping
-claims nothing new, gives uploads a short grace and hands every lease back.
+Promises: checkpoints, heartbeats and small requests have separate thread pools for each destination, so a slow
+upload or a silent hub delays nothing else. A lane is claimed only when a thread is free for it. After a stop
+nothing new is claimed, uploads get a short grace, and every lease is handed back.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("hubqueue")
 Connect = Callable[[Outbox, DestinationSettings], Transport]
-"""Opens a transport that needs no key of ours, in place of that of its declaration."""
-# A look at whether a lock is held takes it for less than this, in seconds.
-_INSTANT = 0.05
+"""Opens a transport that needs no key. Replaces the transport that the destination declares."""
+# A probe of a lock holds it for less than this, in seconds.
+_PROBE_SECONDS = 0.05
 _LIGHT = (Kind.REGISTRATION, Kind.METRICS, Kind.EVENT, Kind.COMPLETION)
 
 
 @dataclass(slots=True)
-class _Crew:
-    """The threads that may send at once for some kinds of one row of `destinations`."""
+class _Pool:
+    """The threads that may send at the same time for some kinds of one row of `destinations`."""
 
     destination: str
     paces: Mapping[Kind, timedelta]
     size: int
     terms: Terms
-    at_work: dict[int, Lease] = field(default_factory=dict)  # by the attempt's row in the history
-    retired: bool = False  # its key has gone; what is under way ends
+    sending: dict[int, Lease] = field(default_factory=dict)  # by the attempt's row in the history
+    retired: bool = False  # its key is missing: no new attempts, running ones may end
 
     @property
     def free(self) -> int:
-        return self.size - len(self.at_work)
+        return self.size - len(self.sending)
 
 
 class _Reopened:
@@ -84,8 +84,8 @@ class _Reopened:
 class Worker:
     """Sends what one outbox owes. `start` it, call `step` whenever something may be due, `stop` it.
 
-    `emit` hears every fact; `on_free` is called from the sending threads whenever one becomes free, so that the
-    caller can step again.
+    `emit` receives every fact. A sending thread calls `on_free` when it becomes free, so that the caller can
+    step again.
     """
 
     def __init__(
@@ -107,21 +107,21 @@ class Worker:
         self._serving: dict[Path, Lock] = {}
         self._transports: dict[str, Transport] = {}
         self._delivery = Delivery(outbox, self._transports, emit, START_GRACE)
-        self._crews: tuple[_Crew, ...] = ()
+        self._pools: tuple[_Pool, ...] = ()
         self._state = threading.Condition()
         self._stopping = False
         self._abort = threading.Event()
 
     def start(self, *, only_one: bool = False) -> bool:
-        """Put the worker on the list and take the locks that prove that it lives.
+        """Register the worker and take the locks that prove that it is alive.
 
-        False, and nothing is done, if it is to be the `only_one` and others are at work for all that it could send.
+        With `only_one`, returns False and does nothing when other workers already serve all of its rows.
         """
         if not self._lock.try_acquire():
             raise WorkerError(f"worker {self.id} cannot take its lock", hint="hubqueue check finds out why")
         self._outbox.note_destinations()
-        with Lock(self._outbox.home.locks / "serving.lock"):  # of two that start now, one gets all of them
-            self.look_around()
+        with Lock(self._outbox.home.locks / "serving.lock"):  # of two starting workers, one gets all locks
+            self.scan()
         if only_one and not any(lock.held for lock in self._serving.values()):
             self._lock.release()
             return False
@@ -131,13 +131,13 @@ class Worker:
         self._emit(events.WorkerStarted(self.id, os.getpid(), str(self._outbox.home.path)))
         return True
 
-    def look_around(self) -> bool:
-        """Find out which runs this worker may send for: rows come with new runs, keys with a login. Whether it is news."""
+    def scan(self) -> bool:
+        """Find the rows this worker may send for: new runs add rows, a login adds keys. True if they changed."""
         before = self.serves
         adopt(self._outbox)
-        self._take(routes(self._outbox, keyless=self._dial is not None))
+        self._open_routes(routes(self._outbox, keyless=self._dial is not None))
         serves, waits = self._outbox.serving_lock, self._outbox.waiting_lock
-        self._hold({*map(serves, self._transports), *map(waits, waiting(self._outbox))})
+        self._hold_locks({*map(serves, self._transports), *map(waits, waiting(self._outbox))})
         return self.serves != before
 
     @property
@@ -146,38 +146,38 @@ class Worker:
         return frozenset(self._transports)
 
     def step(self) -> int:
-        """Claim everything that is due and has a free thread; how many attempts were started."""
+        """Claim everything that is due and has a free thread. Returns the number of started attempts."""
         if self._outbox.addresses.count() != self._rows:
-            self.look_around()
+            self.scan()
         now = self._outbox.database.now()
-        return sum(self._step_crew(crew, now) for crew in self._crews)
+        return sum(self._step_pool(pool, now) for pool in self._pools)
 
     def next_due(self) -> datetime | None:
-        """When a crew with a free thread has something to send next; None when nobody knows of anything."""
-        moments = [self._crew_due(crew) for crew in self._crews if crew.free and not crew.retired]
+        """When a pool with a free thread has something to send next; None when nothing is known to be due."""
+        moments = [self._pool_due(pool) for pool in self._pools if pool.free and not pool.retired]
         return min((moment for moment in moments if moment is not None), default=None)
 
     @property
     def busy(self) -> int:
-        """How many attempts are under way."""
+        """The number of running attempts."""
         with self._state:
-            return sum(len(crew.at_work) for crew in self._crews)
+            return sum(len(pool.sending) for pool in self._pools)
 
     def wait_free(self, timeout: float) -> bool:
-        """Wait until no attempt is under way, at most `timeout` seconds."""
+        """Wait until no attempt is running, at most `timeout` seconds. True if none is."""
         with self._state:
-            return self._state.wait_for(lambda: not any(crew.at_work for crew in self._crews), timeout)
+            return self._state.wait_for(lambda: not any(pool.sending for pool in self._pools), timeout)
 
     def renew(self) -> None:
-        """Prolong the leases of the attempts under way, and say that this worker is at work."""
+        """Extend the leases of the running attempts, and record that this worker is alive."""
         with self._state:
-            held = [lease for crew in self._crews for lease in crew.at_work.values()]
+            held = [lease for pool in self._pools for lease in pool.sending.values()]
         if held:
             self._outbox.settlement.renew(held, self._outbox.database.now() + self._lease)
         self._outbox.registry.worker_seen(self.id)
 
     def stop(self, grace: timedelta | None = None, *, reason: str = "stopped") -> None:
-        """Claim nothing more, let attempts end for `grace`, abort the rest, hand back what is left."""
+        """Claim nothing more, give attempts `grace` to end, abort the rest, hand back what is left."""
         grace = self._outbox.config.worker.grace if grace is None else grace
         with self._state:
             self._stopping = True
@@ -193,30 +193,30 @@ class Worker:
             self._outbox.claims.reclaim([self.id])
             self._outbox.registry.workers_left([self.id])
         except HubqueueError as error:
-            self._emit(events.StorageTroubled(str(error)))  # the leases run out by themselves
+            self._emit(events.StorageTroubled(str(error)))  # the leases expire anyway
         self._lock.release()
         self._emit(events.WorkerStopped(self.id, reason))
 
     def abort(self) -> None:
-        """End the attempts under way now; `stop` hands their leases back."""
+        """Abort the running attempts now; `stop` hands their leases back."""
         self._abort.set()
 
-    def _take(self, found: list[Route]) -> None:
-        """Open what is new, let go of what is not ours any more."""
+    def _open_routes(self, found: list[Route]) -> None:
+        """Open transports and pools for new routes; retire those without a route."""
         self._rows = self._outbox.addresses.count()
         wanted = {each.name: each for each in found}
         with self._state:
-            for crew in self._crews:
-                crew.retired = crew.destination not in wanted
-            busy = {crew.destination for crew in self._crews if crew.at_work}
-            kept = [crew for crew in self._crews if crew.destination in busy or not crew.retired]
-        for name in set(self._transports) - {crew.destination for crew in kept}:
+            for pool in self._pools:
+                pool.retired = pool.destination not in wanted
+            busy = {pool.destination for pool in self._pools if pool.sending}
+            kept = [pool for pool in self._pools if pool.destination in busy or not pool.retired]
+        for name in set(self._transports) - {pool.destination for pool in kept}:
             _close(self._transports.pop(name))
         for route in found:
             if route.name not in self._transports:
                 self._transports[route.name] = self._connect(route)
-                kept += _crews(route.name, route.settings, self._outbox, self.id)
-        self._crews = tuple(kept)
+                kept += _new_pools(route.name, route.settings, self._outbox, self.id)
+        self._pools = tuple(kept)
 
     def _connect(self, route: Route) -> Transport:
         if self._dial is not None:
@@ -225,77 +225,77 @@ class Worker:
         open = partial(declaration(settings.type).open, settings, route.keys, self._outbox.spool.open)
         try:
             return open()
-        except Exception:  # a stranger's code: its runs wait, and those of the others go on
+        except Exception:  # code of a plugin: its runs wait, those of the others continue
             _LOG.exception("destination %s cannot be opened", settings.name)
             return _Reopened(open)
 
-    def _hold(self, paths: set[Path]) -> None:
-        """Say for which rows somebody is at work. Where another worker says so already, it stays the one."""
+    def _hold_locks(self, paths: set[Path]) -> None:
+        """Hold the locks that mark the served rows. A lock that another worker holds stays with it."""
         for path in self._serving.keys() - paths:
             self._serving.pop(path).release()
         for path in sorted(paths):
             lock = self._serving.get(path) or Lock(path)
             self._serving[path] = lock
             if not lock.held:
-                lock.acquire(_INSTANT)
+                lock.acquire(_PROBE_SECONDS)
 
-    def _step_crew(self, crew: _Crew, now: datetime) -> int:
+    def _step_pool(self, pool: _Pool, now: datetime) -> int:
         started = 0
-        while crew.free and not self._stopping and not crew.retired:
-            # A look costs no lock; a claim does, and would stand in the way of the training's enqueues.
-            due = self._crew_due(crew)
+        while pool.free and not self._stopping and not pool.retired:
+            # A read takes no lock. A claim takes one, and would delay the training's enqueues.
+            due = self._pool_due(pool)
             if due is None or due > now:
                 break
-            lease = self._outbox.claims.claim(crew.destination, crew.paces, crew.terms)
+            lease = self._outbox.claims.claim(pool.destination, pool.paces, pool.terms)
             if lease is None:
                 break
-            self._begin(crew, lease)
+            self._begin(pool, lease)
             started += 1
         return started
 
-    def _crew_due(self, crew: _Crew) -> datetime | None:
-        return self._outbox.stats.next_due(crew.destination, list(crew.paces))
+    def _pool_due(self, pool: _Pool) -> datetime | None:
+        return self._outbox.stats.next_due(pool.destination, list(pool.paces))
 
-    def _begin(self, crew: _Crew, lease: Lease) -> None:
+    def _begin(self, pool: _Pool, lease: Lease) -> None:
         name = f"hubqueue-{lease.batch.kind}-{lease.batch.run.id}"
-        # Daemons, because a training process that holds a worker thread must be free to exit at any moment.
-        thread = threading.Thread(target=self._attempt, args=(crew, lease), name=name, daemon=True)
+        # Daemons, because a training process with a worker thread must be able to exit at any moment.
+        thread = threading.Thread(target=self._attempt, args=(pool, lease), name=name, daemon=True)
         with self._state:
-            crew.at_work[lease.attempt_id] = lease
+            pool.sending[lease.attempt_id] = lease
         thread.start()
 
-    def _attempt(self, crew: _Crew, first: Lease) -> None:
+    def _attempt(self, pool: _Pool, first: Lease) -> None:
         lease = first
         try:
             while True:
-                following = self._delivery.attempt(lease, self._abort, partial(self._follow, crew))
+                following = self._delivery.attempt(lease, self._abort, partial(self._follow, pool))
                 if following is None:
                     break
                 with self._state:
-                    del crew.at_work[lease.attempt_id]
-                    crew.at_work[following.attempt_id] = following
+                    del pool.sending[lease.attempt_id]
+                    pool.sending[following.attempt_id] = following
                 lease = following
         finally:
             with self._state:
-                del crew.at_work[lease.attempt_id]
+                del pool.sending[lease.attempt_id]
                 self._state.notify_all()
             self._on_free()
 
-    def _follow(self, crew: _Crew, tx: Transaction) -> Lease | None:
-        """What a thread sends next, claimed with the settle: a long line costs one transaction a request."""
-        if self._stopping or crew.retired:
+    def _follow(self, pool: _Pool, tx: Transaction) -> Lease | None:
+        """Claim what a thread sends next, in the settle's transaction: a backlog costs one transaction a request."""
+        if self._stopping or pool.retired:
             return None
-        return self._outbox.claims.claim(crew.destination, crew.paces, crew.terms, within=tx)
+        return self._outbox.claims.claim(pool.destination, pool.paces, pool.terms, within=tx)
 
 
 def _close(transport: Transport) -> None:
     try:
         transport.close()
-    except Exception:  # a stranger's code; what is left to do is not its business
+    except Exception:  # code of a plugin: the other transports are still to be closed
         _LOG.exception("a transport cannot be closed")
 
 
-def _crews(name: str, destination: DestinationSettings, outbox: Outbox, worker: str) -> list[_Crew]:
+def _new_pools(name: str, destination: DestinationSettings, outbox: Outbox, worker: str) -> list[_Pool]:
     settings, limits = outbox.config.worker, destination.rate_limits
     declared = declaration(destination.type)
     most = declared.most_epochs or settings.batch_entries
@@ -307,5 +307,5 @@ def _crews(name: str, destination: DestinationSettings, outbox: Outbox, worker: 
         (Kind.HEARTBEAT,): settings.heartbeat_threads,
     }
     return [
-        _Crew(name, {kind: limits.pace(kind) for kind in kinds}, size, terms) for kinds, size in sizes.items()
+        _Pool(name, {kind: limits.pace(kind) for kind in kinds}, size, terms) for kinds, size in sizes.items()
     ]

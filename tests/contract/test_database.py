@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import template
 from sqlalchemy import Connection, create_engine, event, inspect, select
 from stage import ack, environ_of, keys, log, must_claim, new_run, python, totals
 
@@ -24,6 +25,8 @@ from hubqueue.outbox.database.sqlite import load_driver
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.testing import FakeClock
 from hubqueue.worker.janitor import Janitor
+
+pytestmark = pytest.mark.usefixtures("new_home")
 
 YEAR = 31_536_000
 
@@ -455,3 +458,22 @@ def _fail_a_write(outbox: Outbox) -> None:
         tx.exec_driver_sql("PRAGMA query_only = ON")
     with pytest.raises(OutboxUnavailable):
         log(outbox, "anybody", 1)
+
+
+def test_a_copy_of_a_migrated_outbox_is_as_a_new_one_with_a_name_of_its_own(tmp_path: Path) -> None:
+    """What most tests begin with (`template`)."""
+    names, dumps = set(), []
+    homes = [template.lay(tmp_path / "copy"), template.lay(tmp_path / "another"), tmp_path / "new"]
+
+    for home in homes:
+        with open_outbox(home, environ={}) as outbox:
+            names.add(outbox.database.outbox_id)
+        with contextlib.closing(sqlite3.connect(home / "outbox.db")) as connection:
+            marks = [
+                connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "journal_mode")
+            ]
+            own = ('INSERT INTO "about"', 'INSERT INTO "boots"')
+            dumps.append([*marks, *(line for line in connection.iterdump() if not line.startswith(own))])
+
+    assert len(names) == 3
+    assert dumps[0] == dumps[1] == dumps[2]

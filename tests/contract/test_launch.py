@@ -1,4 +1,4 @@
-"""How a training starts its worker: only a Python, as isolated as itself, and not again and again."""
+"""How a training starts its worker: only a Python, as isolated as the training, and not repeatedly."""
 
 from __future__ import annotations
 
@@ -47,33 +47,33 @@ def _train(
 def test_the_worker_is_as_isolated_as_its_training(tmp_path: Path, hub: Sandbox, flag: str) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    # Under -s only the worker's own import of it counts: the training itself believes PYTHONPATH.
-    told = f"open({str(tmp_path / 'seen')!r}, 'a').write(' '.join(sys.argv) + '\\n')"
-    (foreign / "sitecustomize.py").write_text(f"import sys\nif '--detached' in sys.orig_argv: {told}\n")
+    # Under -s only the worker's own import counts: the training itself uses PYTHONPATH.
+    record = f"open({str(tmp_path / 'seen')!r}, 'a').write(' '.join(sys.argv) + '\\n')"
+    (foreign / "sitecustomize.py").write_text(f"import sys\nif '--detached' in sys.orig_argv: {record}\n")
 
-    said = _train(tmp_path, hub.url, flag, PYTHONPATH=str(foreign))
+    output = _train(tmp_path, hub.url, flag, PYTHONPATH=str(foreign))
 
-    assert "left" in said and len(hub.models) == 1, said
+    assert "left" in output and len(hub.models) == 1, output
     assert not (tmp_path / "seen").exists()
 
 
 def test_the_worker_finds_hubqueue_where_its_training_found_it(tmp_path: Path, hub: Sandbox) -> None:
     where = [str(ROOT), *(each for each in sys.path if each.endswith("site-packages"))]
 
-    # Without site-packages (-S) nothing is found but by the list that the training itself has changed.
-    said = _train(tmp_path, hub.url, "-I", "-S", before=f"sys.path += {where!r}")
+    # Without site-packages (-S) only the `sys.path` that the training has changed finds the packages.
+    output = _train(tmp_path, hub.url, "-I", "-S", before=f"sys.path += {where!r}")
 
-    assert len(hub.models) == 1, said
-    assert "ended at once" not in said
+    assert len(hub.models) == 1, output
+    assert "ended at once" not in output
 
 
 def test_a_module_beside_the_script_does_not_reach_the_worker(tmp_path: Path, hub: Sandbox) -> None:
     (tmp_path / "simplejson.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'w')\nraise SystemExit\n")
     before = "import sys; sys.path.insert(0, os.getcwd()); sys.modules['simplejson'] = None"
 
-    said = _train(tmp_path, hub.url, before=before)
+    output = _train(tmp_path, hub.url, before=before)
 
-    assert len(hub.models) == 1, said
+    assert len(hub.models) == 1, output
     assert not (tmp_path / "seen").exists()
 
 
@@ -82,8 +82,8 @@ def test_a_module_beside_the_script_does_not_reach_the_worker(tmp_path: Path, hu
     [
         ("sys.frozen = True", "frozen program"),
         ("sys.executable = ''", "does not know its own executable"),
-        ("sys.executable = os.environ['PROGRAM']", "is not certainly a Python"),
-        ("os.environ['HUBQUEUE_IS_WORKER'] = '1'", "started as a worker itself"),
+        ("sys.executable = os.environ['PROGRAM']", "may not be a Python"),
+        ("os.environ['HUBQUEUE_IS_WORKER'] = '1'", "itself started as a worker"),
     ],
 )
 def test_what_is_not_certainly_a_python_is_not_started(tmp_path: Path, before: str, why: str) -> None:
@@ -91,26 +91,26 @@ def test_what_is_not_certainly_a_python_is_not_started(tmp_path: Path, before: s
     program.write_text(f"#!/bin/sh\necho started >> {tmp_path / 'seen'}\n")
     program.chmod(0o755)
 
-    said = _train(tmp_path, "http://127.0.0.1:9", before=before, timeout=2, PROGRAM=str(program))
+    output = _train(tmp_path, "http://127.0.0.1:9", before=before, timeout=2, PROGRAM=str(program))
 
-    assert said.count(why) == 1, said
-    assert "hubqueue worker" in said  # the hint
-    assert "left" in said
+    assert output.count(why) == 1, output
+    assert "hubqueue worker" in output  # the hint
+    assert "left" in output
     assert not (tmp_path / "seen").exists()
     assert not (tmp_path / "home" / "worker.log").exists()
 
 
 def test_a_worker_that_ends_at_once_is_reported_once(tmp_path: Path) -> None:
-    said = _train(tmp_path, "http://127.0.0.1:9", before=_WITH_A_BROKEN_WORKER, timeout=8)
+    output = _train(tmp_path, "http://127.0.0.1:9", before=_WITH_A_BROKEN_WORKER, timeout=8)
 
-    assert said.count("the worker ended at once (exit code 2)") == 1, said
-    assert "HUBQUEUE_WORKER__LEASE" in said
-    assert "left" in said
+    assert output.count("the worker ended at once (exit code 2)") == 1, output
+    assert "HUBQUEUE_WORKER__LEASE" in output
+    assert "left" in output
     tries = (tmp_path / "home" / "worker.log").read_text().count("error: HUBQUEUE_WORKER__LEASE")
-    assert 1 <= tries <= 3  # not one a second; two may have begun side by side
+    assert 1 <= tries <= 3  # not one a second; two may start at the same time
 
 
-# The worker alone sees the setting that ends it.
+# Only the worker sees the invalid setting that ends it.
 _WITH_A_BROKEN_WORKER = """
 import subprocess
 real = subprocess.Popen

@@ -8,6 +8,8 @@ from sqlalchemy import text
 from hubqueue.outbox.database.schema_check import differences
 from hubqueue.outbox.outbox import Outbox
 
+pytestmark = pytest.mark.usefixtures("new_home")
+
 
 def found(outbox: Outbox, *statements: str) -> list[str]:
     """What is found after these statements."""

@@ -335,7 +335,7 @@ def save(*epochs):
 
 @pytest.mark.parametrize("when", ["save(0, 1, 2)", "atexit.register(save, 0, 1, 2)"])
 def test_the_end_of_a_process_leaves_no_superseded_snapshot(home: Path, source: Path, when: str) -> None:
-    process = python(_SAVES + when, environ_of(home), str(source))
+    process = python(_SAVES + when, environ_of(home), str(source), fresh=True)
     process.communicate(timeout=60)
 
     assert process.returncode == 0

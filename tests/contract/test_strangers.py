@@ -29,10 +29,10 @@ from hubqueue.domain.errors import (
     OutboxUnavailable,
     SnapshotMissing,
 )
-from hubqueue.outbox.gauge import upload_of
 from hubqueue.outbox.locks import Lock, is_held
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.outbox.spool.spool import Spool
+from hubqueue.outbox.uploads import upload_of
 
 STRANGER = 54321
 needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="plays another user")

@@ -41,6 +41,8 @@ from hubqueue.worker import events
 from hubqueue.worker import log as journal
 from hubqueue.worker.janitor import Janitor
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 
 def test_a_run_is_registered_first_and_bound_late(outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(outbox, remote_id=None)
@@ -92,9 +94,9 @@ def test_a_run_that_has_ended_has_no_heartbeat(outbox: Outbox, clock: FakeClock,
 def test_the_agent_id_is_adopted_and_never_reset(outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(outbox)
     first, second = (Remote(remember={"agent_id": name}) for name in ("agent-1", "agent-2"))
-    answers = iter([first, Remote(), second, Remote()])
+    remotes = iter([first, Remote(), second, Remote()])
 
-    with Bench(outbox, lambda _batch: Delivered(next(answers))) as bench:
+    with Bench(outbox, lambda _batch: Delivered(next(remotes))) as bench:
         for _ in range(4):
             bench.step()
             clock.advance(300)
@@ -136,7 +138,7 @@ def test_a_defect_in_a_transport_costs_a_retry_and_no_entry(outbox: Outbox, cloc
         assert "ZeroDivisionError" in outbox.status()["runs"][0]["lanes"][1]["last_error"]
 
 
-def test_an_answer_is_kept_where_the_next_claim_fails(home: Path, clock: FakeClock) -> None:
+def test_an_outcome_is_kept_when_the_next_claim_fails(home: Path, clock: FakeClock) -> None:
     environ = {"HUBQUEUE_RATE_LIMITS__METRICS": "0", "HUBQUEUE_WORKER__BATCH_ENTRIES": "1"}
     with open_outbox(home, environ=environ, clock=clock) as outbox:
         run = new_run(outbox)
@@ -149,13 +151,13 @@ def test_an_answer_is_kept_where_the_next_claim_fails(home: Path, clock: FakeClo
             return Delivered()
 
         bench = Bench(outbox, damage_the_next)
-        bench.worker.look_around()
-        crew = next(crew for crew in bench.worker._crews if Kind.METRICS in crew.paces)
-        lease = outbox.claims.claim("hub", crew.paces, crew.terms)
+        bench.worker.scan()
+        pool = next(pool for pool in bench.worker._pools if Kind.METRICS in pool.paces)
+        lease = outbox.claims.claim("hub", pool.paces, pool.terms)
         assert lease is not None
 
         following = bench.worker._delivery.attempt(
-            lease, threading.Event(), partial(bench.worker._follow, crew)
+            lease, threading.Event(), partial(bench.worker._follow, pool)
         )
 
         assert following is None
@@ -165,24 +167,24 @@ def test_an_answer_is_kept_where_the_next_claim_fails(home: Path, clock: FakeClo
         assert sum(isinstance(fact, events.BatchDelivered) for fact in bench.facts) == 1
 
 
-def test_nothing_is_told_or_removed_before_it_is_committed(
+def test_nothing_is_emitted_or_removed_before_it_is_committed(
     home: Path, clock: FakeClock, tmp_path: Path
 ) -> None:
-    """What a settle says and deletes has to be true for good: with its transaction open, neither has happened."""
+    """A settle emits and deletes only what is committed: while its transaction is open, neither has happened."""
     (tmp_path / "last.pt").write_bytes(b"weights")
     with open_outbox(home, environ={}, clock=clock) as outbox:
         run = new_run(outbox)
         save_snapshot(outbox, run, tmp_path / "last.pt", 0, is_best=False, map=0, final=False)
         bench, seen = Bench(outbox), list[tuple[int, int]]()
-        bench.worker.look_around()
+        bench.worker.scan()
         lease = outbox.claims.claim("hub", {Kind.CKPT: ZERO}, TERMS)
         assert lease is not None
 
-        def look(_tx: object) -> None:
-            told = sum(isinstance(fact, events.BatchDelivered) for fact in bench.facts)
-            seen.append((told, outbox.spool.bytes_used()))
+        def observe(_tx: object) -> None:
+            emitted = sum(isinstance(fact, events.BatchDelivered) for fact in bench.facts)
+            seen.append((emitted, outbox.spool.bytes_used()))
 
-        bench.worker._delivery.attempt(lease, threading.Event(), look)
+        bench.worker._delivery.attempt(lease, threading.Event(), observe)
 
         assert seen == [(0, 7)]
         assert outbox.spool.bytes_used() == 0
@@ -259,17 +261,17 @@ def test_the_leases_of_a_killed_worker_are_taken_back_at_once(hub: Sandbox, home
         assert history == ["delivered", "lost"]
 
 
-def test_the_janitor_marks_a_run_whose_process_is_gone(outbox: Outbox) -> None:
+def test_the_janitor_marks_a_run_whose_process_has_died(outbox: Outbox) -> None:
     run = new_run(outbox)
     lock = Lock(outbox.run_lock(run))
     assert lock.try_acquire()
     facts: list[events.Fact] = []
     janitor = Janitor(outbox, facts.append)
 
-    janitor.look_around()
+    janitor.scan()
     assert facts == []
     lock.release()
-    janitor.look_around()
+    janitor.scan()
 
     assert facts == [events.RunInterrupted(run)]
     assert [row["state"] for row in outbox.stats.runs()] == ["interrupted"]
@@ -291,7 +293,7 @@ def test_the_janitor_sweeps_orphans_and_nothing_that_is_owed(outbox: Outbox, tmp
     assert {path.name for path in outbox.spool.path.iterdir()} == kept
 
 
-def test_a_resumed_model_goes_on_with_its_run(hub: Sandbox, home: Path) -> None:
+def test_a_resumed_model_continues_its_run(hub: Sandbox, home: Path) -> None:
     environ = environ_of(home, hub.url)
     code = """
 import hubqueue, sys
@@ -313,50 +315,50 @@ print(run.id)
     assert shown["totals"]["pending"] == 2
 
 
-def test_the_worker_works_through_a_jump_of_the_clock_of_its_scheduler() -> None:
+def test_a_late_job_runs_after_a_jump_of_the_schedulers_clock() -> None:
     from hubqueue.worker.scheduler import Scheduler
 
     calls: list[int] = []
     again = threading.Event()
 
-    def work() -> float:
+    def job() -> float:
         calls.append(1)
         again.set()
         return 3600.0
 
-    scheduler = Scheduler({"work": work})
+    scheduler = Scheduler({"job": job})
     scheduler.start()
     assert again.wait(PATIENCE)
     again.clear()
 
-    scheduler.wake("work")
+    scheduler.wake("job")
     assert again.wait(PATIENCE)
-    scheduler._expected["work"] -= 7200  # what a displaced date looks like on the monotonic clock
+    scheduler._expected["job"] -= 7200  # how a late date looks on the monotonic clock
     again.clear()
-    wait_until(lambda: not scheduler._at_work)
-    scheduler._expected["work"] -= 7200
+    wait_until(lambda: not scheduler._running)
+    scheduler._expected["job"] -= 7200
     scheduler.tend()
 
     assert again.wait(PATIENCE)
     scheduler.stop()
 
 
-def test_wakes_during_a_work_are_not_lost() -> None:
+def test_wakes_during_a_job_are_not_lost() -> None:
     from hubqueue.worker.scheduler import Scheduler
 
     count, seen = 0, threading.Condition()
 
-    def work() -> float:
+    def job() -> float:
         nonlocal count
         with seen:
             count += 1
             first = count == 1
             seen.notify_all()
         if first:
-            scheduler.wake("work")
+            scheduler.wake("job")
         return 3600.0
 
-    scheduler = Scheduler({"work": work})
+    scheduler = Scheduler({"job": job})
     scheduler.start()
 
     with seen:
@@ -364,18 +366,18 @@ def test_wakes_during_a_work_are_not_lost() -> None:
     scheduler.stop()
 
 
-def test_a_scheduler_may_be_stopped_while_it_hands_out_its_jobs() -> None:
+def test_a_scheduler_may_be_stopped_while_it_submits_its_jobs() -> None:
     from hubqueue.worker.scheduler import Scheduler
 
     # A thread of APScheduler that fails here fails the test: pytest turns it into an error.
     for _ in range(200):
         called = threading.Event()
 
-        def work(called: threading.Event = called) -> float:
+        def job(called: threading.Event = called) -> float:
             called.set()
             return 3600.0
 
-        scheduler = Scheduler({str(each): work for each in range(20)})
+        scheduler = Scheduler({str(each): job for each in range(20)})
         scheduler.start()
         assert called.wait(PATIENCE)
         scheduler.stop()

@@ -14,6 +14,8 @@ from stage import environ_of, hubqueue, log, must_claim, new_run
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 
 @pytest.fixture
 def run(home: Path) -> str:
@@ -52,6 +54,7 @@ def test_a_run_that_does_not_exist_is_an_error_with_the_nearest_one(
 
 
 @pytest.mark.parametrize("command", ["drain", "entries", "log", "status"])
+@pytest.mark.usefixtures("new_home")
 def test_a_run_is_not_found_either_where_there_is_no_outbox(home: Path, command: str) -> None:
     shown = hubqueue(environ_of(home), command, "--run", "nope")
 

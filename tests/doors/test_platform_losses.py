@@ -24,6 +24,8 @@ from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 WEIGHTS = b"weights " * 200_000
 
 

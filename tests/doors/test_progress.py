@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import end, environ_of, hubqueue, kill, log, new_run, python, start_worker, wait_until
+import zygote
+from stage import Process, end, environ_of, hubqueue, kill, log, new_run, python, start_worker, wait_until
 
 from hubqueue.config.home import Home
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.worker.daemon import worker_lives
+
+pytestmark = pytest.mark.usefixtures("migrated_home")
 
 SIZE = 24 << 20
 # What the line to the hub carries: a block each pause, about 3 MB/s (or 0.6).
@@ -77,12 +80,13 @@ def slow_line(port: int, pause: float) -> Iterator[int]:
 
 
 class Terminal:
-    """A process whose output is a terminal, and everything it wrote there."""
+    """A `hubqueue` command, or code of a training, whose output is a terminal, and everything it wrote there."""
 
     def __init__(
         self,
         environ: Mapping[str, str],
-        *command: str,
+        *arguments: str,
+        code: str | None = None,
         width: int = 100,
         height: int = 25,
         on: str = "stdout",
@@ -92,7 +96,13 @@ class Terminal:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, on: slave}
         # The size comes from the terminal, and where there is one on stderr only, from these.
         sized = {**environ, "TERM": "xterm", "COLUMNS": str(width), "LINES": str(height)}
-        self.process = subprocess.Popen(command, env=sized, close_fds=True, **streams)  # type: ignore[call-overload]
+        self.process: Process
+        if code is None and zygote.suits(environ):
+            self.process = zygote.Forked(sized, *arguments, module="hubqueue", **streams)
+        else:
+            program = ["-m", "hubqueue"] if code is None else ["-c", code]
+            command = [sys.executable, *program, *arguments]
+            self.process = subprocess.Popen(command, env=sized, close_fds=True, text=True, **streams)
         os.close(slave)
         self.said = ""
 
@@ -118,7 +128,7 @@ class Terminal:
 
 
 def hubqueue_on_terminal(environ: Mapping[str, str], *arguments: str, **options: Any) -> Terminal:
-    return Terminal(environ, sys.executable, "-m", "hubqueue", *arguments, **options)
+    return Terminal(environ, *arguments, **options)
 
 
 @contextlib.contextmanager
@@ -214,12 +224,12 @@ print("tqdm" in sys.modules, bool(left))
 
 def test_finish_shows_the_upload_on_a_terminal_and_nowhere_else(environ: dict[str, str], home: Path) -> None:
     body = str(home.parent / "best.pt")
-    shown = Terminal(environ, sys.executable, "-c", FINISH, body, on="stderr")
+    shown = Terminal(environ, body, code=FINISH, on="stderr")
     said = shown.rest()
-    hidden = python(FINISH, environ, body)
+    hidden = python(FINISH, environ, body, fresh=True)
     unseen = hidden.communicate(timeout=90)[0]
     notebook = "import sys, types; sys.modules['ipykernel'] = types.ModuleType('ipykernel')" + FINISH
-    in_notebook = python(notebook, environ, body).communicate(timeout=90)[0]
+    in_notebook = python(notebook, environ, body, fresh=True).communicate(timeout=90)[0]
     hubqueue(environ, "stop")
 
     assert "uploading" in said

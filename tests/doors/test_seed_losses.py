@@ -22,11 +22,14 @@ from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import UnknownModel
 from hubqueue.integrations.cadence import Cadence, Timers
 from hubqueue.integrations.hub_session import model as hub_model
-from hubqueue.outbox.gauge import Gauge, Upload, upload_of
+from hubqueue.outbox.uploads import Upload, upload_of
 from hubqueue.producer.progress import UploadBar
 from hubqueue.sandbox import Sandbox
 from hubqueue.worker.daemon import worker_lives
 from hubqueue.worker.events import BatchDelivered, UploadProgressed
+from hubqueue.worker.progress import UploadProgress
+
+pytestmark = pytest.mark.usefixtures("migrated_home")
 
 EPOCHS = """
 import hubqueue, os
@@ -135,8 +138,8 @@ def test_l36_the_bar_counts_what_was_sent(tmp_path: Path) -> None:
 
     home, shown = Home(tmp_path / "home"), Terminal()
     home.create()
-    gauge = Gauge(home)
-    gauge.hear(UploadProgressed("run", 1, 3_000_000, 4_000_000))
+    progress = UploadProgress(home)
+    progress.note(UploadProgressed("run", 1, 3_000_000, 4_000_000))
 
     with UploadBar(home, "run", stream=shown) as bar:
         assert upload_of(home, "run") == Upload(3_000_000, 4_000_000, None)
@@ -144,10 +147,10 @@ def test_l36_the_bar_counts_what_was_sent(tmp_path: Path) -> None:
 
     assert "3.00M/4.00M" in shown.getvalue()
     delivered = BatchDelivered("run", Kind.CKPT, 1, 4 << 20, timedelta(seconds=1))
-    gauge.hear(delivered)
+    progress.note(delivered)
     assert upload_of(home, "run") is None
     unseen = io.StringIO()
-    gauge.hear(UploadProgressed("run", 1, 3_000_000, 4_000_000))
+    progress.note(UploadProgressed("run", 1, 3_000_000, 4_000_000))
     with UploadBar(home, "run", stream=unseen) as silent:
         silent.show(True)
     assert unseen.getvalue() == ""

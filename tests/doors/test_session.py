@@ -20,6 +20,8 @@ from hubqueue.domain.errors import ModelUnavailable, UnknownModel
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 KEY = "key-of-the-tests"
 WEB = "https://hub.ultralytics.com/models/"
 HABITS: dict[str, Habits] = {"8.2.70": V82, "8.3.253": V83}

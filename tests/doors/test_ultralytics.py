@@ -16,6 +16,8 @@ from hubqueue.integrations.ultralytics.attachment import Attachment, attach
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 HABITS = {"8.2": V82, "8.3": V83, "8.4": V84}
 
 
@@ -201,6 +203,7 @@ def test_the_hubs_wish_to_stop_stops_the_trainer(at_hub: Sandbox, home: Path, tm
     assert trainer.epoch == 0
 
 
+@pytest.mark.usefixtures("new_home")
 def test_only_the_first_process_of_several_sends(
     at_hub: Sandbox, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

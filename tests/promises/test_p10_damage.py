@@ -1,4 +1,4 @@
-"""P10 over damaged databases: the small scale of the torture, and rows that cannot be read any more."""
+"""P10 on damaged databases: the small scale of the torture, and rows that can no longer be read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from hubqueue.testing import FakeClock
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_damaged_outbox_is_never_a_healthy_one_with_less_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_outbox_is_never_reported_as_a_smaller_healthy_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     failed = damage.main(["--seed", "5", "--scale", "quick"])
 
     assert failed == 0, capsys.readouterr().out
@@ -25,17 +27,17 @@ def test_a_damaged_outbox_is_never_a_healthy_one_with_less_in_it(capsys: pytest.
 @pytest.mark.parametrize(
     "damage",
     [
-        "payload = replace(payload, '1', '7')",  # JSON still, and the wrong number
+        "payload = replace(payload, '1', '7')",  # still JSON, but the wrong number
         "key = '17'",
         "checksum = NULL, payload = '{\"loss\": 1.'",  # an older hubqueue wrote no checksum
         "checksum = NULL, payload = CAST(x'7b226c6f7373223a2022ff227d' AS TEXT)",
         "checksum = NULL, payload = '[]'",
-        "payload = CAST(payload AS BLOB)",  # what one flipped bit in the header of a row makes of a text
+        "payload = CAST(payload AS BLOB)",  # one flipped bit in a row's header turns a text into bytes
         "key = CAST(key AS BLOB)",
         "checksum = NULL, payload = CAST(payload AS BLOB)",
     ],
 )
-def test_a_payload_that_was_damaged_is_dead_and_its_neighbours_are_sent(
+def test_a_damaged_payload_is_dead_and_its_neighbours_are_sent(
     home: Path, clock: FakeClock, damage: str
 ) -> None:
     with open_outbox(home, environ={}, clock=clock) as outbox, Bench(outbox) as bench:
@@ -54,7 +56,7 @@ def test_a_payload_that_was_damaged_is_dead_and_its_neighbours_are_sent(
 @pytest.mark.parametrize(
     "damage", ["entries SET size = 'x'", "lanes SET failures = 'x'", "lanes SET retry_at = -1"]
 )
-def test_a_number_that_is_none_is_damage(home: Path, damage: str) -> None:
+def test_an_invalid_number_is_damage(home: Path, damage: str) -> None:
     with open_outbox(home, environ={}) as outbox:
         log(outbox, new_run(outbox), 0)
         _execute(home, f"UPDATE {damage}")
@@ -82,7 +84,7 @@ def test_check_names_the_entry_whose_payload_is_damaged(home: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["snapshot_mtime_ns", "payload"])
-def test_tables_that_are_not_those_of_the_migrations_are_damage(home: Path, column: str) -> None:
+def test_tables_that_differ_from_the_migrations_are_damage(home: Path, column: str) -> None:
     with open_outbox(home, environ={}) as outbox:
         log(outbox, new_run(outbox), 0)
     _execute(home, "PRAGMA writable_schema = ON")

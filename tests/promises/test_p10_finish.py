@@ -1,4 +1,4 @@
-"""P10 at the end of a run: `finish` says what the hub refused and what was never saved, and no argument hides it."""
+"""P10 at the end of a run: `finish` reports what the hub rejected and what was never saved, whatever its arguments."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from hubqueue.producer.leftover import Leftover, word
 from hubqueue.producer.run import Run
 from hubqueue.sandbox import Sandbox
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 
 @pytest.fixture
 def at_hub(home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -26,13 +28,13 @@ def at_hub(home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def blocked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    file = tmp_path / "home"
+    file = tmp_path / "blocked"
     file.write_text("a file where the home should be")
     monkeypatch.setenv("HUBQUEUE_HOME", str(file))
     return file
 
 
-def test_a_refused_checkpoint_is_told_at_the_end(
+def test_a_rejected_checkpoint_is_reported_at_the_end(
     at_hub: Path, hub: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.fail("ckpt:413:bytes=1000")
@@ -49,7 +51,7 @@ def test_a_refused_checkpoint_is_told_at_the_end(
     assert "see: hubqueue entries --state dead" in caplog.text
 
 
-def test_a_refused_epoch_is_told_at_the_end(
+def test_a_rejected_epoch_is_reported_at_the_end(
     at_hub: Path, hub: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub.fail("metrics:400:epoch=1")
@@ -73,7 +75,7 @@ def test_finish_without_a_limit_waits_until_everything_is_delivered(at_hub: Path
 
 
 @pytest.mark.parametrize(
-    ("left", "said"),
+    ("left", "sentence"),
     [
         (
             Leftover(1, 1059),
@@ -93,11 +95,11 @@ def test_finish_without_a_limit_waits_until_everything_is_delivered(at_hub: Path
         ),
     ],
 )
-def test_what_is_left_is_a_plain_sentence(left: Leftover, said: str) -> None:
-    assert word(left) == said
+def test_what_is_left_is_a_plain_sentence(left: Leftover, sentence: str) -> None:
+    assert word(left) == sentence
 
 
-def test_what_could_not_be_saved_stands_with_the_run(
+def test_unsaved_data_is_reported_with_its_run(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HUBQUEUE_HOME", str(home))
@@ -116,14 +118,14 @@ def test_what_could_not_be_saved_stands_with_the_run(
     assert left.unsaved == 3
     with open_outbox(home) as outbox:
         shown = outbox.status()
-    (told,) = shown["runs"]
-    assert told["unsaved"] == 3
-    assert "does not fit" in told["unsaved_why"]
-    said = [concern["what"] for concern in shown["attention"]]
-    assert any(f"run {run.id}: 3 could not be saved (a snapshot" in what for what in said)
+    (shown_run,) = shown["runs"]
+    assert shown_run["unsaved"] == 3
+    assert "does not fit" in shown_run["unsaved_why"]
+    concerns = [concern["what"] for concern in shown["attention"]]
+    assert any(f"run {run.id}: 3 could not be saved (a snapshot" in what for what in concerns)
 
 
-def test_what_was_lost_while_nothing_could_be_written_is_noted_later(
+def test_data_lost_while_nothing_could_be_written_is_recorded_later(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HUBQUEUE_HOME", str(home))
@@ -140,7 +142,7 @@ def test_what_was_lost_while_nothing_could_be_written_is_noted_later(
         assert outbox.status()["runs"][0]["unsaved"] == 1
 
 
-def test_an_unwritable_home_is_one_loud_line_and_one_at_the_end(
+def test_an_unwritable_home_is_one_clear_line_and_one_at_the_end(
     blocked: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "last.pt").write_bytes(b"weights")
@@ -158,13 +160,13 @@ def test_an_unwritable_home_is_one_loud_line_and_one_at_the_end(
     assert left.unsaved == 10
 
 
-def test_the_end_of_a_trouble_is_told(
+def test_the_end_of_storage_trouble_is_reported(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("HUBQUEUE_HOME", str(home))
     monkeypatch.setenv("HUBQUEUE_OUTBOX__BUSY_TIMEOUT", "0.05")
     run = package.start_run("yolov8n.pt", worker="none")
-    caplog.clear()  # the line that it begins with
+    caplog.clear()  # the first line of the run
     with open_outbox(home) as other, other.database.write():
         for epoch in range(3):
             run.log_metrics({"loss": 1.0}, epoch=epoch)

@@ -1,4 +1,4 @@
-"""P10: status and exit codes tell what is true, also when worker, server and trainer are all dead."""
+"""P10: status and exit codes report what is true, even when worker, server and trainer are all dead."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 TRAINER = """
 import hubqueue, threading
 run = hubqueue.start_run("yolov8n.pt", worker="none", strict=True)
@@ -31,7 +33,8 @@ def status(environ: dict[str, str], *arguments: str) -> dict[str, Any]:
     return value
 
 
-def test_nothing_yet_is_said_and_nothing_is_made(home: Path) -> None:
+@pytest.mark.usefixtures("new_home")
+def test_an_unused_home_is_reported_and_not_created(home: Path) -> None:
     environ = environ_of(home)
 
     shown = hubqueue(environ, "status", "--check")
@@ -73,7 +76,7 @@ def test_a_dead_worker_is_not_alive(hub: Sandbox, home: Path) -> None:
     assert hubqueue(environ, "status", "--check").returncode == 1
 
 
-def test_the_death_of_all_is_told_truly(hub: Sandbox, home: Path) -> None:
+def test_status_is_true_when_everything_is_dead(hub: Sandbox, home: Path) -> None:
     environ = environ_of(home, hub.url)
     trainer = python(TRAINER, environ)
     assert trainer.stdout is not None
@@ -97,7 +100,7 @@ def test_the_death_of_all_is_told_truly(hub: Sandbox, home: Path) -> None:
     assert "503" in text
 
 
-def test_drain_says_whether_something_is_left(hub: Sandbox, home: Path) -> None:
+def test_drain_reports_whether_something_is_left(hub: Sandbox, home: Path) -> None:
     environ = environ_of(home, hub.url)
     assert hubqueue(environ, "drain").returncode == 0
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
@@ -113,7 +116,7 @@ def test_drain_says_whether_something_is_left(hub: Sandbox, home: Path) -> None:
     assert len(hub.metrics(hub.models[0])) == 1
 
 
-def test_a_drain_that_needs_a_person_ends_by_itself(hub: Sandbox, home: Path) -> None:
+def test_a_drain_ends_when_a_person_has_to_act(hub: Sandbox, home: Path) -> None:
     environ = environ_of(home, hub.url)
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
     hub.fail("any:401")
@@ -126,6 +129,7 @@ def test_a_drain_that_needs_a_person_ends_by_itself(hub: Sandbox, home: Path) ->
     assert run in hubqueue(environ, "runs").stdout
 
 
+@pytest.mark.usefixtures("new_home")
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "alien"])
 def test_a_damaged_or_alien_outbox_is_never_a_healthy_empty_queue(home: Path, damage: str) -> None:
     environ = environ_of(home)
@@ -181,7 +185,7 @@ def test_an_outbox_of_a_newer_version_is_refused_clearly(home: Path) -> None:
     assert "upgrade" in shown.stderr
 
 
-def test_moments_are_told_in_todays_clock(outbox: Outbox, clock: FakeClock) -> None:
+def test_moments_are_shown_in_todays_wall_clock(outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(outbox)
     log(outbox, run, 0)
     clock.advance(60)
@@ -194,7 +198,7 @@ def test_moments_are_told_in_todays_clock(outbox: Outbox, clock: FakeClock) -> N
     assert datetime.fromisoformat(lane["next_send_at"]) == clock.wall()
 
 
-def test_what_is_in_flight_and_what_retries_is_told_apart(outbox: Outbox, clock: FakeClock) -> None:
+def test_in_flight_and_retrying_are_counted_separately(outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(outbox)
     log(outbox, run, 0, 1)
     lease = must_claim(outbox)
@@ -209,7 +213,7 @@ def test_what_is_in_flight_and_what_retries_is_told_apart(outbox: Outbox, clock:
     assert shown["last_error"] == "503 Service Unavailable"
 
 
-def test_a_destination_that_left_the_configuration_is_told(home: Path) -> None:
+def test_a_destination_missing_from_the_configuration_is_reported(home: Path) -> None:
     environ = {
         "HUBQUEUE_DESTINATIONS__OLD__TYPE": "hub",
         "HUBQUEUE_DESTINATIONS__OLD__URL": "http://127.0.0.1:9",
@@ -227,9 +231,7 @@ def test_a_destination_that_left_the_configuration_is_told(home: Path) -> None:
     assert not shown["healthy"]
 
 
-def test_a_worker_that_is_told_to_stop_hands_back_its_leases(
-    hub: Sandbox, home: Path, tmp_path: Path
-) -> None:
+def test_a_stopped_worker_hands_back_its_leases(hub: Sandbox, home: Path, tmp_path: Path) -> None:
     environ = environ_of(home, hub.url, HUBQUEUE_WORKER__GRACE="0.2")
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
     (tmp_path / "last.pt").write_bytes(os.urandom(100_000))
@@ -239,15 +241,15 @@ def test_a_worker_that_is_told_to_stop_hands_back_its_leases(
     worker = start_worker(environ)
     wait_until(lambda: status(environ)["totals"]["in_flight"] == 1)
 
-    said = end(worker)
+    output = end(worker)
 
     shown = status(environ)
-    assert worker.returncode == 0, said
+    assert worker.returncode == 0, output
     assert (shown["totals"]["in_flight"], shown["totals"]["pending"], shown["worker"]["id"]) == (0, 1, None)
     assert shown["runs"][0]["lanes"][2]["attempts"] == 0
 
 
-def test_looking_lifts_no_hold(hub: Sandbox, home: Path) -> None:
+def test_status_and_check_lift_no_hold(hub: Sandbox, home: Path) -> None:
     environ = environ_of(home, hub.url)
     hubqueue(environ, "enqueue", "run", "yolov8n.pt")
     hub.fail("any:401")
@@ -260,7 +262,7 @@ def test_looking_lifts_no_hold(hub: Sandbox, home: Path) -> None:
     assert status(elsewhere)["destinations"][0]["held"]
 
 
-def test_a_drain_that_met_a_refusal_says_so(hub: Sandbox, home: Path) -> None:
+def test_a_drain_reports_a_rejected_entry(hub: Sandbox, home: Path) -> None:
     environ = environ_of(home, hub.url)
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
     hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "2", "loss=1")

@@ -1,6 +1,6 @@
 """P11: an entry is sent only to the address, and with the account, that its run was started for.
 
-Two shells of one person share a home. What one of them does not know, or knows otherwise, it leaves alone, and says so.
+Two shells of one person share a home. A shell does not send what it lacks the address or the key for, and reports it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.worker.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 KEY_A, KEY_B = "key-of-account-a", "key-of-account-b"
 TRAIN = """
 import hubqueue, sys
@@ -45,7 +47,7 @@ def other(tmp_path: Path) -> Iterator[Sandbox]:
 
 @pytest.fixture(autouse=True)
 def _workers_end(home: Path) -> Iterator[None]:
-    """The detached workers of a test end with it."""
+    """End the detached workers of a test with the test."""
     yield
     if not home.exists():
         return
@@ -59,7 +61,7 @@ def _workers_end(home: Path) -> Iterator[None]:
 
 
 def train(environ: dict[str, str], mode: str = "none", timeout: float = 0) -> str:
-    """A whole training, run in an environment; what it printed."""
+    """Run a whole training in an environment. Returns the last line it printed."""
     process = python(TRAIN, environ, mode, str(timeout))
     out, _ = process.communicate(timeout=90)
     assert process.returncode == 0, out
@@ -77,7 +79,7 @@ def status(environ: dict[str, str]) -> dict[str, Any]:
     return shown
 
 
-def test_a_shell_with_another_address_leaves_the_run_alone(hub: Sandbox, other: Sandbox, home: Path) -> None:
+def test_a_shell_with_another_address_does_not_send_the_run(hub: Sandbox, other: Sandbox, home: Path) -> None:
     ours, theirs = shell(home, hub.url, KEY_A), shell(home, other.url, KEY_B)
     train(ours)
 
@@ -120,7 +122,7 @@ def test_a_drain_without_variables_does_not_disturb_the_worker_that_has_them(
     bare = hubqueue(shell(home, None, None), "drain", "--timeout", "2")
     hub.heal()
 
-    assert bare.returncode == 3  # the worker was still at it
+    assert bare.returncode == 3  # the worker was still retrying
     wait_until(lambda: status(ours)["totals"]["pending"] == 0)
     assert status(shell(home, None, None))["healthy"]
     end(worker)
@@ -167,7 +169,7 @@ def test_two_runs_of_one_environment_share_a_worker(hub: Sandbox, home: Path) ->
         assert [row["pid"] for row in outbox.stats.workers()] == [worker]
 
 
-def test_a_destination_that_one_shell_knows_is_left_to_it(hub: Sandbox, home: Path) -> None:
+def test_a_destination_is_sent_only_by_the_shell_that_knows_it(hub: Sandbox, home: Path) -> None:
     knows = shell(
         home, None, None,
         HUBQUEUE_DESTINATIONS__LAB__TYPE="hub",
@@ -207,7 +209,7 @@ def test_an_address_that_is_gone_is_named_and_can_be_replaced(
     assert len(hub.models) == 1
 
 
-def test_a_run_without_a_key_goes_with_the_first_one_for_its_address(
+def test_a_run_without_a_key_is_sent_with_the_first_one_for_its_address(
     hub: Sandbox, other: Sandbox, home: Path
 ) -> None:
     keyless = shell(home, hub.url, None)
@@ -224,7 +226,7 @@ def test_a_run_without_a_key_goes_with_the_first_one_for_its_address(
     assert (len(hub.models), other.requests) == (1, [])
 
 
-def test_a_stored_key_is_offered_to_no_other_host(hub: Sandbox, other: Sandbox, home: Path) -> None:
+def test_a_stored_key_is_sent_to_no_other_host(hub: Sandbox, other: Sandbox, home: Path) -> None:
     assert hubqueue(shell(home, hub.url, None), "login", "hub", stdin=KEY_A).returncode == 0
     with Relay(other.url) as relay:
         elsewhere = shell(home, relay.url, None)
@@ -238,15 +240,15 @@ def test_a_stored_key_is_offered_to_no_other_host(hub: Sandbox, other: Sandbox, 
     assert f"the stored key is for {hub.url}" in checked.stdout
 
 
-def test_a_login_takes_the_runs_of_the_key_that_it_replaces_along(hub: Sandbox, home: Path) -> None:
+def test_a_login_takes_over_the_runs_of_the_key_that_it_replaces(hub: Sandbox, home: Path) -> None:
     with Relay(hub.url) as relay:
         environ = shell(home, relay.url, None)
         hubqueue(environ, "login", "hub", stdin=KEY_A)
         train(environ)
 
-        said = hubqueue(environ, "login", "hub", stdin=KEY_B).stdout
+        output = hubqueue(environ, "login", "hub", stdin=KEY_B).stdout
 
-        assert "1 run" in said
+        assert "1 run" in output
         assert hubqueue(environ, "drain", "--timeout", "30").returncode == 0
         assert {key for _, key in relay.keys} == {KEY_B}
 
@@ -260,13 +262,14 @@ def test_the_hold_of_one_account_does_not_stop_another(home: Path, tmp_path: Pat
 
         train(welcome)
 
-        assert hubqueue(welcome, "drain", "--timeout", "30").returncode == 3  # what the other has is left
+        # The other account's run is left.
+        assert hubqueue(welcome, "drain", "--timeout", "30").returncode == 3
         assert len(hub.models) == 1
         held = {each["address"]: each["held"] for each in status(welcome)["destinations"]}
         assert len(held) == 2 and sum(why is not None for why in held.values()) == 1
 
 
-def test_a_run_is_resumed_only_where_it_belongs(hub: Sandbox, other: Sandbox, home: Path) -> None:
+def test_a_run_is_resumed_only_at_its_address_and_account(hub: Sandbox, other: Sandbox, home: Path) -> None:
     resume = """
 import hubqueue, sys
 run = hubqueue.start_run("yolov8n.pt", worker="none", strict=True, resume=sys.argv[1])
@@ -299,7 +302,7 @@ def test_the_default_destination_is_the_one_that_has_a_key(hub: Sandbox, home: P
     assert "to platform" in chosen(named)
 
 
-def test_no_account_is_kept_as_its_key(home: Path) -> None:
+def test_no_account_is_stored_as_its_key(home: Path) -> None:
     train(shell(home, "http://127.0.0.1:9", KEY_A))
 
     assert KEY_A.encode() not in b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
@@ -308,10 +311,10 @@ def test_no_account_is_kept_as_its_key(home: Path) -> None:
     assert accounts and all("$" in each for each in accounts)
 
 
-def test_a_key_of_one_destination_never_comes_to_another_of_its_type(
+def test_a_key_of_one_destination_is_never_sent_to_another_of_its_type(
     hub: Sandbox, tmp_path: Path, home: Path
 ) -> None:
-    """Also not after a 401: then the destination is on hold, and no other key is tried."""
+    """A 401 is no exception: the destination is put on hold, and no other key is tried."""
     with ExitStack() as stack:
         lab = stack.enter_context(Sandbox(tmp_path / "lab", keys=("key-that-nobody-has",)))
         at_hub, at_lab = (stack.enter_context(Relay(each.url)) for each in (hub, lab))
@@ -338,22 +341,22 @@ def test_a_key_of_one_destination_never_comes_to_another_of_its_type(
     assert len(hub.models) == 1
 
 
-def test_a_login_leaves_the_runs_of_another_account_that_is_on_hold_alone(hub: Sandbox, home: Path) -> None:
-    """Its certificate or its address is the trouble, not its key."""
+def test_a_login_does_not_take_over_another_account_on_hold(hub: Sandbox, home: Path) -> None:
+    """The hold is about its certificate or its address, not about its key."""
     train(shell(home, hub.url, KEY_A))
     with open_outbox(home, environ={}) as outbox, outbox.database.write() as tx:
         tx.exec_driver_sql(
             "UPDATE destinations SET held = 'certificate refused: not trusted' WHERE account > ''"
         )
 
-    said = hubqueue(shell(home, hub.url, None), "login", "hub", stdin=KEY_B)
+    login = hubqueue(shell(home, hub.url, None), "login", "hub", stdin=KEY_B)
 
-    assert (said.returncode, "will be sent with this one" in said.stdout) == (0, False)
+    assert (login.returncode, "will be sent with this one" in login.stdout) == (0, False)
     assert hubqueue(shell(home, hub.url, KEY_A), "drain", "--timeout", "30").returncode == 0
 
 
-def test_a_key_that_is_away_for_a_moment_stops_no_lane(home: Path, hub: Sandbox) -> None:
-    """A checkpoint was under way when it went: the other lanes of its destination come back with it."""
+def test_a_key_that_is_missing_for_a_moment_stops_no_lane(home: Path, hub: Sandbox) -> None:
+    """A checkpoint was in flight when the key disappeared. All lanes of the destination return with the key."""
     environ = shell(home, hub.url, None)
     with open_outbox(home, environ=environ) as outbox:
         target = outbox.config.destination("hub")
@@ -362,24 +365,24 @@ def test_a_key_that_is_away_for_a_moment_stops_no_lane(home: Path, hub: Sandbox)
         worker = Worker(outbox, emit=lambda _fact: None)
         worker.start()
         (name,) = worker.serves
-        crew = next(each for each in worker._crews if Kind.CKPT in each.paces and each.destination == name)
-        crew.at_work[1] = None  # type: ignore[assignment]  # an upload
+        pool = next(each for each in worker._pools if Kind.CKPT in each.paces and each.destination == name)
+        pool.sending[1] = None  # type: ignore[assignment]  # an upload
         kept = outbox.home.credentials.read_bytes()
         outbox.home.credentials.unlink()
-        worker.look_around()
+        worker.scan()
 
         outbox.home.credentials.write_bytes(kept)
         outbox.home.credentials.chmod(0o600)
-        worker.look_around()
+        worker.scan()
 
-        crew.at_work.clear()
-        kinds = {kind for each in worker._crews if not each.retired for kind in each.paces}
+        pool.sending.clear()
+        kinds = {kind for each in worker._pools if not each.retired for kind in each.paces}
         worker.stop(timedelta(0))
     assert {Kind.METRICS, Kind.CKPT, Kind.HEARTBEAT} <= kinds
 
 
-def test_another_accounts_worker_is_no_comfort(hub: Sandbox, home: Path) -> None:
-    """Status says that nobody sends, although some worker is alive."""
+def test_another_accounts_worker_does_not_count(hub: Sandbox, home: Path) -> None:
+    """Status reports that no worker sends for this account, although a worker is alive."""
     ours, theirs = shell(home, hub.url, KEY_A), shell(home, hub.url, KEY_B)
     worker = start_worker(ours)
     wait_until(lambda: status(ours)["worker"]["alive"])
@@ -392,7 +395,7 @@ def test_another_accounts_worker_is_no_comfort(hub: Sandbox, home: Path) -> None
     assert "no worker with their address and key is running" in shown["attention"][0]["what"]
 
 
-def test_an_identifier_with_a_key_leaves_the_stored_one(hub: Sandbox, home: Path) -> None:
+def test_an_identifier_with_a_key_keeps_the_stored_one(hub: Sandbox, home: Path) -> None:
     environ = shell(home, hub.url, None)
     hubqueue(environ, "login", "hub", stdin=KEY_A)
     train(environ)
@@ -405,7 +408,7 @@ def test_an_identifier_with_a_key_leaves_the_stored_one(hub: Sandbox, home: Path
     assert [row["obstacle"] for row in status(environ)["destinations"] if row["waiting"]] in ([], [None])
 
 
-def test_a_late_response_of_the_old_address_is_not_believed(home: Path, hub: Sandbox, other: Sandbox) -> None:
+def test_a_late_response_of_the_old_address_is_ignored(home: Path, hub: Sandbox, other: Sandbox) -> None:
     here, there = shell(home, hub.url, KEY_A), shell(home, other.url, KEY_A)
     train(here)
     with open_outbox(home, environ=here) as outbox:
@@ -421,7 +424,7 @@ def test_a_late_response_of_the_old_address_is_not_believed(home: Path, hub: San
     assert (len(hub.models), len(other.models)) == (0, 1)
 
 
-def test_a_run_whose_key_could_not_be_read_is_nobody_elses(hub: Sandbox, home: Path) -> None:
+def test_a_run_whose_key_could_not_be_read_is_sent_with_no_other(hub: Sandbox, home: Path) -> None:
     environ = shell(home, hub.url, None)
     hubqueue(environ, "login", "hub", stdin=KEY_A)
     kept = (home / "credentials.toml").read_bytes()

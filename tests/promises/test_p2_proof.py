@@ -17,6 +17,8 @@ from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 from hubqueue.worker.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 LIES = [
     "cut-head",
     "cut-body",

@@ -22,6 +22,8 @@ from hubqueue.outbox.moves.claim import Terms
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.testing import FakeClock
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 PACES = {Kind.METRICS: TERMS.lease / 20, Kind.CKPT: TERMS.lease * 15}
 WORKERS = tuple(Terms(f"worker-{n}", TERMS.lease, 5, 1 << 20) for n in range(3))
 

@@ -20,16 +20,18 @@ from hubqueue.testing import FakeClock, MemoryTransport
 from hubqueue.worker.events import Fact
 from hubqueue.worker.worker import Worker
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 
 def test_a_poisoned_epoch_is_buried_alone(outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(outbox)
     log(outbox, run, *range(40))
 
-    def answer(batch: Batch) -> Outcome:
+    def respond(batch: Batch) -> Outcome:
         poisoned = any(entry.key == "13" for entry in batch.entries)
         return Rejected("400 Bad Request: epoch 13") if poisoned else Delivered()
 
-    with Bench(outbox, answer) as bench:
+    with Bench(outbox, respond) as bench:
         while outbox.stats.owed().entries:
             bench.step()
             clock.advance(3)
@@ -37,35 +39,35 @@ def test_a_poisoned_epoch_is_buried_alone(outbox: Outbox, clock: FakeClock) -> N
     assert totals(outbox) == {"enqueued": 41 - 1, "delivered": 39, "dead": 1}
 
 
-def test_what_one_lane_has_failed_before_is_no_wait_for_the_others(outbox: Outbox, clock: FakeClock) -> None:
+def test_the_failures_of_one_lane_do_not_delay_the_others(outbox: Outbox, clock: FakeClock) -> None:
     troubled, other = new_run(outbox), new_run(outbox, remote_id="other")
-    answers: list[Outcome] = [
+    outcomes: list[Outcome] = [
         *[RetryLater("503") for _ in range(30)],
         RetryLater("429", timedelta(seconds=5), Scope.DESTINATION),
     ]
     log(outbox, troubled, 0)
 
-    with Bench(outbox, lambda batch: answers.pop(0) if answers else Delivered()) as bench:
-        while answers:
+    with Bench(outbox, lambda batch: outcomes.pop(0) if outcomes else Delivered()) as bench:
+        while outcomes:
             clock.advance(300)
-            bench.worker._crews = tuple(crew for crew in bench.worker._crews if Kind.METRICS in crew.paces)
+            bench.worker._pools = tuple(pool for pool in bench.worker._pools if Kind.METRICS in pool.paces)
             bench.step()
         log(outbox, other, 0)
-        clock.advance(7)  # what the hub has asked for, and the spread of a first failure
+        clock.advance(7)  # the wait that the hub requested, and the spread of a first failure
 
         assert bench.step() == 1
         assert bench.transport.batches[-1].run.id == other
 
 
-def test_an_epoch_that_crashes_the_hub_does_not_dam_up_its_lane(outbox: Outbox, clock: FakeClock) -> None:
+def test_an_epoch_that_crashes_the_hub_does_not_block_its_lane(outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(outbox)
     log(outbox, run, *range(8))
 
-    def answer(batch: Batch) -> Outcome:
+    def respond(batch: Batch) -> Outcome:
         poisoned = any(entry.key == "5" for entry in batch.entries)
         return RetryLater("500 Internal Server Error", suspect=True) if poisoned else Delivered()
 
-    with Bench(outbox, answer) as bench:
+    with Bench(outbox, respond) as bench:
         for epoch in range(8, 40):
             log(outbox, run, epoch)
             bench.step()
@@ -79,12 +81,12 @@ def test_an_epoch_that_crashes_the_hub_does_not_dam_up_its_lane(outbox: Outbox, 
 def test_an_upload_delays_neither_metrics_nor_heartbeats(outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(outbox)
     ckpt(outbox, run, "last")
-    let_go = threading.Event()
+    release = threading.Event()
 
     class Slow(MemoryTransport):
         def send(self, batch: Batch, attempt: Attempt) -> Outcome:
             if batch.kind is Kind.CKPT:
-                let_go.wait(60)
+                release.wait(60)
             return super().send(batch, attempt)
 
     bench = Bench(outbox)
@@ -98,7 +100,7 @@ def test_an_upload_delays_neither_metrics_nor_heartbeats(outbox: Outbox, clock: 
             _settled(outbox, epoch + 1)
             clock.advance(3)
         kinds = [batch.kind for batch in bench.transport.batches]
-        let_go.set()
+        release.set()
 
     assert kinds.count(Kind.METRICS) == 5
     assert Kind.HEARTBEAT in kinds
@@ -142,14 +144,14 @@ def test_a_run_whose_hub_is_silent_does_not_slow_another(
 
 @pytest.mark.parametrize("runs", [12])
 def test_a_slow_run_takes_one_thread_and_no_more(outbox: Outbox, clock: FakeClock, runs: int) -> None:
-    let_go = threading.Event()
+    release = threading.Event()
     slow = new_run(outbox, remote_id="slow")
     log(outbox, slow, 0)
 
     class Slow(MemoryTransport):
         def send(self, batch: Batch, attempt: Attempt) -> Outcome:
             if batch.run.id == slow:
-                let_go.wait(60)
+                release.wait(60)
             return super().send(batch, attempt)
 
     transport = Slow()
@@ -161,7 +163,7 @@ def test_a_slow_run_takes_one_thread_and_no_more(outbox: Outbox, clock: FakeCloc
         log(outbox, run, 0)
     while outbox.stats.totals()["delivered"] < runs:
         worker.step()
-    let_go.set()
+    release.set()
     assert worker.wait_free(PATIENCE)
     worker.stop()
 

@@ -30,6 +30,8 @@ from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 
 def test_a_lane_waits_for_its_pace(any_outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(any_outbox)
@@ -96,13 +98,13 @@ def test_a_reboot_keeps_the_pace_and_a_clock_set_back_stops_no_lane(
         assert claim(after) is not None
 
 
-def test_a_kill_between_claim_and_answer_keeps_the_pace(any_outbox: Outbox, clock: FakeClock) -> None:
+def test_a_kill_between_claim_and_response_keeps_the_pace(any_outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(any_outbox)
     ckpt(any_outbox, run, "last")
     must_claim(any_outbox)
 
     any_outbox.claims.reclaim([TERMS.worker])
-    # The request may have started as late as the grace after the claim: the spacing counts from there.
+    # The request may have started up to the grace after the claim: the spacing counts from there.
     clock.advance(900)
     assert claim(any_outbox) is None
     clock.advance(TERMS.start_grace.total_seconds())
@@ -123,13 +125,13 @@ def test_the_wait_of_a_429_holds_for_every_lane_of_the_destination(outbox: Outbo
     for name in ("a", "b"):
         run = new_run(outbox, remote_id=name)
         log(outbox, run, 0)
-    answers: list[Outcome] = [RetryLater("429", timedelta(seconds=60), Scope.DESTINATION)]
+    outcomes: list[Outcome] = [RetryLater("429", timedelta(seconds=60), Scope.DESTINATION)]
 
-    def answer(_batch: Batch) -> Outcome:
-        return answers.pop() if answers else Delivered()
+    def respond(_batch: Batch) -> Outcome:
+        return outcomes.pop() if outcomes else Delivered()
 
-    with Bench(outbox, answer) as bench:
-        # One thread at a time, so that the first answer is there before the second claim.
+    with Bench(outbox, respond) as bench:
+        # One thread at a time, so that the first outcome is settled before the second claim.
         lease = bench.worker._outbox.claims.claim("hub", {Kind.METRICS: timedelta(seconds=3)}, TERMS)
         assert lease is not None
         bench.worker._delivery.attempt(lease, bench.worker._abort)
@@ -137,7 +139,7 @@ def test_the_wait_of_a_429_holds_for_every_lane_of_the_destination(outbox: Outbo
         clock.advance(59)
         assert bench.step() == 0
         clock.advance(3)
-        # Both metrics lanes, and both heartbeats, which had to wait as well.
+        # Both metrics lanes, and both heartbeats, which had to wait too.
         assert bench.step() >= 2
 
 
@@ -176,11 +178,11 @@ def test_with_a_backlog_the_allowed_rate_is_used_and_never_exceeded(hub: Sandbox
     gaps = [(after - before).total_seconds() for before, after in itertools.pairwise(starts)]
     assert len(gaps) == 7
     assert min(gaps) >= pace
-    # Seconds of a busy machine. The simulation, whose clock the test moves, holds the 95 % that are promised.
+    # Real seconds on a busy machine. The simulation, on a clock that the test moves, proves the promised 95 %.
     assert pace / sorted(gaps)[len(gaps) // 2] >= 0.75
 
 
-def test_a_late_start_stamps_the_spacing_anew(outbox: Outbox, clock: FakeClock) -> None:
+def test_a_late_start_moves_the_spacing(outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(outbox)
     log(outbox, run, 0)
     lease = must_claim(outbox)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -23,6 +24,8 @@ from hubqueue.domain.lifecycle import State
 from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("migrated_home")
 
 
 @pytest.fixture
@@ -48,6 +51,7 @@ def test_the_training_thread_makes_no_connection(
     assert left.entries == 3
 
 
+@pytest.mark.usefixtures("new_home")
 def test_importing_and_starting_leave_the_process_as_it_was(at_home: Path) -> None:
     code = """
 import signal, sys, os, threading, logging
@@ -64,7 +68,7 @@ assert snapshot() == before
 assert not [t for t in threading.enumerate() if t is not threading.main_thread()], threading.enumerate()
 print("as it was")
 """
-    process = python(code, environ_of(at_home))
+    process = python(code, environ_of(at_home), fresh=True)
 
     out, _ = process.communicate(timeout=60)
 
@@ -129,7 +133,7 @@ def test_a_full_disk_costs_the_training_nothing(
 def test_metrics_are_kept_in_memory_until_the_storage_is_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    blocked = tmp_path / "home"
+    blocked = tmp_path / "blocked"
     blocked.write_text("a file where the home should be")
     monkeypatch.setenv("HUBQUEUE_HOME", str(blocked))
     run = package.start_run("yolov8n.pt", worker="none")
@@ -147,7 +151,7 @@ def test_metrics_are_kept_in_memory_until_the_storage_is_back(
 
 
 def test_what_never_reached_the_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocked = tmp_path / "home"
+    blocked = tmp_path / "blocked"
     blocked.write_text("a file where the home should be")
     monkeypatch.setenv("HUBQUEUE_HOME", str(blocked))
     run = package.start_run("yolov8n.pt", worker="none")
@@ -159,8 +163,9 @@ def test_what_never_reached_the_disk_is_said(tmp_path: Path, monkeypatch: pytest
     assert left.unsaved == 1
 
 
+@pytest.mark.usefixtures("new_home")
 def test_strict_raises_what_is_survived_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocked = tmp_path / "home"
+    blocked = tmp_path / "blocked"
     blocked.write_text("a file where the home should be")
     monkeypatch.setenv("HUBQUEUE_HOME", str(blocked))
 
@@ -168,6 +173,7 @@ def test_strict_raises_what_is_survived_otherwise(tmp_path: Path, monkeypatch: p
         package.start_run("yolov8n.pt", worker="none", strict=True)
 
 
+@pytest.mark.usefixtures("new_home")
 def test_a_damaged_outbox_is_kept_aside_and_the_training_goes_on(
     at_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,6 +203,7 @@ def test_what_the_caller_can_mend_is_said_at_once(at_home: Path) -> None:
         run.log_metrics({"loss": 1.0}, epoch=1)
 
 
+@pytest.mark.usefixtures("new_home")
 def test_a_misspelt_setting_is_said_before_the_training_starts(at_home: Path) -> None:
     at_home.mkdir()
     (at_home / "config.toml").write_text("[rate_limits]\nmetric = 3\n")
@@ -314,7 +321,7 @@ import threading
 threading.Event().wait(1)
 print("end of the script")
 """
-    process = python(code, environ_of(at_home, hub.url))
+    process = python(code, environ_of(at_home, hub.url), fresh=True)
 
     out, _ = process.communicate(timeout=40)
 
@@ -340,6 +347,7 @@ os._exit(0)
     wait_until(lambda: '"alive": false' in hubqueue(environ, "status", "--json").stdout)
 
 
+@pytest.mark.usefixtures("new_home")
 def test_a_worker_that_is_just_leaving_is_replaced(at_home: Path, hub: Sandbox) -> None:
     at_home.mkdir(mode=0o700)
     (at_home / "locks").mkdir(mode=0o700)
@@ -363,15 +371,30 @@ print(run.finish(timeout=60).entries)
     assert len(hub.models) == 1
 
 
+def detached_workers(home: Path) -> list[str]:
+    """The processes that were started as a worker of a home."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = path.read_text().split("\0")
+            if str(home) in command and "--detached" in command:
+                found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc to see the processes")
+@pytest.mark.usefixtures("new_home")
 def test_many_trainers_start_one_worker(at_home: Path, hub: Sandbox) -> None:
     code = "import hubqueue; hubqueue.start_run('yolov8n.pt', strict=True).finish(timeout=60)"
     # The worker stays until all trainers have come, however slow the machine is.
     environ = environ_of(at_home, hub.url, HUBQUEUE_WORKER__IDLE_EXIT="600")
-    trainers = [python(code, environ) for _ in range(4)]
+    trainers = [python(code, environ, fresh=True) for _ in range(4)]
 
     for trainer in trainers:
         out, _ = trainer.communicate(timeout=90)
         assert (trainer.returncode, out) == (0, "")
+    # A process that has hardly begun would become the worker after the stop.
+    wait_until(lambda: len(detached_workers(at_home)) == 1)
     assert hubqueue(environ, "stop").returncode == 0
 
     log = (at_home / "worker.log").read_text()

@@ -18,6 +18,8 @@ from hubqueue.outbox.outbox import open_outbox
 from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 
 def test_a_lost_answer_makes_no_duplicate_where_the_hub_honours_the_key(hub: Sandbox, home: Path) -> None:
     environ = environ_of(home, hub.url)

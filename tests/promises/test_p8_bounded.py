@@ -36,6 +36,8 @@ from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 MIB = 1 << 20
 
 
@@ -56,7 +58,7 @@ run.save_checkpoint(sys.argv[1], epoch=1, final=True)
 left = run.finish(timeout=200)
 print(left.entries, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
-    process = python(code, environ_of(home, hub.url), str(source))
+    process = python(code, environ_of(home, hub.url), str(source), fresh=True)
 
     out, _ = process.communicate(timeout=240)
 

@@ -14,6 +14,8 @@ from stage import environ_of, hubqueue, platform_environ, python
 from hubqueue.domain.redact import link
 from hubqueue.sandbox import Sandbox
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 # No form gives these away: they are found by the name they stand under, or because the home knows them.
 NAMED = "SECRETZZZ"
 KNOWN = "Vx3-qL8w_Tn5bZk2Jr7"

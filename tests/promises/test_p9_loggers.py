@@ -11,6 +11,8 @@ from stage import platform_environ, python, start_worker
 
 from hubqueue.sandbox import Sandbox
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
 KEY = "Vx3-qL8w_Tn5bZk2Jr7"
 
 _TRAINING = """

@@ -48,8 +48,8 @@ run.log_metrics({"loss": 1}, epoch=0)
 run.save_checkpoint(sys.argv[1], epoch=0)
 print(run, vars(run))
 """
-    out, _ = python(code, environ, str(tmp_path / "last.pt")).communicate(timeout=60)
-    worker = start_worker(environ, "--verbose")
+    out, _ = python(code, environ, str(tmp_path / "last.pt"), fresh=True).communicate(timeout=60)
+    worker = start_worker(environ, "--verbose", fresh=True)
     command_lines = subprocess.run(
         ["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True
     ).stdout

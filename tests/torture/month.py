@@ -268,7 +268,7 @@ class Station:
         self.worker = worker(outbox, emit=emit, dial=self.line.dial)
         self.janitor = Janitor(outbox, emit)
         self.worker.start()
-        self.janitor.look_around()
+        self.janitor.scan()
 
     def waits(self) -> float:
         """In how many seconds something is due."""

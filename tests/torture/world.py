@@ -138,7 +138,7 @@ class World:
 
     def _look(self) -> None:
         for station in self._stations:
-            station.janitor.look_around()
+            station.janitor.scan()
 
     def _tidy(self) -> None:
         for station in self._stations[:1]:
