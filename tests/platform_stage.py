@@ -16,8 +16,7 @@ from hubqueue.domain.drafts import metrics_draft
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.producer.intake import open_run, save_snapshot
-from hubqueue.sandbox import Sandbox
-from hubqueue.sandbox.records import RunRecord, UploadRecord
+from hubqueue.sandbox import RunRecord, Sandbox, UploadRecord
 from hubqueue.testing import FakeClock
 from hubqueue.worker.closing import close_run
 from hubqueue.worker.events import Fact

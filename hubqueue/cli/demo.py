@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hubqueue.destinations.sandbox import Sandbox
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.producer.run import Run, start_run
-from hubqueue.sandbox import Sandbox
 
 Say = Callable[[str], object]
 Style = Callable[..., str]

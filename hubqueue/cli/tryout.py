@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 
@@ -44,7 +45,7 @@ from hubqueue.cli.mistakes import Number, Whole
     type=Number(min=0),
     default=0.0,
     metavar="SECONDS",
-    help="Delay each answer by SECONDS.",
+    help="Delay each response by SECONDS.",
 )
 @click.option(
     "--url-lifetime",
@@ -85,7 +86,7 @@ def sandbox(
       ULTRALYTICS_HUB_API=http://127.0.0.1:8765 HUB_API_KEY=anything python train.py
       ULTRALYTICS_PLATFORM_URL=http://127.0.0.1:8765 ULTRALYTICS_API_KEY=anything python train.py
     """
-    from hubqueue.sandbox import Sandbox
+    from hubqueue.destinations.sandbox import Sandbox
 
     hub = Sandbox(
         data,
@@ -104,16 +105,21 @@ def sandbox(
     signal.signal(signal.SIGTERM, on_signal)
     try:
         hub.start()
-        key = "KEY" if keys else "sandbox-key"
-        click.echo(
-            f"sandbox at {hub.url}, storing what it receives in {hub.data} (Ctrl-C ends it)\n"
-            f"  look at it:  {hub.url}/\n"
-            f"  as a HUB:    export ULTRALYTICS_HUB_API={hub.url} HUB_API_KEY={key}\n"
-            f"  as Platform: export ULTRALYTICS_PLATFORM_URL={hub.url} ULTRALYTICS_API_KEY={key}"
-        )
+        click.echo(f"sandbox at {hub.url}, storing what it receives in {hub.data} (Ctrl-C stops it)")
+        click.echo(f"page: {hub.url}/\n\nCopy the line of your service into the terminal of your training:")
+        for service in hub.services:
+            variables = service.variables(hub.url, hub.example_key)
+            assigned = " ".join(f"{name}={value}" for name, value in variables.items())
+            click.echo(f"  {service.title}:\n    export {assigned}")
         hub.serve_forever()
     except KeyboardInterrupt:
-        click.echo("sandbox stopped")
+        hub.stop()
+        if sys.stdout.isatty():
+            click.echo()  # the terminal has shown ^C on this line
+        kept = (
+            f"what it received is in {data}" if data else "what it received is removed; --data DIR keeps it"
+        )
+        click.echo(f"sandbox stopped; {kept}")
     finally:
         hub.stop()
 

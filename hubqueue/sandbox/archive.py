@@ -1,13 +1,15 @@
 """What the sandbox keeps, in a folder that outlives it.
 
-    sandbox.jsonl               one line for each fact, with the answer to its Idempotency-Key
+    sandbox.jsonl               one line for each fact, with the response to its Idempotency-Key
     requests.jsonl              one line for each request that ended
-    models/<id>/NNNNNN-<name>   weights and staged checkpoints, byte for byte as received
+    models/<id>/NNNNNN-<name>   checkpoints, byte for byte as received
     incoming/                   uploads that are still arriving
 
-Promises: a fact and the answer that a repeated key gets are one line, so they are kept together or not at
-all; after a kill the next start finds every fact that was answered. Refuses: to share its folder with a
-second sandbox, to go on from a file that it did not write. It is a sandbox: it does not sync to disk, so a
+What a fact means is known to the keeper that has its name: a service, whose state is built from facts alone.
+
+Promises: a fact and the response that a repeated key gets are one line, so they are kept together or not at
+all; after a kill the next start finds every fact that was acknowledged. Refuses: to share its folder with a
+second sandbox, to continue a file that it did not write. It is a sandbox: it does not sync to disk, so a
 power cut may cost the last moments.
 """
 
@@ -21,35 +23,54 @@ import shutil
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from filelock import FileLock, Timeout
 
 from hubqueue.domain.errors import ConfigError
-from hubqueue.sandbox.answers import Answer, Refused
-from hubqueue.sandbox.model import Fact, Model
-from hubqueue.sandbox.records import RequestRecord, RunRecord
-from hubqueue.sandbox.tracking import apply, begun
+from hubqueue.sandbox.request import RequestRecord
+from hubqueue.sandbox.response import Refused, Response
 
 _VERSION = 1
 _REQUESTS_IN_MEMORY = 100_000
 _log = logging.getLogger("hubqueue.sandbox")
 
+Fact = dict[str, Any]
+
+
+class Keeper(Protocol):
+    """Who knows what some of the facts mean. Called under `Archive.changed`."""
+
+    @property
+    def facts(self) -> frozenset[str]:
+        """The names of the facts that it keeps."""
+
+    def reset(self) -> None:
+        """Forget everything: the facts are about to be read back."""
+
+    def apply(self, fact: Fact) -> None:
+        """Take one fact in."""
+
 
 class Archive:
-    """Models, runs, weights, beats and the log of requests. Every method may be called from any thread."""
+    """Facts, checkpoints and the log of requests. Every method may be called from any thread.
 
-    def __init__(self, folder: Path) -> None:
+    Raises ValueError when two keepers have the same fact.
+    """
+
+    def __init__(self, folder: Path, keepers: Sequence[Keeper] = ()) -> None:
         self.folder = folder
-        # Notified after every change, so that a test can wait for a state in place of sleeping.
+        self._all = tuple(keepers)
+        self._keepers = {fact: keeper for keeper in keepers for fact in keeper.facts}
+        if len(self._keepers) < sum(len(keeper.facts) for keeper in keepers):
+            raise ValueError("two services keep the same fact")
+        # Notified after every change, so that a test can wait for a state without sleeping.
         self.changed = threading.Condition(threading.RLock())
-        self._models: dict[str, Model] = {}
-        self._gone: set[str] = set()
-        self._runs: dict[str, RunRecord] = {}
-        self._receipts: dict[str, Answer] = {}
+        self._receipts: dict[str, Response] = {}
         self._requests: deque[RequestRecord] = deque(maxlen=_REQUESTS_IN_MEMORY)
         self._journal: BinaryIO | None = None
         self._log_file: BinaryIO | None = None
@@ -99,9 +120,8 @@ class Archive:
             self.changed.notify_all()
 
     def _read_back(self) -> None:
-        self._models.clear()
-        self._gone.clear()
-        self._runs.clear()
+        for keeper in self._all:
+            keeper.reset()
         self._receipts.clear()
         self._requests.clear()
         shutil.rmtree(self.folder / "incoming", ignore_errors=True)
@@ -128,49 +148,10 @@ class Archive:
         self._journal = _opened(journal, "ab")
         self._log_file = _opened(self.folder / "requests.jsonl", "ab")
 
-    # --- models
+    # --- facts
 
-    def models(self) -> list[Model]:
-        """Every model that was not deleted, oldest first."""
-        with self.changed:
-            return list(self._models.values())
-
-    def model(self, model_id: str) -> Model | None:
-        """The model, or None when it does not exist or was deleted."""
-        with self.changed:
-            return self._models.get(model_id)
-
-    def is_taken(self, model_id: str) -> bool:
-        """Whether the id was ever given out."""
-        with self.changed:
-            return model_id in self._models or model_id in self._gone or model_id in self._runs
-
-    def runs(self) -> list[RunRecord]:
-        """Every training of Platform, oldest first. To be read under `changed`: they go on changing."""
-        with self.changed:
-            return list(self._runs.values())
-
-    def run(self, model_id: str) -> RunRecord | None:
-        """The training of this model id, or None. To be read under `changed`."""
-        with self.changed:
-            return self._runs.get(model_id)
-
-    def next_run_id(self) -> int:
-        """The id that the next run gets: no other has it, and it is higher than all others."""
-        with self.changed:
-            return sum(len(run.run_ids) for run in self._runs.values()) + 1
-
-    def cancel(self, model_id: str) -> bool:
-        """Cancel a training of Platform. False when there is none of this id."""
-        with self.changed:
-            if model_id not in self._runs:
-                return False
-            fact = {"fact": "cancelled", "model": model_id, "at": datetime.now(UTC).isoformat()}
-            self.keep(None, lambda: (fact, Answer(200)))
-            return True
-
-    def keep(self, receipt: str | None, make: Callable[[], tuple[Fact, Answer]]) -> tuple[Answer, bool]:
-        """Keep what `make` says and give its answer, or the one already given for `receipt` (and True).
+    def keep(self, receipt: str | None, make: Callable[[], tuple[Fact, Response]]) -> tuple[Response, bool]:
+        """Keep the fact of `make` and return its response, or the one already given for `receipt` (and True).
 
         `make` runs under the lock, so what it looks up cannot change before its fact is kept. Raises
         `Refused` when the archive is closed or the disk does not take the fact; then nothing is kept.
@@ -180,16 +161,20 @@ class Archive:
                 return self._receipts[receipt], True
             if self._journal is None:
                 raise Refused(503, "the sandbox is stopping", close=True)
-            fact, answer = make()
+            fact, response = make()
             if receipt is not None:
-                fact = fact | {"receipt": receipt, "status": answer.status, "answer": answer.body.decode()}
+                fact = fact | {
+                    "receipt": receipt,
+                    "status": response.status,
+                    "answer": response.body.decode(),
+                }
             self._write(fact)
             self._apply(fact)
             self.changed.notify_all()
-            return answer, False
+            return response, False
 
     def has_receipt(self, receipt: str | None) -> bool:
-        """Whether a request with this receipt was answered before."""
+        """Whether a request with this receipt has had its response."""
         with self.changed:
             return receipt in self._receipts
 
@@ -201,25 +186,9 @@ class Archive:
             raise Refused(507, f"the sandbox cannot keep this: {error.strerror}") from error
 
     def _apply(self, fact: Fact) -> None:
-        model_id = fact["model"]
         if "receipt" in fact:
-            self._receipts[fact["receipt"]] = Answer(fact["status"], fact["answer"].encode())
-        match fact["fact"]:
-            case "created":
-                at = datetime.fromisoformat(fact["at"])
-                self._models[model_id] = Model(id=model_id, created_at=at, given=fact["given"])
-            case "deleted":
-                self._models.pop(model_id, None)
-                self._gone.add(model_id)
-                if fact["hard"]:
-                    shutil.rmtree(self.weights_folder(model_id), ignore_errors=True)
-            case "tracked":
-                self._runs[model_id] = begun(fact)
-                apply(fact, self._runs[model_id], self.weights_folder(model_id))
-            case "event" | "url" | "staged" | "cancelled":
-                apply(fact, self._runs[model_id], self.weights_folder(model_id))
-            case _:
-                self._models[model_id].apply(fact, self.weights_folder(model_id))
+            self._receipts[fact["receipt"]] = Response(fact["status"], fact["answer"].encode())
+        self._keepers[fact["fact"]].apply(fact)
 
     # --- files
 
@@ -227,9 +196,17 @@ class Archive:
         """A path for an upload that is arriving. A start clears what an earlier one left."""
         return self.folder / "incoming" / uuid.uuid4().hex
 
-    def weights_folder(self, model_id: str) -> Path:
-        """Where the weights of a model are."""
+    def folder_of(self, model_id: str) -> Path:
+        """Where the checkpoints of a model or a run are. It need not exist."""
         return self.folder / "models" / model_id
+
+    def store(self, arriving: Path, model_id: str, number: int, name: str) -> str:
+        """Move an upload that has arrived to the checkpoints of a model. Returns its name there."""
+        folder = self.folder_of(model_id)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        file = f"{number:06d}-{name}"
+        arriving.replace(folder / file)
+        return file
 
     # --- requests
 
@@ -255,6 +232,12 @@ class Archive:
         """Copies of the records (the last 100,000), in the order of their request lines."""
         with self.changed:
             return [dataclasses.replace(record) for record in self._requests]
+
+    def last_requests(self, most: int, *, about: str | None = None) -> list[RequestRecord]:
+        """Copies of the last records, the newest first; with `about` of this model or run only."""
+        with self.changed:
+            wanted = (each for each in reversed(self._requests) if about in (None, each.model_id))
+            return [dataclasses.replace(record) for record in islice(wanted, most)]
 
 
 def opened_privately(path: str, flags: int) -> int:

@@ -1,4 +1,4 @@
-"""One client's connection: requests are read from it, judged by the faults, answered or mishandled.
+"""One client's connection: requests are read from it, and get the response of their service or an injected fault.
 
 Promises: `at_monotonic` is taken right after the request line was read; every wait ends when the sandbox
 stops. Refuses: chunked bodies (411), and to record anything of the headers but the `Idempotency-Key` and
@@ -11,23 +11,22 @@ import dataclasses
 import logging
 import re
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, cast
 from urllib.parse import parse_qs, urlsplit
 
-from hubqueue.sandbox import guard, mischief, page
-from hubqueue.sandbox.answers import HUB, Answer, Refused, reason_phrase
-from hubqueue.sandbox.faults import Rule
-from hubqueue.sandbox.records import RequestRecord
-from hubqueue.sandbox.request import BLOCK, Body, Request, RequestCut
+from hubqueue.sandbox import guard, injected_faults, page
+from hubqueue.sandbox.archive import Archive
+from hubqueue.sandbox.faults import Faults, Rule
+from hubqueue.sandbox.request import BLOCK, Body, Request, RequestCut, RequestRecord
+from hubqueue.sandbox.response import PLAIN, Refused, Response, reason_phrase
 from hubqueue.sandbox.routes import Route
-
-if TYPE_CHECKING:
-    from hubqueue.sandbox.server import HubServer
+from hubqueue.sandbox.service import Service
 
 # A body of this size is read to its end even where the request is refused; a larger one ends the connection.
 _REFUSED_LIMIT = 16 << 20
@@ -39,24 +38,54 @@ class HangUp(Exception):
     """Leave this connection without another byte."""
 
 
+class Host(Protocol):
+    """What a connection needs of the server that it belongs to."""
+
+    archive: Archive
+    services: Sequence[Service]
+    faults: Faults
+    latency: float
+    honour_idempotency: bool
+    loopback_only: bool
+    example_key: str
+    stopping: threading.Event
+    url: str
+
+    def route(self, method: str, path: str) -> Route:
+        """The route of a request."""
+
+    def opened(self, connection: socket.socket) -> None:
+        """A connection is being served. Refused with OSError while the server stops."""
+
+    def forget(self, connection: socket.socket) -> None:
+        """Leave a connection to its handler."""
+
+    def ended(self, connection: socket.socket) -> None:
+        """The handler of a connection has returned."""
+
+
 class Connection(BaseHTTPRequestHandler):
     """Speaks HTTP/1.1 with one client, request after request."""
 
-    server: HubServer
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    timeout = 120.0  # for each read and write: a client that says nothing for so long is left
+    timeout = 120.0  # for each read and write: a client that sends nothing for this long is disconnected
     _read_at = 0.0
+
+    @property
+    def host(self) -> Host:
+        """The server that this connection belongs to."""
+        return cast("Host", self.server)
 
     def setup(self) -> None:
         super().setup()
-        self.server.opened(self.connection)
+        self.host.opened(self.connection)
 
     def finish(self) -> None:
         try:
             super().finish()
         finally:
-            self.server.ended(self.connection)
+            self.host.ended(self.connection)
 
     def handle(self) -> None:
         try:
@@ -81,16 +110,16 @@ class Connection(BaseHTTPRequestHandler):
         target = urlsplit(self.path)
         body = Body(self.rfile.read, self._announced())
         refused = guard.refusal(
-            self.command, target.path, self.headers, loopback_only=self.server.loopback_only
+            self.command, target.path, self.headers, loopback_only=self.host.loopback_only
         )
         if refused is not None:
             status, reason = refused
-            self._leave(HUB.refusal(status, reason, close=True), body)
+            self._leave(PLAIN.refusal(status, reason, close=True), body)
             return
         if page.is_for_people(self.command, target.path):
-            self._tell_people(target.path, body)
+            self._show_page(target.path, body)
             return
-        route = self.server.route(self.command, target.path)
+        route = self.host.route(self.command, target.path)
         record = RequestRecord(
             method=self.command,
             path=target.path,
@@ -99,31 +128,32 @@ class Connection(BaseHTTPRequestHandler):
             at_monotonic=self._read_at,
             at=datetime.now(UTC),
             idempotency_key=self.headers.get("idempotency-key"),
-            with_key="authorization" in self.headers or "x-api-key" in self.headers,
+            with_key=any(name in self.headers for each in self.host.services for name in each.key_headers),
         )
-        self.server.archive.note(record)
+        self.host.archive.note(record)
         try:
             self._exchange(route, record, body, parse_qs(target.query))
         except RequestCut:
             raise HangUp from None
         finally:
             record.body_bytes = body.received
-            self.server.archive.ended(record)
+            self.host.archive.ended(record)
             _log.debug("%s %r -> %d %s", record.method, record.path, record.status, record.fault or "")
 
-    def _tell_people(self, path: str, body: Body) -> None:
+    def _show_page(self, path: str, body: Body) -> None:
         if body.length > _REFUSED_LIMIT:
-            self._leave(HUB.refusal(413, "nothing of that size belongs here", close=True), body)
+            self._leave(PLAIN.refusal(413, "nothing of that size belongs here", close=True), body)
             return
         try:
             body.drain()
         except RequestCut:
             raise HangUp from None
-        self.send(page.show(self.command, path, self.server.archive))
+        shown = page.Page(self.host.archive, self.host.services)
+        self.send(shown.respond(self.command, path, root=self._root(), key=self.host.example_key))
 
-    def _leave(self, answer: Answer, body: Body) -> None:
-        """Send a last answer, and read on for a while: a client that still sends would not see it otherwise."""
-        self.send(answer)
+    def _leave(self, response: Response, body: Body) -> None:
+        """Send a last response, and read on for a while: a client that still sends would not see it otherwise."""
+        self.send(response)
         self.close_connection = True
         try:
             self.connection.shutdown(socket.SHUT_WR)
@@ -147,36 +177,38 @@ class Connection(BaseHTTPRequestHandler):
             record.kind, record.event, record.model_id = route.label(body)
         rule = self._pick(record, body)
         record.fault = rule.text if rule else None
-        if self.server.latency:
-            self.wait(self.server.latency)
+        if self.host.latency:
+            self.wait(self.host.latency)
         if rule is not None and rule.what == "slow-read":
-            mischief.read_slowly(self, body, rule)
+            injected_faults.read_slowly(self, body, rule)
         if rule is not None and not rule.stores:
             if rule.what != "reset":
                 body.drain()
-            mischief.answer(self, rule, None, record, route.dialect)
+            injected_faults.inject(self, rule, None, record, route.dialect)
             return
-        key = record.idempotency_key
+        key = record.idempotency_key if self.host.honour_idempotency else None
         receipt = f"{self.command} {record.path} {key}" if key else None
         request = Request(self.command, record.path, query, self.headers, body, self._root(), receipt)
-        late, answer = self._carry_out(route, request, record, rule)
-        if late is None and answer is not None and answer.status >= 400 and body.left > _REFUSED_LIMIT:
-            record.status = answer.status
-            self._leave(dataclasses.replace(answer, close=True), body)
+        late, response = self._carry_out(route, request, record, rule)
+        if late is None and response is not None and response.status >= 400 and body.left > _REFUSED_LIMIT:
+            record.status = response.status
+            self._leave(dataclasses.replace(response, close=True), body)
             return
         body.drain()
         if late is not None:
-            mischief.answer(self, late, answer, record, route.dialect)
-        elif answer is not None:
-            self.send(answer)
-            record.status = answer.status
+            injected_faults.inject(self, late, response, record, route.dialect)
+        elif response is not None:
+            self.send(response)
+            record.status = response.status
 
     def _carry_out(
         self, route: Route, request: Request, record: RequestRecord, rule: Rule | None
-    ) -> tuple[Rule | None, Answer | None]:
-        """Do what is asked, unless a rule about its epochs says otherwise. The rule, and the true answer."""
+    ) -> tuple[Rule | None, Response | None]:
+        """Carry the request out, unless a rule about its epochs prevents it. The rule, and the true response."""
         try:
-            prepared = route.service.receive(route, request)
+            if route.take is None:
+                raise Refused(route.status, f"{request.method} is not served here")
+            prepared = route.take(request)
             record.epochs = prepared.epochs
             if rule is None and prepared.epochs:
                 rule = self._pick(record, request.body, epochs=prepared.epochs)
@@ -184,63 +216,71 @@ class Connection(BaseHTTPRequestHandler):
             if rule is not None and not rule.stores:
                 prepared.discard()
                 return rule, None
-            answer, record.replayed = prepared.commit()
+            response, record.replayed = prepared.commit()
         except Refused as refused:
-            answer = route.dialect.refusal(
+            response = route.dialect.refusal(
                 refused.status, refused.reason, headers=refused.headers, close=refused.close
             )
-        return rule, answer
+        return rule, response
 
     def _pick(self, record: RequestRecord, body: Body, epochs: tuple[int, ...] | None = None) -> Rule | None:
-        return self.server.faults.pick(
+        return self.host.faults.pick(
             record.kind, body_bytes=body.length, path=record.path, event=record.event, epochs=epochs
         )
 
     def _root(self) -> str:
         host = self.headers.get("host", "")
-        return f"http://{host}" if _HOST.fullmatch(host) else self.server.url
+        return f"http://{host}" if _HOST.fullmatch(host) else self.host.url
 
     # --- bytes to the client
 
     def wait(self, seconds: float) -> None:
         """Let time pass. Raises `HangUp` when the sandbox stops meanwhile."""
-        if self.server.stopping.wait(seconds):
+        if self.host.stopping.wait(seconds):
             raise HangUp
 
-    def head(self, answer: Answer, length: int) -> bytes:
-        """The status line and the headers of an answer whose body has `length` bytes."""
+    def roll(self, first: int, last: int) -> int:
+        """A whole number from `first` to `last`, both included, of the seeded dice."""
+        return self.host.faults.roll(first, last)
+
+    def forget(self) -> None:
+        """Leave the socket to the caller, which closes it."""
+        self.host.forget(self.connection)
+
+    def head(self, response: Response, length: int) -> bytes:
+        """The status line and the headers of a response whose body has `length` bytes."""
         lines = [
-            f"HTTP/1.1 {answer.status} {reason_phrase(answer.status)}",
+            f"HTTP/1.1 {response.status} {reason_phrase(response.status)}",
             "Server: hubqueue-sandbox",
             f"Date: {format_datetime(datetime.now(UTC), usegmt=True)}",
         ]
-        if answer.status not in (204, 304):
-            lines += [f"Content-Type: {answer.content_type}", f"Content-Length: {length}"]
-        lines += [f"{name}: {value}" for name, value in answer.headers]
-        if answer.close:
+        if response.status not in (204, 304):
+            lines += [f"Content-Type: {response.content_type}", f"Content-Length: {length}"]
+        lines += [f"{name}: {value}" for name, value in response.headers]
+        if response.close:
             self.close_connection = True
         if self.close_connection:
             lines.append("Connection: close")
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
-    def pieces(self, answer: Answer) -> Iterator[bytes]:
-        """Head and body of an answer, in blocks that leave memory constant."""
-        if answer.file is None:
-            body = b"" if answer.status in (204, 304) else answer.body
-            yield self.head(answer, len(body)) + body
+    def pieces(self, response: Response) -> Iterator[bytes]:
+        """Head and body of a response, in blocks that leave memory constant."""
+        if response.file is None:
+            body = b"" if response.status in (204, 304) else response.body
+            yield self.head(response, len(body)) + body
             return
-        with answer.file.open("rb") as file:
-            left = answer.file.stat().st_size
-            yield self.head(answer, left)
+        with response.file.open("rb") as file:
+            left = response.file.stat().st_size
+            yield self.head(response, left)
             while left and (block := file.read(min(BLOCK, left))):
                 left -= len(block)
                 yield block
 
-    def send(self, answer: Answer) -> None:
-        """Send a whole answer, of which HEAD gets the head. Raises OSError when the client is gone."""
+    def send(self, response: Response) -> None:
+        """Send a whole response, of which HEAD gets the head. Raises OSError when the client is gone."""
         if self.command == "HEAD":
-            size = answer.file.stat().st_size if answer.file else len(answer.body)
-            self.wfile.write(self.head(answer, size))
+            size = response.file.stat().st_size if response.file else len(response.body)
+            self.wfile.write(self.head(response, size))
             return
-        for piece in self.pieces(answer):
+        for piece in self.pieces(response):
             self.wfile.write(piece)

@@ -2,8 +2,9 @@
 
     [KIND:]WHAT[:PROBABILITY][:option=value]...        503:0.3    metrics:429:retry-after=5
 
-Promises: a rule either means something or is refused with every problem in it and a suggestion; the dice are
-seeded, so that a single client sees the same faults each time. Refuses: to guess what a misspelt rule meant.
+Promises: a rule is either valid or refused with its problems and a suggestion; the dice are
+seeded, so that a single client sees the same faults each time. Refuses: to guess what a misspelt rule meant. Which events there are
+is for the services to say.
 Pure but for its counters: no socket, no clock.
 """
 
@@ -13,25 +14,13 @@ import difflib
 import random
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hubqueue.domain.errors import ConfigError
 
 KINDS = ("registration", "metrics", "ckpt", "heartbeat", "event", "completion", "auth", "read", "any")
-
-# The events of a training on Platform, and the kind of request that each one is.
-EVENTS: dict[str, str] = {
-    "training_started": "registration",
-    "training_progress": "heartbeat",
-    "epoch_end": "metrics",
-    "system_metrics": "event",
-    "console_output": "event",
-    "checkpoint_saved": "ckpt",
-    "training_complete": "completion",
-    "training_failed": "completion",
-}
 
 # Each misbehaviour, and whether the request is nevertheless carried out when the rule does not say.
 BEHAVIOURS: dict[str, bool] = {
@@ -59,8 +48,8 @@ class Rule:
     """One parsed rule. `status` is set when `what` is an HTTP status, `stores` when the request still counts.
 
     `bytes`, `epoch`, `event` and `path` narrow the match (bodies above that size, requests with that epoch,
-    that event, a path that begins so); `after` skips the first matching requests, `times` is how many of the next ones the rule is for. `seconds` is the length
-    of a silence, or the pause of slow-read and drip.
+    that event, a path that begins so); `after` skips the first matching requests, `times` is how many of the next ones
+    the rule is for. `seconds` is the length of a silence, or the pause of slow-read and drip.
     """
 
     text: str
@@ -85,7 +74,10 @@ class Rule:
 class Faults:
     """The rules in force. The first one that fires decides; safe to change while requests are running."""
 
-    def __init__(self, rules: Iterable[str] = (), *, seed: int = 0) -> None:
+    def __init__(
+        self, rules: Iterable[str] = (), *, seed: int = 0, events: Mapping[str, str] | None = None
+    ) -> None:
+        self._events = events
         self._lock = threading.Lock()
         self._dice = random.Random(seed)
         self._rules: list[Rule] = []
@@ -102,8 +94,8 @@ class Faults:
             raise ConfigError(tuple(problems), hint=hints[0] or None)
 
     def add(self, text: str) -> None:
-        """Put one more rule after the others. Raises `ConfigError` for one that means nothing."""
-        rule = parse_rule(text)
+        """Put one more rule after the others. Raises `ConfigError` for one that is not valid."""
+        rule = parse_rule(text, events=self._events)
         with self._lock:
             self._rules.append(rule)
             self._seen.append(0)
@@ -129,7 +121,7 @@ class Faults:
         after it has been understood (rules that name one).
         """
         with self._lock:
-            for place, rule in enumerate(self._rules):
+            for index, rule in enumerate(self._rules):
                 if rule.kind not in (kind, "any") or (rule.epoch is None) != (epochs is None):
                     continue
                 if rule.epoch is not None and rule.epoch not in (epochs or ()):
@@ -138,8 +130,8 @@ class Faults:
                     continue
                 if rule.event not in (None, event) or not path.startswith(rule.path or "/"):
                     continue
-                number = self._seen[place]
-                self._seen[place] += 1
+                number = self._seen[index]
+                self._seen[index] += 1
                 if number < rule.after or (rule.times is not None and number >= rule.after + rule.times):
                     continue
                 if rule.probability >= 1 or self._dice.random() < rule.probability:
@@ -147,34 +139,43 @@ class Faults:
         return None
 
     def roll(self, first: int, last: int) -> int:
-        """A whole number from `first` to `last`, both included: where an answer is cut."""
+        """A whole number from `first` to `last`, both included: where a response is cut."""
         with self._lock:
             return self._dice.randint(first, max(first, last))
 
 
-def parse_rule(text: str) -> Rule:
-    """Read one rule. Raises `ConfigError` with every problem of it, and a suggestion where one is near."""
+def parse_rule(text: str, *, events: Mapping[str, str] | None = None) -> Rule:
+    """Read one rule. `events` are those that it may name, with the kind of each; None takes any name.
+
+    Raises `ConfigError`, with a suggestion where one is near. It names the first wrong word only; where the words are
+    right, every wrong option.
+    """
     words, options = _split(text)
     problems: list[str] = []
     kind = words.pop(0) if words and words[0] in KINDS else "any"
     what = words.pop(0) if words else ""
     status = _status_of(what)
     if status is None and what not in BEHAVIOURS:
-        problems.append(_unknown_what(what, more=bool(words)))
-    probability = _probability_of(words, problems)
-    values = _values_of(options, problems)
+        # What follows an unknown word has no sure meaning: a second error about it would be a guess.
+        raise _invalid(text, [_unknown_what(what, more=bool(words))])
+    probability = _probability_of(words, text)
+    values = _values_of(options, events, problems)
     stores = values.pop("store", BEHAVIOURS.get(what, False))
     if not problems:
-        problems.extend(_mismatches(kind, what, status, values))
+        problems.extend(_mismatches(kind, what, status, values, events or {}))
         if not stores and BEHAVIOURS.get(what, False):
             problems.append(f"{what} always carries the request out: store=no does not go with it")
     if problems:
-        raise ConfigError(
-            tuple(f"fault rule {text!r}: {problem}" for problem in problems),
-            hint="a rule is [KIND:]WHAT[:PROBABILITY][:option=value]..., such as metrics:429:retry-after=5",
-        )
+        raise _invalid(text, problems)
     return Rule(
         text=text, kind=kind, what=what, status=status, stores=stores, probability=probability, **values
+    )
+
+
+def _invalid(text: str, problems: Iterable[str]) -> ConfigError:
+    return ConfigError(
+        tuple(f"fault rule {text!r}: {problem}" for problem in problems),
+        hint="a rule is [KIND:]WHAT[:PROBABILITY][:option=value]..., such as metrics:429:retry-after=5",
     )
 
 
@@ -212,18 +213,17 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else " (known: " + ", ".join(known) + ")"
 
 
-def _probability_of(words: list[str], problems: list[str]) -> float:
+def _probability_of(words: list[str], text: str) -> float:
     if not words:
         return 1.0
     if len(words) > 1:
-        problems.append(f"{words[1]!r} has no meaning there (options are written name=value)")
+        raise _invalid(text, [f"{words[1]!r} has no meaning there (options are written name=value)"])
     try:
         probability = float(words[0])
     except ValueError:
-        problems.append(f"{words[0]!r} is not a probability")
-        return 1.0
+        raise _invalid(text, [f"{words[0]!r} is not a probability"]) from None
     if not 0 < probability <= 1:
-        problems.append(f"the probability {words[0]} is not above 0 and at most 1")
+        raise _invalid(text, [f"the probability {words[0]} is not above 0 and at most 1"])
     return probability
 
 
@@ -251,12 +251,6 @@ def _line(value: str) -> str:
     return value
 
 
-def _event(value: str) -> str:
-    if value not in EVENTS:
-        raise ValueError(value)
-    return value
-
-
 def _path(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError(value)
@@ -270,8 +264,8 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "times": (_whole, "a whole number"),
     "after": (_whole, "a whole number"),
     "epoch": (_whole, "an epoch, from 0"),
-    "event": (_event, "one of " + ", ".join(EVENTS)),
-    "path": (_path, "the beginning of a path, such as /storage/"),
+    "event": (_line, "the name of an event"),
+    "path": (_path, "the beginning of a path, such as /files/"),
     "bytes": (_whole, "a size in bytes"),
     "to": (_line, "a URL"),
     "seconds": (_seconds, "a number of seconds"),
@@ -279,7 +273,7 @@ _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
 }
 
 
-def _values_of(options: list[str], problems: list[str]) -> dict[str, Any]:
+def _values_of(options: list[str], events: Mapping[str, str] | None, problems: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for option in options:
         name, _, value = option.partition("=")
@@ -292,10 +286,14 @@ def _values_of(options: list[str], problems: list[str]) -> dict[str, Any]:
             values[name.replace("-", "_")] = read(value.strip())
         except (ValueError, KeyError):
             problems.append(f"{name}={value} is not {meaning}")
+    if events is not None and "event" in values and values["event"] not in events:
+        problems.append(f"there is no event {values['event']!r}" + _nearest(values["event"], events))
     return values
 
 
-def _mismatches(kind: str, what: str, status: int | None, values: dict[str, Any]) -> list[str]:
+def _mismatches(
+    kind: str, what: str, status: int | None, values: dict[str, Any], events: Mapping[str, str]
+) -> list[str]:
     problems: list[str] = []
     for name in ("retry_after", "reset", "ratelimit"):
         if name in values and status is None:
@@ -306,8 +304,9 @@ def _mismatches(kind: str, what: str, status: int | None, values: dict[str, Any]
         problems.append(f"seconds goes with {', '.join(_TIMED)}, not with {what}")
     if "epoch" in values and kind not in _WITH_EPOCHS:
         problems.append(f"a {kind} request names no epoch (metrics and ckpt do)")
-    if "event" in values and kind not in (EVENTS[values["event"]], "any"):
-        problems.append(f"{values['event']} is a {EVENTS[values['event']]} request, not a {kind} one")
+    event = values.get("event", "")
+    if event in events and kind not in (events[event], "any"):
+        problems.append(f"{event} is a {events[event]} request, not a {kind} one")
     if "epoch" in values and what == "slow-read":
         problems.append("slow-read begins before the epoch is known")
     return problems

@@ -1,8 +1,8 @@
 """What is refused before anybody looks at a key: web pages of others that reach for this machine, and heads without end.
 
 A browser sends a page's requests to whatever its name resolves to, the loopback included (DNS rebinding), so a sandbox
-on the loopback serves requests for the loopback's own names only. Refuses nothing to programs that say no more than
-they must.
+on the loopback serves requests for the loopback's own names only. Refuses nothing to programs that send no more
+headers than they must.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def refusal(method: str, path: str, headers: Message, *, loopback_only: bool) ->
     named = headers.get_all("host", [])
     if len(named) > 1 or (loopback_only and named and not is_loopback(_host(named[0]))):
         return 421, "this sandbox is served under the names of its own machine only, such as localhost"
-    if method in _READS and not path.startswith("/api/"):
-        return None  # a link to the page is no harm
+    if method in _READS and path != "/api" and not path.startswith("/api/"):
+        return None  # a link to the page does no harm
     origin = headers.get("origin")
     if origin is not None and (not named or urlsplit(origin).netloc != named[0]):
-        return 403, "a page of another site has no business here"
+        return 403, "requests from pages of other sites are refused"
     if headers.get("sec-fetch-site") in _FOREIGN_SITES:
-        return 403, "a page of another site has no business here"
+        return 403, "requests from pages of other sites are refused"
     return None
 
 

@@ -1,171 +1,187 @@
-"""What the sandbox shows to a person: a plain page that refreshes itself, and the same as JSON.
+"""What the sandbox shows to a person: one static page, and the JSON below `/api` that it reads.
 
-A run on Platform can be cancelled there, as on the real site.
-
-Needs no key, is never hit by a fault, and never counts as a request of the protocol.
+Promises: the page is the same bytes whatever was received, so nothing received can become part of its code; its policy
+lets it run its own script and read from its own address, and nothing else. Needs no key, is never hit by a fault, and
+never counts as a request of a protocol.
 """
 
 from __future__ import annotations
 
-import html
+import base64
+import functools
+import hashlib
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import datetime
+from importlib import resources
 from typing import Any
 
-from hubqueue.sandbox.answers import HUB, Answer, as_json
 from hubqueue.sandbox.archive import Archive
-from hubqueue.sandbox.model import Model, finite
-from hubqueue.sandbox.records import RequestRecord, RunRecord, UploadRecord
+from hubqueue.sandbox.request import RequestRecord
+from hubqueue.sandbox.response import PLAIN, Headers, Response, as_json
+from hubqueue.sandbox.service import RunDetail, RunSummary, Service, StoredFile
 
-_SHOWN_REQUESTS = 20
+_SHOWN_REQUESTS = 30
 _LISTED_REQUESTS = 1000
-_DOCUMENTS = ("/api/models", "/api/runs", "/api/requests")
 _CANCEL = re.compile(r"/api/runs/([^/]+)/cancel")
+_RUN = re.compile(r"/api/runs/([^/]+)")
 _ICON = "/favicon.ico"
-# No script, nothing from elsewhere, and in nobody's frame, where a click could be stolen.
-_OF_PAGE = (
-    (
-        "Content-Security-Policy",
-        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'",
-    ),
+_PRIVATE = (
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "same-origin"),  # with none at all browsers call the origin of the cancel button null
     ("Cache-Control", "no-store"),
 )
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
-table { border-collapse: collapse; width: 100%; margin-bottom: 1.5rem; }
-th, td { border-bottom: 1px solid #8884; padding: .25rem .6rem; text-align: left; }
-code { font-size: 90%; }
-"""
 
 
 def is_for_people(method: str, path: str) -> bool:
-    """Whether this request is answered here."""
+    """Whether this request is for the page or its JSON."""
     if method in ("GET", "HEAD"):
-        return path in ("/", _ICON) or path.startswith("/api/")
+        return path in ("/", "/api", _ICON) or path.startswith("/api/")
     return method == "POST" and _CANCEL.fullmatch(path) is not None
 
 
-def show(method: str, path: str, archive: Archive) -> Answer:
-    """The page, one of the documents under /api/, or the way back to the page after a cancel."""
-    with archive.changed:
+class Page:
+    """The page and its JSON, of an archive and the services that keep their state in it."""
+
+    def __init__(self, archive: Archive, services: Sequence[Service]) -> None:
+        self._archive = archive
+        self._services = services
+
+    def respond(self, method: str, path: str, *, root: str, key: str) -> Response:
+        """The response to a request of a person.
+
+        `root` is the address under which they see the sandbox, `key` the one to name in examples.
+        """
         if method == "POST":
-            return _cancelled(path, archive)
+            return self._cancel(path)
         if path == _ICON:
-            return Answer(204)  # browsers ask for it
+            return Response(204)  # browsers ask for it
         if path == "/":
-            shown = _page(archive).encode("utf-8", "replace")
-            return Answer(200, shown, content_type="text/html; charset=utf-8", headers=_OF_PAGE)
-        if path == "/api/models":
-            return as_json(200, {"models": [_summary(model) for model in archive.models()]})
+            content, headers = _page()
+            return Response(200, content, content_type="text/html; charset=utf-8", headers=headers)
+        with self._archive.changed:
+            found = self._document(path, root, key)
+        if found is None:
+            return PLAIN.refusal(404, "there is nothing here")
+        return as_json(200, found, _PRIVATE)
+
+    def _cancel(self, path: str) -> Response:
+        named = _CANCEL.fullmatch(path)
+        if named is None or not any(each.cancel(named.group(1)) for each in self._services):
+            return PLAIN.refusal(404, "there is no such run")
+        return Response(303, headers=(("Location", "/"),))
+
+    def _document(self, path: str, root: str, key: str) -> Any | None:
+        if path == "/api":
+            newest = sorted(self._runs(), key=lambda pair: pair[1].created_at, reverse=True)
+            return {
+                "runs": [_summary(each, run) for each, run in newest],
+                "requests": self._requests(_SHOWN_REQUESTS),
+                "services": [
+                    {"name": each.name, "title": each.title, "variables": dict(each.variables(root, key))}
+                    for each in self._services
+                ],
+            }
         if path == "/api/runs":
-            return as_json(200, {"runs": [_run_summary(run) for run in archive.runs()]})
+            return {"runs": [_summary(each, run) for each, run in self._runs()]}
         if path == "/api/requests":
-            last = archive.requests()[-_LISTED_REQUESTS:]
-            return as_json(200, {"requests": [_request(record) for record in last]})
-        if run := archive.run(path.removeprefix("/api/runs/")):
-            return as_json(200, _run_detail(run))
-        model = archive.model(path.removeprefix("/api/models/"))
-        return as_json(200, _detail(model)) if model else HUB.refusal(404, "there is nothing here")
+            return {"requests": self._requests(_LISTED_REQUESTS)[::-1]}
+        if named := _RUN.fullmatch(path):
+            for each in self._services:
+                if (run := each.run(named.group(1))) is not None:
+                    return _detail(each, run) | {
+                        "requests": self._requests(_SHOWN_REQUESTS, about=run.summary.id)
+                    }
+        documents = (each.document(path) for each in self._services)
+        return next((each for each in documents if each is not None), None)
+
+    def _runs(self) -> list[tuple[Service, RunSummary]]:
+        """Every run of every service, in the order in which they were created."""
+        found = [(each, run) for each in self._services for run in each.runs()]
+        return sorted(found, key=lambda pair: pair[1].created_at)
+
+    def _requests(self, most: int, *, about: str | None = None) -> list[dict[str, Any]]:
+        return [_request(each) for each in self._archive.last_requests(most, about=about)]
 
 
-def _cancelled(path: str, archive: Archive) -> Answer:
-    named = _CANCEL.fullmatch(path)
-    if named is None or not archive.cancel(named.group(1)):
-        return HUB.refusal(404, "there is no such run")
-    return Answer(303, headers=(("Location", "/"),))
+@functools.cache
+def _page() -> tuple[bytes, Headers]:
+    content = resources.files("hubqueue.sandbox").joinpath("page.html").read_bytes()
+    script, style = (
+        " ".join(_hash(each) for each in re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), content, re.DOTALL))
+        for tag in (b"script", b"style")
+    )
+    policy = (
+        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    )
+    return content, (("Content-Security-Policy", policy), *_PRIVATE)
 
 
-def _summary(model: Model) -> dict[str, Any]:
+def _hash(code: bytes) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(code).digest()).decode()}'"
+
+
+def _summary(service: Service, run: RunSummary) -> dict[str, Any]:
     return {
-        "id": model.id,
-        "name": model.name,
-        "status": model.status,
-        "created_at": model.created_at.isoformat(),
-        "epochs": len(model.metrics),
-        "checkpoints": len(model.checkpoints),
-        "bytes": sum(record.size for record in model.checkpoints),
-        "beats": len(model.beats),
-        "last_beat_at": _time(model.beats[-1].at) if model.beats else None,
-    }
-
-
-def _detail(model: Model) -> dict[str, Any]:
-    checkpoints = [
-        {
-            "epoch": record.epoch,
-            "type": record.type,
-            "is_best": record.is_best,
-            "map": finite(record.map),
-            "name": record.name,
-            "bytes": record.size,
-            "sha256": record.sha256,
-            "path": str(record.path),
-            "at": _time(record.at),
-        }
-        for record in model.checkpoints
-    ]
-    metrics = {str(epoch): finite(values) for epoch, values in model.read_metrics().items()}
-    beats = [{"agent": beat.agent, "agent_id": beat.agent_id, "at": _time(beat.at)} for beat in model.beats]
-    return {
-        **_summary(model),
-        "given": finite(model.given),
-        "metrics": metrics,
-        "files": checkpoints,
-        "heartbeats": beats,
-    }
-
-
-def _run_summary(run: RunRecord) -> dict[str, Any]:
-    return {
-        "model_id": run.model_id,
-        "project": run.project,
+        "service": service.name,
+        "id": run.id,
         "name": run.name,
-        "asked_name": run.asked_name,
-        "run_id": run.run_id,
         "state": run.state,
+        "state_kind": run.state_kind,
         "created_at": run.created_at.isoformat(),
-        "epochs": len(run.epochs),
-        "events": len(run.events),
-        "duplicates": len(run.duplicates),
-        "last_event_at": _time(run.events[-1].at),
+        "changed_at": shown_time(run.changed_at),
+        "epochs": run.epochs,
+        "planned_epochs": run.planned_epochs,
+        "checkpoints": run.checkpoints,
+        "bytes": run.bytes,
+        "can_cancel": run.can_cancel,
+        "notes": dict(run.notes),
+        **finite(run.more),
     }
 
 
-def _run_detail(run: RunRecord) -> dict[str, Any]:
-    events = [
-        {
-            "event": each.event,
-            "run_id": each.run_id,
-            "at": _time(each.at),
-            "ignored": each.ignored,
-            "data": each.data,
-        }
-        for each in run.events
-    ]
+def _detail(service: Service, run: RunDetail) -> dict[str, Any]:
     return {
-        **_run_summary(run),
-        "run_ids": run.run_ids,
-        "staged": [_upload(each) for each in run.staged],
-        "files": [_upload(each) for each in run.files],
-        "log": events,
+        **_summary(service, run.summary),
+        "metrics": {str(epoch): finite(values) for epoch, values in sorted(run.metrics.items())},
+        "files": [shown_file(each) for each in run.files],
+        **finite(run.more),
     }
 
 
-def _upload(upload: UploadRecord) -> dict[str, Any]:
+def shown_file(file: StoredFile) -> dict[str, Any]:
+    """A stored checkpoint as JSON."""
     return {
-        "filename": upload.filename,
-        "run_id": upload.run_id,
-        "object": upload.object_path,
-        "bytes": upload.size,
-        "sha256": upload.sha256,
-        "path": str(upload.path),
-        "with_key": upload.with_key,
-        "staged_at": _time(upload.staged_at) if upload.staged_at else None,
-        "promoted_at": _time(upload.promoted_at) if upload.promoted_at else None,
+        "name": file.name,
+        "bytes": file.bytes,
+        "sha256": file.sha256,
+        "path": file.path,
+        "at": shown_time(file.at),
+        "epoch": file.epoch,
+        "is_best": file.is_best,
+        "is_final": file.is_final,
+        "note": file.note,
+        "href": file.href,
+        **finite(file.more),
     }
+
+
+def shown_time(at: datetime) -> str:
+    """A moment as JSON: ISO 8601 with a `Z`."""
+    return at.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def finite(value: Any) -> Any:
+    """The value with every non-finite number, at any depth, as null: strict JSON has no other word for it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return value
 
 
 def _request(record: RequestRecord) -> dict[str, Any]:
@@ -176,7 +192,7 @@ def _request(record: RequestRecord) -> dict[str, Any]:
         "event": record.event,
         "model_id": record.model_id,
         "status": record.status,
-        "at": _time(record.at),
+        "at": shown_time(record.at),
         "idempotency_key": record.idempotency_key,
         "replayed": record.replayed,
         "body_bytes": record.body_bytes,
@@ -185,103 +201,3 @@ def _request(record: RequestRecord) -> dict[str, Any]:
         "ended": record.ended,
         "with_key": record.with_key,
     }
-
-
-def _page(archive: Archive) -> str:
-    models = archive.models()
-    runs = archive.runs()
-    requests = archive.requests()
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=3>",
-        f"<title>hubqueue sandbox</title><style>{_STYLE}</style><h1>hubqueue sandbox</h1>",
-        f"<p>{len(models)} models on HUB, {len(runs)} runs on Platform, {len(requests)} requests.</p>",
-        "<p>As JSON: " + ", ".join(f"<a href={each}>{each}</a>" for each in _DOCUMENTS) + ".</p>",
-    ]
-    for model in models:
-        parts.append(_model_part(model))
-    for run in runs:
-        parts.append(_run_part(run))
-    if requests:
-        rows = [_request_row(record) for record in reversed(requests[-_SHOWN_REQUESTS:])]
-        head = ("time", "kind", "request", "bytes", "answer", "fault")
-        parts.append("<h2>Last requests</h2>" + _table(head, rows))
-    return "\n".join(parts) + "\n"
-
-
-def _model_part(model: Model) -> str:
-    id_ = html.escape(model.id)
-    beat = _time(model.beats[-1].at) if model.beats else "none"
-    epochs = sorted(int(epoch) for epoch in model.metrics)
-    parts = [
-        f"<h2>{html.escape(model.name) or 'unnamed'} <code><a href='/api/models/{id_}'>{id_}</a></code></h2>",
-        f"<p>{model.status} &middot; {len(epochs)} epochs"
-        + (f" (last {epochs[-1]})" if epochs else "")
-        + f" &middot; {len(model.checkpoints)} files &middot; last heartbeat: {html.escape(beat)}</p>",
-    ]
-    if model.checkpoints:
-        rows = [
-            (
-                f"<a href='/weights/{id_}/{html.escape(record.name)}'>{html.escape(record.name)}</a>",
-                record.type,
-                "best" if record.is_best else "" if record.map is None else f"map {record.map:g}",
-                f"{record.size:,}",
-                f"<code>{record.sha256[:16]}</code>",
-                _time(record.at),
-            )
-            for record in reversed(model.checkpoints)
-        ]
-        parts.append(_table(("file", "type", "", "bytes", "sha256", "time"), rows))
-    return "\n".join(parts)
-
-
-def _run_part(run: RunRecord) -> str:
-    id_, epochs = html.escape(run.model_id), sorted(run.epochs)
-    title = html.escape(f"{run.project}/{run.name}")
-    parts = [
-        f"<h2>{title} <code><a href='/api/runs/{id_}'>{id_}</a></code></h2>",
-        f"<p>{run.state} &middot; run {run.run_id} &middot; {len(epochs)} epochs"
-        + (f" (last {epochs[-1]})" if epochs else "")
-        + f" &middot; {len(run.files)} files, {len(run.staged)} staged &middot; {len(run.events)} events"
-        + (f", {len(run.duplicates)} of them duplicates" if run.duplicates else "")
-        + f" &middot; last event: {_time(run.events[-1].at)}</p>",
-    ]
-    if run.state == "training":
-        parts.append(f"<form method=post action='/api/runs/{id_}/cancel'><button>cancel</button></form>")
-    if run.files or run.staged:
-        rows = [
-            (
-                f"<a href='/files/{id_}/{html.escape(upload.filename)}'>{html.escape(upload.filename)}</a>"
-                if upload.promoted_at
-                else html.escape(upload.filename),
-                "promoted" if upload.promoted_at else "staged",
-                "came with a key" if upload.with_key else "",
-                f"{upload.size:,}",
-                f"<code>{(upload.sha256 or '')[:16]}</code>",
-                _time(upload.staged_at) if upload.staged_at else "",
-            )
-            for upload in [*reversed(run.files), *reversed(run.staged)]
-        ]
-        parts.append(_table(("file", "state", "", "bytes", "sha256", "time"), rows))
-    return "\n".join(parts)
-
-
-def _request_row(record: RequestRecord) -> tuple[str, ...]:
-    answer = str(record.status or ("none" if record.ended else "running"))
-    return (
-        _time(record.at),
-        record.kind + (f" ({record.event})" if record.event else ""),
-        f"<code>{html.escape(record.method)} {html.escape(record.path)}</code>",
-        f"{record.body_bytes:,}",
-        answer + (" (replayed)" if record.replayed else ""),
-        html.escape(record.fault or ""),
-    )
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = ["".join(f"<th>{name}" for name in head)]
-    lines += ["".join(f"<td>{cell}" for cell in row) for row in rows]
-    return "<table>" + "".join(f"<tr>{line}" for line in lines) + "</table>"
-
-
-def _time(at: datetime) -> str:
-    return at.isoformat(timespec="seconds").replace("+00:00", "Z")

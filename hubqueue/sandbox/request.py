@@ -1,17 +1,18 @@
-"""A request as the hub sees it: its head, and a body that is read as it arrives."""
+"""A request as a service sees it: its head, and a body that is read as it arrives; and the record of it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from email.message import Message
 from typing import Any
 
-from hubqueue.sandbox.answers import Refused
+from hubqueue.sandbox.response import Refused
 
 BLOCK = 1 << 20
-# Metrics of 100,000 epochs fit; a client that sends more in one request has lost its way.
+# Metrics of 100,000 epochs fit; more in one request is an error of the client.
 JSON_LIMIT = 16 << 20
 
 
@@ -22,8 +23,8 @@ class RequestCut(Exception):
 class Body:
     """The body of one request: `length` bytes announced, `received` of them arrived so far.
 
-    `pause`, when it is set, is called before each read with the number of bytes wanted and says how many to
-    take: that is how a slow reader is played.
+    `pause`, when it is set, is called before each read with the number of bytes wanted and returns how many to
+    take: that is how a slow reader is simulated.
     """
 
     def __init__(self, source: Callable[[int], bytes], length: int) -> None:
@@ -77,14 +78,14 @@ class Body:
         return block
 
     def drain(self) -> None:
-        """Read what is left and forget it, so that the connection can go on."""
+        """Read what is left and forget it, so that the connection can be used again."""
         while self.read(BLOCK):
             pass
 
 
 @dataclass(slots=True)
 class Request:
-    """One request. `root` is the address under which the client sees this hub; `receipt` names the request
+    """One request. `root` is the address under which the client sees the sandbox; `receipt` names the request
     among those with an `Idempotency-Key`, or is None."""
 
     method: str
@@ -119,6 +120,37 @@ class Request:
         """Raises `Refused` (411) unless the body's length was announced."""
         if "content-length" not in self.headers:
             raise Refused(411, "a Content-Length is needed", close=True)
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request of a protocol, noted when its request line was read and completed when it ended.
+
+    `path` is without the query. `kind` is registration, metrics, ckpt, heartbeat, event, completion, auth, read
+    or other. `model_id` is the model or run that it is about. `event` is the name of an event, for
+    a service that has events. `with_key`: it carried a header for API keys, whatever was in it.
+    `status` is the status of a response that left completely, 0 when none did. `at_monotonic` is
+    `time.monotonic()` when the request line was read: comparable within one boot of the machine.
+    `replayed`: the `Idempotency-Key` was known and nothing was stored again. `body_bytes` counts what
+    arrived of the body. `epochs` are those of a complete metrics or checkpoint request. `fault` is the rule
+    that fired. `ended` is false while the request is still being read or responded to.
+    """
+
+    method: str
+    path: str
+    kind: str
+    model_id: str | None
+    at_monotonic: float
+    at: datetime
+    status: int = 0
+    idempotency_key: str | None = None
+    replayed: bool = False
+    body_bytes: int = 0
+    epochs: tuple[int, ...] = ()
+    fault: str | None = None
+    ended: bool = False
+    event: str | None = None
+    with_key: bool = False
 
 
 def strict_json(content: bytes | bytearray) -> Any:

@@ -1,31 +1,33 @@
-"""What the services of the sandbox share: a table of routes, the keys, and receipts for repeated requests."""
+"""What most services of the sandbox are made of: a table of routes, and the check of the key before each."""
 
 from __future__ import annotations
 
-import hmac
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple
 
-from hubqueue.sandbox.answers import Answer, Dialect, Refused
-from hubqueue.sandbox.archive import Archive
-from hubqueue.sandbox.model import Fact
+from hubqueue.sandbox.archive import Archive, Fact
 from hubqueue.sandbox.request import Body, Request
+from hubqueue.sandbox.response import Dialect, Refused, Response
 
 
 @dataclass(slots=True)
 class Prepared:
-    """A request that was received whole and understood. Exactly one of `commit` and `discard` is called."""
+    """A request that was received whole and understood. Exactly one of `commit` and `discard` is called.
 
-    commit: Callable[[], tuple[Answer, bool]]
+    `commit` returns the response, and whether it is the one that an earlier request with the same key got.
+    """
+
+    commit: Callable[[], tuple[Response, bool]]
     discard: Callable[[], None] = lambda: None
     epochs: tuple[int, ...] = ()
 
 
 class Label(NamedTuple):
-    """What only the body of a request says: its kind, and for an event of a training which, and of which model."""
+    """What only the body of a request shows: its kind, and for an event of a training which, and of which model."""
 
     kind: str
     event: str | None = None
@@ -36,16 +38,15 @@ class Label(NamedTuple):
 class Route:
     """Where a request belongs. `take` is None for a path that is not served (404, or 405 for its method).
 
-    `label` is for a path on which the body tells the kind: it looks at the body, which can be read as before.
+    `take` checks and reads a whole request without keeping it; it raises `Refused`, or `RequestCut`. `label` is for a
+    path on which the body shows the kind: it looks at the body, which can be read as before.
     """
 
-    service: Service
     dialect: Dialect
-    kind: str
+    kind: str = "other"
     model_id: str | None = None
-    take: Callable[[Request, str], Prepared] | None = None
+    take: Callable[[Request], Prepared] | None = None
     label: Callable[[Body], Label] | None = None
-    needs_key: bool = True
     status: int = 404
 
 
@@ -62,18 +63,20 @@ class Entrance:
     label: Callable[[Body], Label] | None = None
 
 
-class Service:
-    """One of the services. `keys` are those it accepts; none means any that is not empty."""
+class RoutedService:
+    """A service with a table of routes. What is left to it: `key_of`, and `admit` where more than a key is checked."""
 
     dialect: Dialect
+    _archive: Archive
+    _accepts: Callable[[str], bool]
 
-    def __init__(
-        self, archive: Archive, keys: Iterable[str], table: Iterable[Entrance], *, honour_idempotency: bool
-    ) -> None:
-        self._archive = archive
-        self._keys = tuple(key.encode() for key in keys)
+    def __init__(self, table: Iterable[Entrance]) -> None:
         self._table = tuple(table)
-        self._honour_idempotency = honour_idempotency
+
+    def attach(self, archive: Archive, accepts: Callable[[str], bool]) -> None:
+        """Belong to one sandbox from now on: its archive, and the check of an API key."""
+        self._archive = archive
+        self._accepts = accepts
 
     def route(self, method: str, path: str) -> Route:
         """Find the route of a request, whoever sends it."""
@@ -83,47 +86,42 @@ class Service:
                 continue
             known = True
             if method == entrance.method:
+                model_id = match.group(1) if entrance.path.groups else None
                 return Route(
-                    service=self,
                     dialect=entrance.dialect or self.dialect,
                     kind=entrance.kind,
-                    model_id=match.group(1) if entrance.path.groups else None,
-                    take=entrance.take,
+                    model_id=model_id,
+                    take=partial(self._take, entrance, model_id),
                     label=entrance.label,
-                    needs_key=entrance.needs_key,
                 )
-        return Route(self, self.dialect, "other", status=405 if known else 404)
+        return Route(self.dialect, status=405 if known else 404)
 
-    def receive(self, route: Route, request: Request) -> Prepared:
-        """Check and read a whole request, without keeping it. Raises `Refused`, or `RequestCut`."""
-        if route.take is None:
-            raise Refused(route.status, f"{request.method} is not served here")
-        if route.needs_key and not self._accepts(self.key_of(request)):
-            raise Refused(401, "the API key is not accepted")
-        self.admit(route, request)
-        return route.take(request, route.model_id or "")
+    def _take(self, entrance: Entrance, model_id: str | None, request: Request) -> Prepared:
+        if entrance.needs_key:
+            key = self.key_of(request)
+            if not self._accepts(key):
+                raise Refused(401, "the API key is not accepted")
+            self.admit(entrance, request, key)
+        self.look_up(model_id, request)
+        return entrance.take(request, model_id or "")
 
     def key_of(self, request: Request) -> str:
-        """The credential that this service looks at."""
+        """The credential that this service looks at, "" without one."""
         raise NotImplementedError
 
-    def admit(self, route: Route, request: Request) -> None:
-        """What is checked between the key and the body. Raises `Refused`."""
-        raise NotImplementedError
+    def admit(self, entrance: Entrance, request: Request, key: str) -> None:
+        """What is checked between the key and the body, such as a rate limit. Raises `Refused`."""
 
-    def _accepts(self, key: str) -> bool:
-        given = key.encode("utf-8", "replace")
-        if not self._keys:
-            return bool(given)
-        return any(hmac.compare_digest(given, each) for each in self._keys)
+    def look_up(self, model_id: str | None, request: Request) -> None:
+        """What is checked of the id in the path before the body is read. Raises `Refused`."""
 
-    def _keep(self, request: Request, make: Callable[[], tuple[Fact, Answer]]) -> tuple[Answer, bool]:
-        return self._archive.keep(request.receipt if self._honour_idempotency else None, make)
+    def _keep(self, request: Request, make: Callable[[], tuple[Fact, Response]]) -> tuple[Response, bool]:
+        return self._archive.keep(request.receipt, make)
 
 
-def answering(answer: Answer) -> Prepared:
-    """A request that asks and changes nothing."""
-    return Prepared(lambda: (answer, False))
+def responding(response: Response) -> Prepared:
+    """A request that reads and changes nothing."""
+    return Prepared(lambda: (response, False))
 
 
 def now_text() -> str:

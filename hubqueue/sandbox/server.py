@@ -1,12 +1,13 @@
-"""The sandbox itself: HUB and Platform on one port of this machine, which keep what they get and misbehave when told.
+"""The sandbox's server: services on one port of this machine, which keep what they get and fail on request.
 
 Promises: it listens on the loopback unless another address is given; after `stop` nothing more is stored and
 nothing is listening; a later `start` on the same folder, by whatever process, has everything again. Refuses:
-TLS, and anything that the real ones need accounts, datasets or GPUs for.
+TLS. Knows no protocol: paths, keys and shapes are those of the services that it is given.
 """
 
 from __future__ import annotations
 
+import hmac
 import logging
 import shutil
 import socket
@@ -16,7 +17,6 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -24,35 +24,32 @@ from typing import Any, Self
 
 from hubqueue.domain.errors import ConfigError
 from hubqueue.sandbox.archive import Archive
-from hubqueue.sandbox.budget import Budget
 from hubqueue.sandbox.connection import Connection
 from hubqueue.sandbox.faults import Faults
 from hubqueue.sandbox.guard import is_loopback
-from hubqueue.sandbox.hub import Hub
-from hubqueue.sandbox.model import Model
-from hubqueue.sandbox.platform import Platform
-from hubqueue.sandbox.records import BeatRecord, CheckpointRecord, RequestRecord, RunRecord
-from hubqueue.sandbox.routes import Route, Service
-from hubqueue.sandbox.tracking import copied
+from hubqueue.sandbox.request import RequestRecord
+from hubqueue.sandbox.response import PLAIN
+from hubqueue.sandbox.routes import Route
+from hubqueue.sandbox.service import Service
 
 _STOP_GRACE = 5.0
 _MOST_CONNECTIONS = 1000
 _log = logging.getLogger("hubqueue.sandbox")
 
 
-class Sandbox:
-    """A local hub over real sockets; see docs/sandbox.md.
+class Server:
+    """Services over real sockets; see docs/sandbox.md.
 
     `data` is where it keeps everything (None: a temporary folder that goes with this object). `port` 0 takes
     a free one at the first start and stays with it. `keys` are the API keys it accepts (none: any that is not
     empty). `faults` are rules of `hubqueue.sandbox.faults`, their dice thrown from `seed`. `latency` is in
-    seconds, waited before each request is carried out. Platform's upload URLs can be used for `url_lifetime`
-    seconds; the budgets are for each of its keys (None: any number). Raises `ConfigError` for a rule that means
-    nothing.
+    seconds, waited before each request is carried out. Each of the `services` belongs to this server alone. Raises
+    `ConfigError` for a rule that is not valid.
     """
 
     def __init__(
         self,
+        services: Sequence[Service],
         data: Path | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -61,32 +58,30 @@ class Sandbox:
         latency: float = 0.0,
         honour_idempotency: bool = True,
         seed: int = 0,
-        url_lifetime: float = 900.0,
-        requests_per_minute: int | None = None,
-        uploads_per_minute: int | None = None,
     ) -> None:
-        self._faults = Faults(faults, seed=seed)
+        events = {event: kind for each in services for event, kind in each.events.items()}
+        self._faults = Faults(faults, seed=seed, events=events)
+        self._services = tuple(services)
         self._host = host
         self._port = port
+        self._keys = tuple(key.encode() for key in keys)
         self._latency = latency
+        self._honour_idempotency = honour_idempotency
         self._forget_data: Callable[[], Any] = lambda: None
         if data is None:
             data = Path(tempfile.mkdtemp(prefix="hubqueue-sandbox-"))
             self._forget_data = weakref.finalize(self, shutil.rmtree, data, ignore_errors=True)
-        self._archive = Archive(data)
-        self._services = (
-            Hub(self._archive, tuple(keys), honour_idempotency=honour_idempotency),
-            Platform(
-                self._archive,
-                tuple(keys),
-                honour_idempotency=honour_idempotency,
-                url_lifetime=timedelta(seconds=url_lifetime),
-                requests=Budget(requests_per_minute),
-                uploads=Budget(uploads_per_minute),
-            ),
-        )
-        self._server: HubServer | None = None
+        self._archive = Archive(data, self._services)
+        for service in self._services:
+            service.attach(self._archive, self._accepts)
+        self._listener: Listener | None = None
         self._stopped = threading.Event()
+
+    def _accepts(self, key: str) -> bool:
+        given = key.encode("utf-8", "replace")
+        if not self._keys:
+            return bool(given)
+        return any(hmac.compare_digest(given, each) for each in self._keys)
 
     # --- its life
 
@@ -95,12 +90,19 @@ class Sandbox:
 
         Raises `ConfigError` when the address is taken or the data folder cannot be used.
         """
-        if self._server is not None:
+        if self._listener is not None:
             return self
         self._archive.open()
         try:
-            server = HubServer(
-                self._host, self._port, self._archive, self._services, self._faults, self._latency
+            listener = Listener(
+                self._host,
+                self._port,
+                self._archive,
+                self._services,
+                self._faults,
+                latency=self._latency,
+                honour_idempotency=self._honour_idempotency,
+                example_key=self.example_key,
             )
         except OSError as error:
             self._archive.close()
@@ -108,10 +110,10 @@ class Sandbox:
                 (f"cannot listen on {self._host} port {self._port}: {error.strerror or error}",),
                 hint="give a free port, or 0 to take any",
             ) from error
-        self._port = server.server_address[1]
-        self._server = server
+        self._port = listener.server_address[1]
+        self._listener = listener
         self._stopped.clear()
-        serve = threading.Thread(target=server.serve_forever, args=(0.05,), name="sandbox", daemon=True)
+        serve = threading.Thread(target=listener.serve_forever, args=(0.05,), name="sandbox", daemon=True)
         serve.start()
         _log.info("the sandbox listens on %s and keeps its data in %s", self.url, self._archive.folder)
         return self
@@ -126,10 +128,10 @@ class Sandbox:
 
     def stop(self) -> None:
         """Close every connection and the port; what was kept can still be read. Does nothing when stopped."""
-        server, self._server = self._server, None
-        if server is None:
+        listener, self._listener = self._listener, None
+        if listener is None:
             return
-        server.stop()
+        listener.stop()
         self._archive.close()
         self._stopped.set()
         _log.info("the sandbox has stopped")
@@ -155,68 +157,31 @@ class Sandbox:
         return self._port
 
     @property
+    def services(self) -> Sequence[Service]:
+        """The services that respond on its port."""
+        return self._services
+
+    @property
+    def example_key(self) -> str:
+        """What stands for the API key in an example: one that is accepted, or `KEY` when only some are."""
+        return "KEY" if self._keys else "sandbox-key"
+
+    @property
     def data(self) -> Path:
         """The folder with everything it keeps."""
         return self._archive.folder
 
-    # --- misbehaving
+    # --- injected faults
 
     def fail(self, rule: str) -> None:
-        """From now on, misbehave by this rule too. Raises `ConfigError` for a rule that means nothing."""
+        """From now on, fail by this rule too. Raises `ConfigError` for a rule that is not valid."""
         self._faults.add(rule)
 
     def heal(self) -> None:
-        """Take every rule away. A silence that has begun goes on."""
+        """Take every rule away. A silence that has begun continues."""
         self._faults.clear()
 
-    # --- what it has
-
-    @property
-    def models(self) -> list[str]:
-        """The ids of the models, oldest first."""
-        return [model.id for model in self._archive.models()]
-
-    def model(self, model_id: str) -> dict[str, Any]:
-        """The model object as a client reads it. Raises KeyError for an unknown id."""
-        return self._known(model_id).document(self.url)
-
-    def metrics(self, model_id: str) -> dict[int, dict[str, Any]]:
-        """The stored metrics, parsed, by epoch. Raises KeyError for an unknown id."""
-        with self._archive.changed:
-            return self._known(model_id).read_metrics()
-
-    def metrics_texts(self, model_id: str) -> dict[str, str]:
-        """The stored metrics exactly as they were sent, by epoch as it was sent."""
-        with self._archive.changed:
-            return dict(self._known(model_id).metrics)
-
-    def checkpoints(self, model_id: str) -> list[CheckpointRecord]:
-        """Every stored upload, in the order they were stored."""
-        with self._archive.changed:
-            return list(self._known(model_id).checkpoints)
-
-    def beats(self, model_id: str) -> list[BeatRecord]:
-        """Every heartbeat, in the order they were stored."""
-        with self._archive.changed:
-            return list(self._known(model_id).beats)
-
-    @property
-    def runs(self) -> list[str]:
-        """The model ids of the trainings on Platform, oldest first."""
-        return [run.model_id for run in self._archive.runs()]
-
-    def run(self, model_id: str) -> RunRecord:
-        """A training on Platform, with all that it sent. A copy. Raises KeyError for an unknown id."""
-        with self._archive.changed:
-            run = self._archive.run(model_id)
-            if run is None:
-                raise KeyError(model_id)
-            return copied(run)
-
-    def cancel(self, model_id: str) -> None:
-        """Cancel a training on Platform: every answer to it says so from now on. KeyError for an unknown id."""
-        if not self._archive.cancel(model_id):
-            raise KeyError(model_id)
+    # --- what it has received
 
     @property
     def requests(self) -> list[RequestRecord]:
@@ -228,14 +193,8 @@ class Sandbox:
         with self._archive.changed:
             return self._archive.changed.wait_for(true, timeout)
 
-    def _known(self, model_id: str) -> Model:
-        model = self._archive.model(model_id)
-        if model is None:
-            raise KeyError(model_id)
-        return model
 
-
-class HubServer(ThreadingHTTPServer):
+class Listener(ThreadingHTTPServer):
     """The listening socket, a thread for each connection, and the way to end them all."""
 
     daemon_threads = True
@@ -249,16 +208,21 @@ class HubServer(ThreadingHTTPServer):
         archive: Archive,
         services: Sequence[Service],
         faults: Faults,
+        *,
         latency: float,
+        honour_idempotency: bool,
+        example_key: str,
     ) -> None:
         if ":" in host:
             self.address_family = socket.AF_INET6
         self.archive = archive
         # Whoever asks for another address wants to be reached under names that only they know.
         self.loopback_only = is_loopback(host)
-        self._services = services
+        self.services = services
         self.faults = faults
         self.latency = latency
+        self.honour_idempotency = honour_idempotency
+        self.example_key = example_key
         self.stopping = threading.Event()
         self._open: set[socket.socket] = set()
         self._changed = threading.Condition()
@@ -273,7 +237,7 @@ class HubServer(ThreadingHTTPServer):
 
     def route(self, method: str, path: str) -> Route:
         """The route of a request in whichever service has its path; the first one's refusal when none has."""
-        routes = [service.route(method, path) for service in self._services]
+        routes = [service.route(method, path) for service in self.services] or [Route(PLAIN)]
         return min(routes, key=lambda route: (route.take is None, route.status != 405))
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -555,14 +555,18 @@ def test_a_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
 def test_the_key_is_written_nowhere(sandbox: Sandbox, model_id: str) -> None:
     said(sandbox, metrics(model_id, 0, Authorization="Bearer good-key"))
     said(sandbox, request("GET", f"/v1/models/{model_id}?api_key=good-key"))
-    page = said(sandbox, request("GET", "/", key="")) + said(sandbox, request("GET", "/api/requests", key=""))
+    page = b"".join(
+        said(sandbox, request("GET", path, key=""))
+        for path in ("/", "/api", "/api/requests", f"/api/runs/{model_id}")
+    )
 
     kept = [path.read_bytes() for path in sandbox.data.rglob("*") if path.is_file()]
 
     assert not any(b"good-key" in each for each in [page, repr(sandbox.requests).encode(), *kept])
 
 
-def test_the_page_shows_what_there_is_and_runs_nothing_of_it(sandbox: Sandbox) -> None:
+def test_what_is_received_is_shown_and_never_becomes_code(sandbox: Sandbox) -> None:
+    empty = parts(said(sandbox, request("GET", "/", key="")))[2]
     body = b'{"meta": {"name": "<script>alert(1)</script>"}}'
     model_id = str(json.loads(parts(said(sandbox, request("POST", "/v1/models", body)))[2])["data"]["id"])
     said(sandbox, metrics(model_id, 0, 11))
@@ -571,10 +575,42 @@ def test_the_page_shows_what_there_is_and_runs_nothing_of_it(sandbox: Sandbox) -
     _, _, page = parts(said(sandbox, request("GET", "/", key="")))
     _, _, listed = parts(said(sandbox, request("GET", "/api/models", key="")))
     _, _, detail = parts(said(sandbox, request("GET", f"/api/models/{model_id}", key="")))
+    _, headers, run = parts(said(sandbox, request("GET", f"/api/runs/{model_id}", key="")))
 
-    assert model_id.encode() in page and b"epoch-11.pt" in page and b"<script>" not in page
+    assert page == empty  # whatever was received: the page reads it, and is never made of it
+    assert headers["content-type"] == "application/json" and headers["x-content-type-options"] == "nosniff"
+    assert json.loads(run)["name"] == "<script>alert(1)</script>"
+    assert json.loads(run)["metrics"] == {"0": {"train/box_loss": 0.0}, "11": {"train/box_loss": 5.5}}
+    assert [each["name"] for each in json.loads(run)["files"]] == ["epoch-11.pt"]
+    assert [each["kind"] for each in json.loads(run)["requests"]] == ["ckpt", "metrics"]
     assert json.loads(listed)["models"][0]["epochs"] == 2
     assert json.loads(detail)["files"][0]["sha256"] == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_the_list_begins_with_the_newest_run_of_any_service(sandbox: Sandbox) -> None:
+    first = created(sandbox)
+    started = b'{"event": "training_started", "project": "p", "name": "n", "data": {"epochs": 9}}'
+    head = {"Authorization": "Bearer good-key"}
+    said(sandbox, request("POST", "/api/webhooks/training/metrics", started, **head))
+
+    shown = json.loads(parts(said(sandbox, request("GET", "/api", key="")))[2])
+
+    assert [(each["service"], each["name"]) for each in shown["runs"]] == [
+        ("platform", "p/n"),
+        ("hub", "yolov8n.pt"),
+    ]
+    assert shown["runs"][0]["planned_epochs"] == 9 and shown["runs"][1]["id"] == first
+    assert [each["kind"] for each in shown["requests"]] == ["registration", "registration"]
+    assert [each["name"] for each in shown["services"]] == ["hub", "platform"]
+
+
+def test_a_number_that_is_none_leaves_a_gap(sandbox: Sandbox, model_id: str) -> None:
+    body = json.dumps({"metrics": {"0": '{"loss": NaN, "lr": 0.1}'}, "type": "metrics"}).encode()
+    said(sandbox, request("POST", f"/v1/models/{model_id}", body))
+
+    shown = json.loads(parts(said(sandbox, request("GET", f"/api/runs/{model_id}", key="")))[2])
+
+    assert shown["metrics"] == {"0": {"loss": None, "lr": 0.1}}
 
 
 def test_latency_is_waited_before_a_request_is_carried_out() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
 import json
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -42,7 +45,7 @@ def create(sandbox: Sandbox, **headers: str) -> int:
     "name", ["evil.example", "127.0.0.1.evil.example", "localhost.evil", "10.0.0.1", "[", ""]
 )
 def test_another_name_than_this_machines_is_refused(sandbox: Sandbox, name: str) -> None:
-    for path in ("/", "/api/models", "/v1/models/x"):
+    for path in ("/", "/api", "/api/runs/x", "/api/models", "/v1/models/x"):
         assert ask(sandbox, "GET", path, Host=f"{name}:{sandbox.port}")[0] == 421
     assert create(sandbox, Host=name) == 421
     assert sandbox.models == []
@@ -72,7 +75,8 @@ def test_a_sandbox_at_another_address_has_any_name() -> None:
 def test_pages_of_other_sites_change_and_read_nothing(sandbox: Sandbox, headers: dict[str, str]) -> None:
     assert create(sandbox, **headers) == 403
     assert ask(sandbox, "POST", "/api/runs/x/cancel", **headers)[0] == 403
-    assert ask(sandbox, "GET", "/api/requests", **headers)[0] == 403
+    for path in ("/api", "/api/runs", "/api/runs/x", "/api/requests"):
+        assert ask(sandbox, "GET", path, **headers)[0] == 403
     assert ask(sandbox, "GET", "/", **headers)[0] == 200  # a link to the page is no harm
     assert sandbox.models == []
 
@@ -91,14 +95,32 @@ def test_the_page_is_in_nobodys_frame(sandbox: Sandbox) -> None:
     assert "frame-ancestors 'none'" in policy and "default-src 'none'" in policy
 
 
+def test_the_page_runs_its_own_script_only_and_loads_nothing(sandbox: Sandbox) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=PATIENCE)) as client:
+        client.request("GET", "/")
+        answer = client.getresponse()
+        rules = dict(each.split(maxsplit=1) for each in answer.headers["Content-Security-Policy"].split("; "))
+        content = answer.read().decode()
+    (script,) = re.findall(r"<script>(.*?)</script>", content, re.DOTALL)
+
+    own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert rules["script-src"] == f"'sha256-{own}'" and rules["style-src"].startswith("'sha256-")
+    assert rules["connect-src"] == "'self'" and rules["require-trusted-types-for"] == "'script'"
+    assert set(re.findall(r"https?://[\w.]+", content)) == {
+        "http://www.w3.org"
+    }  # the namespace of SVG, not an address
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", content)
+
+
 def test_heads_are_given_alone_and_browsers_get_their_icon(sandbox: Sandbox) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=PATIENCE)) as client:
-        client.request("GET", "/api/models")
-        whole = client.getresponse()
-        size = len(whole.read())
-        client.request("HEAD", "/api/models")
-        head = client.getresponse()
-        assert (head.status, head.headers["Content-Length"], head.read()) == (200, str(size), b"")
+        for path in ("/", "/api", "/api/models"):
+            client.request("GET", path)
+            whole = client.getresponse()
+            size = len(whole.read())
+            client.request("HEAD", path)
+            head = client.getresponse()
+            assert (head.status, head.headers["Content-Length"], head.read()) == (200, str(size), b"")
         client.request("GET", "/favicon.ico")  # on the same connection: nothing was left of a body
         assert client.getresponse().status == 204
 

@@ -29,6 +29,7 @@ def test_the_wheel_carries_the_migrations_and_the_types(wheel: Path) -> None:
         "hubqueue/_migrations/env.py",
         "hubqueue/_migrations/versions/0001_outbox.py",
         "hubqueue/py.typed",
+        "hubqueue/sandbox/page.html",
     } <= names
     assert "hubqueue/sandbox/__init__.py" in names
     assert not [name for name in names if name.startswith(("tests/", "docs/"))]

@@ -11,7 +11,7 @@ from stage import platform_environ
 from trainings import dataset
 from trainings.training import SEED, Case, Failed, Training
 
-from hubqueue.sandbox.records import RunRecord
+from hubqueue.sandbox import RunRecord
 
 # What hubqueue leaves out on purpose (docs/platform.md says why), by event.
 LEFT_OUT = {

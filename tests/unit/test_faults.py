@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubqueue.domain.errors import ConfigError
-from hubqueue.sandbox.faults import BEHAVIOURS, KINDS, Faults, parse_rule
+from hubqueue.sandbox import parse_rule
+from hubqueue.sandbox.faults import BEHAVIOURS, KINDS, Faults
 
 
 def test_a_bare_status_with_a_probability_is_for_every_kind() -> None:
@@ -113,6 +114,17 @@ def test_a_rule_that_means_nothing_is_refused(text: str) -> None:
         parse_rule(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["metrix:503", "metrix:503:0.3:times=x", "slience:often", "503:often:times=x", "503:0.3:0.4:tmies=1"],
+)
+def test_after_a_wrong_word_nothing_is_guessed(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_rule(text)
+
+    assert len(caught.value.problems) == 1
+
+
 def test_every_problem_of_every_rule_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         Faults(["503:tmies=1:after=x", "404", "slience"])
@@ -128,6 +140,10 @@ def test_any_text_is_a_rule_or_a_configuration_error(text: str) -> None:
         assert error.problems
     else:
         assert rule.kind in KINDS and (rule.what in BEHAVIOURS or rule.status)
+
+
+def test_a_server_without_events_takes_any_name_of_one() -> None:
+    assert Faults(["503:event=whatever"]).pick("event", body_bytes=0, event="whatever") is not None
 
 
 def test_a_rule_is_only_for_its_kind() -> None:

@@ -44,4 +44,5 @@ DESTINATION = Destination(
     recognizes=identifier.names_hub,
     registration=registration,
     open=_open,
+    service="hubqueue.destinations.hub.sandbox:FakeHub",
 )

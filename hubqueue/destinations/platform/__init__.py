@@ -57,4 +57,5 @@ DESTINATION = Destination(
     completion=completion_draft,
     console=console_draft,
     open=_open,
+    service="hubqueue.destinations.platform.sandbox:FakePlatform",
 )

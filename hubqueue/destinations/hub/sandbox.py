@@ -1,4 +1,4 @@
-"""The HUB's side of the protocol: what each route checks, keeps and answers.
+"""The fake HUB of the sandbox: what each route checks, keeps and responds.
 
 Promises: nothing is kept before the whole request was received and understood; a refused request leaves no
 trace. Refuses: a wrong key (401), a model it does not know (404), a wrong content type or shape (400).
@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shutil
 import string
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from hubqueue.sandbox.answers import HUB, Answer, Refused, envelope
-from hubqueue.sandbox.archive import Archive
-from hubqueue.sandbox.model import Fact, Model
+from hubqueue.destinations.hub import fake_page
+from hubqueue.destinations.hub.fake_models import Model
+from hubqueue.sandbox.archive import Fact
 from hubqueue.sandbox.multipart import BadForm, Form, boundary_of, read_form
 from hubqueue.sandbox.request import Request
-from hubqueue.sandbox.routes import Entrance, Prepared, Route, Service, answering, now_text
+from hubqueue.sandbox.response import Dialect, Refused, Response, as_json
+from hubqueue.sandbox.routes import Entrance, Prepared, RoutedService, now_text, responding
+from hubqueue.sandbox.service import RunDetail, RunSummary
 
 _ID_LETTERS = string.ascii_letters + string.digits
 _ID_LENGTH = 20
@@ -27,12 +31,31 @@ _WEIGHTS = r"/weights/([^/]+)/[^/]+"
 _EPOCH = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
-class Hub(Service):
-    """The routes of HUB, which knows two ways to carry a key."""
+def _envelope(data: Any, *, message: str = "OK") -> Response:
+    """The envelope of every success: `{"success": true, "message": ..., "data": ...}`."""
+    return as_json(200, {"success": True, "message": message, "data": data})
 
-    dialect = HUB
 
-    def __init__(self, archive: Archive, keys: tuple[str, ...], *, honour_idempotency: bool) -> None:
+class FakeHub(RoutedService):
+    """The routes of HUB, which takes a key as a bearer token or in a header of its own.
+
+    `models` are those that were not deleted, by id, oldest first; to be read under `Archive.changed`.
+    """
+
+    name = "hub"
+    title = "HUB"
+    events: Mapping[str, str] = {}
+    facts = frozenset({"created", "updated", "deleted", "metrics", "checkpoint", "beat"})
+    key_headers = ("authorization", "x-api-key")
+    dialect = Dialect(
+        done=_envelope({}),
+        null=b'{"success": true, "message": "OK", "data": null}',
+        error=lambda reason: json.dumps({"success": False, "message": reason, "data": {}}).encode(),
+    )
+
+    def __init__(self) -> None:
+        self.models: dict[str, Model] = {}
+        self._gone: set[str] = set()
         model = r"/v1/models/([^/]+)"
         table: tuple[tuple[str, str, str, Callable[[Request, str], Prepared]], ...] = (
             ("POST", r"/v1/auth", "auth", self._check_key),
@@ -48,31 +71,59 @@ class Hub(Service):
             ("POST", r"/v1/agent/heartbeat/models/([^/]+)", "heartbeat", self._take_beat),
             ("GET", _WEIGHTS, "read", self._serve_weights),
         )
-        entrances = [
+        super().__init__(
             # Weights are read by a plain URL without headers, as the signed ones of the real hub are.
             Entrance(method, re.compile(path), kind, take, needs_key=path != _WEIGHTS)
             for method, path, kind, take in table
-        ]
-        super().__init__(archive, keys, entrances, honour_idempotency=honour_idempotency)
+        )
+
+    def variables(self, url: str, key: str) -> dict[str, str]:
+        """The environment variables that make a training send to `url`, with `key`."""
+        return {"ULTRALYTICS_HUB_API": url, "HUB_API_KEY": key}
 
     def key_of(self, request: Request) -> str:
+        """The API key of a request."""
         return request.bearer() or request.headers.get("x-api-key", "").strip()
 
-    def admit(self, route: Route, request: Request) -> None:
-        if route.model_id is not None and not self._archive.has_receipt(request.receipt):
-            self._known(route.model_id)
+    def look_up(self, model_id: str | None, request: Request) -> None:
+        """A model has to exist, unless the request is a repeated one."""
+        if model_id is not None and not self._archive.has_receipt(request.receipt):
+            self._known(model_id)
 
     def _known(self, model_id: str) -> Model:
-        model = self._archive.model(model_id)
+        with self._archive.changed:
+            model = self.models.get(model_id)
         if model is None:
             raise Refused(404, "there is no such model")
         return model
+
+    # --- its state
+
+    def reset(self) -> None:
+        """Forget everything: the archive is about to read its facts back."""
+        self.models.clear()
+        self._gone.clear()
+
+    def apply(self, fact: Fact) -> None:
+        """Take one fact in."""
+        model_id = fact["model"]
+        match fact["fact"]:
+            case "created":
+                at = datetime.fromisoformat(fact["at"])
+                self.models[model_id] = Model(model_id, created_at=at, changed_at=at, given=fact["given"])
+            case "deleted":
+                self.models.pop(model_id, None)
+                self._gone.add(model_id)
+                if fact["hard"]:
+                    shutil.rmtree(self._archive.folder_of(model_id), ignore_errors=True)
+            case _:
+                self.models[model_id].apply(fact, self._archive.folder_of(model_id))
 
     # --- keys and models
 
     def _check_key(self, request: Request, _: str) -> Prepared:
         request.body.drain()
-        return answering(envelope({}))
+        return responding(_envelope({}))
 
     def _create(self, request: Request, _: str) -> Prepared:
         given = request.json_object()
@@ -80,17 +131,18 @@ class Hub(Service):
             if not isinstance(given.get(name, {}), dict):
                 raise Refused(400, f"{name} has to be an object")
 
-        def make() -> tuple[Fact, Answer]:
+        def make() -> tuple[Fact, Response]:
             model_id = self._new_id()
             fact = {"fact": "created", "model": model_id, "at": now_text(), "given": given}
-            return fact, envelope({"id": model_id}, message="model created")
+            return fact, _envelope({"id": model_id}, message="model created")
 
         return Prepared(lambda: self._keep(request, make))
 
     def _new_id(self) -> str:
-        while self._archive.is_taken(new := "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))):
-            pass
-        return new
+        while True:
+            new = "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH))
+            if new not in self.models and new not in self._gone:
+                return new
 
     def _list(self, request: Request, _: str) -> Prepared:
         request.body.drain()
@@ -99,7 +151,7 @@ class Hub(Service):
         if not limit.isdecimal() or not 1 <= int(limit) <= 1000:
             raise Refused(400, "limit has to be a number from 1 to 1000")
         wanted = query.get("query", "").lower()
-        found = [model for model in self._archive.models() if wanted in model.name.lower()]
+        found = [model for model in self._all() if wanted in model.name.lower()]
         ids = [model.id for model in found]
         cursor = query.get("last_doc_id")
         if cursor is not None and cursor not in ids:
@@ -112,18 +164,22 @@ class Hub(Service):
         }
         if start + len(page) < len(found):
             data["lastRecordId"] = page[-1].id
-        return answering(envelope(data))
+        return responding(_envelope(data))
+
+    def _all(self) -> list[Model]:
+        with self._archive.changed:
+            return list(self.models.values())
 
     def _read(self, request: Request, model_id: str) -> Prepared:
         request.body.drain()
-        return answering(envelope(self._known(model_id).document(request.root)))
+        return responding(_envelope(self._known(model_id).document(request.root)))
 
     def _update(self, request: Request, model_id: str) -> Prepared:
         changes = request.json_object()
 
-        def make() -> tuple[Fact, Answer]:
+        def make() -> tuple[Fact, Response]:
             self._known(model_id)
-            return {"fact": "updated", "model": model_id, "changes": changes}, envelope({"id": model_id})
+            return {"fact": "updated", "model": model_id, "changes": changes}, _envelope({"id": model_id})
 
         return Prepared(lambda: self._keep(request, make))
 
@@ -131,16 +187,16 @@ class Hub(Service):
         request.body.drain()
         hard = request.query.get("hard", ["False"])[-1].lower() == "true"
 
-        def make() -> tuple[Fact, Answer]:
+        def make() -> tuple[Fact, Response]:
             self._known(model_id)
-            return {"fact": "deleted", "model": model_id, "hard": hard}, envelope({"id": model_id})
+            return {"fact": "deleted", "model": model_id, "hard": hard}, _envelope({"id": model_id})
 
         return Prepared(lambda: self._keep(request, make))
 
     def _export(self, request: Request, model_id: str) -> Prepared:
         if not isinstance(request.json_object().get("format"), str):
             raise Refused(400, "format has to be a text")
-        return answering(envelope({}, message="the sandbox exports nothing, but the request was right"))
+        return responding(_envelope({}, message="the sandbox exports nothing, but the request was right"))
 
     # --- what a training sends
 
@@ -155,9 +211,9 @@ class Hub(Service):
             if not isinstance(text, str) or not _is_object_text(text):
                 raise Refused(400, f"the metrics of epoch {epoch} are not the JSON text of an object")
 
-        def make() -> tuple[Fact, Answer]:
+        def make() -> tuple[Fact, Response]:
             self._known(model_id)
-            return {"fact": "metrics", "model": model_id, "at": now_text(), "metrics": metrics}, envelope({})
+            return {"fact": "metrics", "model": model_id, "at": now_text(), "metrics": metrics}, _envelope({})
 
         return Prepared(
             lambda: self._keep(request, make), epochs=tuple(sorted(int(epoch) for epoch in metrics))
@@ -165,7 +221,7 @@ class Hub(Service):
 
     def _read_metrics(self, request: Request, model_id: str) -> Prepared:
         request.body.drain()
-        return answering(envelope(self._known(model_id).series()))
+        return responding(_envelope(self._known(model_id).series()))
 
     def _take_checkpoint(self, request: Request, model_id: str) -> Prepared:
         boundary = boundary_of(request.headers.get("content-type", ""))
@@ -185,16 +241,13 @@ class Hub(Service):
             arriving.unlink(missing_ok=True)
             raise
 
-        def make() -> tuple[Fact, Answer]:
+        def make() -> tuple[Fact, Response]:
             model = self._known(model_id)
-            folder = self._archive.weights_folder(model_id)
-            folder.mkdir(mode=0o700, exist_ok=True)
-            file = f"{len(model.checkpoints) + 1:06d}-{upload['name']}"
-            arriving.replace(folder / file)
+            file = self._archive.store(arriving, model_id, len(model.checkpoints) + 1, upload["name"])
             fact = {"fact": "checkpoint", "model": model_id, "at": now_text(), "file": file}
-            return fact | upload, envelope({})
+            return fact | upload, _envelope({})
 
-        def commit() -> tuple[Answer, bool]:
+        def commit() -> tuple[Response, bool]:
             try:
                 return self._keep(request, make)
             finally:
@@ -209,11 +262,11 @@ class Hub(Service):
             raise Refused(400, 'a heartbeat is {"agent": text, "agentId": text or null}')
         at, at_monotonic = now_text(), time.monotonic()
 
-        def make() -> tuple[Fact, Answer]:
+        def make() -> tuple[Fact, Response]:
             known = self._known(model_id).agents
-            answered = agent_id if agent_id in known else f"agent-{len(known) + 1}"
-            fact = {"fact": "beat", "model": model_id, "agent": agent, "agent_id": answered}
-            return fact | {"at": at, "at_monotonic": at_monotonic}, envelope({"agentId": answered})
+            given = agent_id if agent_id in known else f"agent-{len(known) + 1}"
+            fact = {"fact": "beat", "model": model_id, "agent": agent, "agent_id": given}
+            return fact | {"at": at, "at_monotonic": at_monotonic}, _envelope({"agentId": given})
 
         return Prepared(lambda: self._keep(request, make))
 
@@ -222,7 +275,29 @@ class Hub(Service):
         record = self._known(model_id).weights(request.path.rpartition("/")[2])
         if record is None or not record.path.is_file():
             raise Refused(404, "there are no such weights")
-        return answering(Answer(200, content_type="application/octet-stream", file=record.path))
+        return responding(Response(200, content_type="application/octet-stream", file=record.path))
+
+    # --- what the page shows
+
+    def runs(self) -> Sequence[RunSummary]:
+        """Every model, as the page shows it."""
+        return [fake_page.summary(model) for model in self.models.values()]
+
+    def run(self, run_id: str) -> RunDetail | None:
+        """One model with everything, or None."""
+        model = self.models.get(run_id)
+        return fake_page.detail(model) if model else None
+
+    def cancel(self, run_id: str) -> bool:
+        """HUB knows no cancelling."""
+        return False
+
+    def document(self, path: str) -> Any | None:
+        """The models at `/api/models`, and one at `/api/models/<id>`."""
+        if path == "/api/models":
+            return {"models": [fake_page.as_model(each) for each in self.runs()]}
+        model = self.models.get(path.removeprefix("/api/models/"))
+        return fake_page.document(model) if model else None
 
 
 def _is_object_text(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""How each fault is acted out on a connection. Every wait ends when the sandbox stops."""
+"""Injected faults: how each one is carried out on a connection. Every wait ends when the sandbox stops."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ import selectors
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from io import BufferedIOBase
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from hubqueue.sandbox.answers import Answer, Dialect
 from hubqueue.sandbox.faults import Rule
-from hubqueue.sandbox.records import RequestRecord
-from hubqueue.sandbox.request import Body
-
-if TYPE_CHECKING:
-    from hubqueue.sandbox.connection import Connection
+from hubqueue.sandbox.request import Body, RequestRecord
+from hubqueue.sandbox.response import Dialect, Response
 
 _SLOW_BLOCK = 4096
 _SLOW_PAUSE = 1.0
@@ -28,52 +26,76 @@ _ASKED_WAIT = 5
 _PORTAL = b"<!doctype html><title>Welcome</title><h1>Welcome</h1><p>Please log in to this network.</p>\n"
 
 
-def answer(
-    connection: Connection, rule: Rule, true: Answer | None, record: RequestRecord, dialect: Dialect
+class Channel(Protocol):
+    """What a fault needs of the connection that it is injected into."""
+
+    close_connection: bool
+    connection: socket.socket
+    rfile: BufferedIOBase
+    wfile: BufferedIOBase
+
+    def pieces(self, response: Response) -> Iterator[bytes]:
+        """Head and body of a response."""
+
+    def send(self, response: Response) -> None:
+        """Send a whole response."""
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass. Raises when the sandbox stops meanwhile."""
+
+    def roll(self, first: int, last: int) -> int:
+        """A whole number from `first` to `last`, both included."""
+
+    def forget(self) -> None:
+        """Leave the socket to the caller, which closes it."""
+
+
+def inject(
+    channel: Channel, rule: Rule, true: Response | None, record: RequestRecord, dialect: Dialect
 ) -> None:
-    """Act a rule out, after the request was read. `true` is the true answer where it was carried out."""
+    """Carry a rule out, after the request was read. `true` is the true response where it was carried out."""
     plain = true if true is not None else dialect.done
     what = rule.what
     if what == "cut-body" and not plain.body and plain.file is None:
         what = "cut-head"  # without a body, only the head can be cut
     match what:
         case "cut-head":
-            start = b"".join(islice(connection.pieces(plain), 2))
+            start = b"".join(islice(channel.pieces(plain), 2))
             # Behind the status line: the cut that makes a careless client believe in a success.
             first, last = start.index(b"\r\n") + 2, start.index(b"\r\n\r\n") + 3
-            _cut(connection, start[: connection.server.faults.roll(first, last)])
+            _cut(channel, start[: channel.roll(first, last)])
         case "cut-body":
-            start = b"".join(islice(connection.pieces(plain), 2))
+            start = b"".join(islice(channel.pieces(plain), 2))
             first, last = start.index(b"\r\n\r\n") + 4, len(start) - 1
-            _cut(connection, start[: connection.server.faults.roll(first, last)])
+            _cut(channel, start[: channel.roll(first, last)])
         case "reset":
-            _reset(connection)
+            _reset(channel)
         case "close":
-            connection.close_connection = True
+            channel.close_connection = True
         case "silence":
-            _keep_silent(connection, rule.seconds)
+            _keep_silent(channel, rule.seconds)
         case "drip":
-            _drip(connection, plain, rule.seconds if rule.seconds is not None else _DRIP_PAUSE)
+            _drip(channel, plain, rule.seconds if rule.seconds is not None else _DRIP_PAUSE)
             record.status = plain.status
         case _:
-            sent = _answer_of(rule, plain, dialect)
-            connection.send(sent)
+            sent = _false_response(rule, plain, dialect)
+            channel.send(sent)
             record.status = sent.status
 
 
-def _answer_of(rule: Rule, plain: Answer, dialect: Dialect) -> Answer:
-    """The false answer of a rule that sends a whole one; the true one for slow-read."""
+def _false_response(rule: Rule, plain: Response, dialect: Dialect) -> Response:
+    """The false response of a rule that sends a whole one; the true one for slow-read."""
     if rule.status is not None:
-        return dataclasses.replace(_status_answer(rule.status, dialect), headers=tuple(_headers(rule)))
+        return dataclasses.replace(_status_response(rule.status, dialect), headers=tuple(_headers(rule)))
     match rule.what:
         case "html":
-            return Answer(200, _PORTAL, content_type="text/html; charset=utf-8")
+            return Response(200, _PORTAL, content_type="text/html; charset=utf-8")
         case "empty":
-            return Answer(200)
+            return Response(200)
         case "null":
-            return Answer(200, dialect.null)
+            return Response(200, dialect.null)
         case "redirect":
-            return Answer(302, headers=(("Location", rule.to or "/"),))
+            return Response(302, headers=(("Location", rule.to or "/"),))
         case "gzip" if plain.file is None:
             headers = (*plain.headers, ("Content-Encoding", "gzip"))
             return dataclasses.replace(plain, body=gzip.compress(plain.body), headers=headers)
@@ -83,9 +105,9 @@ def _answer_of(rule: Rule, plain: Answer, dialect: Dialect) -> Answer:
             return plain
 
 
-def _status_answer(status: int, dialect: Dialect) -> Answer:
+def _status_response(status: int, dialect: Dialect) -> Response:
     if status >= 400:
-        return dialect.refusal(status, f"the sandbox was told to answer {status}")
+        return dialect.refusal(status, f"a fault rule asked for {status}")
     return dataclasses.replace(dialect.done, status=status)
 
 
@@ -118,29 +140,29 @@ def _moment(text: str, now: datetime) -> str:
             return format_datetime(then, usegmt=True)
 
 
-def _cut(connection: Connection, piece: bytes) -> None:
-    connection.close_connection = True
-    connection.wfile.write(piece)
+def _cut(channel: Channel, piece: bytes) -> None:
+    channel.close_connection = True
+    channel.wfile.write(piece)
 
 
-def _reset(connection: Connection) -> None:
+def _reset(channel: Channel) -> None:
     """Make the peer see a connection reset: closing without lingering throws away what is unsent."""
-    connection.close_connection = True
+    channel.close_connection = True
     linger = struct.pack("ii", 1, 0)
-    connection.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    # The descriptor is closed with its last holder; a shutdown before that would say goodbye properly.
-    connection.server.forget(connection.connection)
-    connection.rfile.close()
-    connection.connection.close()
+    channel.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    # The descriptor is closed with its last holder; a shutdown before that would end it properly.
+    channel.forget()
+    channel.rfile.close()
+    channel.connection.close()
 
 
-def _keep_silent(connection: Connection, seconds: float | None) -> None:
-    """Say nothing until the time is over, the client has gone or the sandbox stops; then close."""
-    connection.close_connection = True
+def _keep_silent(channel: Channel, seconds: float | None) -> None:
+    """Send nothing until the time is over, the client has gone or the sandbox stops; then close."""
+    channel.close_connection = True
     end = None if seconds is None else time.monotonic() + seconds
     while end is None or time.monotonic() < end:
-        connection.wait(0.25 if end is None else max(0.0, min(0.25, end - time.monotonic())))
-        if _is_gone(connection.connection):
+        channel.wait(0.25 if end is None else max(0.0, min(0.25, end - time.monotonic())))
+        if _is_gone(channel.connection):
             return
 
 
@@ -153,21 +175,21 @@ def _is_gone(peer: socket.socket) -> bool:
             return True
 
 
-def _drip(connection: Connection, plain: Answer, pause: float) -> None:
-    for piece in connection.pieces(plain):
+def _drip(channel: Channel, plain: Response, pause: float) -> None:
+    for piece in channel.pieces(plain):
         for at in range(len(piece)):
-            connection.wfile.write(piece[at : at + 1])
-            connection.wait(pause)
+            channel.wfile.write(piece[at : at + 1])
+            channel.wait(pause)
 
 
-def read_slowly(connection: Connection, body: Body, rule: Rule) -> None:
+def read_slowly(channel: Channel, body: Body, rule: Rule) -> None:
     """From now on the body is taken in small blocks, with a pause before each."""
     # The kernel would otherwise take megabytes at once, and the client see a quick reader.
-    connection.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BLOCK)
+    channel.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BLOCK)
     pause = rule.seconds if rule.seconds is not None else _SLOW_PAUSE
 
     def take(wanted: int) -> int:
-        connection.wait(pause)
+        channel.wait(pause)
         return min(wanted, _SLOW_BLOCK)
 
     body.pause = take

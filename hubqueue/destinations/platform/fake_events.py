@@ -1,4 +1,4 @@
-"""What a request to Platform's webhooks says: its address and its event, checked; its label, at a glance."""
+"""Requests to Platform's webhooks: their address and event, checked; their label, before they are checked."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from hubqueue.sandbox.answers import Refused
-from hubqueue.sandbox.faults import EVENTS
 from hubqueue.sandbox.request import Body
+from hubqueue.sandbox.response import Refused
 from hubqueue.sandbox.routes import Label
 
+# The events of a training, and the kind of request that each one is.
+EVENTS: dict[str, str] = {
+    "training_started": "registration",
+    "training_progress": "heartbeat",
+    "epoch_end": "metrics",
+    "system_metrics": "event",
+    "console_output": "event",
+    "checkpoint_saved": "ckpt",
+    "training_complete": "completion",
+    "training_failed": "completion",
+}
 _DEFAULT_NAME = "train"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event, its shape checked. `run_id` is what the data say, None when they name no run."""
+    """One event, its shape checked. `run_id` is that of the data, None when they name no run."""
 
     name: str
     data: dict[str, Any]
@@ -67,23 +77,23 @@ def is_whole(value: Any) -> bool:
 
 
 def event_label(body: Body) -> Label:
-    said = _glance(body)
-    event = said.get("event")
+    given = _preview(body)
+    event = given.get("event")
     if not isinstance(event, str) or event not in EVENTS:
-        return Label("other", model_id=_id_in(said))
-    return Label(EVENTS[event], event, _id_in(said))
+        return Label("other", model_id=_id_in(given))
+    return Label(EVENTS[event], event, _id_in(given))
 
 
 def upload_label(body: Body) -> Label:
-    return Label("ckpt", model_id=_id_in(_glance(body)))
+    return Label("ckpt", model_id=_id_in(_preview(body)))
 
 
-def _id_in(said: dict[str, Any]) -> str | None:
-    model_id = said.get("modelId")
+def _id_in(given: dict[str, Any]) -> str | None:
+    model_id = given.get("modelId")
     return model_id if isinstance(model_id, str) and len(model_id) <= 128 else None
 
 
-def _glance(body: Body) -> dict[str, Any]:
+def _preview(body: Body) -> dict[str, Any]:
     try:
         value = json.loads(body.preview())
     except (ValueError, RecursionError):

@@ -1,88 +1,119 @@
-"""Platform's side of the protocol: the events of a training, upload URLs, and the storage behind them.
+"""The fake Platform of the sandbox: the events of a training, upload URLs, and the storage behind them.
 
 Promises: nothing is kept before the whole request was received and understood; a checkpoint counts only when
 its own run has promoted a staged object; an upload URL takes one whole upload, before it expires. Refuses: a
 wrong key (401), a training it does not know (404), a wrong shape (400), promoting what is not staged and
 uploading for a run that was replaced (409), a used or expired URL (403), too many requests (429).
 
-The fields are those of ultralytics-platform 0.1.99. Where that leaves the server's answer open, docs/sandbox.md
-says what was chosen.
+The fields are those of ultralytics-platform 0.1.99. Where that leaves the server's response open,
+docs/sandbox.md names the choice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
-from hubqueue.sandbox.answers import PLATFORM, STORAGE, Answer, Refused, as_json
-from hubqueue.sandbox.archive import Archive, opened_privately
+from hubqueue.destinations.platform import fake_page
+from hubqueue.destinations.platform.fake_events import (
+    EVENTS,
+    Address,
+    Event,
+    address_in,
+    event_label,
+    is_whole,
+    understood,
+    upload_label,
+)
+from hubqueue.destinations.platform.fake_runs import RunRecord, UploadRecord, apply, begun, find
+from hubqueue.sandbox.archive import Fact, opened_privately
 from hubqueue.sandbox.budget import Budget
-from hubqueue.sandbox.event import Address, Event, address_in, event_label, is_whole, understood, upload_label
-from hubqueue.sandbox.model import Fact
-from hubqueue.sandbox.records import RunRecord, UploadRecord
 from hubqueue.sandbox.request import BLOCK, Request
-from hubqueue.sandbox.routes import Entrance, Prepared, Route, Service, answering, now_text
-from hubqueue.sandbox.tracking import find
+from hubqueue.sandbox.response import Dialect, Refused, Response, as_json
+from hubqueue.sandbox.routes import Entrance, Prepared, RoutedService, now_text, responding
+from hubqueue.sandbox.service import RunDetail, RunSummary
 
 _FILENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _ENDED = {"action": "training_terminated", "reason": "this training has ended"}
 
 
-class Platform(Service):
-    """The routes of Platform. `url_lifetime` is how long an upload URL can be used."""
+# Cloud storage behind a signed URL: nothing in a success, XML in a refusal.
+_STORAGE = Dialect(
+    done=Response(200),
+    null=b"",
+    error=lambda reason: f"<?xml version='1.0'?><Error><Message>{escape(reason)}</Message></Error>".encode(),
+    error_type="application/xml; charset=UTF-8",
+)
 
-    dialect = PLATFORM
+
+class FakePlatform(RoutedService):
+    """The routes of Platform, which takes a key as a bearer token.
+
+    An upload URL can be used for `url_lifetime` seconds. `requests_per_minute` and `uploads_per_minute` are for each
+    key (None: any number). `tracked` are the trainings by model id, oldest first; to be read under `Archive.changed`.
+    """
+
+    name = "platform"
+    title = "Platform"
+    events = EVENTS
+    facts = frozenset({"tracked", "event", "url", "staged", "cancelled"})
+    key_headers = ("authorization",)
+    dialect = Dialect(
+        done=as_json(200, {"received": True}),
+        null=b"null",
+        error=lambda reason: json.dumps({"error": reason}).encode(),
+    )
 
     def __init__(
         self,
-        archive: Archive,
-        keys: tuple[str, ...],
         *,
-        honour_idempotency: bool,
-        url_lifetime: timedelta,
-        requests: Budget,
-        uploads: Budget,
+        url_lifetime: float = 900.0,
+        requests_per_minute: int | None = None,
+        uploads_per_minute: int | None = None,
     ) -> None:
-        self._url_lifetime = url_lifetime
-        self._requests, self._uploads = requests, uploads
-        webhooks = "/api/webhooks/"
-        table = (
-            Entrance(
-                "POST",
-                re.compile(webhooks + "training/metrics"),
-                "event",
-                self._take_event,
-                label=event_label,
-            ),
-            Entrance(
-                "POST", re.compile(webhooks + "models/upload"), "ckpt", self._give_url, label=upload_label
-            ),
-            Entrance(
-                "PUT",
-                re.compile(r"/storage/([^/]+)/[^/]+/[^/]+"),
-                "ckpt",
-                self._take_bytes,
-                needs_key=False,
-                dialect=STORAGE,
-            ),
-            Entrance("GET", re.compile(r"/files/([^/]+)/[^/]+"), "read", self._serve_file, needs_key=False),
+        self.tracked: dict[str, RunRecord] = {}
+        self._url_lifetime = timedelta(seconds=url_lifetime)
+        self._requests, self._uploads = Budget(requests_per_minute), Budget(uploads_per_minute)
+        webhooks, storage = "/api/webhooks/", r"/storage/([^/]+)/[^/]+/[^/]+"
+        events = re.compile(webhooks + "training/metrics")
+        uploads = re.compile(webhooks + "models/upload")
+        files = re.compile(r"/files/([^/]+)/[^/]+")
+        super().__init__(
+            (
+                Entrance("POST", events, "event", self._take_event, label=event_label),
+                Entrance("POST", uploads, "ckpt", self._give_url, label=upload_label),
+                Entrance(
+                    "PUT",
+                    re.compile(storage),
+                    "ckpt",
+                    self._take_bytes,
+                    needs_key=False,
+                    dialect=_STORAGE,
+                ),
+                Entrance("GET", files, "read", self._serve_file, needs_key=False),
+            )
         )
-        super().__init__(archive, keys, table, honour_idempotency=honour_idempotency)
+
+    def variables(self, url: str, key: str) -> dict[str, str]:
+        """The environment variables that make a training send to `url`, with `key`."""
+        return {"ULTRALYTICS_PLATFORM_URL": url, "ULTRALYTICS_API_KEY": key}
 
     def key_of(self, request: Request) -> str:
+        """The API key of a request."""
         return request.bearer()
 
-    def admit(self, route: Route, request: Request) -> None:
-        if not route.needs_key:
-            return
-        budget = self._uploads if route.kind == "ckpt" else self._requests
-        wait = budget.take(self.key_of(request), now=time.monotonic())
+    def admit(self, entrance: Entrance, request: Request, key: str) -> None:
+        """A key has a budget a minute: 429 for what is above it."""
+        budget = self._uploads if entrance.kind == "ckpt" else self._requests
+        wait = budget.take(key, now=time.monotonic())
         if wait:
             reset = (datetime.now(UTC) + timedelta(seconds=wait)).isoformat(timespec="milliseconds")
             headers = (
@@ -93,6 +124,19 @@ class Platform(Service):
             )
             raise Refused(429, f"more than {budget.per_minute} a minute for this key", headers=headers)
 
+    # --- its state
+
+    def reset(self) -> None:
+        """Forget everything: the archive is about to read its facts back."""
+        self.tracked.clear()
+
+    def apply(self, fact: Fact) -> None:
+        """Take one fact in."""
+        model_id = fact["model"]
+        if fact["fact"] == "tracked":
+            self.tracked[model_id] = begun(fact)
+        apply(fact, self.tracked[model_id], self._archive.folder_of(model_id))
+
     # --- events
 
     def _take_event(self, request: Request, _: str) -> Prepared:
@@ -102,7 +146,7 @@ class Platform(Service):
         if not is_new and not self._archive.has_receipt(request.receipt):
             self._addressed(event.address)
 
-        def make() -> tuple[Fact, Answer]:
+        def make() -> tuple[Fact, Response]:
             if is_new:
                 return self._tracked(event, request.root)
             run = self._addressed(event.address)
@@ -113,49 +157,57 @@ class Platform(Service):
 
     def _addressed(self, address: Address) -> RunRecord:
         if address.model_id is not None:
-            found = self._archive.run(address.model_id)
+            found = self.tracked.get(address.model_id)
         else:
-            of_project = [run for run in self._archive.runs() if run.project == address.project]
+            of_project = [run for run in self._all() if run.project == address.project]
             named = [run for run in of_project if address.name in (run.name, run.asked_name)]
             found = named[-1] if named else None
         if found is None:
             raise Refused(404, "there is no such model")
         return found
 
-    def _tracked(self, event: Event, root: str) -> tuple[Fact, Answer]:
+    def _tracked(self, event: Event, root: str) -> tuple[Fact, Response]:
         asked = event.address.name
-        taken = {run.name for run in self._archive.runs() if run.project == event.address.project}
+        taken = {run.name for run in self.tracked.values() if run.project == event.address.project}
         name, number = asked, 1
         while name in taken:
             number += 1
             name = f"{asked}-{number}"
-        model_id, run_id = self._new_id(), self._archive.next_run_id()
+        model_id, run_id = self._new_id(), self._next_run_id()
         fact = _fact("tracked", model_id, event=event.name, data=event.data, run=run_id)
         fact |= {"project": event.address.project, "asked": asked, "name": name}
         return fact, _started(model_id, run_id, name, root)
 
     def _new_id(self) -> str:
-        while self._archive.is_taken(new := secrets.token_hex(12)):
+        while (new := secrets.token_hex(12)) in self.tracked:
             pass
         return new
 
-    def _resumed(self, event: Event, run: RunRecord, root: str) -> tuple[Fact, Answer]:
+    def _next_run_id(self) -> int:
+        """The id that the next run gets: no other has it, and it is higher than all others."""
+        return sum(len(run.run_ids) for run in self.tracked.values()) + 1
+
+    def _all(self) -> list[RunRecord]:
+        with self._archive.changed:
+            return list(self.tracked.values())
+
+    def _resumed(self, event: Event, run: RunRecord, root: str) -> tuple[Fact, Response]:
         fact = _fact("event", run.model_id, event=event.name, data=event.data, run=run.run_id)
         if run.state in ("cancelled", "complete"):
-            said = {"modelId": run.model_id, "cancelled": True} | _ENDED
-            return fact | {"ignored": "ended"}, _received(event.name, **said)
-        run_id = self._archive.next_run_id()
+            more = {"modelId": run.model_id, "cancelled": True} | _ENDED
+            return fact | {"ignored": "ended"}, _received(event.name, **more)
+        run_id = self._next_run_id()
         return fact | {"run": run_id}, _started(run.model_id, run_id, run.name, root)
 
-    def _counted(self, event: Event, run: RunRecord) -> tuple[Fact, Answer]:
+    def _counted(self, event: Event, run: RunRecord) -> tuple[Fact, Response]:
         run_id = run.run_id if event.run_id is None else event.run_id
         fact = _fact("event", run.model_id, event=event.name, data=event.data, run=run_id)
-        said: dict[str, Any] = {"modelId": run.model_id}
+        more: dict[str, Any] = {"modelId": run.model_id}
         if run.cancelled:
-            said |= {"cancelled": True} | _ENDED
+            more |= {"cancelled": True} | _ENDED
         if run_id != run.run_id:
             stale = {"ignored": "stale_instance"}
-            return fact | stale, _received(event.name, **said, **stale)
+            return fact | stale, _received(event.name, **more, **stale)
         if event.name == "checkpoint_saved":
             upload = find(run, event.data["modelPath"])
             if upload is None or upload.staged_at is None or upload.run_id != run_id:
@@ -164,7 +216,7 @@ class Platform(Service):
                 raise Refused(409, "uploadPath is not that of this object")
             if upload.promoted_at is None:
                 fact["promotes"] = upload.object_path
-        return fact, _received(event.name, **said)
+        return fact, _received(event.name, **more)
 
     # --- checkpoints
 
@@ -177,24 +229,24 @@ class Platform(Service):
             raise Refused(400, "runId has to be a whole number")
         address = address_in(body)
 
-        def make() -> tuple[Fact, Answer]:
+        def make() -> tuple[Fact, Response]:
             run = self._addressed(address)
             if run_id not in (None, run.run_id):
-                raise Refused(409, "a newer run has taken the place of this one")
-            place, token = secrets.token_hex(8), secrets.token_urlsafe(24)
+                raise Refused(409, "a newer run has replaced this one")
+            folder, token = secrets.token_hex(8), secrets.token_urlsafe(24)
             expires = datetime.now(UTC) + self._url_lifetime
             paths = {
-                "object": f"gs://sandbox/{run.model_id}/{place}/{filename}",
-                "upload_path": f"{run.model_id}/{place}/{filename}",
+                "object": f"gs://sandbox/{run.model_id}/{folder}/{filename}",
+                "upload_path": f"{run.model_id}/{folder}/{filename}",
             }
             given = {"filename": filename, "run": run_id, "token": token, "expires_at": expires.isoformat()}
             url = f"{request.root}/storage/{paths['upload_path']}?expires={expires.timestamp():.0f}&signature={token}"
-            said = {"uploadUrl": url, "gcsPath": paths["object"], "uploadPath": paths["upload_path"]}
+            more = {"uploadUrl": url, "gcsPath": paths["object"], "uploadPath": paths["upload_path"]}
             return _fact("url", run.model_id, **paths, **given), as_json(
-                200, said | {"modelId": run.model_id}
+                200, more | {"modelId": run.model_id}
             )
 
-        # Always a new URL, whatever the Idempotency-Key: the answer to an earlier request may be used up.
+        # Always a new URL, whatever the Idempotency-Key: the response to an earlier request may be used up.
         return Prepared(lambda: self._archive.keep(None, make))
 
     def _take_bytes(self, request: Request, model_id: str) -> Prepared:
@@ -216,14 +268,15 @@ class Platform(Service):
             arriving.unlink(missing_ok=True)
             raise
 
-        def make() -> tuple[Fact, Answer]:
+        def make() -> tuple[Fact, Response]:
             run, upload = self._signed(request, model_id)
-            file = self._shelved(arriving, run, upload)
+            number = sum(each.staged_at is not None for each in run.uploads) + 1
+            file = self._archive.store(arriving, model_id, number, upload.filename)
             fact = _fact("staged", model_id, object=upload.object_path, counts=upload.run_id is None)
             fact |= {"size": request.body.length, "sha256": digest.hexdigest(), "file": file}
-            return fact | {"with_key": "authorization" in request.headers}, STORAGE.done
+            return fact | {"with_key": "authorization" in request.headers}, _STORAGE.done
 
-        def commit() -> tuple[Answer, bool]:
+        def commit() -> tuple[Response, bool]:
             try:
                 return self._archive.keep(None, make)
             finally:
@@ -233,7 +286,7 @@ class Platform(Service):
 
     def _signed(self, request: Request, model_id: str) -> tuple[RunRecord, UploadRecord]:
         """The upload that a signed URL is for. Raises `Refused` (403) when it cannot be used (any more)."""
-        run = self._archive.run(model_id)
+        run = self.tracked.get(model_id)
         upload_path = request.path.removeprefix("/storage/")
         upload = (
             next((each for each in run.uploads if each.upload_path == upload_path), None) if run else None
@@ -247,32 +300,46 @@ class Platform(Service):
             raise Refused(403, "this URL has expired")
         return run, upload
 
-    def _shelved(self, arriving: Path, run: RunRecord, upload: UploadRecord) -> str:
-        folder = self._archive.weights_folder(run.model_id)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        number = sum(each.staged_at is not None for each in run.uploads) + 1
-        file = f"{number:06d}-{upload.filename}"
-        arriving.replace(folder / file)
-        return file
-
     def _serve_file(self, request: Request, model_id: str) -> Prepared:
         request.body.drain()
-        run, name = self._archive.run(model_id), request.path.rpartition("/")[2]
+        run, name = self.tracked.get(model_id), request.path.rpartition("/")[2]
         named = [each for each in run.files if each.filename == name] if run else []
         if not named or named[-1].path is None or not named[-1].path.is_file():
             raise Refused(404, "there is no such file")
-        return answering(Answer(200, content_type="application/octet-stream", file=named[-1].path))
+        return responding(Response(200, content_type="application/octet-stream", file=named[-1].path))
+
+    # --- what the page shows
+
+    def runs(self) -> Sequence[RunSummary]:
+        """Every training, as the page shows it."""
+        return [fake_page.summary(run) for run in self.tracked.values()]
+
+    def run(self, run_id: str) -> RunDetail | None:
+        """One training with everything, or None."""
+        run = self.tracked.get(run_id)
+        return fake_page.detail(run) if run else None
+
+    def cancel(self, run_id: str) -> bool:
+        """Cancel a training: every response from now on reports it. False when there is none of this id."""
+        with self._archive.changed:
+            if run_id not in self.tracked:
+                return False
+            self._archive.keep(None, lambda: (_fact("cancelled", run_id), Response(200)))
+            return True
+
+    def document(self, path: str) -> None:
+        """It shows nothing beside its runs."""
 
 
 def _fact(fact: str, model_id: str, **more: Any) -> Fact:
     return {"fact": fact, "model": model_id, "at": now_text()} | more
 
 
-def _received(event: str, **more: Any) -> Answer:
+def _received(event: str, **more: Any) -> Response:
     return as_json(200, {"received": True, "event": event} | more)
 
 
-def _started(model_id: str, run_id: int, name: str, root: str) -> Answer:
+def _started(model_id: str, run_id: int, name: str, root: str) -> Response:
     url = f"{root}/api/runs/{model_id}"
     return _received(
         "training_started", mode="remote", modelId=model_id, runId=run_id, modelSlug=name, modelUrl=url

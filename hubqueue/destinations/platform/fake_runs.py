@@ -1,73 +1,15 @@
-"""What the sandbox tells about what reached it. Nothing here is secret: a key is never recorded."""
+"""A training on the fake Platform: built only by applying facts, one after the other. Nothing here is secret."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-
-@dataclass(slots=True)
-class RequestRecord:
-    """One request of a protocol, noted when its request line was read and completed when it ended.
-
-    `path` is without the query. `kind` is registration, metrics, ckpt, heartbeat, event, completion, auth, read
-    or other. `event` is what a Platform request calls itself, None elsewhere. `with_key` says that it carried
-    an `Authorization` or `x-api-key` header, whatever was in it.
-    `status` is the status of an answer that left completely, 0 when none did. `at_monotonic` is
-    `time.monotonic()` when the request line was read: comparable within one boot of the machine.
-    `replayed` says that an `Idempotency-Key` was known and nothing was stored again. `body_bytes` counts what
-    arrived of the body. `epochs` are those of a complete metrics or checkpoint request. `fault` is the rule
-    that fired. `ended` is false while the request is still being read or answered.
-    """
-
-    method: str
-    path: str
-    kind: str
-    model_id: str | None
-    at_monotonic: float
-    at: datetime
-    status: int = 0
-    idempotency_key: str | None = None
-    replayed: bool = False
-    body_bytes: int = 0
-    epochs: tuple[int, ...] = ()
-    fault: str | None = None
-    ended: bool = False
-    event: str | None = None
-    with_key: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointRecord:
-    """One stored upload. `type` is `epoch` or `final`; `map` is None for `epoch`; `size` is in bytes.
-
-    `filename` is the name that the client gave, `name` the one under which the weights are served
-    (`epoch-<N>.pt` or `best.pt`), `path` where the bytes are. `sha256` is hex, of the received bytes.
-    """
-
-    epoch: int
-    type: str
-    is_best: bool
-    map: float | None
-    filename: str
-    name: str
-    size: int
-    sha256: str
-    path: Path
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class BeatRecord:
-    """One heartbeat: what the agent calls itself, the id it was answered, and when."""
-
-    agent: str
-    agent_id: str
-    at: datetime
-    at_monotonic: float
+from hubqueue.sandbox.archive import Fact
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +33,7 @@ class UploadRecord:
 
     `run_id` is None for an upload that named no run: it counts as soon as its bytes are there. `object_path`
     is what the protocol calls `gcsPath`. `size` (bytes), `sha256` (hex) and `path` are None until the bytes
-    have arrived; `with_key` says that they came with an `Authorization` header, which storage must not see.
+    have arrived; `with_key`: they came with an `Authorization` header, which storage must not see.
     """
 
     filename: str
@@ -167,12 +109,78 @@ class RunRecord:
 
     @property
     def duplicates(self) -> list[EventRecord]:
-        """The events that say word for word what an earlier event of the same run said."""
+        """The events that repeat an earlier event of the same run word for word."""
         seen: set[tuple[str, int, str]] = set()
         found = []
         for each in self.events:
-            said = (each.event, each.run_id, json.dumps(each.data, sort_keys=True))
-            if said in seen:
+            content = (each.event, each.run_id, json.dumps(each.data, sort_keys=True))
+            if content in seen:
                 found.append(each)
-            seen.add(said)
+            seen.add(content)
         return found
+
+
+def begun(fact: Fact) -> RunRecord:
+    """The training that a `tracked` fact is about, still without its first run."""
+    return RunRecord(
+        model_id=fact["model"],
+        project=fact["project"],
+        asked_name=fact["asked"],
+        name=fact["name"],
+        created_at=datetime.fromisoformat(fact["at"]),
+    )
+
+
+def apply(fact: Fact, run: RunRecord, folder: Path) -> None:
+    """Take one fact in. `folder` holds the checkpoints of this training."""
+    at = datetime.fromisoformat(fact["at"])
+    match fact["fact"]:
+        case "tracked" | "event":
+            event = EventRecord(fact["event"], fact["data"], fact["run"], at, fact.get("ignored"))
+            if event.event == "training_started" and event.run_id not in run.run_ids:
+                run.run_ids.append(event.run_id)
+            run.events.append(event)
+            if fact.get("promotes") is not None:
+                _change(run, fact["promotes"], promoted_at=at)
+        case "url":
+            run.uploads.append(
+                UploadRecord(
+                    filename=fact["filename"],
+                    run_id=fact["run"],
+                    object_path=fact["object"],
+                    upload_path=fact["upload_path"],
+                    expires_at=datetime.fromisoformat(fact["expires_at"]),
+                    token=fact["token"],
+                )
+            )
+        case "staged":
+            _change(
+                run,
+                fact["object"],
+                size=fact["size"],
+                sha256=fact["sha256"],
+                path=folder / fact["file"],
+                with_key=fact["with_key"],
+                staged_at=at,
+                promoted_at=at if fact["counts"] else None,
+            )
+        case "cancelled":
+            run.cancelled = True
+
+
+def find(run: RunRecord, object_path: str) -> UploadRecord | None:
+    """The upload of this object, or None."""
+    return next((each for each in run.uploads if each.object_path == object_path), None)
+
+
+def copied(run: RunRecord) -> RunRecord:
+    """A copy that does not change when something more arrives."""
+    return dataclasses.replace(
+        run, run_ids=list(run.run_ids), events=list(run.events), uploads=list(run.uploads)
+    )
+
+
+def _change(run: RunRecord, object_path: str, **changes: object) -> None:
+    for index, each in enumerate(run.uploads):
+        if each.object_path == object_path:
+            run.uploads[index] = dataclasses.replace(each, **changes)  # type: ignore[arg-type]

@@ -1,18 +1,46 @@
-"""A model as the sandbox knows it: built only by applying facts, one after the other."""
+"""A model of the fake HUB: built only by applying facts, one after the other. Nothing here is secret."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hubqueue.sandbox.records import BeatRecord, CheckpointRecord
+from hubqueue.sandbox.archive import Fact
+from hubqueue.sandbox.page import finite
 
-Fact = dict[str, Any]
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """One stored upload. `type` is `epoch` or `final`; `map` is None for `epoch`; `size` is in bytes.
+
+    `filename` is the name that the client gave, `name` the one under which the weights are served
+    (`epoch-<N>.pt` or `best.pt`), `path` where the bytes are. `sha256` is hex, of the received bytes.
+    """
+
+    epoch: int
+    type: str
+    is_best: bool
+    map: float | None
+    filename: str
+    name: str
+    size: int
+    sha256: str
+    path: Path
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BeatRecord:
+    """One heartbeat: what the agent calls itself, the id in the response, and when."""
+
+    agent: str
+    agent_id: str
+    at: datetime
+    at_monotonic: float
 
 
 @dataclass(slots=True)
@@ -24,6 +52,7 @@ class Model:
 
     id: str
     created_at: datetime
+    changed_at: datetime
     given: dict[str, Any]
     metrics: dict[str, str] = field(default_factory=dict)
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
@@ -41,6 +70,12 @@ class Model:
     def name(self) -> str:
         name = _object(self.given.get("meta")).get("name")
         return name if isinstance(name, str) else ""
+
+    @property
+    def planned_epochs(self) -> int | None:
+        """How many epochs the training is to have, where the client named a number."""
+        epochs = _object(self.given.get("config")).get("epochs")
+        return epochs if isinstance(epochs, int) else None
 
     def latest(self, type_: str) -> CheckpointRecord | None:
         """The last stored upload of a type, `epoch` or `final`."""
@@ -102,6 +137,8 @@ class Model:
 
     def apply(self, fact: Fact, folder: Path) -> None:
         """Take one fact in. `folder` holds the weights of this model."""
+        if "at" in fact:
+            self.changed_at = datetime.fromisoformat(fact["at"])
         match fact["fact"]:
             case "updated":
                 self.given = merged(self.given, fact["changes"])
@@ -135,17 +172,6 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         below = result.get(name)
         result[name] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return result
-
-
-def finite(value: Any) -> Any:
-    """The value with every non-finite number, at any depth, as null: strict JSON has no other word for it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [finite(each) for each in value]
-    return value
 
 
 def _by_epoch(item: tuple[str, str]) -> int:
