@@ -11,7 +11,7 @@ import pytest
 
 from hubqueue.config.reader import Config, parse
 from hubqueue.config.reference.example import example
-from hubqueue.config.registry import BUILT_IN
+from hubqueue.config.registry import BUILT_IN, usable
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.errors import ConfigError
 
@@ -142,6 +142,8 @@ def test_a_type_that_cannot_be_loaded_is_one_problem_among_the_others(tmp_path: 
     with bucket.installed(tmp_path, code="raise RuntimeError('no such library')"):
         error = error_of("retry.base = -1\n" + LAB + "region = 'us-east-1'")
         unused = read()
+        beside_it = problems_of("destinations.hub.ulr = 'x'")
+        loadable = usable()
 
     assert error.problems == (
         "retry.base must be 0 or more seconds",
@@ -149,3 +151,5 @@ def test_a_type_that_cannot_be_loaded_is_one_problem_among_the_others(tmp_path: 
     )
     assert error.hint == "correct /etc/hubqueue.toml; repair or reinstall hubqueue-bucket"
     assert unused == Config()
+    assert beside_it == ("unknown key destinations.hub.ulr; did you mean 'url'?",)
+    assert loadable == ("hub", "platform")
