@@ -51,9 +51,10 @@ class Credentials:
         """The keys that may be sent to a destination, in the order in which they are tried; the first is its account.
 
         HUBQUEUE_KEY_<DESTINATION>; the vendor's variable, for the destination that is called like its type; the key
-        stored for this address. Where there is none of these: the vendor's variable, then the settings of the vendor's own
-        client. A source that lacks one of several secrets has none. credentials.toml is read again when it has changed; raises
-        `CredentialsError` when it cannot be read and the environment has no key. All are masked from now on.
+        stored for this address. Where there is none of these: the vendor's variable, then the settings of the vendor's
+        own client. A source that lacks one of several secrets has none. credentials.toml is read again when it has
+        changed; raises `CredentialsError` when it cannot be read and the environment has no key. All are masked from
+        now on.
         """
         named, vendors = self._of_environment(own_variables(target)), self._vendors(target)
         found = [named, vendors if target.name == target.type else ()]
@@ -80,7 +81,8 @@ class Credentials:
         """Why a key that is there is not for this destination, in one line; None where no key is kept back."""
         variable = usual_variable(target.type)
         if variable is not None and self._environ.get(variable, "").strip() and not _is_open(target):
-            return f"{variable} is only for {_vendor(target.type)} or an address that a variable names"
+            vendor = f"{_vendor(target.type)} or " if vendors_url(target.type) else ""
+            return f"{variable} is only for {vendor}an address that a variable names"
         addresses = [each or _vendor(target.type) for each in self._load().get(target.name, {})]
         addresses = [each for each in addresses if each != origin(target.url)]
         return f"the stored key is for {addresses[0]}" if addresses else None
@@ -152,7 +154,7 @@ class Credentials:
         table = kept.get(address) or (kept.get("", {}) if address == _vendor(target.type) else {})
         names = [each.name for each in _secrets(target)]
         values = [_text(table.get(each)) for each in names]
-        more = [(each, *("" for _ in names[1:])) for each in table.get(_FURTHER, ())]
+        more = [(each.strip(), *("" for _ in names[1:])) for each in table.get(_FURTHER, ())]
         return [each for each in (tuple(values), *more) if each and each[0]]
 
     def _keep(
