@@ -355,7 +355,7 @@ def test_the_rows_of_a_type_that_is_gone_stop_nothing(
     with open_outbox(home, environ={"ULTRALYTICS_HUB_API": hub.url, "HUB_API_KEY": "key-of-hub"}) as outbox:
         assert close_run(outbox, left.id, RunState.INTERRUPTED)
         janitor = Janitor(outbox, lambda _fact: None)
-        janitor.look_around()
+        janitor.scan()
         janitor.tidy()
         _work(outbox)
         shown = outbox.status()

@@ -32,11 +32,10 @@ from hubqueue.destinations.base import (
     Scope,
     hide_secrets,
 )
-from hubqueue.destinations.wire.kept import is_kept_address
 from hubqueue.domain.redact import hide_key
 
 if TYPE_CHECKING:
-    # A training drafts its start without an HTTP client.
+    # A training drafts its start, and the status reads the declaration, without what sends it.
     from hubqueue.destinations.platform.webhooks import Address, Webhooks
     from hubqueue.destinations.wire.api import Told
 
@@ -124,7 +123,7 @@ def _bound(webhooks: Webhooks, found: Mapping[str, Any]) -> Outcome:
     model_id, url, run = found.get("modelId"), found.get("modelUrl"), found.get("runId")
     if not webhooks.is_id(model_id):
         return webhooks.lacks("valid model id")
-    shown = url if is_kept_address(url, webhooks.keys()) else None
+    shown = url if webhooks.is_address(url) else None
     number = json.dumps(run) if webhooks.is_id(run) or type(run) is int else None
     cancelled = found.get("cancelled") is True
     return Delivered(Remote(id=model_id, url=shown, remember={"run": number}, cancelled=cancelled))

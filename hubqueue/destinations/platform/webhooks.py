@@ -16,7 +16,7 @@ from hubqueue.config.settings import DestinationSettings
 from hubqueue.destinations.base import Attempt, Batch, Kind, Outcome, RetryLater, quiet
 from hubqueue.destinations.wire.api import Api, Told
 from hubqueue.destinations.wire.body import Bytes
-from hubqueue.destinations.wire.kept import is_kept_id
+from hubqueue.destinations.wire.kept import is_kept_address, is_kept_id
 
 _EVENTS = "/api/webhooks/training/metrics"
 _UPLOADS = "/api/webhooks/models/upload"
@@ -71,6 +71,10 @@ class Webhooks:
     def is_id(self, found: object) -> TypeGuard[str]:
         """Whether it can be kept as an id."""
         return is_kept_id(found, self.keys())
+
+    def is_address(self, found: object) -> TypeGuard[str]:
+        """Whether it can be kept, and shown to a person, as an address on the web."""
+        return is_kept_address(found, self.keys())
 
     def close(self) -> None:
         """Close the connections that are kept alive."""
