@@ -44,11 +44,13 @@ def show(place: Place, as_json: bool) -> None:
       hubqueue config show --json
     """
     from hubqueue.cli.words import table
+    from hubqueue.config.credentials import secret_variables
     from hubqueue.config.names import unread
     from hubqueue.domain.redact import clean
 
     reading = place.reading()
-    rows, warnings = _rows(reading), unread(os.environ, reading.config.destinations)
+    targets = reading.config.destinations
+    rows, warnings = _rows(reading), unread(os.environ, targets, secret_variables(targets.values()))
     if as_json:
         file = None if reading.file is None else str(reading.file)
         print_json({"file": file, "settings": [each for each, _ in rows], "warnings": warnings})

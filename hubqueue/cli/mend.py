@@ -113,35 +113,49 @@ def resume(place: Place, destination: str) -> None:
 def login(place: Place, destination: str) -> None:
     """Store a key for a destination at its address, in credentials.toml (mode 0600), and lift its hold.
 
-    The key is asked for on a terminal and read from standard input otherwise; it is never an argument. It is sent to
-    that address only. Runs that were started with the key it replaces, or whose key was refused, go with this one.
+    The key is asked for on a terminal and read from standard input otherwise, a line for each secret where a destination
+    needs several; it is never an argument. It is sent to that address only. Runs that were started with the key it replaces, or whose key was refused, go with this one.
 
     \b
     Examples:
       hubqueue login hub
       hubqueue login hub < key.txt
     """
-    from hubqueue.config.credentials import usual_variable
-    from hubqueue.config.names import own_variable
+    from hubqueue.config.credentials import own_variables, usual_variables
+    from hubqueue.config.declaration import Key
+    from hubqueue.config.registry import absent, declaration
     from hubqueue.worker.readdressing import log_in
 
     target = place.config().destination(destination)
-    prompt = sys.stdin.isatty()
     where = f"{target.name} ({origin(target.url)})"
-    key = click.prompt(f"Key for {where}", hide_input=True, err=True) if prompt else sys.stdin.readline()
+    if (missing := absent(target.type)) is not None:
+        raise missing.error
+    names = [each.name for each in declaration(target.type).secrets]
+    if not names:
+        raise click.UsageError(f"destination {target.name} needs no key")
+    first, *others = [_asked(name, where) for name in names]
+    key = Key(first, dict(zip(names[1:], others, strict=True)))
     with place.open() as outbox:
-        moved = log_in(outbox, target, key.strip())
+        moved = log_in(outbox, target, key)
         tried_first = next(iter(outbox.credentials.keys(target)))
     click.echo(f"Key for {where} saved. Test it with: hubqueue check")
     if moved:
         click.echo(f"{plural(moved, 'run')} of the key before will be sent with this one")
-    if tried_first != key.strip():
+    if tried_first.parts != key.parts:
         set_too = [
             name
-            for name in (own_variable(target.name), usual_variable(target.type))
+            for name in (*own_variables(target), *usual_variables(target.type))
             if name and os.environ.get(name)
         ]
         click.echo(f"note: {' and '.join(set_too)} is also set and takes precedence", err=True)
+
+
+def _asked(secret: str, where: str) -> str:
+    """One secret, from the terminal or the next line of standard input."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().strip()
+    shown = f"{secret.replace('_', ' ').capitalize()} for {where}"
+    return str(click.prompt(shown, hide_input=True, err=True)).strip()
 
 
 @click.command()

@@ -33,7 +33,7 @@ def choose(
 
 def _has_key(credentials: Credentials, target: DestinationSettings, *, guess: bool) -> bool:
     try:
-        return bool(credentials.keys(target))
+        return bool(credentials.keys(target)) or not declaration(target.type).secrets
     except CredentialsError as error:
         if guess:
             return False

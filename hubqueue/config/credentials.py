@@ -2,7 +2,10 @@
 
 A key goes to the address that it was stored or named for, and nowhere else. A stored key is kept with its address. A
 variable that names a destination is for that destination. The variables that the vendor's own clients read, and the key
-that the ultralytics package keeps, are only for the vendor's address or for one that a variable names.
+that such a client keeps, are only for the vendor's address or for one that a variable names.
+
+A destination may need several secrets, as a bucket needs an id and a secret. They come from one source or not at all:
+an id of the environment is never sent with a secret of the file.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ import secrets
 import shlex
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from hubqueue.config.declaration import Key, Secret
 from hubqueue.config.home import open_private, sync_folder
 from hubqueue.config.names import own_variable
 from hubqueue.config.ownership import read_trusted
@@ -24,10 +28,16 @@ from hubqueue.config.registry import declaration, vendors_url
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.account import origin
 from hubqueue.domain.errors import CredentialsError, OutboxUnavailable
-from hubqueue.domain.redact import LEAST_KEY
+from hubqueue.domain.redact import LEAST_KEY, remember
 
 _KEY = re.compile(r"[!#-\[\]-~]{1,512}")  # printable ASCII without blank, quote and backslash
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+_FURTHER = "secrets"
+
+_Values = tuple[str, ...]
+"""What one source has of the secrets of a destination, in their order; an empty text where it has none."""
+_Table = Mapping[str, str | tuple[str, ...]]
+"""What is stored for a destination at one address: its secrets by name, and under `secrets` further first ones."""
 
 
 class Credentials:
@@ -36,51 +46,91 @@ class Credentials:
     def __init__(self, path: Path, environ: Mapping[str, str]) -> None:
         self._path, self._environ = path, environ
         self._seen: tuple[int, int] | None = None
-        self._stored: dict[str, dict[str, tuple[str, ...]]] = {}  # by destination, then by address
+        self._stored: dict[str, dict[str, _Table]] = {}  # by destination, then by address
 
-    def keys(self, target: DestinationSettings) -> tuple[str, ...]:
+    def keys(self, target: DestinationSettings) -> tuple[Key, ...]:
         """The keys that may be sent to a destination, in the order in which they are tried; the first is its account.
 
         HUBQUEUE_KEY_<DESTINATION>; the vendor's variable, for the destination that is called like its type; the key
-        stored for this address. Where there is none of these: the vendor's variable, then the settings of the
-        ultralytics package. credentials.toml is read again when it has changed; raises `CredentialsError` when it
-        cannot be read and the environment has no key.
+        stored for this address. Where there is none of these: the vendor's variable, then the settings of the vendor's
+        own client. A source that lacks one of several secrets has none. credentials.toml is read again when it has
+        changed; raises `CredentialsError` when it cannot be read and the environment has no key. All are masked from
+        now on.
         """
-        named, vendors = self._environ.get(own_variable(target.name), ""), self._vendors(target)
-        found = [named, vendors if target.name == target.type else ""]
+        named, vendors = self._of_environment(own_variables(target)), self._vendors(target)
+        found = [named, vendors if target.name == target.type else ()]
         try:
             found += self._kept(target)
         except CredentialsError:
-            if not any(each.strip() for each in found):
+            if not any(map(_is_whole, found)):
                 raise
-        if not any(each.strip() for each in found):
-            found = [vendors, _borrowed(target.type, self._environ) if _is_open(target) else ""]
-        return tuple(dict.fromkeys(key.strip() for key in found if key.strip()))
+        if not any(map(_is_whole, found)):
+            found = [vendors, _borrowed(target, self._environ) if _is_open(target) else ()]
+        names = [each.name for each in _secrets(target)]
+        keys = [
+            Key(each[0], dict(zip(names[1:], each[1:], strict=True))) for each in found if _is_whole(each)
+        ]
+        for key in keys:
+            remember(key.parts)
+        return tuple(dict.fromkeys(keys))
 
     def stored(self, target: DestinationSettings) -> str | None:
         """The key that a person has stored for a destination at its address."""
-        return next(iter(self._kept(target)), None)
+        return next((first for first, *_ in self._kept(target)), None)
 
     def elsewhere(self, target: DestinationSettings) -> str | None:
         """Why a key that is there is not for this destination, in one line; None where no key is kept back."""
         variable = usual_variable(target.type)
         if variable is not None and self._environ.get(variable, "").strip() and not _is_open(target):
-            return f"{variable} is only for {_vendor(target.type)} or an address that a variable names"
+            vendor = f"{_vendor(target.type)} or " if vendors_url(target.type) else ""
+            return f"{variable} is only for {vendor}an address that a variable names"
         addresses = [each or _vendor(target.type) for each in self._load().get(target.name, {})]
+        addresses = [each for each in addresses if each != origin(target.url)]
         return f"the stored key is for {addresses[0]}" if addresses else None
 
+    def incomplete(self, target: DestinationSettings) -> tuple[str, str] | None:
+        """What is missing beside a secret that is there, and how it is set; None where no source is incomplete."""
+        for variables, values in (
+            (own_variables(target), self._of_environment(own_variables(target))),
+            (usual_variables(target.type), self._vendors(target)),
+        ):
+            if any(values) and not _is_whole(values):
+                there, missing = _parted(variables, values)
+                return f"{there} is set, but {missing} is missing or invalid", f"set {missing}"
+        for values in self._kept(target):
+            if not _is_whole(values):
+                there, missing = _parted([each.name for each in _secrets(target)], values)
+                return (
+                    f"{self._path} has its {there}, but no valid {missing}",
+                    f"hubqueue login {target.name}",
+                )
+        return None
+
     def store(self, target: DestinationSettings, key: str) -> None:
-        """Keep a key for a destination at its address, replacing the one before. Raises `CredentialsError`."""
-        self._keep(target, (key, *self._kept(target)[1:]))
+        """Keep a key for a destination at its address, replacing the one before. Raises `CredentialsError`.
+
+        A `Key` where the destination needs several secrets.
+        """
+        others = key.others if isinstance(key, Key) else {}
+        self._keep(target, key, others, [each[0] for each in self._kept(target)[1:]])
 
     def add(self, target: DestinationSettings, key: str) -> None:
         """Keep one more key for a destination at its address, behind those that are there. Raises `CredentialsError`."""
-        if key not in self._kept(target):
-            self._keep(target, (*self._kept(target), key))
+        kept = self._kept(target)
+        firsts = [each[0] for each in kept]
+        if key not in firsts:
+            names = [each.name for each in _secrets(target)]
+            others = (
+                {name: value for name, value in zip(names[1:], kept[0][1:], strict=True) if value}
+                if kept
+                else {}
+            )
+            first, *more = [*firsts, key]
+            self._keep(target, first, others, more)
 
     def forget(self, destination: str) -> None:
-        """Drop the stored keys of a destination."""
-        self._write({name: keys for name, keys in self._load().items() if name != destination})
+        """Drop all that is stored for a destination."""
+        self._write({name: each for name, each in self._load().items() if name != destination})
 
     def problems(self) -> tuple[tuple[str, str], ...]:
         """What is wrong with the file: a line and its hint each."""
@@ -101,26 +151,38 @@ class Credentials:
             wrong.append((str(error), error.hint or f"remove it: rm {quoted}"))
         return tuple(wrong)
 
-    def _kept(self, target: DestinationSettings) -> tuple[str, ...]:
-        """The stored keys for a destination at its address; those without an address are for the vendor's."""
+    def _kept(self, target: DestinationSettings) -> list[_Values]:
+        """What is stored for a destination at its address; what has no address is for the vendor's."""
         kept, address = self._load().get(target.name, {}), origin(target.url)
-        return kept.get(address) or (kept.get("", ()) if address == _vendor(target.type) else ())
+        table = kept.get(address) or (kept.get("", {}) if address == _vendor(target.type) else {})
+        names = [each.name for each in _secrets(target)]
+        values = [_text(table.get(each)) for each in names]
+        more = [(each.strip(), *("" for _ in names[1:])) for each in table.get(_FURTHER, ())]
+        return [each for each in (tuple(values), *more) if each and each[0]]
 
-    def _keep(self, target: DestinationSettings, keys: tuple[str, ...]) -> None:
-        for key in keys:
-            check_key(target.name, key)
+    def _keep(
+        self, target: DestinationSettings, key: str, others: Mapping[str, str], more: Iterable[str]
+    ) -> None:
+        check_key(target, Key(key, others))
+        more = tuple(dict.fromkeys(each for each in more if each != key))
+        for each in more:
+            check_secret(target, _secrets(target)[0], each)
         kept = {name: dict(by_address) for name, by_address in self._load().items()}
-        kept.setdefault(target.name, {})[origin(target.url)] = tuple(dict.fromkeys(keys))
+        table: _Table = {_secrets(target)[0].name: str(key), **others, **({_FURTHER: more} if more else {})}
+        kept.setdefault(target.name, {})[origin(target.url)] = table
         kept[target.name].pop("", None)  # now the address is known
         self._write(kept)
 
-    def _vendors(self, target: DestinationSettings) -> str:
-        return self._environ.get(usual_variable(target.type) or "", "") if _is_open(target) else ""
+    def _of_environment(self, variables: tuple[str | None, ...]) -> _Values:
+        return tuple(self._environ.get(each or "", "").strip() for each in variables)
+
+    def _vendors(self, target: DestinationSettings) -> _Values:
+        return self._of_environment(usual_variables(target.type)) if _is_open(target) else ()
 
     def __repr__(self) -> str:
         return f"<Credentials of {self._path}>"
 
-    def _load(self) -> dict[str, dict[str, tuple[str, ...]]]:
+    def _load(self) -> dict[str, dict[str, _Table]]:
         try:
             content, found = read_trusted(self._path, follow=False)
         except FileNotFoundError:
@@ -145,15 +207,14 @@ class Credentials:
         self._seen = version
         return self._stored
 
-    def _write(self, keys: Mapping[str, Mapping[str, tuple[str, ...]]]) -> None:
+    def _write(self, stored: Mapping[str, Mapping[str, _Table]]) -> None:
         lines = ["# Keys of hubqueue. Written by `hubqueue login`; keep it private.\n"]
-        for name, by_address in sorted(keys.items()):
-            table = name if _NAME.fullmatch(name) else f'"{name}"'
-            for address, (first, *others) in sorted(by_address.items()):
-                lines.append(f'\n[{table}."{address}"]\n' if address else f"\n[{table}]\n")
-                lines.append(f'key = "{first}"\n')
-                if others:  # of identifiers that had a key in them
-                    lines.append(f"secrets = {json.dumps(others)}\n")
+        for name, by_address in sorted(stored.items()):
+            for address, table in sorted(by_address.items()):
+                path = f"{_quoted(name)}.{json.dumps(address)}" if address else _quoted(name)
+                lines.append(f"\n[{path}]\n")
+                # A list is of identifiers that had a key in them.
+                lines += [f"{_quoted(each)} = {json.dumps(value)}\n" for each, value in table.items()]
         draft = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}")
         try:
             with os.fdopen(
@@ -171,39 +232,101 @@ class Credentials:
             ) from error
 
 
+def own_variables(target: DestinationSettings) -> tuple[str, ...]:
+    """The variables with all secrets of a destination; that of the first one is the same whatever its name."""
+    further = (own_variable(target.name, each.name) for each in _secrets(target)[1:])
+    return (own_variable(target.name), *further) if _secrets(target) else ()
+
+
+def secret_variables(destinations: Iterable[DestinationSettings]) -> frozenset[str]:
+    """The variables with all secrets of all these destinations."""
+    return frozenset(name for each in destinations for name in own_variables(each))
+
+
 def usual_variable(type: str) -> str | None:
     """The variable that the vendor's own clients read a key from."""
-    return next((each.variable for each in declaration(type).secrets), None)
+    return next(iter(usual_variables(type)), None)
 
 
-def check_key(destination: str, key: str) -> None:
-    """Refuse what cannot be a key. Raises `CredentialsError`."""
-    if not _KEY.fullmatch(key):
-        hint = "a key has no spaces; please copy it again"
-        raise CredentialsError(f"that is not a key for {destination}", hint=hint)
-    if len(key) < LEAST_KEY:
+def usual_variables(type: str) -> tuple[str | None, ...]:
+    """The variables that they read all secrets from."""
+    return tuple(each.variable for each in declaration(type).secrets)
+
+
+def check_key(target: DestinationSettings, key: str) -> None:
+    """Refuse what cannot be a key of a destination, with all that it needs. Raises `CredentialsError`."""
+    others = key.others if isinstance(key, Key) else {}
+    first, *further = _secrets(target)
+    check_secret(target, first, str(key))
+    for each in further:
+        check_secret(target, each, others.get(each.name, ""))
+
+
+def check_secret(target: DestinationSettings, secret: Secret, value: str) -> None:
+    """Refuse what cannot be such a secret. Raises `CredentialsError`."""
+    is_key = secret.name == "key"
+    what, which = ("a key for", "a key") if is_key else (f"the {secret.name} for", f"such a {secret.name}")
+    if not _KEY.fullmatch(value):
+        hint = f"{'a key' if is_key else 'it'} has no spaces; please copy it again"
+        raise CredentialsError(f"that is not {what} {target.name}", hint=hint)
+    if len(value) < LEAST_KEY:
         hint = "a shorter one could not be told from ordinary text, and be masked; please copy it again"
-        raise CredentialsError(f"a key has at least {LEAST_KEY} characters", hint=hint)
+        raise CredentialsError(f"{which} has at least {LEAST_KEY} characters", hint=hint)
 
 
-def _by_address(table: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
-    """The keys of a destination by the address they are for; an older hubqueue wrote none ("")."""
+def _secrets(target: DestinationSettings) -> tuple[Secret, ...]:
+    return declaration(target.type).secrets
+
+
+def _is_whole(values: _Values) -> bool:
+    """Whether a source has all secrets."""
+    return bool(values) and all(_is_usable(at, each) for at, each in enumerate(values))
+
+
+def _is_usable(at: int, value: str) -> bool:
+    """Whether a secret is there, and can be masked. Of the first one its transport says what is wrong with it."""
+    return bool(value) and (at == 0 or (len(value) >= LEAST_KEY and _KEY.fullmatch(value) is not None))
+
+
+def _parted(names: Iterable[str | None], values: _Values) -> tuple[str, str]:
+    """The names of the secrets that are there, and of those that are not."""
+    there: list[str] = []
+    missing: list[str] = []
+    for at, (name, value) in enumerate(zip(names, values, strict=True)):
+        (there if _is_usable(at, value) else missing).append(name or "the rest")
+    return " and ".join(there) or "a part", " and ".join(missing)
+
+
+def _by_address(table: Mapping[str, object]) -> dict[str, _Table]:
+    """What is stored for a destination by the address it is for; an older hubqueue wrote none ("")."""
     tables = {"": table} | {address: each for address, each in table.items() if isinstance(each, dict)}
-    found = {}
+    found: dict[str, _Table] = {}
     for address, each in tables.items():
-        others = each.get("secrets")
-        keys = (each.get("key"), *(others if isinstance(others, list) else ()))
-        if texts := tuple(key for key in keys if isinstance(key, str)):
-            found[address] = texts
+        kept: dict[str, str | tuple[str, ...]] = {
+            name: value for name, value in each.items() if isinstance(value, str)
+        }
+        further = each.get(_FURTHER)
+        if isinstance(further, list) and (texts := tuple(one for one in further if isinstance(one, str))):
+            kept[_FURTHER] = texts
+        if kept:
+            found[address] = kept
     return found
+
+
+def _text(value: object) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _quoted(name: str) -> str:
+    return name if _NAME.fullmatch(name) else json.dumps(name)
 
 
 def _vendor(type: str) -> str:
     return origin(vendors_url(type))
 
 
-def _borrowed(type: str, environ: Mapping[str, str]) -> str:
-    return next((each.borrowed(environ) for each in declaration(type).secrets), "")
+def _borrowed(target: DestinationSettings, environ: Mapping[str, str]) -> _Values:
+    return tuple(each.lent(environ) for each in _secrets(target))
 
 
 def _is_open(target: DestinationSettings) -> bool:

@@ -5,13 +5,15 @@ A destination is a folder with such a value, or a stranger's package with one (s
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Protocol
+from typing import Protocol, Self
 
 from hubqueue.config.settings import DestinationSettings
+from hubqueue.domain.budget import PerClaim, check_costs
 from hubqueue.domain.entry import Draft, Kind, Snapshot
 from hubqueue.domain.identifier import Identifier
 from hubqueue.domain.lane import Batch
@@ -67,17 +69,39 @@ class Transport(Protocol):
         ...
 
 
+class Key(str):
+    """The first secret of a destination, and by name in `others` the further ones that belong to it.
+
+    It equals its text, so a destination with one secret uses it as a string.
+    """
+
+    __slots__ = ("others",)
+    others: Mapping[str, str]
+
+    def __new__(cls, first: str, others: Mapping[str, str] | None = None) -> Self:
+        made = super().__new__(cls, first)
+        made.others = dict(others or {})
+        return made
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All of its secrets, the first one first."""
+        return (str(self), *self.others.values())
+
+
 class Open(Protocol):
     """How a transport is made. It connects when it sends, not now.
 
-    `keys` gives the keys to try, asked anew for each attempt; `open_body` opens a snapshot: what it raises, and what
-    its blocks raise, ends the request and is raised by `send`.
+    `keys` gives the keys to try, in this order, asked anew for each attempt. None of them lacks a secret that the
+    destination declares: the first one is the key itself, the further ones are in its `others`, from the same source; all
+    are masked in what this process writes. `open_body` opens a snapshot: what it raises, and what its blocks raise, ends
+    the request and is raised by `send`.
     """
 
     def __call__(
         self,
         settings: DestinationSettings,
-        keys: Callable[[], tuple[str, ...]],
+        keys: Callable[[], tuple[Key, ...]],
         open_body: Callable[[Snapshot], Blocks],
     ) -> Transport: ...
 
@@ -97,31 +121,43 @@ class Completion(Protocol):
 
 
 Settings = type[DestinationSettings]
+_NAME_OF_SECRET = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+# In credentials.toml the list of further keys for one address stands under this name.
+_FURTHER = "secrets"
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A secret that a destination needs. `name` is its key in `credentials.toml`.
+    """A secret that a destination needs. `name` is its key in `credentials.toml`: small letters, digits and underscores.
 
-    `variable` is the one that the vendor's own clients read; `borrowed` gives the secret that such a client keeps in its own
-    settings, or an empty string. Both are only for the vendor's address, or one that a variable names.
+    Its own variable is `HUBQUEUE_KEY_<DESTINATION>` for the first secret, `HUBQUEUE_<NAME>_<DESTINATION>` for another one.
+    `variable` is the one that the vendor's own clients read; `borrowed` gives the secret that such a client keeps in its
+    own settings, or an empty string. Both are only for the vendor's address, or one that a variable names.
     """
 
     name: str
     variable: str | None = None
     borrowed: Callable[[Mapping[str, str]], str] = lambda _environ: ""
 
+    def lent(self, environ: Mapping[str, str]) -> str:
+        """What such a client keeps; nothing where that cannot be read."""
+        try:
+            return self.borrowed(environ).strip()
+        except Exception:  # a stranger's code; `status` and every worker come by here
+            return ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
     """A type of destination: what it is called, what it needs, what a run owes to it, and how that is sent.
 
-    `settings` has the defaults of the type; `address_variables` names the variables that replace an address where neither
-    the file nor a HUBQUEUE_ variable sets it. `lanes` are the kinds of entries that a run owes. One metrics request carries
-    at most `most_epochs` (None: as many as the worker's settings say). `costs` says how many requests and uploads of a
-    budget one claim of a kind takes (1 request where it says nothing). `identify` reads what a person writes to name a model and raises
-    `InvalidModel`; `recognizes` says whether only this type knows such a form. `console` makes the draft of lines of output: their text, how
-    many they are, and a rising number.
+    `settings` has the defaults of the type. Of several `secrets` the first one says which account it is, and no key lacks
+    one of the others; without any, no key is needed. `address_variables` names the variables that replace an address where neither the file nor a
+    HUBQUEUE_ variable sets it. `lanes` are the kinds of entries that a run owes. One metrics request carries at most
+    `most_epochs` (None: as many as the worker's settings say). `costs` says by kind how many "requests" of a budget one
+    claim takes, and of a checkpoint also how many "uploads"; 1 where it says nothing. `identify` reads what a person
+    writes to name a model and raises `InvalidModel`; `recognizes` says whether only this type knows such a form.
+    `console` makes the draft of lines of output: their text, how many they are, and a rising number.
 
     `shows_newest`: the checkpoint that arrives last is shown as the model's. `wants_fitness`: metrics come with the learning rate
     and the fitness. `record` is the file in which a vendor's own callback notes the id of a training's model.
@@ -138,7 +174,7 @@ class Destination:
     secrets: tuple[Secret, ...] = (Secret("key"),)
     address_variables: Mapping[str, str] = field(default_factory=dict)
     most_epochs: int | None = None
-    costs: Mapping[Kind, Mapping[str, int]] = field(default_factory=dict)
+    costs: PerClaim = field(default_factory=dict)
     takes_folders: bool = False
     recognizes: Callable[[str | PathLike[str]], bool] = lambda _identifier: False
     console: Callable[[str, int, int], Draft] | None = None
@@ -146,3 +182,12 @@ class Destination:
     wants_fitness: bool = True
     record: str | None = None
     service: str | None = None
+
+    def __post_init__(self) -> None:
+        names = [each.name for each in self.secrets]
+        wrong = [each for each in names if not _NAME_OF_SECRET.fullmatch(each) or each == _FURTHER]
+        # HUBQUEUE_KEY_ID_LAB would be the key of a destination that is called id-lab.
+        wrong += [each for each in names[1:] if each == "key" or each.startswith("key_")]
+        if wrong or len(set(names)) < len(names):
+            raise ValueError(f"the secrets of {self.type!r} cannot be named {', '.join(map(repr, names))}")
+        check_costs(self.costs)

@@ -7,35 +7,49 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hubqueue.config.credentials import secret_variables
 from hubqueue.config.home import open_private
-from hubqueue.config.registry import built_in
-from hubqueue.domain.arguments import hide_secrets, is_secret_name
+from hubqueue.config.registry import BUILT_IN, declaration
+from hubqueue.config.settings import DestinationSettings
+from hubqueue.domain.arguments import hide_secrets
 from hubqueue.domain.redact import remember
 
 _OWN = "HUBQUEUE_KEY_"
 _LARGEST = 1 << 20
 
 
-def learn_keys(path: Path, environ: Mapping[str, str], *more: str | None) -> None:
-    """Mask from now on the keys of the environment, of the credentials at `path`, of ultralytics, and these."""
-    secrets = [secret for each in built_in() for secret in each.secrets]
-    of_clients = {secret.variable for secret in secrets}
+def learn_keys(
+    path: Path, environ: Mapping[str, str], destinations: Iterable[DestinationSettings], *more: str | None
+) -> None:
+    """Mask from now on the keys of the environment, of the credentials at `path`, of the vendors' clients, and `more`.
+
+    Those of the environment are the ones that name a destination, and those for the secrets of `destinations` and of
+    their types.
+    """
+    targets = list(destinations)
+    types = dict.fromkeys((*BUILT_IN, *(each.type for each in targets)))
+    secrets = [secret for each in types for secret in declaration(each).secrets]
+    names = {secret.variable for secret in secrets} | secret_variables(targets)
     of_environment = [
-        value for name, value in environ.items() if name in of_clients or name.upper().startswith(_OWN)
+        value for name, value in environ.items() if name in names or name.upper().startswith(_OWN)
     ]
-    borrowed = [secret.borrowed(environ) for secret in secrets]
+    borrowed = [secret.lent(environ) for secret in secrets]
     remember(key.strip() for key in (*of_environment, *_stored(path), *borrowed, *more) if key)
 
 
 def without_keys(
-    args: Mapping[str, object], path: Path, environ: Mapping[str, str], key: str | None
+    args: Mapping[str, object],
+    path: Path,
+    environ: Mapping[str, str],
+    destinations: Iterable[DestinationSettings],
+    key: str | None,
 ) -> dict[str, object]:
     """The arguments of a training that is about to begin, without the keys that are known by then, `key` among them."""
-    learn_keys(path, environ, key)
+    learn_keys(path, environ, destinations, key)
     return hide_secrets(args)
 
 
@@ -43,17 +57,15 @@ def _stored(path: Path) -> list[str]:
     try:
         # What is no file (a pipe) must not make anybody wait.
         with os.fdopen(open_private(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            return list(_keys_in(tomllib.loads(file.read(_LARGEST).decode())))
+            return list(_texts_in(tomllib.loads(file.read(_LARGEST).decode())))
     except (OSError, ValueError, RecursionError):
         return []
 
 
-def _keys_in(found: Any, name: str = "") -> Iterator[str]:
-    if isinstance(found, dict):
-        for inner, each in found.items():
-            yield from _keys_in(each, inner)
-    elif isinstance(found, list):
-        for each in found:
-            yield from _keys_in(each, name)
-    elif isinstance(found, str) and is_secret_name(name):
+def _texts_in(found: Any) -> Iterator[str]:
+    """All texts: in this file nothing else stands, and a stranger's secret may have any name."""
+    if isinstance(found, str):
         yield found
+    elif isinstance(found, dict | list):
+        for each in found.values() if isinstance(found, dict) else found:
+            yield from _texts_in(each)

@@ -27,19 +27,22 @@ def looks_secret(name: str) -> bool:
     return _SECRET.search(re.sub(r"[-_]", "", name.lower())) is not None
 
 
-def own_variable(destination: str) -> str:
-    """The variable with the key of a destination: `HUBQUEUE_KEY_LAB`."""
-    return _KEY + re.sub(r"[^A-Z0-9]", "_", destination.upper())
+def own_variable(destination: str, further: str = "") -> str:
+    """The variable with the key of a destination: `HUBQUEUE_KEY_LAB`. With a `further` secret: `HUBQUEUE_SECRET_LAB`."""
+    start = f"{PREFIX}{further.upper()}_" if further else _KEY
+    return start + re.sub(r"[^A-Z0-9]", "_", destination.upper())
 
 
-def unread(environ: Mapping[str, str], destinations: Iterable[str]) -> tuple[str, ...]:
+def unread(
+    environ: Mapping[str, str], destinations: Iterable[str], further: Iterable[str] = ()
+) -> tuple[str, ...]:
     """What is wrong with the `HUBQUEUE_…` variables that nothing reads, a line each; never their values.
 
     They may belong to another program, so this is no error. Names with two underscores are not judged here: the reader
-    refuses those that are no setting.
+    refuses those that are no setting. `further` are the variables of secrets besides the keys.
     """
     keys = [own_variable(each) for each in destinations]
-    others = [*_OTHERS, variable("default_destination")]
+    others = [*further, *_OTHERS, variable("default_destination")]
     found = []
     for name in sorted(environ):
         if name.startswith(PREFIX) and "__" not in name and name not in (*keys, *others) and environ[name]:

@@ -27,6 +27,7 @@ from hubqueue.config.registry import (
     BUILT_IN,
     TYPE_FORM,
     USUAL,
+    absent,
     declaration,
     is_known,
     types_with,
@@ -95,7 +96,6 @@ class _Reader:
         self._source = source
         self._problems: list[str] = []
         self._culprits: dict[str, None] = {}
-        self._hints: dict[str, None] = {}
         self._values: dict[Keys, Any] = {}
         self._given: dict[Keys, Given] = {}
         self._broken: set[Keys] = set()
@@ -111,8 +111,7 @@ class _Reader:
         self._check_retry()
         made = {name: self._destination(name) for name in self._types}
         if self._problems:
-            hints = [f"correct {' and '.join(self._culprits)}"] if self._culprits else []
-            raise ConfigError(tuple(self._problems), hint="; ".join([*hints, *self._hints]))
+            raise ConfigError(tuple(self._problems), hint=f"correct {' and '.join(self._culprits)}")
         config = Config(
             default_destination=default,
             destinations={name: each for name, each in made.items() if each is not None},
@@ -208,23 +207,17 @@ class _Reader:
             self._doubtful.add(name)
         return name if is_known(name) else next(iter(BUILT_IN))
 
-    def _declaration(self, name: str) -> Destination | None:
-        """The declaration of a destination's type; None, and a problem, where it cannot be loaded."""
-        try:
-            return declaration(self._types[name])
-        except ConfigError as error:
-            self._problems += [each for each in error.problems if each not in self._problems]
-            self._hints[error.hint or ""] = None
-            return None
+    def _declaration(self, name: str) -> Destination:
+        """The declaration of a destination's type. One that cannot be loaded has what all destinations have."""
+        return declaration(self._types[name])
 
     def _holder(self, name: str) -> type[DestinationSettings]:
-        found = self._declaration(name)
-        return DestinationSettings if found is None else found.settings
+        return self._declaration(name).settings
 
     def _is_of_another_type(self, label: str, name: str, key: str, culprit: str) -> bool:
         """Whether a setting is one of other types only: a problem, unless the type of this destination is one already."""
-        if self._declaration(name) is None:
-            return True  # what it may have is not known
+        if absent(self._types[name]) is not None:
+            return True  # what it may have is not known, and `check` says why
         owners = types_with(key)
         if owners and name not in self._doubtful:
             whose, own = " or ".join(map(repr, owners)), self._types[name]
@@ -319,8 +312,6 @@ class _Reader:
 
     def _destination(self, name: str) -> DestinationSettings | None:
         path, declared = ("destinations", name), self._declaration(name)
-        if declared is None:
-            return None
         known = settings_of(declared.settings)
         for key, source in declared.address_variables.items():
             place, value = (*path, key), self._environ.get(source)

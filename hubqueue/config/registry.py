@@ -1,19 +1,22 @@
 """The types of destinations: a name, and where its declaration is. Each is loaded when it is first used.
 
-A stranger's package brings its type as an entry point of the group `hubqueue.destinations`.
+A stranger's package brings its type as an entry point of the group `hubqueue.destinations`. One that cannot be loaded
+stops only its own runs: they wait, and everything else continues.
 """
 
 from __future__ import annotations
 
 import difflib
-from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hubqueue.config.declaration import Destination
 from hubqueue.config.forms import Form, Given, Refused
 from hubqueue.config.setting import settings_of, tables_of
+from hubqueue.config.settings import DestinationSettings
+from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import ConfigError
 from hubqueue.domain.redact import clean
 
@@ -26,6 +29,7 @@ BUILT_IN = {
     "hub": "hubqueue.destinations.hub:DESTINATION",
     "platform": "hubqueue.destinations.platform:DESTINATION",
 }
+_INSTALL = "another type needs the package that brings it: install that with pip"
 USUAL = "platform"
 """The type of the destination that a run goes to where nothing else decides."""
 
@@ -40,20 +44,61 @@ def is_known(type: str) -> bool:
     return type in BUILT_IN or type in _strangers()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absent(Destination):
+    """Stands for a type whose declaration cannot be had: nothing is sent, and nothing is lost.
+
+    `problem` says what is wrong, `hint` what to do.
+    """
+
+    problem: str
+    hint: str
+
+    @property
+    def error(self) -> ConfigError:
+        """The same, to be raised where nothing can be done without the declaration."""
+        return ConfigError((self.problem,), hint=self.hint)
+
+
 @cache
 def declaration(type: str) -> Destination:
-    """The declaration of a type. Raises `ConfigError` when there is none, or it cannot be loaded."""
+    """The declaration of a type; an `Absent` where its package cannot be loaded.
+
+    Raises `ConfigError` for a type that is not installed.
+    """
     if type in BUILT_IN:
         module, _, name = BUILT_IN[type].partition(":")
-        found: object = getattr(import_module(module), name)
-    else:
-        found = _of_a_stranger(type)
-    if not isinstance(found, Destination) or found.type != type:
-        raise ConfigError(
-            (f"the package that brings destinations of type {type!r} declares none",),
-            hint="ask its author; it has to name a hubqueue.destinations.base.Destination of that type",
-        )
-    return found
+        found: Destination = getattr(import_module(module), name)
+        return found
+    if type in _strangers():
+        return _of_a_stranger(type, _strangers()[type])
+    close = difflib.get_close_matches(type, types(), n=1)
+    guess = f"; did you mean {close[0]!r}?" if close else ""
+    problem = f"unknown type of destination {clean(type, limit=60)!r}{guess}"
+    raise ConfigError((problem,), hint=f"known here: {', '.join(types())}; {_INSTALL}")
+
+
+def absent(type: str) -> Absent | None:
+    """What is wrong with a type that is installed, or was when a row of an outbox was written; None where nothing is."""
+    found = of_row(type)
+    return found if isinstance(found, Absent) else None
+
+
+def of_row(type: str) -> Destination:
+    """The declaration of a type that an outbox names. It may be installed no more: then an `Absent`."""
+    try:
+        return declaration(type)
+    except ConfigError as error:
+        return _absent(type, error.problems[0], error.hint or _INSTALL)
+
+
+def packages() -> tuple[tuple[str, str], ...]:
+    """The types of strangers, and of each the package with its version."""
+    return tuple(
+        (type, f"{each.dist.name} {each.dist.version}" if each.dist else each.value)
+        for type, each in sorted(_strangers().items())
+        if type not in BUILT_IN
+    )
 
 
 def built_in() -> tuple[Destination, ...]:
@@ -64,7 +109,8 @@ def built_in() -> tuple[Destination, ...]:
 def _known_type(given: Given) -> str:
     if isinstance(given.value, str) and is_known(given.value):
         return given.value
-    raise Refused(f"must be {' or '.join(map(repr, types()))}")
+    is_misspelt = difflib.get_close_matches(str(given.value), types(), n=1)
+    raise Refused(f"must be {' or '.join(map(repr, types()))}" + ("" if is_misspelt else f"; {_INSTALL}"))
 
 
 TYPE_FORM = Form(_known_type, unit="word")
@@ -73,11 +119,7 @@ TYPE_FORM = Form(_known_type, unit="word")
 
 def usable() -> tuple[str, ...]:
     """The names of all types whose declaration can be loaded: the package of one that is not used here may be broken."""
-    found = []
-    for each in types():
-        with suppress(ConfigError):
-            found.append(declaration(each).type)
-    return tuple(found)
+    return tuple(each for each in types() if absent(each) is None)
 
 
 def types_with(key: str) -> list[str]:
@@ -98,20 +140,31 @@ def _strangers() -> dict[str, EntryPoint]:
     return {each.name: each for each in metadata.entry_points(group=GROUP)}
 
 
-def _of_a_stranger(type: str) -> object:
-    found = _strangers().get(type)
-    if found is None:
-        close = difflib.get_close_matches(type, types(), n=1)
-        guess = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(
-            (f"unknown type of destination {clean(type, limit=60)!r}{guess}",),
-            hint=f"known here: {', '.join(types())}; another one comes with the package that brings it",
-        )
+def _of_a_stranger(type: str, entry: EntryPoint) -> Destination:
+    package = entry.dist.name if entry.dist else entry.value
     try:
-        return found.load()
+        found: object = entry.load()
     except Exception as error:  # a stranger's code may raise anything
         what = clean(f"{error.__class__.__name__}: {error}", limit=200)
-        raise ConfigError(
-            (f"destinations of type {type!r} cannot be loaded: {what}",),
-            hint=f"repair or reinstall {found.dist.name if found.dist else found.value}",
-        ) from error
+        problem = f"destinations of type {type!r} cannot be loaded from {package}: {what}"
+        return _absent(type, problem, f"repair or reinstall {package}; what waits for it is kept")
+    if not isinstance(found, Destination) or found.type != type:
+        problem = f"{entry.value} of {package} is no destination of type {type!r}"
+        return _absent(type, problem, f"repair or reinstall {package}; what waits for it is kept")
+    return found
+
+
+def _absent(type: str, problem: str, hint: str) -> Absent:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise ConfigError((problem,), hint=hint)
+
+    return Absent(
+        type=type,
+        settings=DestinationSettings,
+        lanes=tuple(Kind),
+        identify=refuse,
+        registration=refuse,
+        open=refuse,
+        problem=problem,
+        hint=hint,
+    )

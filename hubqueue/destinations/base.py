@@ -1,4 +1,7 @@
-"""What the author of a destination needs: the value to declare, and what a transport is to the worker."""
+"""What the author of a destination needs: the value to declare, what a transport gets, and what it returns.
+
+For HTTP there is `hubqueue.destinations.wire`. docs/adding-a-destination.md shows a whole small destination.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,59 @@ from hubqueue.config.declaration import (
     Blocks,
     Completion,
     Destination,
+    Key,
     Open,
     Registration,
     Secret,
     Transport,
     quiet,
 )
+from hubqueue.config.settings import DestinationSettings
+from hubqueue.domain.arguments import hide_secrets
+from hubqueue.domain.entry import Draft, Entry, Kind, Snapshot
+from hubqueue.domain.errors import InvalidModel
+from hubqueue.domain.identifier import Identifier
+from hubqueue.domain.lane import Batch, RunRef
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.domain.outcome import (
+    Aborted,
+    Blocked,
+    Delivered,
+    Outcome,
+    Rejected,
+    Remote,
+    RetryLater,
+    Scope,
+)
 
 __all__ = [
+    "Aborted",
     "Attempt",
+    "Batch",
+    "Blocked",
     "Blocks",
     "Completion",
+    "Delivered",
     "Destination",
+    "DestinationSettings",
+    "Draft",
+    "Entry",
+    "Identifier",
+    "InvalidModel",
+    "Key",
+    "Kind",
     "Open",
+    "Outcome",
     "Registration",
+    "Rejected",
+    "Remote",
+    "RetryLater",
+    "RunRef",
+    "RunState",
+    "Scope",
     "Secret",
+    "Snapshot",
     "Transport",
+    "hide_secrets",
     "quiet",
 ]

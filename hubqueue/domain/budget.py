@@ -7,27 +7,31 @@ A leaky bucket that only remembers from when on it has room (`free_at`): in no s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from hubqueue.domain.entry import Kind
 
 _MINUTE = timedelta(seconds=60)
-# What one claim of a kind takes of each limit. A heartbeat is two events; a checkpoint asks for an upload target, sends its
-# bytes elsewhere and announces them.
 COSTS: Mapping[str, Mapping[Kind, int]] = {
-    "requests": {kind: 2 if kind in (Kind.HEARTBEAT, Kind.CKPT) else 1 for kind in Kind},
+    "requests": dict.fromkeys(Kind, 1),
     "uploads": {Kind.CKPT: 1},
 }
-# One claim takes up to so many at once (see `Budget.costs`), which may exceed the bucket by the rest.
-_ROOM = 2
+"""The limits, and what one claim of a kind takes of each where its destination declares nothing else."""
+PerClaim = Mapping[Kind, Mapping[str, int]]
+"""What a destination declares: by kind, how many one claim takes of each limit."""
+_LEAST_ROOM = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """So many a minute: each takes an `interval`, and what was not used is saved up for a `burst`."""
+    """So many a minute: each takes an `interval`, and what was not used is saved up for a `burst`.
+
+    One claim takes up to `room` at once, which may exceed the bucket by the rest.
+    """
 
     per_minute: int
+    room: int = _LEAST_ROOM
 
     @property
     def burst(self) -> int:
@@ -37,7 +41,7 @@ class Allowance:
     @property
     def interval(self) -> timedelta:
         """The time between two in the long run."""
-        return _MINUTE / max(1, self.per_minute - self.burst - _ROOM)
+        return _MINUTE / max(1, self.per_minute - self.burst - self.room)
 
     @property
     def saved(self) -> timedelta:
@@ -47,16 +51,34 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a destination allows in a minute: requests of all kinds, and among them uploads. 0 is no limit."""
+    """What a destination allows in a minute: requests of all kinds, and among them uploads. 0 is no limit.
+
+    `per_claim` is what its declaration says of costs; see `check_costs`.
+    """
 
     requests: int = 0
     uploads: int = 0
+    per_claim: PerClaim = field(default_factory=dict, hash=False)
 
     def costs(self, kind: Kind) -> Mapping[str, tuple[Allowance, int]]:
         """What one claim of a kind takes: by the name of the limit, its allowance and how many."""
         allowed = {"requests": self.requests, "uploads": self.uploads}
         return {
-            name: (Allowance(allowed[name]), counts[kind])
+            name: (Allowance(allowed[name], self._room(name)), self._count(kind, name))
             for name, counts in COSTS.items()
             if allowed[name] and kind in counts
         }
+
+    def _count(self, kind: Kind, name: str) -> int:
+        return self.per_claim.get(kind, {}).get(name, COSTS[name][kind])
+
+    def _room(self, name: str) -> int:
+        return max(_LEAST_ROOM, *(self._count(kind, name) for kind in COSTS[name]))
+
+
+def check_costs(costs: PerClaim) -> None:
+    """Raise `ValueError` for costs that no claim obeys: of a limit that there is not, or of a kind that it is not for."""
+    for kind, counts in costs.items():
+        for name, count in counts.items():
+            if kind not in COSTS.get(name, {}) or count < 0:
+                raise ValueError(f"a claim of {kind} cannot take {count} {name}")

@@ -17,6 +17,7 @@ from hubqueue.config.credentials import Credentials
 from hubqueue.config.home import Home
 from hubqueue.config.known_keys import learn_keys
 from hubqueue.config.reader import Config, DestinationSettings
+from hubqueue.config.registry import absent
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.clock import Clock
 from hubqueue.domain.errors import ConfigError, CredentialsError, OutboxDamaged, OutboxUnavailable
@@ -121,7 +122,8 @@ class Outbox:
     def note_destinations(self) -> None:
         """Write down the destinations of the configuration, with the account that this environment has at each."""
         for each in self.config.destinations.values():
-            self.addresses.note(each, self.key(each))
+            if absent(each.type) is None:  # else nobody knows what its key is
+                self.addresses.note(each, self.key(each))
 
     def key(self, target: DestinationSettings) -> str | None:
         """The key of this environment for a destination: the account of the runs that are started in it.
@@ -201,7 +203,7 @@ def open_with(
     set_aside_damaged: bool = False,
 ) -> Outbox:
     """`open_outbox` where home and settings are known."""
-    learn_keys(place.credentials, environ)
+    learn_keys(place.credentials, environ, settings.destinations.values())
     place.create()
     aside: Path | None = None
     try:

@@ -10,9 +10,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hubqueue.config.credentials import usual_variable
-from hubqueue.config.names import own_variable
+from hubqueue.config.credentials import own_variables, usual_variables
 from hubqueue.config.reader import DestinationSettings
+from hubqueue.config.registry import absent, of_row
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError
 from hubqueue.domain.redact import safe_url
@@ -40,7 +40,11 @@ def is_served(outbox: Opened, name: str) -> bool:
 def served(outbox: Opened) -> frozenset[str]:
     """The rows that a living worker of this home has the key for."""
     rows = outbox.addresses.all()
-    return frozenset(each.name for each in rows if each.account is not None and is_served(outbox, each.name))
+    return frozenset(
+        each.name
+        for each in rows
+        if (each.account is not None or _needs_no_key(each)) and is_served(outbox, each.name)
+    )
 
 
 def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
@@ -49,12 +53,17 @@ def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
     if target is None:
         hint = f"add [destinations.{address.label}] with url = {safe_url(address.url)!r} to the configuration"
         return Obstacle(f"destination {address.label} ({safe_url(address.url)}) is not configured here", hint)
+    missing = absent(target.type)
+    if missing is not None:
+        return Obstacle(missing.problem, missing.hint)
     if not address.fits(target):
         what = (
             f"{address.label} was at {safe_url(address.url)} for them and is at {safe_url(target.url)} here"
         )
         hint = f"set that address and its key, or send them to the new one: hubqueue readdress {address.name}"
         return Obstacle(what, hint)
+    if _needs_no_key(address):
+        return None
     try:
         keys: Collection[str] = outbox.credentials.keys(target)
     except CredentialsError as error:
@@ -72,15 +81,24 @@ def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
     return None
 
 
+def _needs_no_key(address: Address) -> bool:
+    return address.account is None and not of_row(address.type).secrets
+
+
 def no_key(outbox: Opened, target: DestinationSettings) -> Obstacle:
-    """That there is no key for a destination, and where one that is there may not go."""
+    """That there is no key for a destination, or only a part of one, and where one that is there may not go."""
     try:
-        elsewhere = outbox.credentials.elsewhere(target)
+        incomplete, elsewhere = outbox.credentials.incomplete(target), outbox.credentials.elsewhere(target)
     except CredentialsError:
-        elsewhere = None
+        incomplete = elsewhere = None
+    if incomplete is not None:
+        why, hint = incomplete
+        return Obstacle(f"there is no key for {target.name}: {why}", hint, key=True)
     what = f"there is no key for {target.name}" + (f": {elsewhere}" if elsewhere else "")
-    variable = (None if elsewhere else usual_variable(target.type)) or own_variable(target.name)
-    return Obstacle(what, f"hubqueue login {target.name}, or set {variable}", key=True)
+    usual = [] if elsewhere else [each for each in usual_variables(target.type) if each]
+    own = own_variables(target)
+    variables = " and ".join(usual if len(usual) == len(own) else own)
+    return Obstacle(what, f"hubqueue login {target.name}, or set {variables}", key=True)
 
 
 def cure(destination: str, url: str, held: str) -> str:

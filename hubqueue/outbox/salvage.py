@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hubqueue.config.home import sync_folder
-from hubqueue.config.registry import BUILT_IN, declaration, is_known
+from hubqueue.config.registry import BUILT_IN, is_known, of_row
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.budget import COSTS
 from hubqueue.domain.drafts import FINAL_RANK
@@ -33,6 +33,7 @@ from hubqueue.outbox.database.sqlite import asides, report_beside, report_of
 from hubqueue.outbox.outbox import Outbox
 
 _LOG = logging.getLogger("hubqueue")
+_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 # The columns as the migrations have made them; rows written before a later one have fewer.
 COLUMNS = {
     "destinations": (
@@ -240,9 +241,7 @@ def _bring(
         saved.lost.append(f"{missing} checkpoints of run {run['id']} whose files are gone")
     try:
         name = outbox.addresses.keep(label, type, url, account)
-        if outbox.registry.adopt_run(
-            {**run, "destination": name}, kinds=declaration(type).lanes, drafts=drafts
-        ):
+        if outbox.registry.adopt_run({**run, "destination": name}, kinds=of_row(type).lanes, drafts=drafts):
             saved.runs += 1
             saved.entries += len(drafts)
     except Exception as error:  # a value that no check has thought of must not cost the other runs
@@ -309,7 +308,11 @@ def _is_count(value: object) -> bool:
 
 
 def _is_destination(row: Mapping[str, Any]) -> bool:
-    return isinstance(row["name"], str) and is_known(str(row["type"])) and isinstance(row["url"], str)
+    named = all(isinstance(row[name], str) for name in ("name", "type", "url"))
+    # The type may be one that is not installed here, or not any more.
+    return named and (
+        is_known(row["type"]) or (_TYPE.fullmatch(row["type"]) is not None and "://" in row["url"])
+    )
 
 
 def _is_run(row: Mapping[str, Any]) -> bool:

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from hubqueue.config.choice import choose
-from hubqueue.config.credentials import Credentials
+from hubqueue.config.credentials import Credentials, secret_variables
 from hubqueue.config.home import Home
 from hubqueue.config.names import unread
 from hubqueue.config.reader import DestinationSettings
-from hubqueue.config.registry import declaration
+from hubqueue.config.registry import absent, declaration, packages
 from hubqueue.domain.account import origin
 from hubqueue.domain.errors import ConfigError, HubqueueError, OutboxDamaged
 from hubqueue.domain.lifecycle import State
 from hubqueue.domain.outcome import Delivered, RetryLater
 from hubqueue.domain.plain import is_intact
 from hubqueue.domain.quantities import plural, size
-from hubqueue.domain.redact import safe_url
+from hubqueue.domain.redact import clean, safe_url
 from hubqueue.outbox.database import sqlite
 from hubqueue.outbox.database.schema_check import differences
 from hubqueue.outbox.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.outbox.reach import cure, is_served, no_key, obstacle
 from hubqueue.outbox.salvage import salvage
 
+_ASK_THE_AUTHOR = "report it to the author of this type of destination"
 # In bytes. With less free space the outbox itself is at risk.
 _LEAST_FREE = 16 * 1024 * 1024
 
@@ -58,7 +60,7 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
             f"default destination: {choose(settings, Credentials(located.credentials, os.environ), None).name}",
         )
     ]
-    for line in unread(os.environ, settings.destinations):
+    for line in unread(os.environ, settings.destinations, secret_variables(settings.destinations.values())):
         found.append(Finding("environment", True, line, warning=True))
     found += _home(located)
     try:
@@ -68,7 +70,8 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
             if set_aside:
                 salvage(outbox)
             found += _asides(located)
-            found += [*_outbox(outbox), *_spool(outbox), *_credentials(outbox), *_addresses(outbox)]
+            found += [*_outbox(outbox), *_spool(outbox), *_plugins()]
+            found += [*_credentials(outbox), *_addresses(outbox)]
             if online:
                 found += _destinations(outbox)
     except HubqueueError as error:
@@ -148,10 +151,21 @@ def _spool(outbox: Outbox) -> Iterator[Finding]:
         yield Finding("spool", True, f"{outbox.spool.path}, {size(outbox.spool.bytes_used())} used")
 
 
+def _plugins() -> Iterator[Finding]:
+    for type, package in packages():
+        missing = absent(type)
+        if missing is not None:
+            yield Finding("plugin", False, missing.problem, missing.hint)
+        else:
+            yield Finding("plugin", True, f"destinations of type {type} come with {package}")
+
+
 def _credentials(outbox: Outbox) -> Iterator[Finding]:
     for problem, hint in outbox.credentials.problems():
         yield Finding("credentials", False, problem, hint)
     for target in _concerned(outbox):
+        if not declaration(target.type).secrets:
+            continue
         try:
             keys = outbox.credentials.keys(target)
         except HubqueueError:
@@ -171,7 +185,8 @@ def _concerned(outbox: Outbox) -> list[DestinationSettings]:
     default = choose(settings, outbox.credentials, None)
     named = set(settings.destinations) - settings.implied if settings.default_named else set()
     wanted = used | named or {default.name}
-    return [each for name, each in settings.destinations.items() if name in wanted]
+    concerned = (each for name, each in settings.destinations.items() if name in wanted)
+    return [each for each in concerned if absent(each.type) is None]  # the others are reported as plugins
 
 
 def _addresses(outbox: Outbox) -> Iterator[Finding]:
@@ -192,19 +207,22 @@ def _addresses(outbox: Outbox) -> Iterator[Finding]:
 
 def _destinations(outbox: Outbox) -> Iterator[Finding]:
     for target in _concerned(outbox):
-        if not outbox.key(target):
+        if declaration(target.type).secrets and not outbox.key(target):
             continue  # reported above
         keys = partial(outbox.credentials.keys, target)
-        transport = declaration(target.type).open(target, keys, outbox.spool.open)
         try:
-            outcome = transport.check()
+            with closing(declaration(target.type).open(target, keys, outbox.spool.open)) as transport:
+                outcome = transport.check()
         except HubqueueError as error:
             yield Finding("destination", False, f"{target.name}: {error}", error.hint)
             continue
-        finally:
-            transport.close()
+        except Exception as error:  # a stranger's code may raise anything
+            what = clean(f"{type(error).__name__}: {error}")
+            yield Finding("destination", False, f"{target.name} cannot be asked: {what}", _ASK_THE_AUTHOR)
+            continue
         if isinstance(outcome, Delivered):
-            yield Finding("destination", True, f"{target.name} at {target.url} accepts the key")
+            what = "the key" if declaration(target.type).secrets else "requests"
+            yield Finding("destination", True, f"{target.name} at {target.url} accepts {what}")
         else:
             hint = cure(target.name, target.url, outcome.reason)
             if isinstance(outcome, RetryLater):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
-from hubqueue.config.registry import declaration, is_known
+from hubqueue.config.registry import of_row
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox
+
+_LOG = logging.getLogger("hubqueue")
 
 
 def close_run(
@@ -22,7 +25,10 @@ def close_run(
     `results` are those of a finished training; `error` is the reason of a failed one. Durable when this returns.
     """
     row, draft = outbox.stats.run(run_id), None
-    completion = declaration(row["type"]).completion if row is not None and is_known(row["type"]) else None
+    completion = of_row(row["type"]).completion if row is not None else None
     if completion is not None:
-        draft = completion(state, results=results, error=error)
+        try:
+            draft = completion(state, results=results, error=error)
+        except Exception:  # code of a plugin: it must not stop the janitor for all other runs
+            _LOG.exception("run %s: its destination cannot draft the end", run_id)
     return outbox.registry.end_run(run_id, state, told=draft)

@@ -37,10 +37,11 @@ class Move:
 def log_in(outbox: Outbox, target: DestinationSettings, key: str) -> int:
     """Store a key for a destination at its address, and lift its hold. Returns how many runs now use this key.
 
-    These are the runs of the stored key that it replaces, and those at this address whose key was refused.
+    These are the runs of the stored key that it replaces, and those at this address whose key was refused. A `Key` where
+    the destination needs several secrets; the first one decides which account it is.
     """
     before = outbox.credentials.stored(target)
-    check_key(target.name, key)
+    check_key(target, key)
     held = {row["name"] for row in outbox.stats.destinations() if is_about_key(row["held"])}
     theirs = [
         each.name

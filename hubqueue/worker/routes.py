@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubqueue.config.declaration import Key
 from hubqueue.config.reader import DestinationSettings
+from hubqueue.config.registry import absent, declaration
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError
 from hubqueue.outbox.addresses import Address
@@ -23,7 +25,7 @@ class Route:
 
     name: str
     settings: DestinationSettings
-    keys: Callable[[], tuple[str, ...]]
+    keys: Callable[[], tuple[Key, ...]]
 
 
 def routes(outbox: Outbox, *, keyless: bool = False) -> list[Route]:
@@ -39,7 +41,7 @@ def sendable(outbox: Outbox) -> list[Path]:
 
 def waiting(outbox: Outbox) -> list[str]:
     """The rows at an address of this environment whose runs wait for a key: a first one, or an unreadable one."""
-    targets = outbox.config.destinations.values()
+    targets = [each for each in _loaded(outbox) if declaration(each.type).secrets]
     return [
         each.name
         for each in outbox.addresses.all()
@@ -49,13 +51,13 @@ def waiting(outbox: Outbox) -> list[str]:
 
 def _routes(outbox: Outbox, keyless: bool) -> Iterator[Route]:
     rows = outbox.addresses.all()
-    for target in outbox.config.destinations.values():
+    for target in _loaded(outbox):
         try:
             keys = outbox.credentials.keys(target)
         except CredentialsError:
             keys = ()  # `status` and `check` report the error
         for row in (each for each in rows if each.fits(target)):
-            if row.account is None and keyless:
+            if row.account is None and (keyless or not declaration(target.type).secrets):
                 yield Route(row.name, target, lambda: ())
             elif row.key_among(keys) is not None:
                 yield Route(row.name, target, _keys(outbox, target, row))
@@ -64,7 +66,7 @@ def _routes(outbox: Outbox, keyless: bool) -> Iterator[Route]:
 def adopt(outbox: Outbox) -> None:
     """Assign the runs that were started without a key to this environment's account at their address."""
     rows = outbox.addresses.all()
-    for target in outbox.config.destinations.values():
+    for target in _loaded(outbox):
         if any(each.account == UNKNOWN and each.fits(target) for each in rows) and (
             kept := stored_key(outbox, target)
         ):
@@ -76,6 +78,11 @@ def adopt(outbox: Outbox) -> None:
                 outbox.addresses.note(target, key)
 
 
+def _loaded(outbox: Outbox) -> list[DestinationSettings]:
+    """The destinations whose declaration can be had; the runs of the others wait, and `status` says why."""
+    return [each for each in outbox.config.destinations.values() if absent(each.type) is None]
+
+
 def stored_key(outbox: Outbox, target: DestinationSettings) -> str | None:
     """The key that this home stores for a destination; None if there is none, or it cannot be read now."""
     try:
@@ -84,8 +91,8 @@ def stored_key(outbox: Outbox, target: DestinationSettings) -> str | None:
         return None
 
 
-def _keys(outbox: Outbox, target: DestinationSettings, row: Address) -> Callable[[], tuple[str, ...]]:
-    def keys() -> tuple[str, ...]:
+def _keys(outbox: Outbox, target: DestinationSettings, row: Address) -> Callable[[], tuple[Key, ...]]:
+    def keys() -> tuple[Key, ...]:
         found = outbox.credentials.keys(target)
         at = row.key_among(found)
         return () if at is None else found[at:]

@@ -7,24 +7,27 @@ nothing new is claimed, uploads get a short grace, and every lease is handed bac
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubqueue.__about__ import __version__
-from hubqueue.config.declaration import Transport
+from hubqueue.config.declaration import Attempt, Transport
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import declaration
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import HubqueueError, WorkerError
-from hubqueue.domain.lane import Lease
+from hubqueue.domain.lane import Batch, Lease
+from hubqueue.domain.outcome import Outcome
 from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.moves.claim import START_GRACE, Terms
 from hubqueue.outbox.outbox import Outbox
@@ -36,6 +39,7 @@ from hubqueue.worker.routes import Route, adopt, routes, waiting
 if TYPE_CHECKING:
     from hubqueue.outbox.opened import Transaction
 
+_LOG = logging.getLogger("hubqueue")
 Connect = Callable[[Outbox, DestinationSettings], Transport]
 """Opens a transport that needs no key. Replaces the transport that the destination declares."""
 # A probe of a lock holds it for less than this, in seconds.
@@ -57,6 +61,24 @@ class _Pool:
     @property
     def free(self) -> int:
         return self.size - len(self.sending)
+
+
+class _Reopened:
+    """A transport that could not be opened: each attempt tries that again, and is over when it fails."""
+
+    def __init__(self, open: Callable[[], Transport]) -> None:
+        self._open = open
+
+    def send(self, batch: Batch, attempt: Attempt) -> Outcome:
+        with closing(self._open()) as opened:
+            return opened.send(batch, attempt)
+
+    def check(self) -> Outcome:
+        with closing(self._open()) as opened:
+            return opened.check()
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Worker:
@@ -164,7 +186,7 @@ class Worker:
             self.wait_free(5.0)
         self._abort.set()
         for transport in self._transports.values():
-            transport.close()
+            _close(transport)
         for lock in self._serving.values():
             lock.release()
         try:
@@ -189,7 +211,7 @@ class Worker:
             busy = {pool.destination for pool in self._pools if pool.sending}
             kept = [pool for pool in self._pools if pool.destination in busy or not pool.retired]
         for name in set(self._transports) - {pool.destination for pool in kept}:
-            self._transports.pop(name).close()
+            _close(self._transports.pop(name))
         for route in found:
             if route.name not in self._transports:
                 self._transports[route.name] = self._connect(route)
@@ -199,7 +221,13 @@ class Worker:
     def _connect(self, route: Route) -> Transport:
         if self._dial is not None:
             return self._dial(self._outbox, route.settings)
-        return declaration(route.settings.type).open(route.settings, route.keys, self._outbox.spool.open)
+        settings = route.settings
+        open = partial(declaration(settings.type).open, settings, route.keys, self._outbox.spool.open)
+        try:
+            return open()
+        except Exception:  # code of a plugin: its runs wait, those of the others continue
+            _LOG.exception("destination %s cannot be opened", settings.name)
+            return _Reopened(open)
 
     def _hold_locks(self, paths: set[Path]) -> None:
         """Hold the locks that mark the served rows. A lock that another worker holds stays with it."""
@@ -260,10 +288,19 @@ class Worker:
         return self._outbox.claims.claim(pool.destination, pool.paces, pool.terms, within=tx)
 
 
+def _close(transport: Transport) -> None:
+    try:
+        transport.close()
+    except Exception:  # code of a plugin: the other transports are still to be closed
+        _LOG.exception("a transport cannot be closed")
+
+
 def _new_pools(name: str, destination: DestinationSettings, outbox: Outbox, worker: str) -> list[_Pool]:
     settings, limits = outbox.config.worker, destination.rate_limits
-    most = declaration(destination.type).most_epochs or settings.batch_entries
-    terms = Terms(worker, settings.lease, most, settings.batch_bytes, budget=destination.budget)
+    declared = declaration(destination.type)
+    most = declared.most_epochs or settings.batch_entries
+    budget = replace(destination.budget, per_claim=declared.costs)
+    terms = Terms(worker, settings.lease, most, settings.batch_bytes, budget=budget)
     sizes = {
         _LIGHT: settings.light_threads,
         (Kind.CKPT,): settings.ckpt_threads,

@@ -15,6 +15,7 @@ from postgres import Postgres, connect, wait_for_waiting
 from sqlalchemy import select
 from stage import TERMS, Bench, ckpt, claim, log, must_claim, new_run, totals
 
+from hubqueue.config.registry import declaration
 from hubqueue.domain.budget import Allowance, Budget
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lane import Lease
@@ -24,7 +25,7 @@ from hubqueue.outbox.database.schema import EPOCH, budgets
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.testing import FakeClock
 
-FEW = replace(TERMS, budget=Budget(requests=100, uploads=10))
+FEW = replace(TERMS, budget=Budget(requests=100, uploads=10, per_claim=declaration("platform").costs))
 
 
 def settle(outbox: Outbox, lease: Lease, **remember: str | int | None) -> None:

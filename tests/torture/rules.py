@@ -56,7 +56,7 @@ SCALES = {"quick": (20, 30), "normal": (300, 60), "full": (5000, 100)}
 PACES = {Kind.REGISTRATION: 0.0, Kind.METRICS: 3.0, Kind.CKPT: 900.0, Kind.EVENT: 3.0, Kind.COMPLETION: 0.0}
 _PACES = {kind: timedelta(seconds=pace) for kind, pace in PACES.items()}
 COUNTS: Counter[str] = Counter()
-_BUDGET = Budget(requests=30, uploads=10)
+_BUDGET = Budget(requests=30, uploads=10, per_claim=declaration("platform").costs)
 _YEAR = 365 * 86_400.0
 _WORKERS = ("worker-1", "worker-2", "worker-3")
 _SHARED = Path("/dev/shm")

@@ -11,7 +11,7 @@ import pytest
 
 from hubqueue.config.reader import Config, parse
 from hubqueue.config.reference.example import example
-from hubqueue.config.registry import BUILT_IN, usable
+from hubqueue.config.registry import BUILT_IN, absent, usable
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.errors import ConfigError
 
@@ -138,18 +138,25 @@ def test_the_example_shows_a_strangers_settings_too() -> None:
     assert own(read(text).destination("bucket")) == ("eu-central-1", 8_388_608, 7)
 
 
-def test_a_type_that_cannot_be_loaded_is_one_problem_among_the_others(tmp_path: Path) -> None:
+def test_a_type_that_cannot_be_loaded_stops_no_reading_and_its_settings_are_not_judged(
+    tmp_path: Path,
+) -> None:
+    text = LAB + "region = 'us-east-1'\nrate_limits.metrics = 7"
     with bucket.installed(tmp_path, code="raise RuntimeError('no such library')"):
-        error = error_of("retry.base = -1\n" + LAB + "region = 'us-east-1'")
+        found = read(text).destination("lab")
+        beside_it = problems_of("retry.base = -1\n" + text + "\n[destinations.hub]\nulr = 'x'")
         unused = read()
-        beside_it = problems_of("destinations.hub.ulr = 'x'")
+        missing = absent("bucket")
         loadable = usable()
 
-    assert error.problems == (
+    assert (found.type, found.rate_limits.metrics) == ("bucket", timedelta(seconds=7))
+    assert beside_it == (
         "retry.base must be 0 or more seconds",
-        "destinations of type 'bucket' cannot be loaded: RuntimeError: no such library",
+        "unknown key destinations.hub.ulr; did you mean 'url'?",
     )
-    assert error.hint == "correct /etc/hubqueue.toml; repair or reinstall hubqueue-bucket"
+    assert missing is not None and missing.problem == (
+        "destinations of type 'bucket' cannot be loaded from hubqueue-bucket: RuntimeError: no such library"
+    )
+    assert missing.hint.startswith("repair or reinstall hubqueue-bucket")
     assert unused == Config()
-    assert beside_it == ("unknown key destinations.hub.ulr; did you mean 'url'?",)
     assert loadable == ("hub", "platform")

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.destinations.platform import events, identifier, machine
+from hubqueue.config.registry import declaration
+from hubqueue.destinations.platform import events, identifier, machine, start, upload
 from hubqueue.destinations.platform.end import completion_draft, console_draft
 from hubqueue.destinations.platform.start import project_slug, slug, training_started
 from hubqueue.domain.budget import Allowance, Budget
@@ -27,10 +28,11 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 @given(
     per_minute=st.integers(1, 400),
     waits=st.lists(st.floats(0, 30), min_size=1, max_size=50),
-    count=st.integers(1, 2),
+    count=st.integers(1, 20),
 )
 def test_no_minute_sees_more_than_the_budget_allows(per_minute: int, waits: list[float], count: int) -> None:
-    allowance, free_at, now = Allowance(per_minute), START, START
+    budget = Budget(per_minute, per_claim={Kind.CKPT: {"requests": count}})
+    (allowance, _), free_at, now = budget.costs(Kind.CKPT)["requests"], START, START
     taken: list[datetime] = []
     for wait in waits:
         now += timedelta(seconds=wait)
@@ -54,7 +56,8 @@ def test_a_budget_is_used_nearly_whole() -> None:
 
 
 def test_what_each_kind_costs() -> None:
-    costs = {kind: Budget(100, 10).costs(kind) for kind in Kind}
+    declared = declaration("platform").costs
+    costs = {kind: Budget(100, 10, declared).costs(kind) for kind in Kind}
 
     assert {kind: {name: count for name, (_, count) in each.items()} for kind, each in costs.items()} == {
         Kind.REGISTRATION: {"requests": 1},
@@ -64,7 +67,22 @@ def test_what_each_kind_costs() -> None:
         Kind.HEARTBEAT: {"requests": 2},
         Kind.CKPT: {"requests": 2, "uploads": 1},
     }
-    assert all(Budget().costs(kind) == {} for kind in Kind)
+    assert all(Budget(per_claim=declared).costs(kind) == {} for kind in Kind)
+
+
+def test_a_destination_that_declares_nothing_takes_one_of_each() -> None:
+    counts = {kind: {name: count for name, (_, count) in Budget(9, 9).costs(kind).items()} for kind in Kind}
+
+    assert counts.pop(Kind.CKPT) == {"requests": 1, "uploads": 1}
+    assert all(each == {"requests": 1} for each in counts.values())
+
+
+@pytest.mark.parametrize(
+    "costs", [{Kind.METRICS: {"uploads": 1}}, {Kind.CKPT: {"bytes": 1}}, {Kind.CKPT: {"requests": -1}}]
+)
+def test_costs_that_no_claim_obeys_cannot_be_declared(costs: dict[Kind, dict[str, int]]) -> None:
+    with pytest.raises(ValueError, match="cannot take"):
+        replace(declaration("platform"), costs=costs)
 
 
 # The two examples with an owner and blanks are what ultralytics 8.4.190 was seen to send.
@@ -136,23 +154,23 @@ def test_lines_of_the_console_belong_to_no_start() -> None:
 
 
 def test_stored_bytes_are_of_use_to_their_own_start_only() -> None:
-    staged = events.Staged.of({"gcsPath": "gs://a/b", "uploadPath": "b"})
+    staged = upload.Staged.of({"gcsPath": "gs://a/b", "uploadPath": "b"})
     assert staged is not None
     kept = staged.progress(RUN)
 
-    assert events.staged_in(kept, RUN) == staged
-    assert events.staged_in(kept, replace(RUN, remembered={"run": "8"})) is None
-    assert events.staged_in(kept, replace(RUN, remote_id="model-2")) is None
-    assert events.staged_in(None, RUN) is None
+    assert upload.staged_in(kept, RUN) == staged
+    assert upload.staged_in(kept, replace(RUN, remembered={"run": "8"})) is None
+    assert upload.staged_in(kept, replace(RUN, remote_id="model-2")) is None
+    assert upload.staged_in(None, RUN) is None
 
 
 @pytest.mark.parametrize("path", [None, "", 5, "x" * 3000, "a?signature=b", "a\nb"])
 def test_a_place_that_is_none(path: object) -> None:
-    assert events.Staged.of({"gcsPath": path}) is None
+    assert upload.Staged.of({"gcsPath": path}) is None
 
 
 def test_an_own_name_is_one_and_not_too_long() -> None:
-    own = events.own_name({"project": "p", "name": "n" * 128}, RUN.id)
+    own = start.own_name({"project": "p", "name": "n" * 128}, RUN.id)
 
     assert len(own["name"]) == 128
     assert own["name"].endswith("-0123456789ab")

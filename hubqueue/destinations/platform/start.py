@@ -1,11 +1,12 @@
-"""What Platform is told about a training that begins: the `training_started` event.
+"""The start of a training: its `training_started` event, how it is sent, and how a lost response is made good.
 
 Promises strict JSON, the slugs that the ultralytics package makes of `project` and `name`, and no key, if there is none
-in the arguments. Refuses to tell the command line and the paths of this machine, which the package sends.
+in the arguments. Refuses to send the command line and the paths of this machine, which the package sends.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -13,13 +14,30 @@ import re
 import socket
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hubqueue.__about__ import __version__
-from hubqueue.domain.arguments import hide_secrets
-from hubqueue.domain.entry import Draft, Kind
-from hubqueue.domain.identifier import Identifier
+from hubqueue.destinations.base import (
+    Attempt,
+    Batch,
+    Blocked,
+    Delivered,
+    Draft,
+    Identifier,
+    Kind,
+    Outcome,
+    Rejected,
+    Remote,
+    RetryLater,
+    Scope,
+    hide_secrets,
+)
 from hubqueue.domain.redact import hide_key
+
+if TYPE_CHECKING:
+    # A training drafts its start, and the status reads the declaration, without what sends it.
+    from hubqueue.destinations.platform.webhooks import Address, Webhooks
+    from hubqueue.destinations.wire.api import Told
 
 _NAME, _PROJECT = "train", "hubqueue"
 _LONGEST = 128
@@ -54,6 +72,114 @@ def training_started(model: str, args: Mapping[str, object]) -> dict[str, Any]:
             "environment": environment(),
         },
     }
+
+
+# Sending it.
+
+
+def send_start(webhooks: Webhooks, batch: Batch, attempt: Attempt) -> Outcome:
+    """Send `training_started`; the model and the number of this start are in the outcome."""
+    (entry,) = batch.entries
+    told = json.loads(entry.payload)
+    plain = {"project": told["project"], "name": told["name"]}
+    tries, known = tries_in(entry.progress), batch.run.remote_id
+    address: Address | Outcome = {"modelId": known} if known else plain
+    if not known and tries:
+        address = _address_again(webhooks, plain, tries, batch, attempt)
+    if not isinstance(address, Mapping):
+        return address
+    found = _started(webhooks, batch, attempt, address, told["data"], tries)
+    if known and not isinstance(found, Outcome) and is_over(found.answer.status, found.json):
+        # The model was deleted, or its training is over for good: this one becomes a new model.
+        found = _started(webhooks, batch, attempt, plain, told["data"], 0)
+    return found if isinstance(found, Outcome) else _bound(webhooks, found.json or {})
+
+
+def _started(
+    webhooks: Webhooks,
+    batch: Batch,
+    attempt: Attempt,
+    address: Address,
+    data: Mapping[str, Any],
+    tries: int,
+) -> Told | Outcome:
+    """Send it once, with a note before that it may be taken, and none when it was not."""
+
+    def on_start() -> None:
+        attempt.on_start()
+        attempt.on_progress(progress_of_tries(tries + 1))
+
+    sending = dataclasses.replace(attempt, on_start=on_start)
+    gone = (404, 410) if "modelId" in address else ()
+    found = webhooks.event(batch, sending, "training_started", data, address=address, judged=gone)
+    if isinstance(found, Blocked | Rejected) or (
+        isinstance(found, RetryLater) and found.scope is Scope.DESTINATION
+    ):
+        attempt.on_progress(progress_of_tries(tries))
+    return found
+
+
+def _bound(webhooks: Webhooks, found: Mapping[str, Any]) -> Outcome:
+    model_id, url, run = found.get("modelId"), found.get("modelUrl"), found.get("runId")
+    if not webhooks.is_id(model_id):
+        return webhooks.lacks("valid model id")
+    shown = url if webhooks.is_address(url) else None
+    number = json.dumps(run) if webhooks.is_id(run) or type(run) is int else None
+    cancelled = found.get("cancelled") is True
+    return Delivered(Remote(id=model_id, url=shown, remember={"run": number}, cancelled=cancelled))
+
+
+def is_over(status: int, answer: Mapping[str, Any] | None) -> bool:
+    """Whether the model of a `training_started` is gone, or has ended for good."""
+    return status in (404, 410) or (answer or {}).get("cancelled") is True
+
+
+# After a response that was lost (decision 0013).
+
+
+def _address_again(
+    webhooks: Webhooks, plain: Address, tries: int, batch: Batch, attempt: Attempt
+) -> Address | Outcome:
+    """How to ask again after tries that may have been taken without our knowing."""
+    taken = _find(webhooks, plain, attempt)
+    if taken is None or (isinstance(taken, str) and tries == 1):
+        return plain
+    if not isinstance(taken, str):
+        return taken
+    own = own_name(plain, batch.run.id)
+    mine = _find(webhooks, own, attempt)
+    if mine is None:
+        return own
+    return {"modelId": mine} if isinstance(mine, str) else mine
+
+
+def _find(webhooks: Webhooks, address: Address, attempt: Attempt) -> str | Outcome | None:
+    """The id of the model with a name; None when there is none."""
+    told = webhooks.upload_target({"filename": "best.pt", **address}, attempt, judged=(404,))
+    if isinstance(told, Outcome):
+        return told
+    if told.answer.status == 404:
+        return None
+    found = (told.json or {}).get("modelId")
+    return found if webhooks.is_id(found) else webhooks.lacks("valid model id")
+
+
+def own_name(plain: Mapping[str, str], run_id: str) -> dict[str, str]:
+    """The address of a training under a name that no other training has."""
+    return {"project": plain["project"], "name": f"{plain['name'][: _LONGEST - 13]}-{run_id[:12]}"}
+
+
+def tries_in(progress: str | None) -> int:
+    """How many `training_started` may have been taken without an answer."""
+    return int((json.loads(progress) if progress else {}).get("tries", 0))
+
+
+def progress_of_tries(tries: int) -> str | None:
+    """What to remember of them."""
+    return json.dumps({"tries": tries}) if tries else None
+
+
+# What it says: names as the package makes them, and this machine.
 
 
 def slug(text: str) -> str:

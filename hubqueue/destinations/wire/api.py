@@ -8,17 +8,19 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from hubqueue.config.reader import DestinationSettings
-from hubqueue.destinations.base import Attempt
+from hubqueue.config.settings import DestinationSettings
+from hubqueue.destinations.base import Attempt, Key
 from hubqueue.destinations.wire.body import Body
+from hubqueue.destinations.wire.endpoint import Endpoint
 from hubqueue.destinations.wire.exchange import Answer, Request, Wire, outcome_of_status
 from hubqueue.domain.outcome import Blocked, Outcome, RetryLater, Scope
 from hubqueue.domain.redact import LEAST_KEY, clean, remember
 
 _USABLE_KEY = re.compile(r"[!-~]+")
 _NEXT_KEY = timedelta(seconds=1)
+_K = TypeVar("_K", bound=str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +32,21 @@ class Told:
     key: str
 
 
-class Api:
-    """The API of one destination. `with_key` gives the headers that carry a key. Safe to use from several threads."""
+class Api(Generic[_K]):
+    """The API of one destination. `with_key` gives the headers that carry a key. Safe to use from several threads.
+
+    `keys` are those of `Open`: plain texts for a destination with one secret, else `Key`.
+    """
 
     def __init__(
         self,
         settings: DestinationSettings,
-        keys: Callable[[], tuple[str, ...]],
-        with_key: Callable[[str], Mapping[str, str]],
+        keys: Callable[[], tuple[_K, ...]],
+        with_key: Callable[[_K], Mapping[str, str]],
     ) -> None:
         self.keys = keys
         self._name, self._with_key = settings.name, with_key
-        self._wire = Wire(settings)
+        self._wire = Wire(Endpoint.of(settings))
         # Hashes of keys that were refused: after a 401 the next candidate gets its turn.
         self._refused: set[str] = set()
         self._lock = threading.Lock()
@@ -68,12 +73,12 @@ class Api:
         sent = {**(headers or {}), **self._with_key(key)}
         if idempotency_key is not None:
             sent["Idempotency-Key"] = idempotency_key
-        answer = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=(key,))
+        answer = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=_parts(key))
         if not isinstance(answer, Answer):
             return answer
         if answer.status == 401:
             return self._refuse(key, answer)
-        outcome = outcome_of_status(answer, host=self._wire.host, unknown=unknown, secrets=(key,))
+        outcome = outcome_of_status(answer, host=self._wire.host, unknown=unknown, secrets=_parts(key))
         if outcome is not None and answer.status not in judged:
             return outcome
         found = answer.json() if _is_plain(answer) else None
@@ -94,9 +99,10 @@ class Api:
         """Close the connections that are kept alive."""
         self._wire.close()
 
-    def _key(self) -> str | Outcome:
+    def _key(self) -> _K | Outcome:
         candidates = self.keys()
-        remember(candidates)
+        for each in candidates:
+            remember(_parts(each))
         if not candidates:
             return Blocked(f"there is no key for {self._name}", Scope.DESTINATION)
         with self._lock:
@@ -109,9 +115,9 @@ class Api:
             return Blocked(f"{what}, so it could not be masked", Scope.DESTINATION)
         return key
 
-    def _refuse(self, key: str, answer: Answer) -> Outcome:
+    def _refuse(self, key: _K, answer: Answer) -> Outcome:
         """A 401: the next candidate gets its turn; when there is none the destination is held."""
-        refused = outcome_of_status(answer, host=self._wire.host, secrets=(key,))
+        refused = outcome_of_status(answer, host=self._wire.host, secrets=_parts(key))
         assert isinstance(refused, Blocked)
         with self._lock:
             self._refused.add(_digest(key))
@@ -125,5 +131,9 @@ def _is_plain(answer: Answer) -> bool:
     return answer.headers.get("Content-Encoding", "identity").strip().lower() in ("", "identity")
 
 
+def _parts(key: str) -> tuple[str, ...]:
+    return key.parts if isinstance(key, Key) else (key,)
+
+
 def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256("\0".join(_parts(key)).encode("utf-8", "surrogatepass")).hexdigest()

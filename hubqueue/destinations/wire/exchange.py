@@ -22,10 +22,10 @@ import urllib3
 from requests import exceptions
 
 from hubqueue.__about__ import __version__
-from hubqueue.config.reader import DestinationSettings
 from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.wire.body import Body, BodyChanged
 from hubqueue.destinations.wire.connections import CURRENT, TellingAdapter
+from hubqueue.destinations.wire.endpoint import Endpoint
 from hubqueue.destinations.wire.framing import AnswerBroken
 from hubqueue.destinations.wire.waits import asked_wait
 from hubqueue.destinations.wire.watchdog import WATCHDOG, Watch
@@ -39,7 +39,7 @@ _POOL = 64
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to send. `path` begins with a slash and is put behind the destination's url."""
+    """What to send. `path` begins with a slash and is put behind the root of the endpoint."""
 
     method: str
     path: str
@@ -78,29 +78,28 @@ class _TooLong(Exception):
 
 
 class Wire:
-    """The connections to one destination. Safe to use from several threads."""
+    """The connections to one endpoint. Safe to use from several threads."""
 
-    def __init__(self, settings: DestinationSettings) -> None:
-        self._settings = settings
-        self._root = settings.url.rstrip("/")
-        self.host = urlsplit(settings.url).hostname or settings.url
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self.host = endpoint.host
         # No session: it knows .netrc, proxy variables and cookies, and even when it does not follow a redirect it
         # reads and decompresses all of its body.
         self._adapter = TellingAdapter(pool_connections=4, pool_maxsize=_POOL, max_retries=0)
-        self._proxies = {"http": settings.proxy, "https": settings.proxy} if settings.proxy else {}
-        self._verify = str(settings.ca_bundle) if settings.ca_bundle else True
+        self._proxies = {"http": endpoint.proxy, "https": endpoint.proxy} if endpoint.proxy else {}
+        self._verify = str(endpoint.ca_bundle) if endpoint.ca_bundle else True
 
     def exchange(
         self, request: Request, attempt: Attempt, *, secrets: tuple[str, ...] = ()
     ) -> Answer | Outcome:
         """Send a request and read its answer. Network trouble comes back as an outcome, not as an exception."""
-        settings = self._settings
+        endpoint = self._endpoint
         watch = Watch(
             stop=attempt.stop,
-            connect=settings.connect_timeout.total_seconds(),
-            window=settings.stall_window.total_seconds(),
-            rate=float(settings.stall_rate),
-            answer=settings.answer_timeout.total_seconds(),
+            connect=endpoint.connect_timeout.total_seconds(),
+            window=endpoint.stall_window.total_seconds(),
+            rate=float(endpoint.stall_rate),
+            answer=endpoint.answer_timeout.total_seconds(),
             size=len(request.body),
             on_bytes=attempt.on_bytes,
         )
@@ -145,20 +144,22 @@ class Wire:
         }
         body = _Sized(request.body)
         prepared = requests.Request(
-            request.method, self._root + request.path, headers=headers, data=body if len(body) else b""
+            request.method,
+            self._endpoint.root + request.path,
+            headers=headers,
+            data=body if len(body) else b"",
         ).prepare()
         if not len(request.body) and request.method != "GET":
             prepared.headers["Content-Length"] = "0"
-        settings = self._settings
-        answer = settings.answer_timeout.total_seconds()
+        answer = self._endpoint.answer_timeout.total_seconds()
         with closing(body):
             return self._adapter.send(
                 prepared,
                 stream=True,
                 verify=self._verify,
                 proxies=self._proxies,
-                # The belt; the watch is the braces, and the one that bounds dripped answers.
-                timeout=(settings.connect_timeout.total_seconds(), answer + 5.0),
+                # A second line of defence: the watchdog enforces the deadlines, also against a dripped response.
+                timeout=(self._endpoint.connect_timeout.total_seconds(), answer + 5.0),
             )
 
     def _read(self, response: requests.Response) -> Answer:

@@ -7,16 +7,16 @@ or a row. A 2xx is no proof yet: the hub says later whether it has the object.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import threading
 from datetime import UTC, datetime, timedelta
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from hubqueue.config.forms import is_plain_remote
-from hubqueue.config.reader import DestinationSettings
+from hubqueue.config.settings import DestinationSettings
 from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.wire.body import File
+from hubqueue.destinations.wire.endpoint import Endpoint
 from hubqueue.destinations.wire.exchange import Answer, Request, Wire
 from hubqueue.destinations.wire.waits import asked_wait
 from hubqueue.domain.outcome import Blocked, Outcome, Rejected, RetryLater, Scope
@@ -34,7 +34,7 @@ class Storage:
     """The storage that a destination sends checkpoints to. Safe to use from several threads."""
 
     def __init__(self, settings: DestinationSettings) -> None:
-        self._settings = settings
+        self._settings, self._endpoint = settings, Endpoint.of(settings)
         self._own = _origin(urlsplit(settings.url))
         self._allowed_hosts = frozenset(_with_port(each) for each in settings.upload_hosts)
         self._wires: dict[str, Wire] = {}
@@ -93,7 +93,7 @@ class Storage:
         origin = f"{parts.scheme}://{parts.netloc}"
         with self._lock:
             if origin not in self._wires:
-                self._wires[origin] = Wire(dataclasses.replace(self._settings, url=origin))
+                self._wires[origin] = Wire(self._endpoint.at(origin))
             return self._wires[origin]
 
 

@@ -1,0 +1,53 @@
+"""An endpoint: the address that requests go to, the way there, and the deadlines that hold on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+from hubqueue.config.settings import DestinationSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a `Wire` connects to.
+
+    `root` is an address of http or https without a slash at its end; paths of requests are put behind it. Connecting
+    takes at most `connect_timeout`; a body leaves with at least `stall_rate` bytes per second over each `stall_window`; a
+    response is complete within `answer_timeout` of the last byte of its request. `proxy` may carry a password, so no repr
+    shows it.
+    """
+
+    root: str
+    connect_timeout: timedelta = timedelta(seconds=10)
+    answer_timeout: timedelta = timedelta(seconds=60)
+    stall_window: timedelta = timedelta(seconds=60)
+    stall_rate: int = 32_768
+    proxy: str | None = field(default=None, repr=False)
+    ca_bundle: Path | None = None
+
+    @classmethod
+    def of(cls, settings: DestinationSettings) -> Self:
+        """The endpoint of a destination: its own API."""
+        return cls(
+            root=settings.url.rstrip("/"),
+            connect_timeout=settings.connect_timeout,
+            answer_timeout=settings.answer_timeout,
+            stall_window=settings.stall_window,
+            stall_rate=settings.stall_rate,
+            proxy=settings.proxy,
+            ca_bundle=settings.ca_bundle,
+        )
+
+    def at(self, root: str) -> Self:
+        """Another address, reached in the same way and with the same deadlines."""
+        return dataclasses.replace(self, root=root)
+
+    @property
+    def host(self) -> str:
+        """The name of the host, for messages."""
+        return urlsplit(self.root).hostname or self.root

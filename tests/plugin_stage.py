@@ -1,0 +1,112 @@
+"""A stranger's package, made from the page that shows how, and the small service that it sends to."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import tomllib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from stage import ROOT, environ_of
+
+PAGE = ROOT / "docs" / "adding-a-destination.md"
+ID, SECRET = "id-of-the-collector", "secret-of-the-collector"
+
+
+def install(folder: Path) -> Path:
+    """Put the package of the page into a folder, as pip would; the folder."""
+    page = PAGE.read_text()
+    for name, code in re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(code)
+    (project,) = re.findall(r"^```toml\n(\[project\..*?)^```", page, re.MULTILINE | re.DOTALL)
+    (points,) = tomllib.loads(project)["project"]["entry-points"].items()
+    group, names = points
+    info = folder / "hubqueue_collector-1.2.3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hubqueue-collector\nVersion: 1.2.3\n")
+    (info / "entry_points.txt").write_text(
+        f"[{group}]\n" + "".join(f"{name} = {where}\n" for name, where in names.items())
+    )
+    return folder
+
+
+def break_package(folder: Path, line: str = "import a_library_that_is_not_there") -> None:
+    """Let the package fail when it is imported."""
+    module = folder / "hubqueue_collector" / "__init__.py"
+    module.write_text(f"{line}\n{module.read_text()}")
+
+
+def configure(home: Path, url: str, *more: str) -> None:
+    """The table of the page in the home's configuration, with another address."""
+    (text,) = re.findall(r"^```toml\n# config.toml\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    text = text.replace("https://collector.example.org", url)
+    home.mkdir(mode=0o700, exist_ok=True)
+    (home / "config.toml").write_text("\n".join([*more, text]))
+
+
+def plugin_environ(home: Path, folder: Path, **settings: str) -> dict[str, str]:
+    """The environment of a process that has the package, and whose runs go to `lab`."""
+    path = {"PYTHONPATH": f"{ROOT}:{folder}", "HUBQUEUE_DEFAULT_DESTINATION": "lab"}
+    return environ_of(home, **{**path, **settings})
+
+
+class Collector:
+    """The service of the page, on loopback. `status` is what it responds instead, and `says` its message."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.status: int | None = None
+        self.says = ""
+        self.key = (ID, SECRET)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    @property
+    def taken(self) -> dict[str, Any]:
+        """What was delivered: by the path below the run, the body (JSON where it is some)."""
+        found: dict[str, Any] = {}
+        for path, _, body in self.requests:
+            below = path.partition("/runs/")[2].partition("/")[2] or "start"
+            found[below] = body if below.startswith("checkpoints/") else json.loads(body)
+        return found
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                shown = (self.headers["X-Id"], self.headers["X-Secret"])
+                status = collector.status or (200 if shown == collector.key else 401)
+                if status == 200 and "/runs/" in self.path:
+                    collector.requests.append((self.path, dict(self.headers), body))
+                said = {"received": True} if status == 200 else {"message": collector.says}
+                answer = json.dumps(said).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None:
+                """Nobody reads it."""
+
+        return Handler
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
