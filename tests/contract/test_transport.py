@@ -169,7 +169,7 @@ def test_a_long_answer_is_given_up() -> None:
         outcome = send(peer.url)
 
     assert isinstance(outcome, RetryLater)
-    assert "65536" in outcome.reason
+    assert "64 KiB" in outcome.reason
 
 
 def test_what_follows_an_odd_answer_is_not_taken_for_the_next_one() -> None:
