@@ -34,6 +34,8 @@ from hubqueue.producer.metrics import numbers_only
 from hubqueue.producer.run import Run, start_run
 from hubqueue.producer.survival import settings_of
 
+# Seconds that a failed training waits at most: long enough to record its end beside a busy worker.
+_TO_FAIL = 2.0
 _LOG = logging.getLogger("hubqueue")
 # Seconds between checks, during an epoch, whether the hub has asked the training to stop.
 _CHECK = 5.0
@@ -237,7 +239,7 @@ class Attachment:
             if self._unsaved is not None and self._unsaved[0].is_file():
                 path, epoch, best = self._unsaved
                 run.save_checkpoint(path, epoch=epoch, is_best=best)
-            run.finish(timeout=0, status="failed", error=error)
+            run.finish(timeout=min(self._timeout, _TO_FAIL), status="failed", error=error)
         except Exception:
             _LOG.exception("run %s could not be marked as failed", run.id)
         finally:
