@@ -1,0 +1,135 @@
+"""A stranger's package that is broken, upgraded or careless: what it owes is kept, and goes nowhere else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from plugin_stage import ID, SECRET, Collector, break_package, configure, install
+from stage import totals
+
+import hubqueue as package
+from hubqueue.config import registry
+from hubqueue.config.declaration import Key
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.worker.janitor import Janitor
+from hubqueue.worker.worker import Worker
+
+LANES = "lanes=(Kind.REGISTRATION, Kind.METRICS, Kind.CKPT, Kind.COMPLETION)"
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as running:
+        yield running
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The package in this process."""
+    folder = install(tmp_path / "site")
+    monkeypatch.syspath_prepend(folder)
+    _forget_types()
+    yield folder
+    _forget_types()
+
+
+@pytest.fixture
+def module(installed: Path) -> Path:
+    return installed / "hubqueue_collector" / "__init__.py"
+
+
+def _forget_types() -> None:
+    registry.declaration.cache_clear()
+    registry._strangers.cache_clear()
+    for name in [each for each in sys.modules if each.startswith("hubqueue_collector")]:
+        del sys.modules[name]
+
+
+def _replace(module: Path, was: str, now: str) -> None:
+    """The package after an upgrade."""
+    assert was in module.read_text()
+    module.write_text(module.read_text().replace(was, now))
+    for compiled in module.parent.rglob("*.pyc"):
+        compiled.unlink()
+    _forget_types()
+
+
+def _log_in(home: Path) -> None:
+    with open_outbox(home) as outbox:
+        outbox.credentials.store(outbox.config.destination("lab"), Key(ID, {"secret": SECRET}))
+
+
+def _abandon(home: Path) -> str:
+    """A run whose process is gone: nobody holds its lock."""
+    run = package.start_run("resnet50.pt", destination="lab", home=home, worker="none")
+    run._saving.opening.ended()
+    assert run.id is not None
+    return run.id
+
+
+def _work(outbox: Outbox) -> None:
+    worker = Worker(outbox, emit=lambda _fact: None)
+    assert worker.start()
+    while worker.step():
+        assert worker.wait_free(60)
+    worker.stop(timedelta(0))
+
+
+def test_a_run_is_not_closed_without_its_end_while_its_package_is_broken(
+    home: Path, module: Path, collector: Collector
+) -> None:
+    configure(home, collector.url)
+    _log_in(home)
+    run = _abandon(home)
+    sound = module.read_text()
+    break_package(module.parent.parent)
+    _forget_types()
+
+    with open_outbox(home) as outbox:
+        Janitor(outbox, lambda _fact: None).scan()
+        assert totals(outbox) == {"enqueued": 1, "pending": 1}
+    _replace(module, module.read_text(), sound)
+    with open_outbox(home) as outbox:
+        Janitor(outbox, lambda _fact: None).scan()
+        assert outbox.stats.run(run)["state"] == RunState.INTERRUPTED
+        _work(outbox)
+
+    assert collector.taken["end"] == {"state": "interrupted"}
+
+
+def test_a_package_that_wants_the_end_since_its_upgrade_gets_it(
+    home: Path, module: Path, collector: Collector
+) -> None:
+    _replace(module, LANES, "lanes=(Kind.REGISTRATION, Kind.METRICS)")
+    _replace(module, "    completion=completion,\n", "")
+    configure(home, collector.url)
+    _log_in(home)
+    runs = [_abandon(home), _abandon(home)]
+    _replace(module, "lanes=(Kind.REGISTRATION, Kind.METRICS)", f"completion=completion, {LANES}")
+
+    with open_outbox(home) as outbox:
+        Janitor(outbox, lambda _fact: None).scan()
+        _work(outbox)
+
+        assert {outbox.stats.run(each)["state"] for each in runs} == {RunState.INTERRUPTED}
+    assert [path for path, _, _ in collector.requests if path.endswith("/end")] != []
+
+
+@pytest.mark.parametrize("draft", ["None", "'the end'", "Draft(Kind.COMPLETION, 'end', 0, '\\ud800')"])
+def test_an_end_that_cannot_be_saved_stops_no_other_run(
+    home: Path, module: Path, collector: Collector, draft: str
+) -> None:
+    _replace(module, 'Draft(Kind.COMPLETION, "completion", 0, json.dumps({"state": state}))', draft)
+    configure(home, collector.url)
+    _log_in(home)
+    runs = [_abandon(home), _abandon(home)]
+
+    with open_outbox(home) as outbox:
+        Janitor(outbox, lambda _fact: None).scan()
+
+        assert {outbox.stats.run(each)["state"] for each in runs} == {RunState.INTERRUPTED}
