@@ -13,7 +13,9 @@ from stage import totals
 
 import hubqueue as package
 from hubqueue.config import registry
+from hubqueue.config.credentials import Credentials
 from hubqueue.config.declaration import Key
+from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.worker.janitor import Janitor
@@ -133,3 +135,36 @@ def test_an_end_that_cannot_be_saved_stops_no_other_run(
         Janitor(outbox, lambda _fact: None).scan()
 
         assert {outbox.stats.run(each)["state"] for each in runs} == {RunState.INTERRUPTED}
+
+
+def test_a_key_of_the_same_id_with_another_secret_is_another_key(
+    home: Path, installed: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(home, collector.url)
+    _log_in(home)
+    monkeypatch.setenv("HUBQUEUE_KEY_LAB", ID)
+    monkeypatch.setenv("HUBQUEUE_SECRET_LAB", "secret-of-last-year")
+
+    package.start_run("resnet50.pt", destination="lab", home=home, worker="none")
+    with open_outbox(home) as outbox:
+        lab = outbox.config.destination("lab")
+        assert [each.parts for each in outbox.credentials.keys(lab)] == [
+            (ID, "secret-of-last-year"),
+            (ID, SECRET),
+        ]
+
+
+def test_a_key_of_before_stays_the_vendors_when_another_address_gets_one(tmp_path: Path) -> None:
+    path = tmp_path / "credentials.toml"
+    path.write_text('[hub]\nkey = "key-of-the-vendor"\n')
+    path.chmod(0o600)
+    vendors: DestinationSettings = registry.declaration("hub").settings("hub", "hub")
+    own = registry.declaration("hub").settings("hub", "hub", url="https://hub.example.org")
+
+    Credentials(path, {}).store(own, "key-of-our-own")
+
+    assert Credentials(path, {}).keys(vendors) == ("key-of-the-vendor",)
+    assert Credentials(path, {}).keys(own) == ("key-of-our-own",)
+    Credentials(path, {}).store(vendors, "key-of-today")
+    assert Credentials(path, {}).keys(vendors) == ("key-of-today",)
+    assert "key-of-the-vendor" not in path.read_text()
