@@ -75,6 +75,8 @@ class Delivery:
         try:
             attempt = Attempt(on_start, on_bytes, stop, partial(self._outbox.settlement.note_progress, lease))
             outcome = self._damaged(lease.batch) or self._send(lease.batch, attempt)
+            if not isinstance(outcome, Outcome):  # code of a plugin may return anything
+                raise TypeError(f"a transport returned {type(outcome).__name__}, which is no outcome")
         except LeaseLost as lost:
             self._emit(events.SettleLost(lease.batch.run.id, lease.batch.kind, str(lost)))
             return None

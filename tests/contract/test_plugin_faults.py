@@ -154,6 +154,28 @@ def test_a_key_of_the_same_id_with_another_secret_is_another_key(
         ]
 
 
+@pytest.mark.parametrize("outcome", ["None", "'sent'", "Delivered"])
+def test_an_attempt_without_an_outcome_is_settled_as_a_failed_one(
+    home: Path, installed: Path, collector: Collector, outcome: str
+) -> None:
+    transport = installed / "hubqueue_collector" / "transport.py"
+    _replace(
+        transport,
+        "def send(self, batch, attempt):",
+        f"def send(self, batch, attempt):\n        return {outcome}",
+    )
+    configure(home, collector.url)
+    _log_in(home)
+    run = package.start_run("resnet50.pt", destination="lab", home=home, worker="none")
+
+    with open_outbox(home) as outbox:
+        _work(outbox)
+        (lane,) = [each for each in outbox.stats.runs(run_id=run.id)[0]["lanes"] if each["attempts"]]
+
+    assert (lane["failures"], lane["pending"]) == (1, 1)
+    assert lane["last_error"].startswith("internal error")
+
+
 def test_a_key_of_before_stays_the_vendors_when_another_address_gets_one(tmp_path: Path) -> None:
     path = tmp_path / "credentials.toml"
     path.write_text('[hub]\nkey = "key-of-the-vendor"\n')
