@@ -8,8 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from plugin_stage import ID, SECRET, Collector, break_package, configure, install
-from stage import totals
+from plugin_stage import ID, SECRET, Collector, break_package, configure, install, plugin_environ
+from stage import hubqueue, totals
 
 import hubqueue as package
 from hubqueue.config import registry
@@ -174,6 +174,36 @@ def test_an_attempt_without_an_outcome_is_settled_as_a_failed_one(
 
     assert (lane["failures"], lane["pending"]) == (1, 1)
     assert lane["last_error"].startswith("internal error")
+
+
+def test_a_run_saves_only_what_its_destination_takes(
+    home: Path, module: Path, collector: Collector, tmp_path: Path
+) -> None:
+    _replace(module, LANES, "lanes=(Kind.REGISTRATION, Kind.COMPLETION)")
+    configure(home, collector.url)
+    _log_in(home)
+    (tmp_path / "last.pt").write_bytes(b"weights")
+    run = package.start_run("resnet50.pt", destination="lab", home=home, worker="none", strict=True)
+
+    assert run.log_metrics({"loss": 1.0}, epoch=0) is None
+    assert run.save_checkpoint(tmp_path / "last.pt", epoch=0) is None
+    left = run.finish(timeout=0)
+
+    assert left.unsaved == 0
+    assert list((home / "spool").iterdir()) == []
+
+
+def test_a_shell_is_refused_what_the_destination_of_a_run_does_not_take(
+    home: Path, module: Path, collector: Collector
+) -> None:
+    _replace(module, LANES, "lanes=(Kind.REGISTRATION, Kind.COMPLETION)")
+    configure(home, collector.url)
+    run = package.start_run("resnet50.pt", destination="lab", home=home, worker="none")
+    environ, of_run = plugin_environ(home, module.parent.parent), ("--run", str(run.id), "--epoch", "0")
+
+    saved = hubqueue(environ, "enqueue", "metrics", *of_run, "loss=1")
+
+    assert (saved.returncode, "destination lab takes no metrics" in saved.stderr) == (2, True), saved.stderr
 
 
 def test_a_key_of_before_stays_the_vendors_when_another_address_gets_one(tmp_path: Path) -> None:
