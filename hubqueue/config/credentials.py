@@ -75,6 +75,11 @@ class Credentials:
         # A key equals its first secret: a new secret of the same id is another key.
         return tuple({each.parts: each for each in keys}.values())
 
+    def has_some(self, target: DestinationSettings) -> bool:
+        """Whether any secret is there for a destination at its address, whatever its type calls it."""
+        named = any(self._of_environment(own_variables(target)))
+        return named or bool(self._load().get(target.name, {}).get(origin(target.url)))
+
     def stored(self, target: DestinationSettings) -> str | None:
         """The key that a person has stored for a destination at its address."""
         return next((first for first, *_ in self._kept(target)), None)

@@ -16,9 +16,11 @@ from hubqueue.config import registry
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.declaration import Key
 from hubqueue.config.settings import DestinationSettings
+from hubqueue.domain.errors import ConfigError
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.worker.janitor import Janitor
+from hubqueue.worker.readdressing import moves
 from hubqueue.worker.worker import Worker
 
 LANES = "lanes=(Kind.REGISTRATION, Kind.METRICS, Kind.CKPT, Kind.COMPLETION)"
@@ -204,6 +206,41 @@ def test_a_shell_is_refused_what_the_destination_of_a_run_does_not_take(
     saved = hubqueue(environ, "enqueue", "metrics", *of_run, "loss=1")
 
     assert (saved.returncode, "destination lab takes no metrics" in saved.stderr) == (2, True), saved.stderr
+
+
+def test_runs_of_a_broken_package_are_not_readdressed_to_a_key_nobody_knows(
+    home: Path, module: Path, collector: Collector
+) -> None:
+    configure(home, collector.url)
+    _log_in(home)
+    run = _abandon(home)
+    with open_outbox(home) as outbox:
+        before = outbox.stats.run(run)["destination"]
+    break_package(module.parent.parent)
+    _forget_types()
+
+    with open_outbox(home) as outbox:
+        with pytest.raises(ConfigError, match="hubqueue-collector"):
+            list(moves(outbox, [], run_id=run, to=None))
+
+        assert outbox.stats.run(run)["destination"] == before
+
+
+def test_a_run_of_a_broken_package_goes_to_no_other_destination(
+    home: Path, module: Path, collector: Collector
+) -> None:
+    configure(home, collector.url, "[destinations.hub]", 'url = "https://hub.example.org"')
+    _log_in(home)
+    healthy = package.start_run("resnet50.pt", home=home, worker="none")
+    break_package(module.parent.parent)
+    _forget_types()
+
+    with pytest.raises(ConfigError, match="hubqueue-collector"):
+        package.start_run("resnet50.pt", home=home, worker="none")
+
+    with open_outbox(home) as outbox:
+        assert [each["id"] for each in outbox.stats.runs()] == [healthy.id]
+        assert outbox.stats.runs()[0]["label"] == "lab"
 
 
 def test_a_key_of_before_stays_the_vendors_when_another_address_gets_one(tmp_path: Path) -> None:
