@@ -257,3 +257,27 @@ def test_a_key_of_before_stays_the_vendors_when_another_address_gets_one(tmp_pat
     Credentials(path, {}).store(vendors, "key-of-today")
     assert Credentials(path, {}).keys(vendors) == ("key-of-today",)
     assert "key-of-the-vendor" not in path.read_text()
+
+
+def test_what_is_delivered_stays_so_when_a_reopened_transport_cannot_be_closed(
+    home: Path, installed: Path, collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport, ready = installed / "hubqueue_collector" / "transport.py", tmp_path / "ready"
+    monkeypatch.setenv("COLLECTOR_READY", str(ready))
+    begin = "    def __init__(self, settings, keys, open_body):\n"
+    wait = "        import os\n        open(os.environ['COLLECTOR_READY'])\n"
+    _replace(transport, begin, begin + wait)
+    _replace(transport, "self._api.close()", "1 / 0")
+    configure(home, collector.url)
+    _log_in(home)
+    package.start_run("resnet50.pt", destination="lab", home=home, worker="none")
+
+    with open_outbox(home) as outbox:
+        worker = Worker(outbox, emit=lambda _fact: None)
+        assert worker.start()
+        ready.touch()
+        while worker.step():
+            assert worker.wait_free(60)
+        worker.stop(timedelta(0))
+
+        assert totals(outbox) == {"enqueued": 1, "delivered": 1}
