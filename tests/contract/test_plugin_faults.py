@@ -259,6 +259,39 @@ def test_a_key_of_before_stays_the_vendors_when_another_address_gets_one(tmp_pat
     assert "key-of-the-vendor" not in path.read_text()
 
 
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        "Delivered(Remote(id='\\ud800'))",
+        "Delivered(Remote(id=batch.run.id, url=object()))",
+        "RetryLater('\\ud800')",
+        "RetryLater('later', after=3)",
+        "Blocked('wait', Scope.LANE)",
+        "Blocked('wait', 'run')",
+    ],
+)
+def test_an_outcome_that_cannot_be_written_is_a_failed_attempt(
+    home: Path, installed: Path, collector: Collector, outcome: str
+) -> None:
+    transport = installed / "hubqueue_collector" / "transport.py"
+    send = "def send(self, batch, attempt):"
+    _replace(
+        transport,
+        send,
+        f"{send}\n        from hubqueue.domain.outcome import Blocked, RetryLater\n        return {outcome}",
+    )
+    configure(home, collector.url)
+    _log_in(home)
+    run = package.start_run("resnet50.pt", destination="lab", home=home, worker="none")
+
+    with open_outbox(home) as outbox:
+        _work(outbox)
+        (lane,) = [each for each in outbox.stats.runs(run_id=run.id)[0]["lanes"] if each["attempts"]]
+
+    assert (lane["failures"], lane["pending"]) == (1, 1)
+    assert lane["last_error"].startswith("internal error")
+
+
 def test_what_is_delivered_stays_so_when_a_reopened_transport_cannot_be_closed(
     home: Path, installed: Path, collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
