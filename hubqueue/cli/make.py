@@ -11,7 +11,8 @@ import click
 from hubqueue.cli.frame import Place, pass_place
 from hubqueue.cli.mistakes import Corrected, Number, Whole
 from hubqueue.cli.named import find_run
-from hubqueue.domain.errors import InvalidMetrics, InvalidModel, RunFinished
+from hubqueue.domain.entry import Kind
+from hubqueue.domain.errors import InvalidArgument, InvalidMetrics, InvalidModel, RunFinished
 from hubqueue.domain.lifecycle import RunState
 
 _run = click.option(
@@ -89,7 +90,7 @@ def metrics(place: Place, run_id: str, epoch: int, pairs: tuple[str, ...]) -> No
 
     values = _pairs(pairs) if pairs else _read_json()
     with place.open() as outbox:
-        run_id = _open_run(outbox, run_id)
+        run_id = _open_run(outbox, run_id, Kind.METRICS)
         entry_id, superseded = outbox.entries.enqueue(run_id, metrics_draft(metrics_text(values), epoch))
         outbox.discard(superseded)
     click.echo(f"entry {entry_id}")
@@ -129,7 +130,7 @@ def checkpoint(
     from hubqueue.producer.metrics import finite_number
 
     with place.open() as outbox:
-        run_id = _open_run(outbox, run_id)
+        run_id = _open_run(outbox, run_id, Kind.CKPT)
         given = Checkpoint(file, epoch, is_best=best, map=finite_number("map", score), final=final)
         entry_id = save_snapshot(outbox, run_id, given)
     click.echo(f"entry {entry_id}")
@@ -155,12 +156,15 @@ def end(place: Place, run_id: str, failed: bool) -> None:
     click.echo(f"run {run_id} is {state}" if ended else f"run {run_id} had ended before")
 
 
-def _open_run(outbox: Any, given: str) -> str:
-    """The id of a run that takes more entries: as in Python, one that has ended does not."""
+def _open_run(outbox: Any, given: str, kind: Kind) -> str:
+    """The id of a run that takes more entries of a kind: as in Python, one that has ended does not."""
     run_id = find_run(outbox, given)
-    state = outbox.stats.run(run_id)["state"]
+    (run,) = outbox.stats.runs(run_id=run_id)
+    state = run["state"]
     if state in {RunState.FINISHED, RunState.FAILED}:
         raise RunFinished(f"run {run_id} is {state}", hint="start another one: hubqueue enqueue run MODEL")
+    if kind not in {lane["kind"] for lane in run["lanes"]}:
+        raise InvalidArgument(f"destination {run['label']} takes no {kind}")
     return run_id
 
 

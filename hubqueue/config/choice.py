@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hubqueue.config.config import Config
 from hubqueue.config.credentials import Credentials
-from hubqueue.config.registry import declaration
+from hubqueue.config.registry import absent, declaration
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.errors import ConfigError, CredentialsError
 
@@ -33,6 +33,8 @@ def choose(
 
 def _has_key(credentials: Credentials, target: DestinationSettings, *, guess: bool) -> bool:
     try:
+        if absent(target.type) is not None:
+            return credentials.has_some(target)  # else its runs would go to another destination meanwhile
         return bool(credentials.keys(target)) or not declaration(target.type).secrets
     except CredentialsError as error:
         if guess:

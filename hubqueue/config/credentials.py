@@ -72,7 +72,13 @@ class Credentials:
         ]
         for key in keys:
             remember(key.parts)
-        return tuple(dict.fromkeys(keys))
+        # A key equals its first secret: a new secret of the same id is another key.
+        return tuple({each.parts: each for each in keys}.values())
+
+    def has_some(self, target: DestinationSettings) -> bool:
+        """Whether any secret is there for a destination at its address, whatever its type calls it."""
+        named = any(self._of_environment(own_variables(target)))
+        return named or bool(self._load().get(target.name, {}).get(origin(target.url)))
 
     def stored(self, target: DestinationSettings) -> str | None:
         """The key that a person has stored for a destination at its address."""
@@ -170,7 +176,8 @@ class Credentials:
         kept = {name: dict(by_address) for name, by_address in self._load().items()}
         table: _Table = {_secrets(target)[0].name: str(key), **others, **({_FURTHER: more} if more else {})}
         kept.setdefault(target.name, {})[origin(target.url)] = table
-        kept[target.name].pop("", None)  # now the address is known
+        if origin(target.url) == _vendor(target.type):
+            kept[target.name].pop("", None)  # it was for this address
         self._write(kept)
 
     def _of_environment(self, variables: tuple[str | None, ...]) -> _Values:

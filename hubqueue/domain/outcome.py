@@ -36,6 +36,9 @@ class Remote:
     cancelled: bool | None = None
 
     def __post_init__(self) -> None:
+        for name, found in (("id", self.id), ("address", self.url)):
+            if found is not None and not (isinstance(found, str) and found.isprintable()):
+                raise ValueError(f"a run cannot have this {name}: only printable text")
         mentioned = {name: value for name, value in self.remember.items() if value is not None}
         for name, value in mentioned.items():
             if not name.isprintable() or not isinstance(value, str | int) or not str(value).isprintable():
@@ -75,10 +78,18 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Not a rejection of the entry: a person has to act. `scope` (RUN or DESTINATION) is held, everything is kept."""
+    """Not a rejection of the entry: a person has to act. `scope` is held, everything is kept.
+
+    Raises `ValueError` for a scope that is neither RUN nor DESTINATION.
+    """
 
     reason: str
     scope: Scope
+
+    def __post_init__(self) -> None:
+        # A plain text or another scope holds nothing: the next request would follow at once.
+        if self.scope is not Scope.RUN and self.scope is not Scope.DESTINATION:
+            raise ValueError(f"nothing but a run or a destination can be on hold, not {self.scope!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ training, unless `strict`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import Checkpoint
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.errors import RunFinished
@@ -27,6 +29,7 @@ from hubqueue.producer.survival import Survivor
 from hubqueue.worker.closing import close_run
 
 _T = TypeVar("_T")
+_LOG = logging.getLogger("hubqueue")
 # The longest reason, in characters, that is recorded for a loss.
 _LONGEST_REASON = 300
 
@@ -39,11 +42,13 @@ class Saving:
 
     def __init__(self, start: Start, *, strict: bool, on_enqueue: Callable[[], None]) -> None:
         self._home, self._on_enqueue = start.home, on_enqueue
+        self._destination = start.destination
         self.opening = Opening(start)
         self.backlog = Backlog(self._removed_unsaved)
         self._unsaved = _Unsaved()
         self._survivor = Survivor(strict=strict, name=lambda: self.opening.run_id, note=self._unsaved.because)
         self.ended: RunState | None = None
+        self._refused: set[Kind] = set()
 
     def attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
         """Call `act`, with a new outbox if the present one is damaged; None when it failed and that was logged."""
@@ -56,6 +61,8 @@ class Saving:
         """
         with self.opening.guard:
             self._refuse_finished()
+            if not self._takes(draft.kind):
+                return None
             self.backlog.put(draft)
             what = "checkpoint" if draft.kind is Kind.CKPT else str(draft.kind)
             saved = self.attempt(what, lambda: self.backlog.save(self._enqueue))
@@ -75,6 +82,8 @@ class Saving:
             return copy_checkpoint(outbox, run_id, checkpoint)
 
         self._refuse_finished()
+        if not self._takes(Kind.CKPT):
+            return None
         while (draft := self.attempt("checkpoint", copy)) is not None:
             saved, outbox = self.save(draft), self.opening.outbox
             if saved is None or outbox is None:
@@ -116,6 +125,14 @@ class Saving:
             return count_safely(None, None, unsaved=unsaved, why=why)
         with SHARED.used(outbox):
             return count_safely(outbox, self.opening.run_id, unsaved=unsaved, why=why)
+
+    def _takes(self, kind: Kind) -> bool:
+        """Whether the destination takes entries of a kind: one that no lane has would wait in memory and be lost."""
+        takes = kind in declaration(self._destination.type).lanes
+        if not takes and kind not in self._refused:
+            self._refused.add(kind)
+            _LOG.warning("destination %s takes no %s: nothing of it is saved", self._destination.name, kind)
+        return takes
 
     def _refuse_finished(self) -> None:
         if self.ended is not None:

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, assert_never
 
 from hubqueue.destinations.base import Attempt, Transport
 from hubqueue.domain.entry import Kind
-from hubqueue.domain.errors import CredentialsError, LeaseLost, OutboxDamaged, OutboxUnavailable, SpoolError
+from hubqueue.domain.errors import (
+    CredentialsError,
+    HubqueueError,
+    LeaseLost,
+    OutboxDamaged,
+    OutboxUnavailable,
+    SpoolError,
+)
 from hubqueue.domain.lane import Batch, Lease
 from hubqueue.domain.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater, Scope
 from hubqueue.domain.plain import is_intact
@@ -75,22 +82,21 @@ class Delivery:
         try:
             attempt = Attempt(on_start, on_bytes, stop, partial(self._outbox.settlement.note_progress, lease))
             outcome = self._damaged(lease.batch) or self._send(lease.batch, attempt)
+            if not isinstance(outcome, Outcome):  # code of a plugin may return anything
+                raise TypeError(f"a transport returned {type(outcome).__name__}, which is no outcome")
         except LeaseLost as lost:
             self._emit(events.SettleLost(lease.batch.run.id, lease.batch.kind, str(lost)))
             return None
         except OutboxUnavailable as error:
             outcome = RetryLater(f"storage trouble: {error}")
         except Exception as surprise:
-            _LOG.exception(
-                "run %s: an attempt at %s failed unexpectedly", lease.batch.run.id, lease.batch.kind
-            )
-            outcome = RetryLater(f"internal error: {type(surprise).__name__}")
+            outcome = _failed(lease, surprise)
         started_at = started[0] if started else None
         try:
             facts, following = self._settle(lease, outcome, started_at, follow)
         except Exception:
             # The claim may have failed, and the outcome must not be lost with it. Any other error occurs again.
-            facts, following = self._insist(lease, outcome, started_at, stop), None
+            facts, following = self._settle_alone(lease, outcome, started_at, stop), None
         for fact in facts:
             self._emit(fact)
         return following
@@ -124,10 +130,21 @@ class Delivery:
         except CredentialsError as error:
             return Blocked(str(error), Scope.DESTINATION)
 
+    def _settle_alone(
+        self, lease: Lease, outcome: Outcome, started_at: datetime | None, stop: threading.Event
+    ) -> list[events.Fact]:
+        """Settle and claim nothing. An outcome that no row can hold becomes a failed attempt."""
+        try:
+            return self._insist(lease, outcome, started_at, stop)
+        except HubqueueError:
+            raise
+        except Exception as surprise:  # code of a plugin made it
+            return self._insist(lease, _failed(lease, surprise), started_at, stop)
+
     def _insist(
         self, lease: Lease, outcome: Outcome, started_at: datetime | None, stop: threading.Event
     ) -> list[events.Fact]:
-        """Settle and claim nothing. On a full disk, free the ballast, then try again until it works."""
+        """Settle. On a full disk, free the ballast, then try again until it works."""
         pause = threading.Event()
         while True:
             try:
@@ -210,3 +227,10 @@ class Delivery:
                 return nothing, [events.AttemptReleased(run_id, kind, reason)]
             case unknown:
                 assert_never(unknown)
+
+
+def _failed(lease: Lease, surprise: Exception) -> RetryLater:
+    """The outcome of an attempt that met a defect, of hubqueue or of a plugin."""
+    batch = lease.batch
+    _LOG.error("run %s: an attempt at %s failed unexpectedly", batch.run.id, batch.kind, exc_info=surprise)
+    return RetryLater(f"internal error: {type(surprise).__name__}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 
+from hubqueue.domain.errors import ConfigError
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.locks import forget, is_held
 from hubqueue.outbox.outbox import Outbox
@@ -44,8 +45,14 @@ class Janitor:
         for run_id in self._outbox.stats.running():
             lock = self._outbox.run_lock(run_id)
             # No lock file: the run belongs to another machine's home, whose janitor decides.
-            if lock.exists() and not is_held(lock) and close_run(self._outbox, run_id, RunState.INTERRUPTED):
+            if lock.exists() and not is_held(lock) and self._interrupt(run_id):
                 self._emit(events.RunInterrupted(run_id))
+
+    def _interrupt(self, run_id: str) -> bool:
+        try:
+            return close_run(self._outbox, run_id, RunState.INTERRUPTED)
+        except ConfigError:
+            return False  # `status` names the broken package; a scan after its repair ends the run
 
     def salvage(self) -> None:
         """Copy what can be read of damaged outboxes that were set aside. At the start, and rarely."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from hubqueue.config.config import did_you_mean
 from hubqueue.config.credentials import check_key
 from hubqueue.config.reader import DestinationSettings
+from hubqueue.config.registry import absent
 from hubqueue.domain.account import opens, origin
 from hubqueue.domain.errors import ConfigError, UnknownName
 from hubqueue.domain.redact import clean, safe_url
@@ -92,6 +93,8 @@ def _move(
         raise ConfigError(
             (f"{target.name} is of type {target.type}, {source.name} of type {source.type}",), hint=hint
         )
+    if (missing := absent(target.type)) is not None:
+        raise missing.error  # which of its secrets say whose account it is, nobody knows
     key = outbox.readable_key(target)
     goal = f"{target.name} ({origin(target.url)})" + ("" if key else ", which has no key yet")
     return Move(outbox, runs, f"{source.label} ({safe_url(source.url)})", goal, target, key, run_ids, names)

@@ -70,8 +70,11 @@ class _Reopened:
         self._open = open
 
     def send(self, batch: Batch, attempt: Attempt) -> Outcome:
-        with closing(self._open()) as opened:
+        opened = self._open()
+        try:
             return opened.send(batch, attempt)
+        finally:
+            _close(opened)  # an error there must not cost the outcome: what was sent would be sent again
 
     def check(self) -> Outcome:
         with closing(self._open()) as opened:

@@ -353,7 +353,8 @@ def test_the_rows_of_a_type_that_is_gone_stop_nothing(
     assert not registry.is_known("collector")
 
     with open_outbox(home, environ={"ULTRALYTICS_HUB_API": hub.url, "HUB_API_KEY": "key-of-hub"}) as outbox:
-        assert close_run(outbox, left.id, RunState.INTERRUPTED)
+        with pytest.raises(ConfigError, match="unknown type"):
+            close_run(outbox, left.id, RunState.INTERRUPTED)
         janitor = Janitor(outbox, lambda _fact: None)
         janitor.scan()
         janitor.tidy()

@@ -65,10 +65,7 @@ class Registry:
                 run_id = new_id or new_run_id()
                 row = {"destination": destination, "model": model, "remote_id": remote_id, "url": url}
                 tx.execute(insert(runs).values(id=run_id, state=RunState.RUNNING, created_at=now, **row))
-            have = set(tx.scalars(select(lanes.c.kind).where(lanes.c.run_id == run_id)))
-            missing = [{"run_id": run_id, "kind": kind} for kind in kinds if kind not in have]
-            if missing:
-                tx.execute(insert(lanes), missing)
+            _add_lanes(tx, run_id, kinds)
             return run_id, found is not None
 
     def adopt_run(self, run: Mapping[str, Any], *, kinds: Iterable[Kind], drafts: Collection[Draft]) -> bool:
@@ -112,6 +109,9 @@ class Registry:
             if tx.execute(ended).rowcount == 0:
                 return False
             if told is not None:
+                _add_lanes(
+                    tx, run_id, [told.kind]
+                )  # a destination may want the end only since its last version
                 self._entries.put(tx, run_id, told)
             return True
 
@@ -182,3 +182,11 @@ def new_run_id() -> str:
 
 def _again(run_id: str) -> Update:
     return update(runs).where(runs.c.id == run_id).values(state=RunState.RUNNING, finished_at=None)
+
+
+def _add_lanes(tx: Connection, run_id: str, kinds: Iterable[Kind]) -> None:
+    """Give a run the lanes of these kinds that it has not."""
+    have = set(tx.scalars(select(lanes.c.kind).where(lanes.c.run_id == run_id)))
+    missing = [{"run_id": run_id, "kind": kind} for kind in kinds if kind not in have]
+    if missing:
+        tx.execute(insert(lanes), missing)
