@@ -13,7 +13,7 @@ from sqlalchemy import Connection, select, text
 
 from hubqueue.domain.clock import Clock, SystemClock
 from hubqueue.outbox.database import migration, origin, sqlite
-from hubqueue.outbox.database.schema import REVISION, about, metadata, strangers
+from hubqueue.outbox.database.schema import REVISION, about, invalid_numbers, metadata
 from hubqueue.outbox.database.transactions import Transactions, driven
 
 
@@ -124,7 +124,7 @@ class Database(Transactions):
                 # The stored CREATE TABLE text may be damaged too: then the columns differ from the declared ones.
                 for table in metadata.sorted_tables:
                     connection.execute(table.select().limit(0))
-                    for name, found in connection.execute(strangers(table)).mappings().one().items():
+                    for name, found in connection.execute(invalid_numbers(table)).mappings().one().items():
                         if found:
                             return f"invalid number in {table.name}.{name}"
             return verdict
