@@ -31,4 +31,4 @@ def close_run(
             draft = completion(state, results=results, error=error)
         except Exception:  # code of a plugin: it must not stop the janitor for all other runs
             _LOG.exception("run %s: its destination cannot draft the end", run_id)
-    return outbox.registry.end_run(run_id, state, told=draft)
+    return outbox.registry.end_run(run_id, state, completion=draft)
