@@ -51,9 +51,8 @@ class Outbox:
         self.database = database
         self.credentials = Credentials(home.credentials, environ)
         self.spool = Spool(config.spool.path or home.spool, config.spool)
-        self.set_aside: Path | None = (
-            None  # the path of the damaged outbox that this one replaced when it was opened
-        )
+        # The path of the damaged outbox that this one replaced when it was opened.
+        self.set_aside: Path | None = None
 
     # Each part is imported when it is first used: the status uses few of them.
 

@@ -207,9 +207,8 @@ class Spool:
         self._named = True
 
     def _check_room(self, size: int) -> None:
-        removals = (
-            self._removals
-        )  # read first: a removal that ends during the check may have freed room after it
+        # Read first: a removal that ends during the check may free its room after it.
+        removals = self._removals
         shortage = self._shortage(size)
         if shortage and removals:
             for each in removals:
