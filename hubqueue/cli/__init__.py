@@ -25,7 +25,7 @@ def main(ctx: click.Context) -> None:
       hubqueue drain               send it now, with a progress bar
       hubqueue demo                see the whole story on this machine
     """
-    if os.environ.get("NO_COLOR"):
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         ctx.color = False
 
 

@@ -123,7 +123,7 @@ def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
         line = f"\nrun {click.style(run['id'], bold=True)}  {run['model']}  to {run['destination']}  {state}"
         if run["cancelled"]:
             line += "  " + click.style("the hub asks to stop", fg="yellow")
-        line += f"  {run['url']}" if run["url"] else "  not registered yet"
+        line += f"  {run['url'] or ('registered' if run['remote_id'] else 'not registered yet')}"
         yield line
         if run["held"]:
             yield "  " + click.style(f"ON HOLD: {run['held']}", fg="red")

@@ -237,7 +237,7 @@ def _worded(place: Place, shown: dict[str, Any]) -> str:
 
 def _run_row(run: dict[str, Any]) -> tuple[str, ...]:
     counts = [sum(lane[name] for lane in run["lanes"]) for name in ("pending", "dead", "delivered")]
-    where = run["url"] or "not registered yet"
+    where = run["url"] or ("registered" if run["remote_id"] else "not registered yet")
     return (
         run["id"],
         run["model"],

@@ -30,11 +30,13 @@ from __future__ import annotations
 
 
 class HubqueueError(Exception):
-    """Base class of all errors. `hint` is one line for the reader; the command line shows it on a separate line."""
+    """Base class of all errors. `hint` is one line for the reader; the command line and a traceback show it on its own line."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        if hint is not None:
+            self.add_note(f"hint: {hint}")
 
 
 class ConfigError(HubqueueError, ValueError):

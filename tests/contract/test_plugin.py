@@ -106,6 +106,9 @@ def test_the_package_of_the_page_delivers_a_whole_training(
     assert all(path.startswith("/projects/vision/runs/") for path, _, _ in collector.requests)
     assert len({headers["Idempotency-Key"] for _, headers, _ in collector.requests}) == 4
     assert status(environ)["healthy"] is True
+    for command in ("status", "runs"):  # it has no address to show, but it is registered
+        shown = hubqueue(environ, command).stdout
+        assert ("not registered yet" in shown, "  registered" in shown) == (False, True), shown
     assert (checked.returncode, "hubqueue-collector 1.2.3" in checked.stdout) == (0, True)
     stored = home / "credentials.toml"
     assert f'[lab."{collector.url}"]\nid = "{ID}"\nsecret = "{SECRET}"\n' in stored.read_text()

@@ -332,6 +332,7 @@ def test_colours_are_for_terminals_that_want_them(environ: dict[str, str]) -> No
     plain = {**environ, "NO_COLOR": "1"}
     coloured = {name: value for name, value in environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"}
     assert b"\x1b[" not in on_terminal(plain)
+    assert b"\x1b[" not in on_terminal({**coloured, "TERM": "dumb"})
     assert b"\x1b[" in on_terminal(coloured)
 
 
