@@ -1,4 +1,4 @@
-# Everything runs in .venv, which each target makes first. Needed: python3 (3.11 or newer) with venv, make.
+# Each target creates .venv first and runs in it. Requirements: python3 (3.11 or newer) with venv, make.
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -9,10 +9,10 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 ULTRALYTICS := .venv-ultralytics
 OLDEST := .venv-oldest
 BENCH := .venv-bench
-# A build of torch for the processor; torchvision is only read, whatever it was built for.
+# The CPU build of torch; of torchvision only the Python code is used, so any build works.
 TORCH ?= torch==2.13.0+cpu torchvision==0.28.0
 
-# The tests wait on processes, sockets and disks more than on the processor: more of them at a time than processors.
+# The tests mostly wait for processes, sockets and disks, so more of them run at a time than there are processors.
 WORKERS ?= 6
 PYTEST := $(BIN)/python -m pytest
 
@@ -27,33 +27,33 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV)"
 	@$(PIP) install -c constraints.txt -e '.[dev]' 2>$(VENV)/install.log || { cat $(VENV)/install.log >&2; exit 1; }
-	@# The callbacks that HUBTrainingSession has to run under, as their packages ship them; read, not installed.
+	@# The packages whose callbacks HUBTrainingSession has to support; their wheels are read, not installed.
 	@for each in 8.2.70 8.3.253; do \
 		$(PIP) download --no-deps --only-binary :all: --dest $(VENV)/wheels "ultralytics==$$each" || exit 1; done
 	@touch $@
 
-demo: $(STAMP) ## The whole story on this machine: a run, an outage, a kill -9, everything delivered.
+demo: $(STAMP) ## Show everything on this machine: a run, an outage, a kill -9, everything delivered.
 	@$(BIN)/hubqueue demo
 
-test: $(STAMP) ## Run the tests in random order, some at a time (WORKERS=6, PYTEST_OPTIONS=--randomly-seed=N).
+test: $(STAMP) ## Run the tests in random order, in parallel (WORKERS=6, PYTEST_OPTIONS=--randomly-seed=N).
 	@$(PYTEST) -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_OPTIONS)
 
 test-slow: $(STAMP) ## Run the slow tests: small scales of the torture.
 	@$(PYTEST) -m slow -n 2 --dist worksteal $(PYTEST_OPTIONS)
 
-soak: $(STAMP) ## Run the tests 20 times beside two busy loops (SOAK="--runs 5 --busy 4").
+soak: $(STAMP) ## Run the tests 20 times with two busy loops in parallel (SOAK="--runs 5 --busy 4").
 	@$(BIN)/python tests/soak.py $(SOAK)
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt constraints.txt
 	@echo "installing into $(OLDEST)"
 	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	@# The tools of the tests are those of constraints.txt; what hubqueue itself needs is as old as it may be.
+	@# The test tools have the versions of constraints.txt; hubqueue's dependencies have their least versions.
 	@sed -n 's/^\([A-Za-z0-9_-]*\)==.*/^\1==/p' constraints-oldest.txt | grep -vif - constraints.txt >$(OLDEST)/tools.txt
 	@$(OLDEST)/bin/python -m pip --quiet --disable-pip-version-check --no-input install \
 		-c constraints-oldest.txt -c $(OLDEST)/tools.txt -e '.[dev]' 2>$(OLDEST)/install.log || { cat $(OLDEST)/install.log >&2; exit 1; }
 	@touch $@
 
-test-oldest: $(OLDEST)/.installed ## Run the tests that need no training with the least versions that hubqueue takes.
+test-oldest: $(OLDEST)/.installed ## Run the tests that need no training with the least versions that hubqueue supports.
 	@$(OLDEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal tests/unit tests/contract tests/promises tests/doors
 
 $(ULTRALYTICS)/.installed: pyproject.toml constraints.txt tests/trainings/requirements.txt
@@ -67,7 +67,7 @@ $(ULTRALYTICS)/.installed: pyproject.toml constraints.txt tests/trainings/requir
 			2>$(ULTRALYTICS)/install.log || { cat $(ULTRALYTICS)/install.log >&2; exit 1; }; done
 	@touch $@
 
-test-ultralytics: $(STAMP) $(ULTRALYTICS)/.installed ## Train with three versions of ultralytics, a hub that goes away, and kill -9.
+test-ultralytics: $(STAMP) $(ULTRALYTICS)/.installed ## Train with three versions of ultralytics, hub outages, and kill -9.
 	@PYTHONPATH=tests $(BIN)/python -m trainings
 
 torture: $(STAMP) ## Kills, power cuts, bad peers and bad disks (TORTURE=full: the published figures).
@@ -81,7 +81,7 @@ $(BENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 			2>$(BENCH)/install.log || { cat $(BENCH)/install.log >&2; exit 1; }; done
 	@touch $@
 
-bench: $(BENCH)/.installed ## Measure beside the floor and the peers (ROWS="enqueue drain", BENCH_OPTIONS=--quick; --write for the docs).
+bench: $(BENCH)/.installed ## Measure hubqueue, the floor and the peers (ROWS="enqueue drain", BENCH_OPTIONS=--quick; --write for the docs).
 	@$(BENCH)/bin/python -m benchmarks $(ROWS) $(BENCH_OPTIONS)
 
 lint: $(STAMP) ## Check style, types and floors.
@@ -90,7 +90,7 @@ lint: $(STAMP) ## Check style, types and floors.
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-format: $(STAMP) ## Put the code into the house's style.
+format: $(STAMP) ## Format the code.
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
@@ -100,5 +100,5 @@ reference: $(STAMP) ## Write config.example.toml and the tables of docs/configur
 wheel: $(STAMP) ## Build the wheel into dist/.
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
-clean: ## Remove the environment and everything that was built.
+clean: ## Remove the environments and everything that was built.
 	@rm -rf $(VENV) $(OLDEST) $(ULTRALYTICS) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

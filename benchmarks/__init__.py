@@ -1,1 +1,1 @@
-"""What hubqueue costs, measured beside its floor and beside its peers: `python -m benchmarks [ROW…]` (make bench)."""
+"""The costs of hubqueue, compared with a floor and with peers: `python -m benchmarks [ROW…]` (make bench)."""

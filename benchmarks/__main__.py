@@ -1,4 +1,4 @@
-"""`python -m benchmarks [ROW…] [--quick] [--write [FOLDER]]`: measure the rows named, all without a name."""
+"""`python -m benchmarks [ROW…] [--quick] [--write [FOLDER]]`: measure the given rows, by default all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.place import ROOT, Place, machine
+from benchmarks.context import ROOT, Context, machine
 from benchmarks.report import Line, Standing, tables, terminal, write
 
 ROWS = (
@@ -41,25 +41,25 @@ def main() -> None:
     asked = parser.parse_args()
     unknown = [row for row in asked.rows if row not in ROWS]
     if unknown:
-        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+        parser.error(f"unknown row: {', '.join(unknown)}; known: {', '.join(ROWS)}")
     if asked.write and asked.rows:
         parser.error("--write takes all rows of one run")
-    # What is still owed at the end of a run is no news here.
+    # Warnings about entries that are still owed at the end of a run are irrelevant here.
     logging.getLogger("hubqueue").setLevel(logging.ERROR)
     lines: list[Line] = []
     standings: list[Standing] = []
     failed: list[str] = []
-    with Place(quick=asked.quick) as place:
-        facts = dict(machine(place))
+    with Context(quick=asked.quick) as context:
+        facts = dict(machine(context))
         for name, fact in facts.items():
             print(f"{name:12} {fact}")
         for row in asked.rows or ROWS:
             start = time.monotonic()
             try:
-                found = import_module(f"benchmarks.{row}").measure(place)
+                found = import_module(f"benchmarks.{row}").measure(context)
             except Exception:
                 traceback.print_exc()
-                failed.append(row)  # the others are measured all the same
+                failed.append(row)  # the other rows are still measured
                 continue
             print(f"\n-- {row}, {time.monotonic() - start:.0f} s")
             print(terminal(found.lines), flush=True)

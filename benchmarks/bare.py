@@ -1,6 +1,6 @@
-"""What anybody would write instead: a bare `requests` loop, a bare PUT of a file object, and hub-sdk's own calls.
+"""The simple alternatives: a bare `requests` loop, a bare PUT of a file object, and hub-sdk's own calls.
 
-Each is a process of its own: `python -m benchmarks.bare HOW URL …`; the last line it prints is JSON.
+Each is a separate process: `python -m benchmarks.bare HOW URL …`. Its last line of output is JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.timing import SCALARS
 
 
 def loop(url: str, epochs: int, a_request: int) -> None:
-    """Metrics of so many epochs over one kept connection, `a_request` at a time."""
+    """Send metrics of `epochs` epochs over one kept connection, `a_request` epochs per request."""
     import requests
 
     text = json.dumps(SCALARS)
@@ -25,36 +25,36 @@ def loop(url: str, epochs: int, a_request: int) -> None:
         session.headers["x-api-key"] = "key"
         for first in range(0, epochs, a_request):
             metrics = {str(epoch): text for epoch in range(first, min(epochs, first + a_request))}
-            answer = session.post(f"{url}/v1/models/{MODEL}", json={"metrics": metrics, "type": "metrics"})
-            assert answer.json()["success"] is True
+            response = session.post(f"{url}/v1/models/{MODEL}", json={"metrics": metrics, "type": "metrics"})
+            assert response.json()["success"] is True
 
 
 def hub_sdk_loop(url: str, epochs: int, a_request: int) -> None:
-    """The same by hub-sdk's `upload_metrics`."""
+    """The same with hub-sdk's `upload_metrics`."""
     model, text = _model(url), json.dumps(SCALARS)
     for first in range(0, epochs, a_request):
         metrics = {str(epoch): text for epoch in range(first, min(epochs, first + a_request))}
-        answer = model.upload_metrics(metrics)
-        assert answer is not None and answer.status_code == 200
+        response = model.upload_metrics(metrics)
+        assert response is not None and response.status_code == 200
 
 
 def put(url: str, path: str) -> None:
     """A bare PUT of an opened file."""
     import requests
 
-    _tell(lambda: _put(requests, url, path))
+    _report(lambda: _put(requests, url, path))
 
 
 def hub_sdk_upload(url: str, path: str) -> None:
     """hub-sdk's `upload_model` of a final checkpoint."""
     model = _model(url)
-    _tell(lambda: model.upload_model(0, path, final=True).status_code)
+    _report(lambda: model.upload_model(0, path, final=True).status_code)
 
 
 def _put(requests: object, url: str, path: str) -> int:
     with open(path, "rb") as file:
-        answer: int = requests.put(f"{url}/put", data=file).status_code  # type: ignore[attr-defined]
-    return answer
+        response: int = requests.put(f"{url}/put", data=file).status_code  # type: ignore[attr-defined]
+    return response
 
 
 def _model(url: str) -> object:
@@ -64,8 +64,8 @@ def _model(url: str) -> object:
     return HUBClient().model(MODEL)
 
 
-def _tell(send: Callable[[], int]) -> None:
-    """The seconds, and how many bytes more it had in memory at the peak."""
+def _report(send: Callable[[], int]) -> None:
+    """Print the seconds, and the growth of the memory at its peak in bytes."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     status = send()

@@ -1,4 +1,4 @@
-"""`save_checkpoint` of 1 GiB that is in the page cache, beside `cp` and an fsync of the copy and its folder."""
+"""`save_checkpoint` of 1 GiB that is in the page cache, compared with `cp` and an fsync of the copy and its folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import hubqueue
-from benchmarks.place import Place
+from benchmarks.context import Context
 from benchmarks.processes import forget_peak, peak, resident
 from benchmarks.report import Found, Line
 from benchmarks.timing import of_rounds, ratio, shown
@@ -16,9 +16,9 @@ from benchmarks.timing import of_rounds, ratio, shown
 _BLOCK = 1 << 20
 
 
-def measure(place: Place) -> Found:
-    rounds, blocks = (2, 256) if place.quick else (4, 1024)
-    folder = place.new("checkpoint")
+def measure(context: Context) -> Found:
+    rounds, blocks = (2, 256) if context.quick else (4, 1024)
+    folder = context.new("checkpoint")
     source = large_file(folder / "last.pt", blocks)
     run = hubqueue.start_run("yolov8n.pt", home=folder / "home", worker="none", strict=True)
     floor: list[list[float]] = []
@@ -32,7 +32,7 @@ def measure(place: Place) -> Found:
             _read(source)
             os.sync()
             side()
-    # Once more, for the memory: a training process has none to spare.
+    # Once more, to measure the memory, which is scarce in a training process.
     before = resident(os.getpid())
     forget_peak(os.getpid())
     _save(run, source, rounds)
@@ -55,7 +55,7 @@ def measure(place: Place) -> Found:
 
 
 def large_file(path: Path, blocks: int) -> Path:
-    """A file of so many MiB of noise, on the disk."""
+    """Write a file of random data, `blocks` MiB, and sync it."""
     with path.open("wb") as file:
         for _ in range(blocks):
             file.write(os.urandom(_BLOCK))

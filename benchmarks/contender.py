@@ -1,7 +1,7 @@
-"""A contender in a process of its own, so that its threads and caches stand in nobody else's way.
+"""A contender in its own process, so that its threads and caches do not affect the others.
 
-The process waits for a command a line on its standard input and answers each with one line of JSON: the seconds of
-every call, the errors, and from when to when (on the monotonic clock). It ends when its input ends.
+The process reads commands from its standard input, one per line. It replies to each with one line of JSON: the seconds of
+every call, the errors, and the begin and end of the block (wall clock). It ends when its input ends.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from benchmarks.context import ROOT, python, version
 from benchmarks.peers import Known
-from benchmarks.place import ROOT, python, version
 from benchmarks.processes import tree
 from benchmarks.timing import SCALARS
 
@@ -30,12 +30,12 @@ PATIENCE = 180.0
 
 
 class ContenderFailedError(Exception):
-    """It does not run here; the message says why."""
+    """The contender does not run here; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a block of calls cost. `began` and `ended` are wall-clock seconds, for comparing with a trace."""
+class Block:
+    """The cost of a block of calls. `began` and `ended` are wall-clock seconds, for comparison with a trace."""
 
     seconds: list[float]
     errors: list[str]
@@ -44,7 +44,7 @@ class Told:
 
 
 class Contender:
-    """The parent's end. Started by `with`; raises `ContenderFailedError` when the process does not answer."""
+    """The parent's side. `with` starts the process; raises `ContenderFailedError` if it does not reply."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class Contender:
         self._process: subprocess.Popen[str] | None = None
         self._next = 0
 
-    def call(self, calls: int) -> Told:
-        """So many calls, one after the other."""
-        return self.answer(self.ask(calls=calls))
+    def call(self, calls: int) -> Block:
+        """Make `calls` calls, one after the other."""
+        return self.read_block(self.start(calls=calls))
 
-    def ask(self, **what: float) -> Self:
-        """Let it begin; `calls` or `seconds` say how long, `at` (monotonic) when."""
+    def start(self, **what: float) -> Self:
+        """Start a block of `calls` calls or `seconds` seconds, at the time `at` (monotonic)."""
         assert self._process is not None and self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps({**what, "first": self._next}) + "\n")
@@ -74,26 +74,26 @@ class Contender:
             raise ContenderFailedError(f"{self.name}: {self._last_words()}") from error
         return self
 
-    def answer(self, _asked: object = None) -> Told:
-        """What came of it."""
+    def read_block(self, _asked: object = None) -> Block:
+        """The result of the block that was started."""
         assert self._process is not None and self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
         line = self._process.stdout.readline() if ready else ""
         if not line:
             raise ContenderFailedError(f"{self.name}: {self._last_words()}")
-        told = Told(**json.loads(line))
-        self._next += len(told.seconds) + len(told.errors)
-        return told
+        block = Block(**json.loads(line))
+        self._next += len(block.seconds) + len(block.errors)
+        return block
 
     def settle(self) -> None:
-        """Sync its files, so that what it leaves unwritten is not charged to the next one's syncs."""
+        """Sync its files, so that its unwritten data does not slow the next contender's syncs."""
         for path in self._folder.rglob("*"):
             if path.is_file():
                 with suppress(OSError), path.open("rb") as file:
                     os.fsync(file.fileno())
 
     def kill(self) -> None:
-        """kill -9 of the process and of all that it has started, as near as can be at one moment."""
+        """kill -9 of the process and of all its descendants, as simultaneously as possible."""
         assert self._process is not None
         for pid in tree(self._process.pid):
             with suppress(ProcessLookupError):
@@ -112,7 +112,7 @@ class Contender:
                 cwd=self._folder,
             )
         try:
-            self.answer()  # it is open
+            self.read_block()  # it is open
         except ContenderFailedError:
             self.__exit__(None, None, None)
             raise
@@ -122,7 +122,7 @@ class Contender:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process is not None and self._process.stdin is not None
-        with suppress(OSError):  # it has gone before
+        with suppress(OSError):  # it has already ended
             self._process.stdin.close()
         try:
             self._process.wait(PATIENCE if kind is None else 5.0)
@@ -132,26 +132,26 @@ class Contender:
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return lines[-1][:200] if lines else "it said nothing"
+        return lines[-1][:200] if lines else "no output"
 
 
 def main(name: str, folder: str) -> None:
-    # What a peer prints goes to the log; the pipe is for answers only.
-    answers = os.fdopen(os.dup(1), "w")
+    # The output of a peer goes to the log; the pipe is only for replies.
+    replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     kind = Known.ALL[name]
     if kind.package and not version(kind.package):
         raise SystemExit("is not installed")
     peer = kind(Path(folder))
-    _tell(answers, [], [], time.time())
+    _write(replies, [], [], time.time())
     for line in sys.stdin:
         command: dict[str, Any] = json.loads(line)
         threading.Event().wait(max(0.0, command.get("at", 0.0) - time.monotonic()))
-        _block(peer, command, answers)
+        _block(peer, command, replies)
     peer.close()
 
 
-def _block(peer: Any, command: Mapping[str, Any], answers: Any) -> None:
+def _block(peer: Any, command: Mapping[str, Any], replies: Any) -> None:
     seconds: list[float] = []
     errors: list[str] = []
     began, step = time.time(), int(command["first"])
@@ -165,13 +165,13 @@ def _block(peer: Any, command: Mapping[str, Any], answers: Any) -> None:
         except Exception as error:
             errors.append(f"{type(error).__name__}: {error}")
         step += 1
-    _tell(answers, seconds, errors, began)
+    _write(replies, seconds, errors, began)
 
 
-def _tell(answers: Any, seconds: list[float], errors: list[str], began: float) -> None:
-    told = {"seconds": seconds, "errors": errors, "began": began, "ended": time.time()}
-    answers.write(json.dumps(told) + "\n")
-    answers.flush()
+def _write(replies: Any, seconds: list[float], errors: list[str], began: float) -> None:
+    block = {"seconds": seconds, "errors": errors, "began": began, "ended": time.time()}
+    replies.write(json.dumps(block) + "\n")
+    replies.flush()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Homes that would take hours to fill call by call: filled by plain SQL into hubqueue's own tables.
 
-hubqueue opens the home and starts the runs; the rows are then inserted as its statements would have left them. What
-was made is held against hubqueue itself: the CHECK of the accounting, its own recount, and `hubqueue status`.
+hubqueue opens the home and starts the runs. Then the rows are inserted as its own statements would leave them. The
+result is verified by hubqueue itself: the CHECK of the accounting, its own recount, and `hubqueue status`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from benchmarks.place import ROOT, python
+from benchmarks.context import ROOT, python
 from benchmarks.timing import SCALARS
 from hubqueue.config.registry import declaration
 from hubqueue.domain.entry import Kind
@@ -23,7 +23,7 @@ from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.producer.metrics import metrics_text
 
 _CHUNK = 50_000
-# As an enqueue leaves an entry (without `settled`), and as a claim and an ack of a hundred leave it.
+# Entries as an enqueue leaves them (without `settled`), or as a claim and an ack of a hundred leave them.
 _ENTRIES = """
 WITH RECURSIVE n(i) AS (SELECT :first UNION ALL SELECT i + 1 FROM n WHERE i + 1 < :last)
 INSERT INTO entries (lane_id, "key", rank, state, payload, size, final, batch, claim_token, attempts, enqueued_at, settled_at, checksum)
@@ -44,7 +44,7 @@ _LANES = "INSERT INTO lanes (run_id, kind) SELECT ?, kind FROM lanes WHERE run_i
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """An outbox with a long history: entries that wait, entries that were delivered, runs with nothing to do."""
+    """An outbox with a long history: waiting entries, delivered entries, idle runs."""
 
     home: Path
     waiting: int
@@ -53,7 +53,7 @@ class Crowd:
 
     @property
     def words(self) -> str:
-        """What is in it."""
+        """Its contents in words."""
         return f"{self.waiting:,} waiting, {self.delivered:,} delivered, {self.idle:,} idle runs"
 
     @classmethod
@@ -76,19 +76,19 @@ class Crowd:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _prove(self) -> None:
-        """hubqueue finds no fault with it. Raises `AssertionError`."""
+        """Verify it with hubqueue. Raises `AssertionError`."""
         with open_outbox(self.home, environ={}) as outbox:
             assert outbox.stats.miscounted() == []
         command = python("-m", "hubqueue", "--home", str(self.home), "status", "--json")
-        told = subprocess.run(
+        done = subprocess.run(
             command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=True, timeout=120
         )
-        totals = json.loads(told.stdout)["totals"]
+        totals = json.loads(done.stdout)["totals"]
         assert (totals["pending"], totals["delivered"]) == (self.waiting, self.delivered), totals
 
 
 def new_runs(outbox: Outbox, count: int) -> list[str]:
-    """So many registered runs with their lanes. The first was started by hubqueue, the others are its copies."""
+    """Make `count` registered runs with their lanes. hubqueue starts the first, the others are its copies."""
     outbox.note_destinations()
     kinds, remote_id = declaration("hub").lanes, secrets.token_hex(10)
     first, _ = outbox.registry.start_run(
@@ -99,30 +99,30 @@ def new_runs(outbox: Outbox, count: int) -> list[str]:
         with outbox.database.write() as tx:
             tx.exec_driver_sql(_RUN, [(run_id, secrets.token_hex(10), first) for run_id in copies])
             tx.exec_driver_sql(_LANES, [(run_id, first) for run_id in copies])
-            # The training has ended: one that lives holds a lock.
+            # Mark the training as ended: a live one would hold a lock.
             ended = "UPDATE runs SET state = 'finished', finished_at = created_at WHERE id = ?"
             tx.exec_driver_sql(ended, (first,))
     return [first, *copies]
 
 
 def fill(outbox: Outbox, run_id: str, count: int, *, delivered: bool = False) -> None:
-    """Metrics of so many epochs in the lane of a run: they wait, or were delivered in batches of a hundred."""
+    """Insert metrics of `count` epochs into the lane of a run: waiting, or delivered in batches of a hundred."""
     text = metrics_text(SCALARS)
     with outbox.database.read() as connection:
         lane, now = connection.exec_driver_sql(
             "SELECT l.id, r.created_at FROM lanes l JOIN runs r ON r.id = l.run_id WHERE r.id = ? AND kind = ?",
             (run_id, str(Kind.METRICS)),
         ).one()
-    told = {"lane": lane, "now": now, "settled": now if delivered else None, "size": len(text)}
+    fields = {"lane": lane, "now": now, "settled": now if delivered else None, "size": len(text)}
     state = "delivered" if delivered else "pending"
     for start in range(0, count, _CHUNK):
         stop = min(count, start + _CHUNK)
         with outbox.database.write() as tx:
             tx.connection.driver_connection.create_function("checksum", 2, checksum)
             chunk = {"first": start, "last": stop, "state": state, "payload": text}
-            tx.exec_driver_sql(_ENTRIES, {**told, **chunk})
+            tx.exec_driver_sql(_ENTRIES, {**fields, **chunk})
             pending = 0 if delivered else stop - start
-            tx.exec_driver_sql(_COUNT, {**told, "count": stop - start, "pending": pending})
+            tx.exec_driver_sql(_COUNT, {**fields, "count": stop - start, "pending": pending})
     if delivered:
         with outbox.database.write() as tx:
-            tx.exec_driver_sql(_ATTEMPTS, {**told, "count": max(1, count // 100)})
+            tx.exec_driver_sql(_ATTEMPTS, {**fields, "count": max(1, count // 100)})

@@ -1,7 +1,7 @@
-"""Draining a backlog over loopback with the limits at 0: coalesced, and where a hub takes one epoch a request.
+"""Draining a backlog over loopback with the limits at 0: coalesced, and with one epoch per request.
 
-The floor is a bare `requests` loop against the same server. What counts is from the first request to the last answer,
-as the server saw it; the start and the end of the process are told apart.
+The floor is a bare `requests` loop against the same server. The time is measured from the first request to the last
+response, at the server. The start and the end of the process are reported separately.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ import subprocess
 import time
 from pathlib import Path
 
+from benchmarks.context import Context, python, version
 from benchmarks.crowd import fill, new_runs
-from benchmarks.place import Place, python, version
 from benchmarks.report import Found, Line
 from hubqueue.outbox.outbox import open_outbox
 
-# Epochs a second, and the seconds of the process besides.
+# Epochs per second, and the other seconds of the process.
 Rate = tuple[float, float]
 
 
-def measure(place: Place) -> Found:
-    rounds = 1 if place.quick else 3
-    many, few = (20_000, 500) if place.quick else (100_000, 1_000)
-    return Found([_coalesced(place, many, rounds), _one_a_request(place, few, rounds)])
+def measure(context: Context) -> Found:
+    rounds = 1 if context.quick else 3
+    many, few = (20_000, 500) if context.quick else (100_000, 1_000)
+    return Found([_coalesced(context, many, rounds), _one_a_request(context, few, rounds)])
 
 
-def _coalesced(place: Place, epochs: int, rounds: int) -> Line:
-    filled = _home(place, epochs)
+def _coalesced(context: Context, epochs: int, rounds: int) -> Line:
+    filled = _home(context, epochs)
     floor, ours = [], []
     for _ in range(rounds):
-        floor.append(_bare(place, "loop", epochs, 1000))
-        ours.append(_drain(place, filled, epochs, 1000))
+        floor.append(_bare(context, "loop", epochs, 1000))
+        ours.append(_drain(context, filled, epochs, 1000))
     rate = statistics.median(rate for rate, _ in ours)
     besides = statistics.median(besides for _, besides in ours)
     return Line(
@@ -46,19 +46,19 @@ def _coalesced(place: Place, epochs: int, rounds: int) -> Line:
     )
 
 
-def _one_a_request(place: Place, epochs: int, rounds: int) -> Line:
-    filled = _home(place, epochs)
+def _one_a_request(context: Context, epochs: int, rounds: int) -> Line:
+    filled = _home(context, epochs)
     floor, ours, sdk = [], [], []
     for _ in range(rounds):
-        floor.append(_bare(place, "loop", epochs, 1))
-        ours.append(_drain(place, filled, epochs, 1))
+        floor.append(_bare(context, "loop", epochs, 1))
+        ours.append(_drain(context, filled, epochs, 1))
         if version("hub-sdk"):
-            sdk.append(_bare(place, "hub-sdk-loop", min(epochs, 500), 1))
-    beside = f"; hub-sdk: {_median(sdk):,.0f}/s" if sdk else ""
+            sdk.append(_bare(context, "hub-sdk-loop", min(epochs, 500), 1))
+    peers = f"; hub-sdk: {_median(sdk):,.0f}/s" if sdk else ""
     times = _ratio(ours, floor)
     return Line(
         f"drain of {epochs:,} epochs, one epoch a request",
-        f"`requests` loop: {_median(floor):,.0f}/s{beside}",
+        f"`requests` loop: {_median(floor):,.0f}/s{peers}",
         f"{_median(ours):,.0f} epochs/s",
         f"{times:.2f}x",
         "≥ 0.8x the `requests` loop",
@@ -66,35 +66,35 @@ def _one_a_request(place: Place, epochs: int, rounds: int) -> Line:
     )
 
 
-def _home(place: Place, epochs: int) -> Path:
-    home = place.new("drain") / "home"
-    with open_outbox(home, environ=place.environ(home)) as outbox:
+def _home(context: Context, epochs: int) -> Path:
+    home = context.new("drain") / "home"
+    with open_outbox(home, environ=context.environ(home)) as outbox:
         fill(outbox, new_runs(outbox, 1)[0], epochs)
     return home
 
 
-def _drain(place: Place, filled: Path, epochs: int, a_request: int) -> Rate:
-    home = place.new("drained") / "home"
+def _drain(context: Context, filled: Path, epochs: int, a_request: int) -> Rate:
+    home = context.new("drained") / "home"
     shutil.copytree(filled, home)
     os.sync()
     command = python("-m", "hubqueue", "--home", str(home), "drain", "--timeout", "150")
-    return _run(place, command, place.environ(home, WORKER__BATCH_ENTRIES=a_request), epochs)
+    return _run(context, command, context.environ(home, WORKER__BATCH_ENTRIES=a_request), epochs)
 
 
-def _bare(place: Place, how: str, epochs: int, a_request: int) -> Rate:
-    command = python("-m", "benchmarks.bare", how, place.hub.url, str(epochs), str(a_request))
-    return _run(place, command, place.environ(place.folder), epochs)
+def _bare(context: Context, how: str, epochs: int, a_request: int) -> Rate:
+    command = python("-m", "benchmarks.bare", how, context.hub.url, str(epochs), str(a_request))
+    return _run(context, command, context.environ(context.folder), epochs)
 
 
-def _run(place: Place, command: list[str], environ: dict[str, str], epochs: int) -> Rate:
-    place.hub.seen(clear=True)
+def _run(context: Context, command: list[str], environ: dict[str, str], epochs: int) -> Rate:
+    context.hub.seen(clear=True)
     start = time.perf_counter()
     subprocess.run(
         command, env=environ, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=170
     )
     whole = time.perf_counter() - start
-    seen = [each for each in place.hub.seen(clear=True) if each.what == "metrics"]
-    assert sum(each.epochs for each in seen) == epochs, "the hub has not got every epoch once"
+    seen = [each for each in context.hub.seen(clear=True) if each.what == "metrics"]
+    assert sum(each.epochs for each in seen) == epochs, "the hub did not receive every epoch exactly once"
     took = max(each.answered for each in seen) - min(each.came for each in seen)
     return epochs / took, whole - took
 

@@ -1,7 +1,7 @@
-"""Enqueue, claim and settle in an outbox with a long history, beside the same moves in an empty one.
+"""Enqueue, claim and settle in an outbox with a long history, compared with the same moves in an empty one.
 
-One process holds both outboxes and takes turns, block by block. A cycle enqueues ten entries, claims a batch of ten
-and settles it, so that what waits stays as it is.
+One process opens both outboxes and alternates, block by block. A cycle enqueues ten entries, claims a batch of ten
+and settles it, so that the number of waiting entries stays the same.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from benchmarks.context import Context
 from benchmarks.crowd import new_runs
-from benchmarks.place import Place
 from benchmarks.report import Found, Line
 from benchmarks.timing import SCALARS, of_rounds, ratio, shown, timed
 from hubqueue.domain.drafts import metrics_draft
@@ -60,12 +60,12 @@ class _Side:
         self.outbox.entries.enqueue(self.run_id, metrics_draft(metrics_text(SCALARS), epoch))
 
 
-def measure(place: Place) -> Found:
-    rounds, cycles = (4, 25) if place.quick else (10, 50)
-    crowd = place.crowd
-    environ = place.environ(crowd.home)
+def measure(context: Context) -> Found:
+    rounds, cycles = (4, 25) if context.quick else (10, 50)
+    crowd = context.crowd
+    environ = context.environ(crowd.home)
     with (
-        open_outbox(place.new("empty") / "home", environ=environ) as empty,
+        open_outbox(context.new("empty") / "home", environ=environ) as empty,
         open_outbox(crowd.home, environ=environ) as long,
     ):
         sides = [_Side(empty, new_runs(empty, 1)[0]), _Side(long, _first_owing(long))]

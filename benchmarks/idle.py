@@ -1,4 +1,4 @@
-"""A worker process with nothing to do: processor time over a while, and resident memory (Linux: /proc)."""
+"""An idle worker process: its processor time over an interval, and its resident memory (Linux: /proc)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 
-from benchmarks.place import Place, python
+from benchmarks.context import Context, python
 from benchmarks.processes import ended, processor_seconds, resident, wait_until
 from benchmarks.report import Found, Line
 from hubqueue.config.home import Home
@@ -15,21 +15,21 @@ from hubqueue.worker.daemon import worker_lives
 _MIB = 1 << 20
 
 
-def measure(place: Place) -> Found:
-    seconds = 10.0 if place.quick else 30.0
-    home = place.new("idle") / "home"
-    environ, pause = place.environ(home), threading.Event()
+def measure(context: Context) -> Found:
+    seconds = 10.0 if context.quick else 30.0
+    home = context.new("idle") / "home"
+    environ, pause = context.environ(home), threading.Event()
     subprocess.run(
         python("-m", "hubqueue", "--home", str(home), "enqueue", "run", "yolov8n.pt"),
         env=environ,
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    place.hub.seen(clear=True)
+    context.hub.seen(clear=True)
     command = python("-m", "hubqueue", "--home", str(home), "worker")
     with ended(subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)) as worker:
         wait_until(lambda: worker_lives(Home(home)))
-        place.hub.seen("model", 1)  # it has done something before
+        context.hub.seen("model", 1)  # it has sent something before
         pause.wait(3.0)
         before, start = processor_seconds(worker.pid), time.monotonic()
         pause.wait(seconds)

@@ -1,7 +1,7 @@
-"""From the call of `log_metrics` to the first byte of its request, with an idle worker and nothing in its way.
+"""The time from the call of `log_metrics` to the first byte of its request, with an idle worker and no limits.
 
-The hub notes when a request comes; both clocks are the machine's monotonic one. The trainer is a process of its own;
-between two epochs it waits until the hub has answered, and then for a random while, so that the worker is idle.
+The hub records the arrival of a request; both clocks are the machine's monotonic one. The trainer is a separate process.
+Between two epochs it waits for the response of the hub, and then for a random time, so that the worker is idle.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import hubqueue
-from benchmarks.place import Place, python
+from benchmarks.context import Context, python
 from benchmarks.processes import wait_until
 from benchmarks.report import Found, Line
 from benchmarks.timing import SCALARS, quantile, shown
@@ -32,26 +32,26 @@ _WAYS = {
 }
 
 
-def measure(place: Place) -> Found:
-    epochs = 15 if place.quick else 50
+def measure(context: Context) -> Found:
+    epochs = 15 if context.quick else 50
     lines = []
     for worker, (words, limit, target) in _WAYS.items():
-        found = _trainer(place, worker, epochs)
+        found = _trainer(context, worker, epochs)
         p95 = quantile(found, 0.95)
-        told = f"p50 {shown(quantile(found, 0.5))}, p95 {shown(p95)}, worst {shown(max(found))}"
+        measured = f"p50 {shown(quantile(found, 0.5))}, p95 {shown(p95)}, worst {shown(max(found))}"
         lines.append(
-            Line(f"from enqueue to request, worker idle, {words}", "", told, "", target, p95 < limit)
+            Line(f"from enqueue to request, worker idle, {words}", "", measured, "", target, p95 < limit)
         )
     return Found(lines)
 
 
-def _trainer(place: Place, worker: str, epochs: int) -> list[float]:
-    home = place.new("latency") / "home"
-    environ = place.environ(home, WORKER__IDLE_EXIT=1)
-    place.hub.seen(clear=True)
-    command = python("-m", "benchmarks.latency", worker, str(home), place.hub.url, str(epochs))
-    told = subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE, timeout=170)
-    found: list[float] = json.loads(told.stdout.splitlines()[-1])
+def _trainer(context: Context, worker: str, epochs: int) -> list[float]:
+    home = context.new("latency") / "home"
+    environ = context.environ(home, WORKER__IDLE_EXIT=1)
+    context.hub.seen(clear=True)
+    command = python("-m", "benchmarks.latency", worker, str(home), context.hub.url, str(epochs))
+    done = subprocess.run(command, env=environ, check=True, stdout=subprocess.PIPE, timeout=170)
+    found: list[float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -64,13 +64,13 @@ def main(worker: str, home: str, url: str, epochs: str) -> None:
         found.append(_came(url, epoch + 1) - start)
         pause.wait(dice.uniform(0.15, 0.65))
     run.finish(timeout=10)
-    _see_off(run, Path(home))
-    # The first one waited for the start of the worker and the registration.
+    _end_worker(run, Path(home))
+    # The first epoch waited for the start of the worker and the registration.
     print(json.dumps(found[1:]))
 
 
 def _came(url: str, count: int) -> float:
-    """When the request came that is the `count`-th with metrics."""
+    """The arrival time of the `count`-th request with metrics."""
     asking = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
     asking.request("GET", f"/bench/seen?what=metrics&count={count}")
     seen = [each for each in json.loads(asking.getresponse().read()) if each[0] == "metrics"]
@@ -78,15 +78,15 @@ def _came(url: str, count: int) -> float:
     return float(seen[count - 1][1])
 
 
-def _see_off(run: hubqueue.Run, home: Path) -> None:
-    """Wait for the detached worker, which leaves a second after its work; tell it to, should it not."""
+def _end_worker(run: hubqueue.Run, home: Path) -> None:
+    """Wait for the detached worker, which exits after a second without work; terminate it if it does not."""
     assert run.outbox is not None
-    told = run.outbox.status()["worker"]
+    state = run.outbox.status()["worker"]
     try:
         wait_until(lambda: not worker_lives(Home(home)), timeout=20.0, every=0.1)
     except TimeoutError:
-        if told["alive"]:
-            os.kill(told["pid"], signal.SIGTERM)
+        if state["alive"]:
+            os.kill(state["pid"], signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The floor, hubqueue and its peers behind one small class each: opened, one `log` call, what is on disk after it.
+"""The floor, hubqueue and its peers, each as one small class: open, one `log` call, and what is on disk after it.
 
-`on_disk` was read from the source of the pinned versions; `evidence.py` tries whether it is so, and asks `kept` how
-many calls are found in a folder again. `durable` means that a power cut after the call loses nothing. Every peer does
-its real work, offline, with its own defaults.
+`on_disk` comes from the source of the pinned versions; `evidence.py` tests it, and `kept` returns the number of calls
+found in a folder. `durable` means that a power cut after the call loses nothing. Every peer does its real work, offline,
+with its own defaults.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from benchmarks.place import journal
+from benchmarks.context import journal
 from hubqueue.outbox.database.sqlite import load_driver
 
 Metrics = Mapping[str, float]
 
 
 def _rows(folder: Path, pattern: str, query: str) -> int:
-    """What a query counts in the one database of a folder; 0 without it."""
+    """The result of a counting query on the only database of a folder; 0 without a database."""
     found = list(folder.rglob(pattern))
     if not found:
         return 0
@@ -33,7 +33,7 @@ def _rows(folder: Path, pattern: str, query: str) -> int:
 
 
 class Floor:
-    """One prepared insert, committed by itself, on a held connection of the driver that hubqueue uses."""
+    """One prepared insert in its own transaction, on a held connection of the driver that hubqueue uses."""
 
     package, durable = "", True
     on_disk = "the row, synced: the same journal mode and synchronous level as hubqueue"
@@ -55,7 +55,7 @@ class Floor:
         )
 
     def fill(self, count: int) -> None:
-        """A backlog, in one transaction, and the index that a worker needs."""
+        """Insert a backlog in one transaction, and create the index that a worker needs."""
         self._raw.execute("CREATE INDEX IF NOT EXISTS waiting ON entries (id) WHERE state = 'pending'")
         numbers = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})"
         self._raw.execute(
@@ -71,7 +71,7 @@ class Floor:
 
 
 class FloorWorker(Floor):
-    """What drains the floor's table as a simple queue does: claim a hundred, delete them, without a pause."""
+    """Drains the floor's table like a simple queue: claim a hundred, delete them, without a pause."""
 
     def log(self, step: int, metrics: Metrics) -> None:
         self._raw.execute("BEGIN IMMEDIATE")
@@ -84,7 +84,7 @@ class FloorWorker(Floor):
 
 
 class Hubqueue:
-    """`Run.log_metrics` of a training process whose worker is another process."""
+    """`Run.log_metrics` of a training process whose worker is a separate process."""
 
     package, durable = "hubqueue", True
     on_disk = "the entry, synced"
@@ -133,7 +133,7 @@ class NeptuneScale:
 
 
 class NeptuneRepository:
-    """The same operations repository alone, without the run in front of it: one ready snapshot a call."""
+    """The same operations repository alone, without the run: one prepared snapshot per call."""
 
     package, durable = "neptune-scale", True
     on_disk = NeptuneScale.on_disk
@@ -211,7 +211,7 @@ class Huey:
 
 
 class LiteQueue:
-    """`LiteQueue.put` of the metrics as JSON: it takes text only."""
+    """`LiteQueue.put` of the metrics as JSON: it accepts only text."""
 
     package, durable = "litequeue", False
     on_disk = "the message in the operating system's memory: kill -9 is survived, a power cut takes it (WAL, synchronous = NORMAL)"
@@ -235,7 +235,7 @@ class LiteQueue:
 
 
 class Wandb:
-    """`run.log` in offline mode: handed to the wandb-core process, which appends to a file."""
+    """`run.log` in offline mode: passed to the wandb-core process, which appends to a file."""
 
     package, durable = "wandb", False
     on_disk = "some of it: wandb-core writes blocks of 32 KiB a little later, and syncs at the end of the run at most"
@@ -267,12 +267,12 @@ class Wandb:
         return count
 
 
-# The file of wandb is a log of LevelDB (its doc/log_format.md) behind a header of 7 bytes.
+# wandb's file is a LevelDB log (see its doc/log_format.md) after a header of 7 bytes.
 _BLOCK, _FULL, _FIRST, _LAST = 32_768, 1, 2, 4
 
 
 def _log_records(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The parts of records, each with its kind, up to where the file ends or is cut."""
+    """The parts of records, each with its kind, up to the end or the cut of the file."""
     at = 7
     while at + 7 <= len(data):
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
@@ -311,7 +311,7 @@ class Trackio:
 
 
 class Known:
-    """Every contender by the name it has in the tables."""
+    """Every contender by its name in the tables."""
 
     FLOOR, OURS = "raw sqlite3", "hubqueue"
     PEERS: ClassVar[dict[str, type]] = {

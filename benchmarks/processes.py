@@ -1,4 +1,4 @@
-"""Processes that the benchmarks start, end and look at. Memory and processor time are those of Linux's /proc."""
+"""Processes that the benchmarks start, measure and end. Memory and processor time come from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PATIENCE = 120.0
 
 
 def wait_until(true: Callable[[], object], *, timeout: float = _PATIENCE, every: float = 0.01) -> None:
-    """Wait for something that another process does. Raises `TimeoutError`."""
+    """Wait for an effect of another process. Raises `TimeoutError`."""
     deadline, pause = time.monotonic() + timeout, threading.Event()
     while not true():
         if time.monotonic() > deadline:
@@ -24,7 +24,7 @@ def wait_until(true: Callable[[], object], *, timeout: float = _PATIENCE, every:
 
 @contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is told to end afterwards, and is killed when it does not."""
+    """A process that is terminated afterwards, and killed if it does not end."""
     try:
         yield process
     finally:
@@ -37,7 +37,7 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all that it has started and that still lives, the first first."""
+    """A process and all its live descendants, parents first."""
     children = [
         int(child)
         for task in Path(f"/proc/{pid}/task").glob("*/children")
@@ -47,12 +47,12 @@ def tree(pid: int) -> list[int]:
 
 
 def resident(pid: int) -> int:
-    """The bytes that it has in memory now."""
+    """Its resident memory in bytes."""
     return _status(pid, "VmRSS")
 
 
 def peak(pid: int) -> int:
-    """The most that it had since `forget_peak`, in bytes."""
+    """The peak of its resident memory since `forget_peak`, in bytes."""
     return _status(pid, "VmHWM")
 
 
@@ -61,7 +61,7 @@ def forget_peak(pid: int) -> None:
 
 
 def processor_seconds(pid: int) -> float:
-    """What all its threads have used, to the nanosecond where the kernel counts so finely."""
+    """The processor time of all its threads, to the nanosecond if the kernel provides it."""
     try:
         each = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/schedstat")]
         return sum(int(text.split()[0]) for text in each) / 1e9

@@ -1,8 +1,8 @@
-"""A hub that is never the bottleneck: the HUB's protocol over raw sockets, in a process of its own.
+"""A hub that is never the bottleneck: the HUB's protocol over raw sockets, in a separate process.
 
-It validates lightly (length, the frame of a metrics body), answers what the protocol asks for, throws bodies away
-and notes when each request came and was answered, on the monotonic clock, which all processes of a machine share.
-`GET /bench/seen?count=N` waits until N requests were answered and tells them; it forgets them with `&clear=1`.
+It validates little (length, the frame of a metrics body), sends the responses of the protocol and discards bodies.
+It records the times of each request and response on the monotonic clock, which all processes of a machine share.
+`GET /bench/seen?count=N` waits until N requests got their response and returns them; `&clear=1` then clears the list.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
-from benchmarks.place import ROOT, python
+from benchmarks.context import ROOT, python
 
-# In the text of each epoch once, whether its quotes are escaped or not.
+# Occurs once in the text of each epoch, with escaped or unescaped quotes.
 MARK = b"metrics/scalar0"
 MODEL = "BenchBenchBenchBench"
 _PATIENCE = 120.0
 _BUFFER = 1 << 20
 _LENGTH = re.compile(rb"\r\nContent-Length: *(\d+)", re.IGNORECASE)
-_ANSWER = (
+_RESPONSE = (
     "HTTP/1.1 {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: keep-alive\r\n\r\n"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One request: what (auth, model, metrics, upload, beat, put), when it came and was answered, its body's size."""
+    """One request: its kind (auth, model, metrics, upload, beat, put), the times of request and response, its body's size."""
 
     what: str
     came: float
@@ -47,7 +47,7 @@ class Seen:
 
 @dataclass(slots=True)
 class _Log:
-    """What the hub has seen, shared by its threads."""
+    """The requests of the hub, shared by its threads."""
 
     seen: list[tuple[str, float, float, int, int]] = field(default_factory=list)
     news: threading.Condition = field(default_factory=threading.Condition)
@@ -57,26 +57,26 @@ class _Log:
             self.seen.append(seen)
             self.news.notify_all()
 
-    def tell(self, question: str) -> bytes:
-        asked = parse_qs(urlsplit(question).query)
+    def report(self, query: str) -> bytes:
+        asked = parse_qs(urlsplit(query).query)
         what, count = asked.get("what", [""])[0], int(asked.get("count", ["0"])[0])
         with self.news:
             self.news.wait_for(lambda: sum(each[0] == what for each in self.seen) >= count, _PATIENCE)
-            told = json.dumps(self.seen).encode()
+            report = json.dumps(self.seen).encode()
             if "clear" in asked:
                 self.seen.clear()
-        return told
+        return report
 
 
 class Hub:
-    """The parent's end: starts the process, knows its address, asks what it has seen."""
+    """The parent's side: starts the process, has its address, queries its requests."""
 
     def __init__(self) -> None:
         self.url = ""
         self._port = 0
 
     def seen(self, what: str = "", count: int = 0, *, clear: bool = False) -> list[Seen]:
-        """Every request since the last clearing, once `count` of a kind were answered."""
+        """Every request since the last clearing, after `count` of a kind got their response."""
         asking = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_PATIENCE + 10)
         asking.request("GET", f"/bench/seen?what={what}&count={count}{'&clear=1' if clear else ''}")
         found = [Seen(*each) for each in json.loads(asking.getresponse().read())]
@@ -135,11 +135,11 @@ def _serve(connection: socket.socket, log: _Log) -> None:
             while _exchange(connection, buffer, log):
                 pass
         except OSError:
-            return  # the client went away
+            return  # the client disconnected
 
 
 def _exchange(connection: socket.socket, buffer: memoryview, log: _Log) -> bool:
-    """One request and its answer; whether there was one."""
+    """Respond to one request. Returns whether there was one."""
     got = connection.recv_into(buffer)
     came = time.monotonic()
     end = -1
@@ -153,7 +153,7 @@ def _exchange(connection: socket.socket, buffer: memoryview, log: _Log) -> bool:
     head = bytes(buffer[:end])
     method, path, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
     if path.startswith("/bench/"):
-        _answer(connection, log.tell(path))
+        _respond(connection, log.report(path))
         return True
     found = _LENGTH.search(head)
     size = int(found[1]) if found else 0
@@ -173,7 +173,7 @@ def _exchange(connection: socket.socket, buffer: memoryview, log: _Log) -> bool:
     if left > 0:
         return False  # cut
     framed = what != "metrics" or (body.startswith(b'{"') and body.endswith(b"}"))
-    _answer(connection, _word(what), "200 OK" if framed else "400 Bad Request")
+    _respond(connection, _word(what), "200 OK" if framed else "400 Bad Request")
     log.note(what, came, time.monotonic(), size, body.count(MARK) if what == "metrics" and framed else 0)
     return True
 
@@ -195,8 +195,8 @@ def _word(what: str) -> bytes:
     return json.dumps({"success": True, "message": "ok", "data": data}).encode()
 
 
-def _answer(connection: socket.socket, body: bytes, status: str = "200 OK") -> None:
-    connection.sendall(_ANSWER.format(status, len(body)).encode() + body)
+def _respond(connection: socket.socket, body: bytes, status: str = "200 OK") -> None:
+    connection.sendall(_RESPONSE.format(status, len(body)).encode() + body)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What was found, as a table on the terminal, and with `--write` in docs/performance.md and docs/performance.svg."""
+"""The results, as a table on the terminal, and with `--write` in docs/performance.md and docs/performance.svg."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Measured by `make bench`; look at the ratios, each taken within one run.
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One target: the floor, what hubqueue did, how many times the floor that is, and whether it is reached."""
+    """One target: the floor, hubqueue's result, their ratio, and whether the target is reached."""
 
     what: str
     floor: str
@@ -33,7 +33,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One contender at the log call. Times in seconds; `times` is the ratio to the floor; `failed` says why there is none."""
+    """One contender at the log call. Times in seconds; `times` is the ratio to the floor; `failed` is why there is no result."""
 
     who: str
     durable: bool
@@ -48,14 +48,14 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a row has found."""
+    """The results of a row."""
 
     lines: list[Line]
     standings: list[Standing] = field(default_factory=list)
 
 
 def terminal(lines: Sequence[Line]) -> str:
-    """The lines of a row for people: three rows of text each, the verdict first."""
+    """The lines of a row for the terminal: the verdict first."""
     blocks = []
     for line in lines:
         verdict = "reached" if line.met else "MISSED"
@@ -91,7 +91,7 @@ def tables(lines: Sequence[Line], standings: Sequence[Standing]) -> str:
 def write(
     folder: Path, machine: Mapping[str, str], lines: Sequence[Line], standings: Sequence[Standing]
 ) -> Path:
-    """Put the results between the two markers of performance.md; text outside of them stays. Draw the plot."""
+    """Write the results between the two markers of performance.md; text outside of them stays. Draw the plot."""
     path = folder / "performance.md"
     text = path.read_text(encoding="utf-8") if path.exists() else _NEW
     if _BEGIN not in text or _END not in text:
@@ -107,11 +107,11 @@ def write(
 
 
 def draw(path: Path, standings: Sequence[Standing]) -> None:
-    """A bar a contender on a logarithmic scale: p50, with a whisker to p99; durable and not in two colours."""
+    """One bar per contender on a logarithmic scale: p50, with a whisker to p99; two colours, for durable or not."""
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "hubqueue"  # the same figures give the same file
+    mpl.rcParams["svg.hashsalt"] = "hubqueue"  # makes the file reproducible
     from matplotlib import pyplot
     from matplotlib.patches import Patch
 
@@ -119,14 +119,14 @@ def draw(path: Path, standings: Sequence[Standing]) -> None:
     ran.sort(key=lambda each: (not each.durable, each.p50 or 0.0), reverse=True)
     colours = {True: "#2166ac", False: "#c9a227"}
     figure, axes = pyplot.subplots(figsize=(8, 0.45 * len(ran) + 1.6), layout="constrained")
-    for place, each in enumerate(ran):
+    for row, each in enumerate(ran):
         p50, p99 = (each.p50 or 0.0) * 1e6, (each.p99 or 0.0) * 1e6
-        axes.barh(place, p50, color=colours[each.durable], height=0.62)
-        axes.plot([p50, p99], [place, place], color="#333333", linewidth=1.2)
-        axes.plot([p99], [place], color="#333333", marker="|", markersize=9)
+        axes.barh(row, p50, color=colours[each.durable], height=0.62)
+        axes.plot([p50, p99], [row, row], color="#333333", linewidth=1.2)
+        axes.plot([p99], [row], color="#333333", marker="|", markersize=9)
         axes.annotate(
             f" {shown(p50 / 1e6)} / {shown(p99 / 1e6)}",
-            (p99, place),
+            (p99, row),
             va="center",
             fontsize=8,
             xytext=(4, 0),

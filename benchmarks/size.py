@@ -1,4 +1,4 @@
-"""What an entry takes on the disk beyond its payload, and whether the room of pruned ones is used again."""
+"""The disk space of an entry beyond its payload, and whether the space of pruned entries is reused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import hubqueue
-from benchmarks.place import Place, python
+from benchmarks.context import Context, python
 from benchmarks.report import Found, Line
 from benchmarks.timing import SCALARS
 from hubqueue.outbox.outbox import open_outbox
@@ -15,10 +15,10 @@ from hubqueue.producer.metrics import metrics_text
 _CYCLES = 3
 
 
-def measure(place: Place) -> Found:
-    epochs = 1_000 if place.quick else 4_000
-    home = place.new("size") / "home"
-    environ = place.environ(home, OUTBOX__KEEP_DELIVERED=0, OUTBOX__KEEP_ATTEMPTS=0)
+def measure(context: Context) -> Found:
+    epochs = 1_000 if context.quick else 4_000
+    home = context.new("size") / "home"
+    environ = context.environ(home, OUTBOX__KEEP_DELIVERED=0, OUTBOX__KEEP_ATTEMPTS=0)
     sizes = []
     for cycle in range(_CYCLES):
         if cycle == 0:
@@ -30,7 +30,7 @@ def measure(place: Place) -> Found:
         for command in (("drain", "--timeout", "120"), ("prune",)):
             whole = python("-m", "hubqueue", "--home", str(home), *command)
             subprocess.run(whole, env=environ, check=True, stdout=subprocess.DEVNULL, timeout=130)
-        # Like is held against like: what was settled takes more room than what waits, because rows grow in full pages.
+        # Compare equal states: settled entries need more space than waiting ones, because rows grow in full pages.
         sizes.append(_size(home))
     beyond = waiting / epochs - len(metrics_text(SCALARS).encode())
     growth = sizes[-1] / sizes[0]
@@ -66,7 +66,7 @@ def _log(home: Path, epochs: int) -> None:
 
 
 def _size(home: Path) -> int:
-    """The file alone: what is in its log is written into it first."""
+    """The size of the file, after the contents of its log were written into it."""
     with open_outbox(home, environ={}) as outbox, outbox.database.read() as connection:
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     return (home / "outbox.db").stat().st_size

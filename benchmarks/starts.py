@@ -1,4 +1,4 @@
-"""What a start costs: `import hubqueue` above a bare Python, and the whole `hubqueue status` with a long history."""
+"""The cost of a start: `import hubqueue` above a bare Python, and a whole `hubqueue status` with a long history."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import statistics
 import subprocess
 import time
 
-from benchmarks.place import Place, python
+from benchmarks.context import Context, python
 from benchmarks.report import Found, Line
 from benchmarks.timing import shown
 
 
-def measure(place: Place) -> Found:
-    rounds = 7 if place.quick else 15
-    crowd = place.crowd
-    environ = place.environ(crowd.home)
+def measure(context: Context) -> Found:
+    rounds = 7 if context.quick else 15
+    crowd = context.crowd
+    environ = context.environ(crowd.home)
 
     def took(*arguments: str) -> float:
         start = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Four trainers on one home log flat out while a worker drains a backlog flat out; beside the same storm on raw sqlite3.
+"""Four trainers on one home log at full speed while a worker drains a backlog at full speed; compared with raw sqlite3.
 
-Raw sqlite3 is what anybody would write: the same journal mode and level, SQLite's own busy handler, a worker that
+Raw sqlite3 is the simple alternative: the same journal mode and level, SQLite's own busy handler, a worker that
 claims and deletes a hundred at a time without a pause. The uncontended floor is measured in the same rounds.
 """
 
@@ -11,10 +11,10 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.contender import Contender, Told
+from benchmarks.contender import Block, Contender
+from benchmarks.context import Context, python
 from benchmarks.crowd import fill, new_runs
 from benchmarks.peers import Floor, Known
-from benchmarks.place import Place, python
 from benchmarks.processes import ended, wait_until
 from benchmarks.report import Found, Line
 from benchmarks.timing import of_rounds, ratio, shown
@@ -26,15 +26,15 @@ _TRAINERS = 4
 _BACKLOG = 200_000
 
 
-def measure(place: Place) -> Found:
-    rounds, seconds = (1, 4.0) if place.quick else (3, 6.0)
+def measure(context: Context) -> Found:
+    rounds, seconds = (1, 4.0) if context.quick else (3, 6.0)
     alone, ours, raw = [], [], []
     for _ in range(rounds):
-        with Contender(Known.FLOOR, place.new("alone")) as floor:
+        with Contender(Known.FLOOR, context.new("alone")) as floor:
             floor.call(100)
             alone.append(floor.call(1000).seconds)
-        raw.append(_raw(place, seconds))
-        ours.append(_ours(place, seconds))
+        raw.append(_raw(context, seconds))
+        ours.append(_ours(context, seconds))
     calm, stormy = [storm.seconds for storm in ours], [storm.seconds for storm in raw]
     p99 = ratio(calm, alone, 0.99)
     worst, its_worst = max(map(max, calm)), max(map(max, stormy))
@@ -63,10 +63,10 @@ def measure(place: Place) -> Found:
     return Found(lines)
 
 
-def _ours(place: Place, seconds: float) -> Told:
-    folder = place.new("storm")
+def _ours(context: Context, seconds: float) -> Block:
+    folder = context.new("storm")
     home = folder / "home"
-    environ = place.environ(home)
+    environ = context.environ(home)
     with open_outbox(home, environ=environ) as outbox:
         for run_id in new_runs(outbox, _TRAINERS):
             fill(outbox, run_id, _BACKLOG // _TRAINERS)
@@ -79,28 +79,28 @@ def _ours(place: Place, seconds: float) -> Told:
             return _together(trainers, seconds)
 
 
-def _raw(place: Place, seconds: float) -> Told:
-    folder = place.new("raw")
+def _raw(context: Context, seconds: float) -> Block:
+    folder = context.new("raw")
     _fill_raw(folder)
     with ExitStack() as stack:
         worker = stack.enter_context(Contender("raw worker", folder))
         trainers = [stack.enter_context(Contender(Known.FLOOR, folder)) for _ in range(_TRAINERS)]
-        worker.ask(seconds=seconds + 0.5)
-        told = _together(trainers, seconds)
-        worker.answer()
-        return told
+        worker.start(seconds=seconds + 0.5)
+        blocks = _together(trainers, seconds)
+        worker.read_block()
+        return blocks
 
 
-def _together(trainers: list[Contender], seconds: float) -> Told:
+def _together(trainers: list[Contender], seconds: float) -> Block:
     at = time.monotonic() + 0.3
     for trainer in trainers:
-        trainer.ask(seconds=seconds, at=at)
-    told = [trainer.answer() for trainer in trainers]
+        trainer.start(seconds=seconds, at=at)
+    blocks = [trainer.read_block() for trainer in trainers]
     calls, errors = (
-        [second for each in told for second in each.seconds],
-        [e for each in told for e in each.errors],
+        [second for each in blocks for second in each.seconds],
+        [e for each in blocks for e in each.errors],
     )
-    return Told(calls, errors, told[0].began, told[0].ended)
+    return Block(calls, errors, blocks[0].began, blocks[0].ended)
 
 
 def _fill_raw(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Times, their quantiles, and the ratio of interleaved rounds. Pure but for the clock."""
+"""Times, their quantiles, and the ratio of interleaved rounds. Pure except for the clock."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-# The scalars of one epoch of a detection training, as its callbacks hand them over.
+# The scalars of one epoch of a detection training, as its callbacks pass them.
 SCALARS = {f"metrics/scalar{n}": 1.0 / (n + 1) for n in range(12)}
 
 Rounds = Sequence[Sequence[float]]
 
 
 def timed(act: Callable[[int], object], calls: int, first: int = 0) -> list[float]:
-    """The seconds that each of `calls` calls took; they are given the numbers from `first` on."""
+    """The seconds of each of `calls` calls; they get the numbers from `first` on."""
     found = []
     for number in range(first, first + calls):
         start = time.perf_counter()
@@ -23,25 +23,25 @@ def timed(act: Callable[[int], object], calls: int, first: int = 0) -> list[floa
 
 
 def quantile(seconds: Sequence[float], share: float) -> float:
-    """The value that `share` of them do not exceed."""
+    """The value that a share of `share` does not exceed."""
     ordered = sorted(seconds)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 def of_rounds(rounds: Rounds, share: float) -> float:
-    """The median over the rounds of a quantile of each."""
+    """The median over the rounds of a quantile of each round."""
     return statistics.median(quantile(each, share) for each in rounds)
 
 
 def ratio(ours: Rounds, floor: Rounds, share: float = 0.5) -> float:
-    """How many times the floor: the median of the ratios, each within one round."""
+    """The ratio to the floor: the median of the ratios within each round."""
     return statistics.median(
         quantile(mine, share) / quantile(its, share) for mine, its in zip(ours, floor, strict=True)
     )
 
 
 def shown(seconds: float) -> str:
-    """A time for people, in three figures."""
+    """A readable time, in three digits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if seconds >= size:
             value = seconds / size

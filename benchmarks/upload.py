@@ -1,7 +1,7 @@
-"""Uploading a checkpoint of 2 GiB over loopback: beside a bare PUT of the file object, and beside hub-sdk.
+"""Uploading a checkpoint of 2 GiB over loopback, compared with a bare PUT of the file object and with hub-sdk.
 
-hubqueue's time is that of the whole attempt, from the claim to the settle; the memory is that of a worker process
-from at rest to its peak.
+hubqueue's time is that of the whole attempt, from the claim to the settle. The memory is the growth of a worker process
+from idle to its peak.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 from benchmarks.checkpoint import large_file
-from benchmarks.place import Place, python, version
+from benchmarks.context import Context, python, version
 from benchmarks.processes import ended, forget_peak, peak, resident, wait_until
 from benchmarks.report import Found, Line
 from benchmarks.timing import shown
@@ -20,22 +20,22 @@ from hubqueue.config.home import Home
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.worker.daemon import worker_lives
 
-# Seconds, and bytes of memory more than before.
+# Seconds, and growth of the memory in bytes.
 Cost = tuple[float, int]
 _MIB = 1 << 20
 
 
-def measure(place: Place) -> Found:
-    rounds, blocks = (1, 512) if place.quick else (3, 2048)
-    source = large_file(place.new("upload") / "best.pt", blocks)
+def measure(context: Context) -> Found:
+    rounds, blocks = (1, 512) if context.quick else (3, 2048)
+    source = large_file(context.new("upload") / "best.pt", blocks)
     floor: list[Cost] = []
     ours: list[Cost] = []
     sdk: list[Cost] = []
     for _ in range(rounds):
-        floor.append(_bare(place, "put", source))
-        ours.append(_worker(place, source))
+        floor.append(_bare(context, "put", source))
+        ours.append(_worker(context, source))
         if version("hub-sdk"):
-            sdk.append(_bare(place, "hub-sdk-upload", source))
+            sdk.append(_bare(context, "hub-sdk-upload", source))
     size = f"upload of a checkpoint of {blocks / 1024:.3g} GiB, loopback"
     speed = statistics.median(its / mine for (mine, _), (its, _) in zip(ours, floor, strict=True))
     lines = [
@@ -61,7 +61,7 @@ def measure(place: Place) -> Found:
             )
         )
     grown = max(more for _, more in ours)
-    beside = (
+    peers = (
         f"hub-sdk: {max(more for _, more in sdk) / _MIB:,.0f} MiB; bare PUT: {max(more for _, more in floor) / _MIB:.0f} MiB"
         if sdk
         else ""
@@ -69,7 +69,7 @@ def measure(place: Place) -> Found:
     lines.append(
         Line(
             f"{size}: memory above that at rest",
-            beside,
+            peers,
             f"{grown / _MIB:.1f} MiB",
             "",
             "< 32 MiB",
@@ -79,18 +79,18 @@ def measure(place: Place) -> Found:
     return Found(lines)
 
 
-def _bare(place: Place, how: str, source: Path) -> Cost:
-    command = python("-m", "benchmarks.bare", how, place.hub.url, str(source))
-    told = subprocess.run(
-        command, env=place.environ(place.folder), check=True, capture_output=True, timeout=170
+def _bare(context: Context, how: str, source: Path) -> Cost:
+    command = python("-m", "benchmarks.bare", how, context.hub.url, str(source))
+    done = subprocess.run(
+        command, env=context.environ(context.folder), check=True, capture_output=True, timeout=170
     )
-    found = json.loads(told.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
     return found["seconds"], found["grown"]
 
 
-def _worker(place: Place, source: Path) -> Cost:
-    home = place.new("uploaded") / "home"
-    environ = place.environ(home)
+def _worker(context: Context, source: Path) -> Cost:
+    home = context.new("uploaded") / "home"
+    environ = context.environ(home)
 
     def hubqueue(*arguments: str) -> str:
         command = python("-m", "hubqueue", "--home", str(home), *arguments)
@@ -100,13 +100,13 @@ def _worker(place: Place, source: Path) -> Cost:
 
     run_id = hubqueue("enqueue", "run", "yolov8n.pt")
     command = python("-m", "hubqueue", "--home", str(home), "worker")
-    place.hub.seen(clear=True)
+    context.hub.seen(clear=True)
     with (
         ended(subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)) as worker,
         open_outbox(home, environ=environ) as outbox,
     ):
         wait_until(lambda: worker_lives(Home(home)))
-        place.hub.seen("model", 1)
+        context.hub.seen("model", 1)
         before = resident(worker.pid)
         forget_peak(worker.pid)
         hubqueue("enqueue", "checkpoint", "--run", run_id, "--epoch", "0", "--final", str(source))

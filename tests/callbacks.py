@@ -1,7 +1,7 @@
-"""The HUB callbacks of the ultralytics package, unmodified, from the wheels that `make` fetched, without the package.
+"""The HUB callbacks of the ultralytics package, unmodified, from the wheels that `make` downloaded, without the package.
 
-The module's text is run as it is; what it imports from its package is given here, with the session class in the
-place of the package's own.
+The module's source is executed unchanged. Stubs here replace its imports from the package, and the given session class
+replaces the package's own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def text_of(version: str) -> str:
     """The source of callbacks/hub.py in a version."""
     found = sorted((Path(sys.prefix) / "wheels").glob(f"ultralytics-{version}-*.whl"))
     if not found:
-        pytest.skip(f"the wheel of ultralytics {version} is not here; make test fetches it")
+        pytest.skip(f"the wheel of ultralytics {version} is missing; make test downloads it")
     with zipfile.ZipFile(found[0]) as wheel:
         return wheel.read(_FILE).decode()
 
@@ -59,7 +59,7 @@ def hub_callbacks(
     try:
         module = types.ModuleType("ultralytics.utils.callbacks.hub")
         exec(compile(text_of(version), _FILE, "exec"), module.__dict__)
-        # As the package does it for trainers: each into the list of its event.
+        # As in the package: one list of callbacks per event.
         names = ("on_pretrain_routine_start", "on_pretrain_routine_end", "on_fit_epoch_end", "on_model_save")
         yield {
             name: [module.__dict__["callbacks"][name]] for name in (*names, "on_train_start", "on_train_end")

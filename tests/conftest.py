@@ -21,7 +21,7 @@ _OURS = ("HUBQUEUE_", "HUB_API", "ULTRALYTICS_")
 
 OpenOutbox = Callable[..., Outbox]
 
-# No deadline: a busy machine is no failure. No database of examples: the seed alone decides what is tried.
+# No deadline: a busy machine is not a failure. No database of examples: only the seed decides what is tried.
 hypothesis.settings.register_profile(
     "quick",
     max_examples=40,
@@ -36,7 +36,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """One seed decides the order of the tests and what the properties try: the one that pytest prints."""
+    """The seed that pytest prints decides the order of the tests and the examples of the properties."""
     seed = config.getoption("randomly_seed", None)
     if isinstance(seed, int) and hypothesis.core.global_force_seed is None:
         hypothesis.core.global_force_seed = seed
@@ -44,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A developer's own settings must not decide a test, nor its home be touched."""
+    """A developer's settings must not affect a test, and tests must not touch the developer's home."""
     for name in list(os.environ):
         if name.startswith(_OURS):
             monkeypatch.delenv(name)
@@ -64,19 +64,19 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def new_home(home: Path) -> Path:
-    """The home, which does not exist: for tests of how one is made. It outdoes `migrated_home`, and `outbox` makes it."""
+    """A home that does not exist, for tests of its creation. It overrides `migrated_home`; `outbox` creates it."""
     return home
 
 
 @pytest.fixture
 def migrated(request: pytest.FixtureRequest) -> bool:
-    """Whether a test may begin with a copy of an outbox that was migrated before."""
+    """Whether a test may start with a copy of a migrated outbox."""
     return "new_home" not in request.fixturenames
 
 
 @pytest.fixture
 def migrated_home(home: Path, migrated: bool) -> Path:
-    """The home, with an outbox that nobody has opened yet."""
+    """The home, with an outbox that was never opened."""
     if migrated and not home.exists():
         template.lay(home)
     return home
@@ -99,7 +99,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 @pytest.fixture(params=DATABASES)
 def database_environ(request: pytest.FixtureRequest, home: Path, migrated: bool) -> dict[str, str]:
-    """The environment that chooses each database in turn."""
+    """The environment that selects each database in turn."""
     if request.param == "postgresql":
         server: Postgres = request.getfixturevalue("postgres")
         return {"HUBQUEUE_OUTBOX__URL": server.new_database(migrated=migrated)}
@@ -112,7 +112,7 @@ def database_environ(request: pytest.FixtureRequest, home: Path, migrated: bool)
 
 @pytest.fixture
 def any_outbox(home: Path, clock: FakeClock, database_environ: dict[str, str]) -> Iterator[Outbox]:
-    """An outbox, on every database in turn, with a clock to move."""
+    """An outbox, on every database in turn, with a clock that the test moves."""
     with open_outbox(home, environ=database_environ, clock=clock) as outbox:
         outbox.note_destinations()
         yield outbox
@@ -120,7 +120,7 @@ def any_outbox(home: Path, clock: FakeClock, database_environ: dict[str, str]) -
 
 @pytest.fixture
 def outbox(migrated_home: Path, clock: FakeClock) -> Iterator[Outbox]:
-    """An outbox on the default database, with a clock to move."""
+    """An outbox on the default database, with a clock that the test moves."""
     with open_outbox(migrated_home, environ={}, clock=clock) as opened:
         opened.note_destinations()
         yield opened

@@ -1,8 +1,8 @@
-"""The helper process of `zygote`: it has loaded the package, and forks a process for each request.
+"""The helper process of `zygote`: it loads the package, then forks a process for each request.
 
-The child is left what a new interpreter has: `__main__` is empty, descriptors are its three streams, signals are at
+The child is like a new interpreter: `__main__` is empty, the only descriptors are its three streams, signals have
 their defaults, no thread runs, no database is open. At its end its threads are joined, its exit handlers run and its
-streams flushed; what an interpreter does then, to take its modules apart, is left out.
+streams are flushed. The finalization of modules is left out.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from typing import Any, NoReturn
 LONGEST = 1 << 22
 
 
-def serve(place: str) -> NoReturn:
+def serve(address: str) -> NoReturn:
     """Fork at each request until the tests end."""
     load()
     assert threading.active_count() == 1, "a thread would not be in the children"
     gc.collect()
-    gc.freeze()  # what is loaded stays: a collection in a child need not copy it
+    gc.freeze()  # loaded objects stay: a garbage collection in a child need not copy them
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(place)
+    listener.bind(address)
     listener.listen(64)
     print("ready", flush=True)
     children: dict[int, tuple[int, socket.socket]] = {}
     events = select.poll()
-    events.register(0, 0)  # its end is that of the tests
+    events.register(0, 0)  # it ends with the tests
     events.register(listener, select.POLLIN)
     while True:
         for descriptor, _ in events.poll():
@@ -46,7 +46,7 @@ def serve(place: str) -> NoReturn:
                 events.unregister(descriptor)
                 pid, link = children.pop(descriptor)
                 _, status = os.waitpid(pid, 0)
-                with suppress(OSError):  # nobody waits for it any more
+                with suppress(OSError):  # its parent no longer waits for it
                     link.send(b"%d" % os.waitstatus_to_exitcode(status))
                 link.close()
                 os.close(descriptor)
@@ -74,7 +74,7 @@ def serve(place: str) -> NoReturn:
 
 
 def load() -> None:
-    """What most commands and trainings load anyway."""
+    """Import what most commands and trainings load."""
     for name in (
         "alembic.command",
         "alembic.script",
@@ -116,7 +116,7 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
 
 
 def _stream(number: int, name: str, before: io.TextIOWrapper) -> io.TextIOWrapper:
-    """A standard stream as the interpreter makes it: by line on a terminal, and where errors are written."""
+    """A standard stream as the interpreter makes it: line-buffered on a terminal and for stderr."""
     at_once = before.write_through  # PYTHONUNBUFFERED
     raw: Any = io.FileIO(number, "rb" if number == 0 else "wb", closefd=False)
     raw.name = name
@@ -134,7 +134,7 @@ def _stream(number: int, name: str, before: io.TextIOWrapper) -> io.TextIOWrappe
 
 
 def _run(program: str) -> NoReturn:
-    """Run the program as that of `python -c`, and end."""
+    """Run the program as `python -c` does, and end."""
     code: int | None = 0
     try:
         exec(compile(program, "<string>", "exec", dont_inherit=True), sys.modules["__main__"].__dict__)

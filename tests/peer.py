@@ -1,4 +1,4 @@
-"""A raw-socket server for tests of the wire: it reads a request and does whatever a test wants with the connection."""
+"""A raw-socket server for tests of the wire: it reads a request, then a test controls the connection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GOOD = b'{"success": true, "message": "ok", "data": {"id": "abcdefghij0123456789
 
 
 def answer(body: bytes = GOOD, *, status: str = "200 OK", headers: str = "") -> bytes:
-    """A complete HTTP answer."""
+    """A complete HTTP response."""
     head = (
         f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
     )
@@ -20,7 +20,7 @@ def answer(body: bytes = GOOD, *, status: str = "200 OK", headers: str = "") -> 
 
 
 class Peer:
-    """Calls `act(connection, request)` for each request it has read whole; keeps the requests."""
+    """Calls `act(connection, request)` for each request that it has read completely; stores the requests."""
 
     def __init__(self, act: Callable[[socket.socket, bytes], None], *, read_body: bool = True) -> None:
         self._act, self._read_body = act, read_body

@@ -1,4 +1,4 @@
-"""A run on Platform that a test steps by hand: a real sandbox, a real outbox, a worker on a clock that tests move."""
+"""A run on Platform that a test steps: a real sandbox, a real outbox, a worker on a clock that tests move."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class Stage:
         close_run(self.outbox, self.run_id, state, results={"metrics": {"map": 0.5}})
 
     def step(self, times: int = 1) -> None:
-        """Steps of the worker, with as much time between them as any wait lasts."""
+        """Step the worker; between steps the clock moves beyond any wait."""
         for _ in range(times):
             self.worker.step()
             assert self.worker.wait_free(PATIENCE), "an attempt did not end"
             self.clock.advance(1000)
 
     def drain(self) -> None:
-        """Steps until nothing is pending."""
+        """Step until nothing is pending."""
         for _ in range(60):
             if not totals(self.outbox).get("pending"):
                 return
@@ -73,14 +73,14 @@ class Stage:
         raise AssertionError(f"still owed: {totals(self.outbox)}; {self.reasons()}")
 
     def reasons(self) -> list[str]:
-        """What the attempts came to, oldest first."""
+        """The outcomes of the attempts, oldest first."""
         return [f"{each['outcome']}: {each['reason']}" for each in reversed(self.outbox.stats.attempts())]
 
     # What the hub has.
 
     @property
     def hub(self) -> Sandbox:
-        assert self._hub is not None, "this peer keeps nothing"
+        assert self._hub is not None, "this peer stores nothing"
         return self._hub
 
     @property
@@ -89,9 +89,9 @@ class Stage:
         return self.hub.run(model_id)
 
     def events(self, *names: str) -> list[str]:
-        """The names of the events that count (without `names`: all but beats), in the order in which they came.
+        """The names of the events that count (without `names`: all but heartbeats), in order of arrival.
 
-        Of epochs with their number.
+        Epochs have their number in the name.
         """
         return [
             f"epoch {each.data['epoch']}" if each.event == "epoch_end" else each.event
@@ -110,7 +110,7 @@ class Stage:
 
 @contextmanager
 def staged(hub: Sandbox | str, folder: Path, clock: FakeClock, **settings: str) -> Iterator[Stage]:
-    """A stage at a sandbox, or at the address of another peer."""
+    """A stage that sends to a sandbox, or to the address of another peer."""
     folder.mkdir(exist_ok=True)
     if not (folder / "home").exists():
         template.lay(folder / "home")

@@ -1,4 +1,4 @@
-"""A relay in front of a hub: passes every request on and remembers which key came with it."""
+"""A proxy in front of a hub that forwards every request and records its key."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Relay:
                 onward = http.client.HTTPConnection(target, timeout=30)
                 headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
                 onward.request(self.command, self.path, body, headers)
-                answer = onward.getresponse()
-                content = answer.read()
-                self.send_response(answer.status)
-                for name, value in answer.getheaders():
+                response = onward.getresponse()
+                content = response.read()
+                self.send_response(response.status)
+                for name, value in response.getheaders():
                     if name.lower() not in (
                         "server",
                         "date",

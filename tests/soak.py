@@ -1,9 +1,9 @@
-"""Run `make test` many times in a row, beside busy loops, to find what passes only now and then.
+"""Run `make test` many times in a row, with busy loops in parallel, to find tests that fail only sometimes.
 
     .venv/bin/python tests/soak.py --runs 20 --busy 2
 
-Every run has its own order of the tests; its number, seed, seconds and last line are printed. It ends with the first
-run that fails, with exit code 1 and the end of what that run printed. The busy loops end with it, also after Ctrl-C.
+Every run has its own order of the tests. Its number, seed, seconds and last line are printed. The soak stops at the first
+run that fails, with exit code 1 and the end of that run's output. The busy loops end with it, also after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TAIL = 200
-# Ends by itself when the soak was killed: the loop then belongs to another parent.
+# Ends when the soak was killed: then the loop has another parent process.
 BUSY = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(100_000))"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run as often as asked; the exit code."""
+    """Run the tests N times. Returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=20, help="how many runs [20]")
-    parser.add_argument("--busy", type=int, default=2, help="how many busy loops beside them [2]")
+    parser.add_argument("--runs", type=int, default=20, help="number of runs [20]")
+    parser.add_argument("--busy", type=int, default=2, help="number of parallel busy loops [2]")
     parser.add_argument(
-        "--seed", type=int, help="the seed of the first run; each further one adds 1 [random]"
+        "--seed", type=int, help="the random seed of the first run; each further run adds 1 [random]"
     )
     parser.add_argument("--target", default="test", help="the target of make that is run [test]")
     chosen = parser.parse_args(argv)
-    # SIGTERM has to end the children too; and they must not inherit that SIGINT is ignored (`make soak &` in a script).
+    # SIGTERM must end the children too; and they must not inherit an ignored SIGINT (`make soak &` in a script).
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     first = random.SystemRandom().randrange(1 << 31) if chosen.seed is None else chosen.seed
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
                 seed, began = first + number - 1, time.monotonic()
                 code, said = run(chosen.target, seed)
                 took.append(time.monotonic() - began)
-                lines = said.rstrip().splitlines() or ["(nothing was printed)"]
+                lines = said.rstrip().splitlines() or ["(no output)"]
                 last = next((line for line in reversed(lines) if line.startswith("==")), lines[-1]).strip(
                     "= "
                 )
@@ -65,9 +65,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(target: str, seed: int) -> tuple[int, str]:
-    """One run of the tests: its exit code, and what it printed."""
+    """One run of the tests. Returns its exit code and its output."""
     command = ["make", "--no-print-directory", target, f"PYTEST_OPTIONS=--randomly-seed={seed}"]
-    # A group of its own, so that its end is the end of everything that it has started.
+    # Its own process group, so that everything it has started can be ended with it.
     process = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -80,7 +80,7 @@ def run(target: str, seed: int) -> tuple[int, str]:
     try:
         said, _ = process.communicate()
     except BaseException:
-        os.killpg(process.pid, signal.SIGINT)  # pytest ends its fixtures, a server among them
+        os.killpg(process.pid, signal.SIGINT)  # pytest then ends its fixtures, including a server
         try:
             process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
@@ -92,7 +92,7 @@ def run(target: str, seed: int) -> tuple[int, str]:
 
 @contextmanager
 def busy_loops(count: int) -> Iterator[None]:
-    """So many processes that do nothing but use up a processor each."""
+    """Start `count` processes that each keep a processor busy."""
     loops = [subprocess.Popen([sys.executable, "-c", BUSY, str(os.getpid())]) for _ in range(count)]
     try:
         yield

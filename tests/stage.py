@@ -1,4 +1,4 @@
-"""Props for tests: runs, drafts, workers on a fake clock, and processes that are really killed."""
+"""Fixtures for tests: runs, drafts, workers on a fake clock, and processes that are really killed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 Process = subprocess.Popen[str] | zygote.Forked
 KINDS = (Kind.REGISTRATION, Kind.METRICS, Kind.CKPT, Kind.HEARTBEAT)
 ZERO = timedelta(0)
-# Only a failure waits so long: a busy machine may need many times what a quiet one does.
+# Only a failure waits this long: a busy machine may need many times as long as an idle one.
 PATIENCE = 120.0
 TERMS = Terms("worker-1", timedelta(seconds=60), max_entries=1000, max_bytes=1 << 20)
 PACES = {Kind.REGISTRATION: ZERO, Kind.METRICS: timedelta(seconds=3), Kind.CKPT: timedelta(seconds=900)}
@@ -48,13 +48,13 @@ def new_run(outbox: Outbox, *, remote_id: str | None = "model-1", model: str = "
 
 
 def log(outbox: Outbox, run_id: str, *epochs: int, value: float = 1.0) -> list[int]:
-    """Enqueue metrics of epochs; the ids of the entries."""
+    """Enqueue metrics of epochs. Returns the ids of the entries."""
     drafts = [metrics_draft(f'{{"loss": {value}}}', epoch) for epoch in epochs]
     return [outbox.entries.enqueue(run_id, draft)[0] for draft in drafts]
 
 
 def ckpt(outbox: Outbox, run_id: str, key: str, *, final: bool = False, rank: int = 0) -> int:
-    """Enqueue a checkpoint without a body; the id of the entry."""
+    """Enqueue a checkpoint without a body. Returns the id of the entry."""
     replaces = ("last", "best") if final else ()
     rank = FINAL_RANK if final else rank
     return outbox.entries.enqueue(run_id, Draft(Kind.CKPT, key, rank, "{}", final=final, replaces=replaces))[
@@ -63,7 +63,7 @@ def ckpt(outbox: Outbox, run_id: str, key: str, *, final: bool = False, rank: in
 
 
 def claim(outbox: Outbox, *kinds: Kind, terms: Terms = TERMS) -> Lease | None:
-    """Claim what is due among these kinds (all, without any)."""
+    """Claim what is due among these kinds (default: all)."""
     paces = {kind: PACES[kind] for kind in kinds} if kinds else PACES
     return outbox.claims.claim("hub", paces, terms)
 
@@ -83,7 +83,7 @@ def keys(lease: Lease | None) -> list[str]:
 
 
 def totals(outbox: Outbox) -> dict[str, int]:
-    """The counts that are not zero; asserts that they add up, and that the rows say the same."""
+    """The counts that are not zero; asserts that they add up and agree with the rows."""
     counted = outbox.stats.totals()
     states = ("pending", "delivered", "dead", "superseded", "cancelled")
     assert counted["enqueued"] == sum(counted[name] for name in states)
@@ -105,7 +105,7 @@ def at_revision(url: str, revision: str, *statements: str) -> None:
 
 
 class Bench:
-    """A worker that a test steps by hand, with its facts and what it sent."""
+    """A worker that a test steps, with its facts and its sent batches."""
 
     def __init__(self, outbox: Outbox, answer: Callable[[Batch], Outcome] | None = None) -> None:
         self.outbox = outbox
@@ -114,7 +114,7 @@ class Bench:
         self.worker = Worker(outbox, emit=self.facts.append, dial=self.transport.dial)
 
     def step(self) -> int:
-        """One step of the worker, and everything it started."""
+        """One step of the worker, and the attempts that it started."""
         started = self.worker.step()
         assert self.worker.wait_free(PATIENCE), "an attempt did not end"
         return started
@@ -134,7 +134,7 @@ class Bench:
 
 
 def wait_until(true: Callable[[], object], *, timeout: float = PATIENCE) -> None:
-    """Wait for something that another process does; fail when it does not happen."""
+    """Wait for an effect of another process; fail if it does not happen."""
     deadline, pause = time.monotonic() + timeout, threading.Event()
     while not true():
         assert time.monotonic() < deadline, "it did not happen"
@@ -142,7 +142,7 @@ def wait_until(true: Callable[[], object], *, timeout: float = PATIENCE) -> None
 
 
 def wait_for_removals() -> None:
-    """Wait for the threads of this process that delete snapshots behind the caller."""
+    """Wait for the threads of this process that delete snapshots in the background."""
     for thread in threading.enumerate():
         if thread.name == "hubqueue-removal":
             thread.join(PATIENCE)
@@ -150,12 +150,12 @@ def wait_for_removals() -> None:
 
 
 def environ_of(home: Path, hub_url: str | None = None, **settings: str) -> dict[str, str]:
-    """The environment of a process that works on a home, with quick limits unless `settings` says otherwise."""
+    """The environment of a process that uses a home, with short limits unless `settings` overrides them."""
     quick = {
         "HUBQUEUE_RATE_LIMITS__METRICS": "0.05",
         "HUBQUEUE_RATE_LIMITS__CKPT": "0.1",
         "HUBQUEUE_RETRY__CAP": "1",
-        # Of workers that a training starts beside itself: they outlive it, and must not outlive the test by much.
+        # For workers that a training starts: they outlive it, but must not outlive the test by much.
         "HUBQUEUE_WORKER__IDLE_EXIT": "2",
     }
     own = {
@@ -170,7 +170,7 @@ def environ_of(home: Path, hub_url: str | None = None, **settings: str) -> dict[
 
 
 def platform_environ(home: Path, url: str, **settings: str) -> dict[str, str]:
-    """The environment of a process whose runs go to a Platform, with quick limits unless `settings` says otherwise."""
+    """The environment of a process whose runs go to a Platform, with short limits unless `settings` overrides them."""
     own = {
         "HUBQUEUE_DEFAULT_DESTINATION": "platform",
         "ULTRALYTICS_PLATFORM_URL": url,
@@ -182,9 +182,9 @@ def platform_environ(home: Path, url: str, **settings: str) -> dict[str, str]:
 
 
 def python(code: str, environ: Mapping[str, str], *arguments: str, fresh: bool = False) -> Process:
-    """A Python process running `code`, its output on a pipe: warnings among it, not the line that a run begins with.
+    """A Python process that runs `code`. Its output is a pipe, with warnings but without the first line of a run.
 
-    `fresh` where it matters which modules an interpreter has loaded, or what its command line shows.
+    Use `fresh` if the loaded modules or the command line of the interpreter matter.
     """
     code = _LOGGED + code
     if zygote.suits(environ) and not fresh:
@@ -196,7 +196,7 @@ def python(code: str, environ: Mapping[str, str], *arguments: str, fresh: bool =
 def hubqueue(
     environ: Mapping[str, str], *arguments: str, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """The `hubqueue` command, as a person calls it."""
+    """Run the `hubqueue` command, as a person does."""
     if zygote.suits(environ):
         return zygote.run(arguments, environ, stdin, 100)
     command = [sys.executable, "-m", "hubqueue", *arguments]
@@ -206,7 +206,7 @@ def hubqueue(
 
 
 def start_worker(environ: Mapping[str, str], *arguments: str, fresh: bool = False) -> Process:
-    """`hubqueue worker` in a process of its own; `fresh` as for `python`."""
+    """`hubqueue worker` in its own process; `fresh` as for `python`."""
     if zygote.suits(environ) and not fresh:
         return zygote.Forked(
             environ,
@@ -223,13 +223,13 @@ def start_worker(environ: Mapping[str, str], *arguments: str, fresh: bool = Fals
 
 
 def kill(process: Process) -> None:
-    """kill -9, as the machine does it when the memory is short."""
+    """kill -9, as the kernel does when memory is short."""
     process.send_signal(signal.SIGKILL)
     process.communicate()
 
 
 def end(process: Process) -> str:
-    """SIGTERM, and what the process wrote."""
+    """Send SIGTERM. Returns the output of the process."""
     process.terminate()
     out, err = process.communicate(timeout=PATIENCE)
     return (out or "") + (err or "")

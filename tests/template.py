@@ -1,6 +1,6 @@
-"""An outbox as the migrations leave it, made once by them and copied for each test that is not about them.
+"""A migrated outbox, made once and copied for each test that does not test migrations.
 
-A copy has no name and no beginning of its time yet: whoever opens it first gives it both, as to a new outbox.
+A copy has no name and no time origin yet: the first process that opens it sets both, as for a new outbox.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hubqueue.outbox.outbox import Outbox, open_outbox
 
 
 def lay(home: Path, driver: str = "auto") -> Path:
-    """Put a copy into a home that does not exist yet; the home."""
+    """Put a copy into a home that does not exist yet. Returns the home."""
     home.mkdir(mode=0o700)
     home.chmod(0o700)
     copy = home / "outbox.db"
@@ -28,7 +28,7 @@ def lay(home: Path, driver: str = "auto") -> Path:
 
 
 def forget(outbox: Outbox) -> None:
-    """Take name and beginning from an outbox that was just made."""
+    """Remove the name and the time origin of an outbox that was just made."""
     with outbox.database.write() as tx:
         tx.execute(delete(about))
         tx.execute(delete(boots))
@@ -41,5 +41,5 @@ def _made(driver: str) -> Path:
     with open_outbox(folder / "home", environ={"HUBQUEUE_OUTBOX__DRIVER": driver}) as outbox:
         forget(outbox)
     made = folder / "home" / "outbox.db"
-    assert not made.with_name("outbox.db-wal").exists(), "the copy would lack what is in the log"
+    assert not made.with_name("outbox.db-wal").exists(), "the copy would lack the contents of the log"
     return made

@@ -1,7 +1,7 @@
-"""A trainer as those of the ultralytics package are to their callbacks: the same attributes, the same order of events.
+"""A trainer with the attributes and the order of events that the callbacks of the ultralytics package see.
 
-It computes nothing; it writes checkpoint files as `torch.save` does, over the one before, in place. `tells` are the
-version's habits: where the final validation's epoch goes, and when the first event comes.
+It computes nothing. It writes checkpoint files as `torch.save` does: over the previous file, in place. `Habits` are the
+differences between versions: the epoch of the final validation, and the time of the first event.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Habits:
-    """What differs between versions: the first event comes in the constructor, the final validation counts on."""
+    """The differences between versions: the first event in the constructor, a new epoch for the final validation."""
 
     begins_in_constructor: bool
     final_counts_on: bool

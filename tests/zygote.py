@@ -1,9 +1,9 @@
-"""Real Python processes without the half second that each spends on loading.
+"""Real Python processes without the half second that each needs to load the package.
 
-A helper process loads the package once and forks for each process that is asked for: the child has its own pid,
-environment, folder, streams and exit code, and runs the same program. It can be killed and leaves nothing behind, as
-any process. What depends on how an interpreter starts (flags, encoding, command line, loaded modules) or takes itself
-apart needs an interpreter of its own: `suits` refuses an environment that decides the first two.
+A helper process loads the package once and forks for each requested process. The child has its own pid, environment,
+folder, streams and exit code, and runs the same program. It can be killed like any process. Tests that depend on the
+start of an interpreter (flags, encoding, command line, loaded modules) or on its finalization need a new interpreter:
+`suits` refuses an environment that sets flags or the encoding.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from typing import TextIO
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
-# What decides how an interpreter, its C library and its loader start.
+# Variables that affect the start of an interpreter, its C library or its loader.
 _START = ("PYTHON", "LANG", "LC_", "TZ", "LD_", "MALLOC_", "GLIBC_", "TMPDIR")
-# The command line of an interpreter that runs a module, as code.
+# Code that is equivalent to a command line that runs a module.
 _MODULE = "import runpy; runpy.run_module({!r}, run_name='__main__', alter_sys=True)"
 _HELPER: list[tuple[subprocess.Popen[bytes], str]] = []
 _STARTING = threading.Lock()
@@ -37,7 +37,7 @@ _LONGEST = 1 << 22
 
 
 def suits(environ: Mapping[str, str]) -> bool:
-    """Whether a process with this environment starts as the helper did, on a machine where it can be watched."""
+    """Whether a fork of the helper is equivalent to a new process with this environment, on a supported machine."""
     if not hasattr(os, "pidfd_open"):
         return False
     names = {name for name in {*environ, *os.environ} if name.startswith(_START)} - {"PYTHONPATH"}
@@ -46,10 +46,10 @@ def suits(environ: Mapping[str, str]) -> bool:
 
 
 class Forked:
-    """A process that the helper has forked, with the part of `subprocess.Popen` that tests use. Its streams are text.
+    """A process that the helper forked, with the part of `subprocess.Popen` that tests use. Its streams are text.
 
-    `program` is code, as behind `python -c`, or the name of a module, as behind `python -m`. Each stream is as Popen's:
-    None (this process's own), PIPE (not stdin), DEVNULL, STDOUT (stderr only), or a descriptor.
+    `program` is code, as after `python -c`, or the name of a module, as after `python -m`. Each stream is as in Popen:
+    None (inherited), PIPE (not stdin), DEVNULL, STDOUT (stderr only), or a descriptor.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Forked:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end; the exit code. Raises `TimeoutExpired`."""
+        """Wait for the end. Returns the exit code. Raises `TimeoutExpired`."""
         if self.returncode is None:
             ending = select.poll()
             ending.register(self._link, select.POLLIN)
@@ -120,7 +120,7 @@ class Forked:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str | None, str | None]:
-        """Read what the pipes have to their end, and wait. Raises `TimeoutExpired`; a later call continues."""
+        """Read the pipes to their end, and wait. Raises `TimeoutExpired`; a later call continues."""
         deadline = None if timeout is None else time.monotonic() + timeout
         for name, pipe in (("stdout", self.stdout), ("stderr", self.stderr)):
             if pipe is not None and name not in self._reads:
@@ -137,7 +137,7 @@ class Forked:
         return said.get("stdout"), said.get("stderr")
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, unless the process has ended."""
+        """Send a signal unless the process has ended."""
         if self.poll() is None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
@@ -152,7 +152,7 @@ class Forked:
 def run(
     arguments: Sequence[str], environ: Mapping[str, str], stdin: str, timeout: float
 ) -> subprocess.CompletedProcess[str]:
-    """Run a `hubqueue` command to its end, with its output as text. Raises `TimeoutExpired`, and the process is killed then."""
+    """Run a `hubqueue` command to its end, with its output as text. Kills it and raises `TimeoutExpired` after the timeout."""
     with (
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as err,
@@ -196,7 +196,7 @@ def _umask() -> int:
 
 
 def _ask(request: bytes, streams: list[int]) -> tuple[socket.socket, int, int]:
-    """Ask the helper for a process: the link on which its exit code comes, its pid, and its descriptor."""
+    """Ask the helper for a process. Returns the socket that gets its exit code, its pid, and its descriptor."""
     link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST)
     link.connect(_address())
@@ -209,18 +209,18 @@ def _address() -> str:
     with _STARTING:
         if not _HELPER or _HELPER[0][0].poll() is not None:
             folder = tempfile.mkdtemp(prefix="hq-zygote-")
-            place = f"{folder}/socket"
-            # As an interpreter with code begins, so that its children do: nothing of it is left in their `__main__`.
-            begin = f"__import__('fork_server').serve({place!r})"
+            address = f"{folder}/socket"
+            # Its children must start like `python -c`: nothing of the helper may remain in their `__main__`.
+            begin = f"__import__('fork_server').serve({address!r})"
             helper = subprocess.Popen(
                 [sys.executable, "-c", begin],
-                stdin=subprocess.PIPE,  # it ends with us
+                stdin=subprocess.PIPE,  # it ends with this process
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"},
             )
             assert helper.stdout is not None
             helper.stdout.readline()
-            _HELPER[:] = [(helper, place)]
+            _HELPER[:] = [(helper, address)]
             atexit.register(_end, helper, folder)
         return _HELPER[0][1]
 

@@ -1,4 +1,4 @@
-"""The sandbox with the services of the destinations: what `hubqueue sandbox`, the demo and tests start."""
+"""The sandbox with the services of the destinations. `hubqueue sandbox`, the demo and tests start it."""
 
 from __future__ import annotations
 
@@ -37,12 +37,11 @@ def parse_rule(text: str) -> Rule:
 class Sandbox(Server):
     """HUB and Platform on one port of this machine; see docs/sandbox.md.
 
-    `data` is where it keeps everything (None: a temporary folder that goes with this object). `port` 0 takes
-    a free one at the first start and stays with it. `keys` are the API keys it accepts (none: any that is not
-    empty). `faults` are rules of `hubqueue.sandbox.faults`, their dice thrown from `seed`. `latency` is in
-    seconds, waited before each request is carried out. Platform's upload URLs can be used for `url_lifetime`
-    seconds; the budgets are for each of its keys (None: any number). Raises `ConfigError` for a rule that is not
-    valid.
+    `data` is the folder for everything it stores (None: a temporary folder, deleted with this object). `port` 0 takes
+    a free port at the first start and keeps it. `keys` are the API keys it accepts (empty: any non-empty key). `faults`
+    are rules of `hubqueue.sandbox.faults`; `seed` seeds their random generator. `latency` (seconds) delays each request
+    before it is carried out. Platform's upload URLs are valid for `url_lifetime` seconds; the budgets are per key
+    (None: unlimited). Raises `ConfigError` for an invalid rule.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class Sandbox(Server):
             return self._hub.models[model_id].read_metrics()
 
     def metrics_texts(self, model_id: str) -> dict[str, str]:
-        """The stored metrics exactly as they were sent, by epoch as it was sent."""
+        """The stored metrics exactly as they were sent, by epoch as sent."""
         with self._archive.changed:
             return dict(self._hub.models[model_id].metrics)
 
@@ -119,11 +118,11 @@ class Sandbox(Server):
             return list(self._platform.tracked)
 
     def run(self, model_id: str) -> RunRecord:
-        """A training on Platform, with all that it sent. A copy. Raises KeyError for an unknown id."""
+        """A training on Platform, with everything it sent. A copy. Raises KeyError for an unknown id."""
         with self._archive.changed:
             return copied(self._platform.tracked[model_id])
 
     def cancel(self, model_id: str) -> None:
-        """Cancel a training on Platform: every response from now on reports it. KeyError for an unknown id."""
+        """Cancel a training on Platform: every further response reports it. Raises KeyError for an unknown id."""
         if not self._platform.cancel(model_id):
             raise KeyError(model_id)

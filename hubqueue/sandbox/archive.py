@@ -1,16 +1,16 @@
-"""What the sandbox keeps, in a folder that outlives it.
+"""What the sandbox stores, in a folder that outlives it.
 
     sandbox.jsonl               one line for each fact, with the response to its Idempotency-Key
     requests.jsonl              one line for each request that ended
     models/<id>/NNNNNN-<name>   checkpoints, byte for byte as received
     incoming/                   uploads that are still arriving
 
-What a fact means is known to the keeper that has its name: a service, whose state is built from facts alone.
+Each fact belongs to the keeper that lists its name: a service, whose state is built from facts alone.
 
-Promises: a fact and the response that a repeated key gets are one line, so they are kept together or not at
-all; after a kill the next start finds every fact that was acknowledged. Refuses: to share its folder with a
-second sandbox, to continue a file that it did not write. It is a sandbox: it does not sync to disk, so a
-power cut may cost the last moments.
+Promises: a fact and the response that a repeated key gets are one line, so they are stored together or not at
+all; after a kill the next start finds every fact that was acknowledged. Refuses to share its folder with a
+second sandbox, and to append to a file that it did not write. It does not sync to disk, so a power cut may lose
+the last facts.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ Fact = dict[str, Any]
 
 
 class Keeper(Protocol):
-    """Who knows what some of the facts mean. Called under `Archive.changed`."""
+    """The owner of some of the facts. Called under `Archive.changed`."""
 
     @property
     def facts(self) -> frozenset[str]:
         """The names of the facts that it keeps."""
 
     def reset(self) -> None:
-        """Forget everything: the facts are about to be read back."""
+        """Clear the state. Called before the facts are read back."""
 
     def apply(self, fact: Fact) -> None:
-        """Take one fact in."""
+        """Apply one fact."""
 
 
 class Archive:
@@ -79,15 +79,15 @@ class Archive:
     # --- opening and closing
 
     def open(self) -> None:
-        """Take the folder and read back what is in it.
+        """Lock the folder and read its contents back.
 
-        Raises `ConfigError` when another sandbox has it, when it cannot be written, or when its files are not
+        Raises `ConfigError` if another sandbox uses the folder, if it cannot be written, or if its files are not
         a sandbox's.
         """
         with self.changed:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                # Not thread-local: whoever stops the sandbox need not be who started it.
+                # Not thread-local: another thread may stop the sandbox.
                 lock = FileLock(self.folder / ".lock", thread_local=False)
                 lock.acquire(timeout=0)
             except Timeout:
@@ -97,8 +97,8 @@ class Archive:
                 ) from None
             except OSError as error:
                 raise ConfigError(
-                    (f"cannot keep anything in {self.folder}: {error.strerror}",),
-                    hint="give a folder that can be written: --data DIR",
+                    (f"cannot write to {self.folder}: {error.strerror}",),
+                    hint="choose a writable folder: --data DIR",
                 ) from error
             self._lock = lock
             try:
@@ -108,7 +108,7 @@ class Archive:
                 raise
 
     def close(self) -> None:
-        """Let the folder go. What is in memory can still be read; nothing more is kept."""
+        """Release the folder. What is in memory can still be read; nothing more is stored."""
         with self.changed:
             for file in (self._journal, self._log_file):
                 if file is not None:
@@ -144,17 +144,17 @@ class Archive:
             try:
                 self._requests.append(_request_from(json.loads(line)))
             except (ValueError, KeyError, TypeError):
-                _log.warning("a line of requests.jsonl cannot be read; it is left out")
+                _log.warning("a line of requests.jsonl cannot be read; it is skipped")
         self._journal = _opened(journal, "ab")
         self._log_file = _opened(self.folder / "requests.jsonl", "ab")
 
     # --- facts
 
     def keep(self, receipt: str | None, make: Callable[[], tuple[Fact, Response]]) -> tuple[Response, bool]:
-        """Keep the fact of `make` and return its response, or the one already given for `receipt` (and True).
+        """Store the fact of `make` and return its response, or the earlier response for `receipt` (and True).
 
-        `make` runs under the lock, so what it looks up cannot change before its fact is kept. Raises
-        `Refused` when the archive is closed or the disk does not take the fact; then nothing is kept.
+        `make` runs under the lock, so the state that it reads cannot change before its fact is stored. Raises
+        `Refused` if the archive is closed or the fact cannot be written; then nothing is stored.
         """
         with self.changed:
             if receipt is not None and receipt in self._receipts:
@@ -174,7 +174,7 @@ class Archive:
             return response, False
 
     def has_receipt(self, receipt: str | None) -> bool:
-        """Whether a request with this receipt has had its response."""
+        """Whether a request with this receipt has already got its response."""
         with self.changed:
             return receipt in self._receipts
 
@@ -183,7 +183,7 @@ class Archive:
         try:
             _append(self._journal, json.dumps(fact).encode())
         except OSError as error:
-            raise Refused(507, f"the sandbox cannot keep this: {error.strerror}") from error
+            raise Refused(507, f"the sandbox cannot store this: {error.strerror}") from error
 
     def _apply(self, fact: Fact) -> None:
         if "receipt" in fact:
@@ -193,15 +193,15 @@ class Archive:
     # --- files
 
     def incoming(self) -> Path:
-        """A path for an upload that is arriving. A start clears what an earlier one left."""
+        """A path for an upload that is arriving. A start deletes what an earlier process left."""
         return self.folder / "incoming" / uuid.uuid4().hex
 
     def folder_of(self, model_id: str) -> Path:
-        """Where the checkpoints of a model or a run are. It need not exist."""
+        """The folder for the checkpoints of a model or a run. It need not exist."""
         return self.folder / "models" / model_id
 
     def store(self, arriving: Path, model_id: str, number: int, name: str) -> str:
-        """Move an upload that has arrived to the checkpoints of a model. Returns its name there."""
+        """Move a complete upload to the checkpoints of a model. Returns its file name there."""
         folder = self.folder_of(model_id)
         folder.mkdir(mode=0o700, exist_ok=True)
         file = f"{number:06d}-{name}"
@@ -211,13 +211,13 @@ class Archive:
     # --- requests
 
     def note(self, record: RequestRecord) -> None:
-        """A request line was read."""
+        """Note a request after its request line was read."""
         with self.changed:
             self._requests.append(record)
             self.changed.notify_all()
 
     def ended(self, record: RequestRecord) -> None:
-        """The request is over: its record is complete."""
+        """Note that a request has ended and its record is complete."""
         with self.changed:
             record.ended = True
             if self._log_file is not None:
@@ -234,19 +234,19 @@ class Archive:
             return [dataclasses.replace(record) for record in self._requests]
 
     def last_requests(self, most: int, *, about: str | None = None) -> list[RequestRecord]:
-        """Copies of the last records, the newest first; with `about` of this model or run only."""
+        """Copies of the last records, the newest first; with `about`, only those of this model or run."""
         with self.changed:
             wanted = (each for each in reversed(self._requests) if about in (None, each.model_id))
             return [dataclasses.replace(record) for record in islice(wanted, most)]
 
 
 def opened_privately(path: str, flags: int) -> int:
-    """An `opener` for files that only this user may read, whatever the umask."""
+    """An `opener` for files that only this user may read, regardless of the umask."""
     return os.open(path, flags, 0o600)
 
 
 def _opened(path: Path, mode: str) -> BinaryIO:
-    # Unbuffered: what was written has left the process, and a kill cannot lose it.
+    # Unbuffered: written data has left the process, and a kill cannot lose it.
     return open(path, mode, buffering=0, opener=opened_privately)  # type: ignore[return-value]
 
 
@@ -257,13 +257,13 @@ def _append(file: BinaryIO, line: bytes) -> None:
         while left:
             left = left[file.write(left) :]
     except OSError:
-        # Half a line in the middle would make the next start refuse the whole file.
+        # A partial line in the middle would make the next start refuse the whole file.
         os.ftruncate(file.fileno(), end)
         raise
 
 
 def _whole_lines(path: Path) -> list[bytes]:
-    """The complete lines of a file; a tail that a kill left half written is cut off."""
+    """The complete lines of a file. An incomplete last line, left by a kill, is cut off."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -285,7 +285,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 def _alien(path: Path, line: int) -> ConfigError:
     return ConfigError(
         (f"line {line} of {path} was not written by this sandbox",),
-        hint="keep the file, and give another --data folder",
+        hint="keep the file, and choose another --data folder",
     )
 
 

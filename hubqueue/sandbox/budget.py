@@ -1,6 +1,6 @@
-"""How much one key may ask in a minute: a token bucket each for requests and for uploads.
+"""The requests that one key may send per minute: one token bucket for requests, one for uploads.
 
-Pure but for what was taken: the time comes in as an argument.
+Pure except for the fill of its buckets: time is an argument.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class _Bucket:
 
 
 class Budget:
-    """`per_minute` requests at once, and as many again in each minute; None means any number."""
+    """A bucket for `per_minute` requests that refills within a minute; None means unlimited."""
 
     def __init__(self, per_minute: int | None) -> None:
         self.per_minute = per_minute
@@ -25,7 +25,7 @@ class Budget:
         self._lock = threading.Lock()
 
     def take(self, key: str, *, now: float) -> int:
-        """Take one for `key` at `now` (s, steady). 0, or in how many whole seconds there will be one."""
+        """Take one token for `key` at `now` (s, monotonic). Returns 0, or the whole seconds until there is one."""
         if self.per_minute is None:
             return 0
         rate = self.per_minute / 60
@@ -33,7 +33,7 @@ class Budget:
             bucket = self._buckets.setdefault(key, _Bucket(left=self.per_minute, at=now))
             bucket.left = min(float(self.per_minute), bucket.left + (now - bucket.at) * rate)
             bucket.at = now
-            # A hair less than one is one: the wait that was asked for must be enough.
+            # Tolerate rounding errors: after the announced wait the token must be there.
             if bucket.left < 1 - 1e-9:
                 return max(1, math.ceil((1 - bucket.left) / rate))
             bucket.left -= 1

@@ -1,8 +1,8 @@
 """One client's connection: requests are read from it, and get the response of their service or an injected fault.
 
 Promises: `at_monotonic` is taken right after the request line was read; every wait ends when the sandbox
-stops. Refuses: chunked bodies (411), and to record anything of the headers but the `Idempotency-Key` and
-whether there was a key.
+stops. Refuses chunked bodies (411). Of the headers it records only the `Idempotency-Key` and whether there was
+a key.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _log = logging.getLogger("hubqueue.sandbox")
 
 
 class HangUp(Exception):
-    """Leave this connection without another byte."""
+    """Close this connection without sending another byte."""
 
 
 class Host(Protocol):
-    """What a connection needs of the server that it belongs to."""
+    """What a connection needs from its server."""
 
     archive: Archive
     services: Sequence[Service]
@@ -55,13 +55,13 @@ class Host(Protocol):
         """The route of a request."""
 
     def opened(self, connection: socket.socket) -> None:
-        """A connection is being served. Refused with OSError while the server stops."""
+        """Register a connection that is being served. Raises OSError while the server stops."""
 
     def forget(self, connection: socket.socket) -> None:
-        """Leave a connection to its handler."""
+        """Stop tracking a connection: its handler closes it."""
 
     def ended(self, connection: socket.socket) -> None:
-        """The handler of a connection has returned."""
+        """Note that the handler of a connection has returned."""
 
 
 class Connection(BaseHTTPRequestHandler):
@@ -103,7 +103,7 @@ class Connection(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PATCH = do_DELETE = do_PUT = do_GET  # noqa: N815 - the names that http.server looks for
 
     def log_message(self, format: str, *args: Any) -> None:
-        # Arguments may hold what a client sent: escaped, and never on stderr by itself.
+        # Arguments may hold text from a client: escape it, and log it instead of writing to stderr.
         _log.debug("%r", format % args)
 
     def _serve(self) -> None:
@@ -142,7 +142,7 @@ class Connection(BaseHTTPRequestHandler):
 
     def _show_page(self, path: str, body: Body) -> None:
         if body.length > _REFUSED_LIMIT:
-            self._leave(PLAIN.refusal(413, "nothing of that size belongs here", close=True), body)
+            self._leave(PLAIN.refusal(413, "a body of that size is not accepted", close=True), body)
             return
         try:
             body.drain()
@@ -152,7 +152,7 @@ class Connection(BaseHTTPRequestHandler):
         self.send(shown.respond(self.command, path, root=self._root(), key=self.host.example_key))
 
     def _leave(self, response: Response, body: Body) -> None:
-        """Send a last response, and read on for a while: a client that still sends would not see it otherwise."""
+        """Send a last response, then keep reading for a while: a client that still sends would not see it otherwise."""
         self.send(response)
         self.close_connection = True
         try:
@@ -163,7 +163,7 @@ class Connection(BaseHTTPRequestHandler):
             raise HangUp from None
 
     def _announced(self) -> int:
-        """The announced length of the body, 0 when none was; `_exchange` refuses what cannot be delimited."""
+        """The announced length of the body, 0 without one. `_exchange` refuses a body that cannot be delimited."""
         text = self.headers.get("content-length", "0").strip()
         return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else 0
 
@@ -204,7 +204,7 @@ class Connection(BaseHTTPRequestHandler):
     def _carry_out(
         self, route: Route, request: Request, record: RequestRecord, rule: Rule | None
     ) -> tuple[Rule | None, Response | None]:
-        """Carry the request out, unless a rule about its epochs prevents it. The rule, and the true response."""
+        """Carry the request out, unless a rule about its epochs prevents it. Returns the rule and the true response."""
         try:
             if route.take is None:
                 raise Refused(route.status, f"{request.method} is not served here")
@@ -235,16 +235,16 @@ class Connection(BaseHTTPRequestHandler):
     # --- bytes to the client
 
     def wait(self, seconds: float) -> None:
-        """Let time pass. Raises `HangUp` when the sandbox stops meanwhile."""
+        """Wait. Raises `HangUp` if the sandbox stops meanwhile."""
         if self.host.stopping.wait(seconds):
             raise HangUp
 
     def roll(self, first: int, last: int) -> int:
-        """A whole number from `first` to `last`, both included, of the seeded dice."""
+        """A random whole number from `first` to `last`, both included, from the seeded generator."""
         return self.host.faults.roll(first, last)
 
     def forget(self) -> None:
-        """Leave the socket to the caller, which closes it."""
+        """Stop tracking the socket. The caller closes it."""
         self.host.forget(self.connection)
 
     def head(self, response: Response, length: int) -> bytes:
@@ -264,7 +264,7 @@ class Connection(BaseHTTPRequestHandler):
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
     def pieces(self, response: Response) -> Iterator[bytes]:
-        """Head and body of a response, in blocks that leave memory constant."""
+        """Head and body of a response, in blocks, so that memory use is constant."""
         if response.file is None:
             body = b"" if response.status in (204, 304) else response.body
             yield self.head(response, len(body)) + body
@@ -277,7 +277,7 @@ class Connection(BaseHTTPRequestHandler):
                 yield block
 
     def send(self, response: Response) -> None:
-        """Send a whole response, of which HEAD gets the head. Raises OSError when the client is gone."""
+        """Send a whole response; only its head to a HEAD request. Raises OSError when the client has disconnected."""
         if self.command == "HEAD":
             size = response.file.stat().st_size if response.file else len(response.body)
             self.wfile.write(self.head(response, size))

@@ -2,10 +2,9 @@
 
     [KIND:]WHAT[:PROBABILITY][:option=value]...        503:0.3    metrics:429:retry-after=5
 
-Promises: a rule is either valid or refused with its problems and a suggestion; the dice are
-seeded, so that a single client sees the same faults each time. Refuses: to guess what a misspelt rule meant. Which events there are
-is for the services to say.
-Pure but for its counters: no socket, no clock.
+Promises: a rule is either valid or refused with its problems and a suggestion. The random generator is
+seeded, so that a single client sees the same faults each time. Refuses to guess what a misspelt rule meant. The
+services define the events. Pure except for its counters: no socket, no clock.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from hubqueue.domain.errors import ConfigError
 
 KINDS = ("registration", "metrics", "ckpt", "heartbeat", "event", "completion", "auth", "read", "any")
 
-# Each misbehaviour, and whether the request is nevertheless carried out when the rule does not say.
+# Each fault, and whether the request is carried out nevertheless, unless the rule has `store`.
 BEHAVIOURS: dict[str, bool] = {
     "cut-head": False,
     "cut-body": False,
@@ -79,7 +78,7 @@ class Faults:
     ) -> None:
         self._events = events
         self._lock = threading.Lock()
-        self._dice = random.Random(seed)
+        self._random = random.Random(seed)
         self._rules: list[Rule] = []
         self._seen: list[int] = []
         problems: list[str] = []
@@ -94,14 +93,14 @@ class Faults:
             raise ConfigError(tuple(problems), hint=hints[0] or None)
 
     def add(self, text: str) -> None:
-        """Put one more rule after the others. Raises `ConfigError` for one that is not valid."""
+        """Add a rule after the others. Raises `ConfigError` for an invalid rule."""
         rule = parse_rule(text, events=self._events)
         with self._lock:
             self._rules.append(rule)
             self._seen.append(0)
 
     def clear(self) -> None:
-        """Take all rules away."""
+        """Remove all rules."""
         with self._lock:
             self._rules.clear()
             self._seen.clear()
@@ -117,8 +116,8 @@ class Faults:
     ) -> Rule | None:
         """The rule that hits this request, or None.
 
-        Asked twice for a request: before its body is read (`epochs` None: rules that name no epoch), and
-        after it has been understood (rules that name one).
+        Called twice for a request: before its body is read (`epochs` None: rules that name no epoch), and
+        after it has been parsed (rules that name one).
         """
         with self._lock:
             for index, rule in enumerate(self._rules):
@@ -134,21 +133,21 @@ class Faults:
                 self._seen[index] += 1
                 if number < rule.after or (rule.times is not None and number >= rule.after + rule.times):
                     continue
-                if rule.probability >= 1 or self._dice.random() < rule.probability:
+                if rule.probability >= 1 or self._random.random() < rule.probability:
                     return rule
         return None
 
     def roll(self, first: int, last: int) -> int:
-        """A whole number from `first` to `last`, both included: where a response is cut."""
+        """A random whole number from `first` to `last`, both included: where a response is cut."""
         with self._lock:
-            return self._dice.randint(first, max(first, last))
+            return self._random.randint(first, max(first, last))
 
 
 def parse_rule(text: str, *, events: Mapping[str, str] | None = None) -> Rule:
     """Read one rule. `events` are those that it may name, with the kind of each; None takes any name.
 
-    Raises `ConfigError`, with a suggestion where one is near. It names the first wrong word only; where the words are
-    right, every wrong option.
+    Raises `ConfigError`, with a suggestion if a known word is close. It names only the first wrong word. If all words are
+    right, it names every wrong option.
     """
     words, options = _split(text)
     problems: list[str] = []
@@ -156,7 +155,7 @@ def parse_rule(text: str, *, events: Mapping[str, str] | None = None) -> Rule:
     what = words.pop(0) if words else ""
     status = _status_of(what)
     if status is None and what not in BEHAVIOURS:
-        # What follows an unknown word has no sure meaning: a second error about it would be a guess.
+        # Words after an unknown word have no certain meaning: a second error about them would be a guess.
         raise _invalid(text, [_unknown_what(what, more=bool(words))])
     probability = _probability_of(words, text)
     values = _values_of(options, events, problems)
@@ -164,7 +163,7 @@ def parse_rule(text: str, *, events: Mapping[str, str] | None = None) -> Rule:
     if not problems:
         problems.extend(_mismatches(kind, what, status, values, events or {}))
         if not stores and BEHAVIOURS.get(what, False):
-            problems.append(f"{what} always carries the request out: store=no does not go with it")
+            problems.append(f"{what} always carries the request out: store=no is not allowed with it")
     if problems:
         raise _invalid(text, problems)
     return Rule(
@@ -199,7 +198,7 @@ def _status_of(what: str) -> int | None:
 
 def _unknown_what(what: str, *, more: bool) -> str:
     if not what:
-        return "it does not say what goes wrong (an HTTP status, or " + ", ".join(BEHAVIOURS) + ")"
+        return "the fault is missing (an HTTP status, or " + ", ".join(BEHAVIOURS) + ")"
     if what.isdigit():
         return f"{what} is not an HTTP status (200 to 599)"
     # A first word that something follows may be meant as a kind; a last one can only be a behaviour.
@@ -217,7 +216,7 @@ def _probability_of(words: list[str], text: str) -> float:
     if not words:
         return 1.0
     if len(words) > 1:
-        raise _invalid(text, [f"{words[1]!r} has no meaning there (options are written name=value)"])
+        raise _invalid(text, [f"{words[1]!r} is not expected there (options are written name=value)"])
     try:
         probability = float(words[0])
     except ValueError:
@@ -297,13 +296,13 @@ def _mismatches(
     problems: list[str] = []
     for name in ("retry_after", "reset", "ratelimit"):
         if name in values and status is None:
-            problems.append(f"{name.replace('_', '-')} goes with an HTTP status, not with {what}")
+            problems.append(f"{name.replace('_', '-')} is only allowed with an HTTP status, not with {what}")
     if "to" in values and what != "redirect" and status not in range(300, 400):
-        problems.append(f"to goes with redirect or a 3xx status, not with {what}")
+        problems.append(f"to is only allowed with redirect or a 3xx status, not with {what}")
     if "seconds" in values and what not in _TIMED:
-        problems.append(f"seconds goes with {', '.join(_TIMED)}, not with {what}")
+        problems.append(f"seconds is only allowed with {', '.join(_TIMED)}, not with {what}")
     if "epoch" in values and kind not in _WITH_EPOCHS:
-        problems.append(f"a {kind} request names no epoch (metrics and ckpt do)")
+        problems.append(f"a {kind} request has no epoch (metrics and ckpt have one)")
     event = values.get("event", "")
     if event in events and kind not in (events[event], "any"):
         problems.append(f"{event} is a {events[event]} request, not a {kind} one")

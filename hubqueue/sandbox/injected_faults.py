@@ -27,7 +27,7 @@ _PORTAL = b"<!doctype html><title>Welcome</title><h1>Welcome</h1><p>Please log i
 
 
 class Channel(Protocol):
-    """What a fault needs of the connection that it is injected into."""
+    """What a fault needs from the connection that it is injected into."""
 
     close_connection: bool
     connection: socket.socket
@@ -41,19 +41,19 @@ class Channel(Protocol):
         """Send a whole response."""
 
     def wait(self, seconds: float) -> None:
-        """Let time pass. Raises when the sandbox stops meanwhile."""
+        """Wait. Raises if the sandbox stops meanwhile."""
 
     def roll(self, first: int, last: int) -> int:
-        """A whole number from `first` to `last`, both included."""
+        """A random whole number from `first` to `last`, both included."""
 
     def forget(self) -> None:
-        """Leave the socket to the caller, which closes it."""
+        """Stop tracking the socket. The caller closes it."""
 
 
 def inject(
     channel: Channel, rule: Rule, true: Response | None, record: RequestRecord, dialect: Dialect
 ) -> None:
-    """Carry a rule out, after the request was read. `true` is the true response where it was carried out."""
+    """Apply a rule after the request was read. `true` is the true response if the request was carried out."""
     plain = true if true is not None else dialect.done
     what = rule.what
     if what == "cut-body" and not plain.body and plain.file is None:
@@ -61,7 +61,7 @@ def inject(
     match what:
         case "cut-head":
             start = b"".join(islice(channel.pieces(plain), 2))
-            # Behind the status line: the cut that makes a careless client believe in a success.
+            # After the status line: a careless client takes such a cut response for a success.
             first, last = start.index(b"\r\n") + 2, start.index(b"\r\n\r\n") + 3
             _cut(channel, start[: channel.roll(first, last)])
         case "cut-body":
@@ -126,7 +126,7 @@ def _headers(rule: Rule) -> list[tuple[str, str]]:
 
 
 def _moment(text: str, now: datetime) -> str:
-    """`http-date`, `unix` and `iso`, with `+SECONDS` or 5 s ahead, become a moment; other text stays."""
+    """`http-date`, `unix` and `iso` become the time `+SECONDS` (5 without it) ahead; other text stays."""
     form, _, ahead = text.partition("+")
     if form not in ("http-date", "unix", "iso") or not (ahead or "0").isdecimal():
         return text
@@ -146,18 +146,18 @@ def _cut(channel: Channel, piece: bytes) -> None:
 
 
 def _reset(channel: Channel) -> None:
-    """Make the peer see a connection reset: closing without lingering throws away what is unsent."""
+    """Reset the connection: with a linger time of 0, closing discards unsent data and sends a reset."""
     channel.close_connection = True
     linger = struct.pack("ii", 1, 0)
     channel.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    # The descriptor is closed with its last holder; a shutdown before that would end it properly.
+    # The descriptor closes with its last reference; a shutdown before that would end the connection in order.
     channel.forget()
     channel.rfile.close()
     channel.connection.close()
 
 
 def _keep_silent(channel: Channel, seconds: float | None) -> None:
-    """Send nothing until the time is over, the client has gone or the sandbox stops; then close."""
+    """Send nothing until the time is over, the client disconnects or the sandbox stops; then close."""
     channel.close_connection = True
     end = None if seconds is None else time.monotonic() + seconds
     while end is None or time.monotonic() < end:
@@ -183,8 +183,8 @@ def _drip(channel: Channel, plain: Response, pause: float) -> None:
 
 
 def read_slowly(channel: Channel, body: Body, rule: Rule) -> None:
-    """From now on the body is taken in small blocks, with a pause before each."""
-    # The kernel would otherwise take megabytes at once, and the client see a quick reader.
+    """Make all further reads of the body small, with a pause before each."""
+    # The kernel would otherwise buffer megabytes at once, and the client would see a fast reader.
     channel.connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BLOCK)
     pause = rule.seconds if rule.seconds is not None else _SLOW_PAUSE
 

@@ -1,7 +1,7 @@
-"""Reading a multipart form while it arrives: fields into memory, the one file part to disk.
+"""Read a multipart form while it arrives: fields into memory, the one file part to disk.
 
-Promises: constant memory whatever the file's size; a form that is not complete raises and leaves nothing.
-Refuses: more than one file part, long fields, anything after the closing boundary but blanks.
+Promises: memory use does not depend on the file's size; an incomplete form raises and leaves nothing.
+Refuses: more than one file part, long fields, anything but blanks after the closing boundary.
 Format: RFC 7578 over RFC 2046.
 """
 
@@ -28,7 +28,7 @@ class BadForm(ValueError):
 
 @dataclass(slots=True)
 class Form:
-    """What a form held. `size` is that of the file part in bytes, `sha256` its hex digest."""
+    """The parts of a form. `size` is that of the file part in bytes, `sha256` its hex digest."""
 
     fields: dict[str, str] = field(default_factory=dict)
     file_field: str | None = None
@@ -38,7 +38,7 @@ class Form:
 
 
 def boundary_of(content_type: str) -> bytes | None:
-    """The boundary, or None when the type is not a multipart form with one."""
+    """The boundary, or None if the type is not a multipart form with a boundary."""
     message = Message()
     message["content-type"] = content_type
     boundary = message.get_param("boundary")
@@ -48,9 +48,9 @@ def boundary_of(content_type: str) -> bytes | None:
 
 
 def read_form(read: Callable[[int], bytes], boundary: bytes, path: Path) -> Form:
-    """Read a whole form; `read(n)` gives at most n bytes and b"" at the end. The file part goes to `path`.
+    """Read a whole form; `read(n)` returns at most n bytes, b"" at the end. The file part is written to `path`.
 
-    Raises `BadForm`, and whatever `read` raises; then `path` does not exist any more.
+    Raises `BadForm`, and the exceptions of `read`; then `path` does not exist any more.
     """
     form = Form()
     try:
@@ -92,7 +92,7 @@ class _Parser:
             del self._buffer[:2]
             while True:
                 if self._buffer.strip():
-                    raise BadForm("there is something after the closing boundary")
+                    raise BadForm("there are bytes after the closing boundary")
                 self._buffer.clear()
                 block = self._read(BLOCK)
                 if not block:
@@ -114,7 +114,7 @@ class _Parser:
                 if not value.strip().startswith("form-data") or "name" not in found:
                     break
                 return found["name"], found.get("filename")
-        raise BadForm("a part does not say which field it is")
+        raise BadForm("a part does not name its field")
 
     def _field(self, name: str) -> None:
         content = bytearray()
@@ -133,7 +133,7 @@ class _Parser:
         self._form.sha256 = digest.hexdigest()
 
     def _pass_through(self, sink: Callable[[bytes], object] | None, *, limit: int | None) -> int:
-        """Hand on everything up to the next boundary and go behind it. Returns the number of bytes."""
+        """Pass everything before the next boundary to `sink`, and skip the boundary. Returns the number of bytes."""
         total = 0
         while True:
             at = self._buffer.find(self._delimiter)

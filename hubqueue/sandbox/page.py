@@ -1,8 +1,8 @@
-"""What the sandbox shows to a person: one static page, and the JSON below `/api` that it reads.
+"""What the sandbox shows a person: one static page, and the JSON below `/api` that it reads.
 
-Promises: the page is the same bytes whatever was received, so nothing received can become part of its code; its policy
-lets it run its own script and read from its own address, and nothing else. Needs no key, is never hit by a fault, and
-never counts as a request of a protocol.
+Promises: the bytes of the page do not depend on what was received, so received text cannot become code. Its policy
+allows only its own script and reads from its own address. It needs no key, no injected fault hits it, and its requests
+do not count as requests of a protocol.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ def is_for_people(method: str, path: str) -> bool:
 
 
 class Page:
-    """The page and its JSON, of an archive and the services that keep their state in it."""
+    """The page and its JSON, for an archive and the services that keep their state in it."""
 
     def __init__(self, archive: Archive, services: Sequence[Service]) -> None:
         self._archive = archive
         self._services = services
 
     def respond(self, method: str, path: str, *, root: str, key: str) -> Response:
-        """The response to a request of a person.
+        """The response to a request from a person.
 
-        `root` is the address under which they see the sandbox, `key` the one to name in examples.
+        `root` is the address under which they see the sandbox, `key` the API key for examples.
         """
         if method == "POST":
             return self._cancel(path)
@@ -63,7 +63,7 @@ class Page:
         with self._archive.changed:
             found = self._document(path, root, key)
         if found is None:
-            return PLAIN.refusal(404, "there is nothing here")
+            return PLAIN.refusal(404, "this path is not served")
         return as_json(200, found, _PRIVATE)
 
     def _cancel(self, path: str) -> Response:
@@ -174,7 +174,7 @@ def shown_time(at: datetime) -> str:
 
 
 def finite(value: Any) -> Any:
-    """The value with every non-finite number, at any depth, as null: strict JSON has no other word for it."""
+    """The value with every non-finite number, at any depth, as null: strict JSON cannot express it."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

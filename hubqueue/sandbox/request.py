@@ -1,4 +1,4 @@
-"""A request as a service sees it: its head, and a body that is read as it arrives; and the record of it."""
+"""A request as a service sees it (its head, and a body that is read as it arrives), and its record."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ JSON_LIMIT = 16 << 20
 
 
 class RequestCut(Exception):
-    """The client went away before its body was complete. Nothing of the request counts."""
+    """The client disconnected before its body was complete. Nothing of the request counts."""
 
 
 class Body:
-    """The body of one request: `length` bytes announced, `received` of them arrived so far.
+    """The body of one request. `length` is the announced size in bytes, `received` the bytes that arrived so far.
 
-    `pause`, when it is set, is called before each read with the number of bytes wanted and returns how many to
-    take: that is how a slow reader is simulated.
+    `pause` simulates a slow reader. If set, it is called before each read with the number of bytes wanted, and
+    returns the number to take.
     """
 
     def __init__(self, source: Callable[[int], bytes], length: int) -> None:
@@ -37,11 +37,11 @@ class Body:
 
     @property
     def left(self) -> int:
-        """How many bytes were announced and not read yet."""
+        """The number of bytes that were announced and not read yet."""
         return self.length - self._given
 
     def read(self, wanted: int) -> bytes:
-        """At most `wanted` bytes, b"" when all was read. Raises `RequestCut` when the client is gone."""
+        """At most `wanted` bytes, b"" when all was read. Raises `RequestCut` when the client has disconnected."""
         wanted = min(wanted, self.length - self._given)
         if wanted <= 0:
             return b""
@@ -55,9 +55,9 @@ class Body:
         return block
 
     def preview(self) -> bytes:
-        """The whole body, which can still be read afterwards; b"" for one that is too long to be JSON.
+        """The whole body, which can still be read afterwards; b"" for a body that is too long to be JSON.
 
-        To be called before the first `read`. Raises `RequestCut` when the client is gone.
+        Must be called before the first `read`. Raises `RequestCut` when the client has disconnected.
         """
         if self.length > JSON_LIMIT:
             return b""
@@ -78,7 +78,7 @@ class Body:
         return block
 
     def drain(self) -> None:
-        """Read what is left and forget it, so that the connection can be used again."""
+        """Read and discard the rest, so that the connection can be reused."""
         while self.read(BLOCK):
             pass
 
@@ -126,10 +126,10 @@ class Request:
 class RequestRecord:
     """One request of a protocol, noted when its request line was read and completed when it ended.
 
-    `path` is without the query. `kind` is registration, metrics, ckpt, heartbeat, event, completion, auth, read
+    `path` excludes the query. `kind` is registration, metrics, ckpt, heartbeat, event, completion, auth, read
     or other. `model_id` is the model or run that it is about. `event` is the name of an event, for
-    a service that has events. `with_key`: it carried a header for API keys, whatever was in it.
-    `status` is the status of a response that left completely, 0 when none did. `at_monotonic` is
+    a service that has events. `with_key`: it carried a header for API keys, with any value.
+    `status` is the status of a response that was sent completely, otherwise 0. `at_monotonic` is
     `time.monotonic()` when the request line was read: comparable within one boot of the machine.
     `replayed`: the `Idempotency-Key` was known and nothing was stored again. `body_bytes` counts what
     arrived of the body. `epochs` are those of a complete metrics or checkpoint request. `fault` is the rule

@@ -1,4 +1,4 @@
-"""Responses of the sandbox, before they are bytes on a socket, and how a service words them."""
+"""Responses of the sandbox before they are serialized, and how a service words them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Headers = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A status, a body and what describes it.
+    """A status, a body and its headers.
 
-    `file` is streamed in place of `body`; `close` ends the connection.
+    `file` is streamed instead of `body`; `close` ends the connection.
     """
 
     status: int
@@ -28,7 +28,7 @@ class Response:
 
 
 class Refused(Exception):
-    """The request is not acceptable, and nothing of it is stored. The service's dialect words it."""
+    """The request is refused, and nothing of it is stored. The service's dialect words the refusal."""
 
     def __init__(self, status: int, reason: str, *, headers: Headers = (), close: bool = False) -> None:
         super().__init__(status, reason)
@@ -42,7 +42,7 @@ class Refused(Exception):
 class Dialect:
     """How a service words its responses.
 
-    `done` is its emptiest success, `null` the body of a good status around nothing; `error` makes the body of a
+    `done` is its smallest success response, `null` the body of a success without data. `error` makes the body of a
     refusal from its reason.
     """
 
@@ -57,12 +57,12 @@ class Dialect:
 
 
 def as_json(status: int, value: Any, headers: Headers = ()) -> Response:
-    """Any JSON document. Raises ValueError for non-finite numbers: what leaves here is strict JSON."""
+    """A response with a JSON document. Raises ValueError for non-finite numbers: the sandbox sends strict JSON."""
     return Response(status, json.dumps(value, allow_nan=False).encode(), headers=headers)
 
 
 def reason_phrase(status: int) -> str:
-    """The standard phrase, or a plain word for a status without one."""
+    """The standard reason phrase, or "Status" for a status without one."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:
@@ -74,4 +74,4 @@ PLAIN = Dialect(
     null=b"null",
     error=lambda reason: json.dumps({"error": reason}).encode(),
 )
-"""The sandbox's own words, for requests that no service has a path for."""
+"""The sandbox's own dialect, for paths that no service serves."""

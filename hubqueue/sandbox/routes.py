@@ -1,4 +1,4 @@
-"""What most services of the sandbox are made of: a table of routes, and the check of the key before each."""
+"""The common part of most services: a table of routes, and the check of the key before each."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hubqueue.sandbox.response import Dialect, Refused, Response
 
 @dataclass(slots=True)
 class Prepared:
-    """A request that was received whole and understood. Exactly one of `commit` and `discard` is called.
+    """A request that was received whole and parsed. Exactly one of `commit` and `discard` is called.
 
-    `commit` returns the response, and whether it is the one that an earlier request with the same key got.
+    `commit` returns the response, and whether an earlier request with the same key already got it.
     """
 
     commit: Callable[[], tuple[Response, bool]]
@@ -27,7 +27,7 @@ class Prepared:
 
 
 class Label(NamedTuple):
-    """What only the body of a request shows: its kind, and for an event of a training which, and of which model."""
+    """What only the body of a request shows: its kind, its event and its model."""
 
     kind: str
     event: str | None = None
@@ -36,10 +36,10 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a request belongs. `take` is None for a path that is not served (404, or 405 for its method).
+    """The handler of a request. `take` is None for a path that is not served (404, or 405 for its method).
 
-    `take` checks and reads a whole request without keeping it; it raises `Refused`, or `RequestCut`. `label` is for a
-    path on which the body shows the kind: it looks at the body, which can be read as before.
+    `take` checks and reads a whole request without storing it; it raises `Refused`, or `RequestCut`. `label` is for a
+    path whose kind is in the body: it previews the body, which can still be read afterwards.
     """
 
     dialect: Dialect
@@ -52,7 +52,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """One row of a service's table: a method, a path whose first group is the model's id, and what takes it."""
+    """One row of a service's table: a method, a path whose first group is the model's id, and the handler."""
 
     method: str
     path: re.Pattern[str]
@@ -64,7 +64,7 @@ class Entrance:
 
 
 class RoutedService:
-    """A service with a table of routes. What is left to it: `key_of`, and `admit` where more than a key is checked."""
+    """A service with a table of routes. Subclasses define `key_of`, and `admit` if they check more than a key."""
 
     dialect: Dialect
     _archive: Archive
@@ -74,12 +74,12 @@ class RoutedService:
         self._table = tuple(table)
 
     def attach(self, archive: Archive, accepts: Callable[[str], bool]) -> None:
-        """Belong to one sandbox from now on: its archive, and the check of an API key."""
+        """Attach the service to one sandbox: its archive, and its check of an API key."""
         self._archive = archive
         self._accepts = accepts
 
     def route(self, method: str, path: str) -> Route:
-        """Find the route of a request, whoever sends it."""
+        """Find the route of a request. The key is not checked yet."""
         known = False
         for entrance in self._table:
             if not (match := entrance.path.fullmatch(path)):
@@ -106,24 +106,24 @@ class RoutedService:
         return entrance.take(request, model_id or "")
 
     def key_of(self, request: Request) -> str:
-        """The credential that this service looks at, "" without one."""
+        """The credential that this service checks, "" without one."""
         raise NotImplementedError
 
     def admit(self, entrance: Entrance, request: Request, key: str) -> None:
-        """What is checked between the key and the body, such as a rate limit. Raises `Refused`."""
+        """Check more before the body is read, such as a rate limit. Raises `Refused`."""
 
     def look_up(self, model_id: str | None, request: Request) -> None:
-        """What is checked of the id in the path before the body is read. Raises `Refused`."""
+        """Check the id in the path before the body is read. Raises `Refused`."""
 
     def _keep(self, request: Request, make: Callable[[], tuple[Fact, Response]]) -> tuple[Response, bool]:
         return self._archive.keep(request.receipt, make)
 
 
 def responding(response: Response) -> Prepared:
-    """A request that reads and changes nothing."""
+    """A request that changes nothing."""
     return Prepared(lambda: (response, False))
 
 
 def now_text() -> str:
-    """The moment, as facts write it."""
+    """The current time, in the format of facts."""
     return datetime.now(UTC).isoformat()

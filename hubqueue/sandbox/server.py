@@ -1,8 +1,8 @@
-"""The sandbox's server: services on one port of this machine, which keep what they get and fail on request.
+"""The sandbox's server: services on one port of this machine, which store what they receive and fail on request.
 
 Promises: it listens on the loopback unless another address is given; after `stop` nothing more is stored and
-nothing is listening; a later `start` on the same folder, by whatever process, has everything again. Refuses:
-TLS. Knows no protocol: paths, keys and shapes are those of the services that it is given.
+nothing is listening; a later `start` on the same folder, by any process, restores everything. It has no TLS. It knows
+no protocol: its services define paths, keys and shapes.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _log = logging.getLogger("hubqueue.sandbox")
 class Server:
     """Services over real sockets; see docs/sandbox.md.
 
-    `data` is where it keeps everything (None: a temporary folder that goes with this object). `port` 0 takes
-    a free one at the first start and stays with it. `keys` are the API keys it accepts (none: any that is not
-    empty). `faults` are rules of `hubqueue.sandbox.faults`, their dice thrown from `seed`. `latency` is in
-    seconds, waited before each request is carried out. Each of the `services` belongs to this server alone. Raises
-    `ConfigError` for a rule that is not valid.
+    `data` is the folder for everything it stores (None: a temporary folder, deleted with this object). `port` 0 takes
+    a free port at the first start and keeps it. `keys` are the API keys it accepts (empty: any non-empty key). `faults`
+    are rules of `hubqueue.sandbox.faults`; `seed` seeds their random generator. `latency` (seconds) delays each request
+    before it is carried out. Each of the `services` belongs to this server alone. Raises `ConfigError` for an invalid
+    rule.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class Server:
             return bool(given)
         return any(hmac.compare_digest(given, each) for each in self._keys)
 
-    # --- its life
+    # --- start and stop
 
     def start(self) -> Self:
-        """Listen, and serve from a background thread. Does nothing when it is already running.
+        """Listen, and serve from a background thread. Does nothing if it is already running.
 
-        Raises `ConfigError` when the address is taken or the data folder cannot be used.
+        Raises `ConfigError` if the address is in use or the data folder cannot be used.
         """
         if self._listener is not None:
             return self
@@ -119,7 +119,7 @@ class Server:
         return self
 
     def serve_forever(self) -> None:
-        """Start unless it is running; return when somebody calls `stop`. KeyboardInterrupt stops it too."""
+        """Start unless it is running; return after a call of `stop`. KeyboardInterrupt stops it too."""
         self.start()
         try:
             self._stopped.wait()
@@ -127,7 +127,7 @@ class Server:
             self.stop()
 
     def stop(self) -> None:
-        """Close every connection and the port; what was kept can still be read. Does nothing when stopped."""
+        """Close every connection and the port. What it stored can still be read. Does nothing if stopped."""
         listener, self._listener = self._listener, None
         if listener is None:
             return
@@ -147,55 +147,55 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The API root to give to a client. With `port=0` it is known after the first start."""
+        """The API root for a client. With `port=0` it is known after the first start."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104 - it is what a person asked for
         return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
 
     @property
     def port(self) -> int:
-        """The port; 0 until the first start when none was given."""
+        """The port; 0 before the first start if no port was given."""
         return self._port
 
     @property
     def services(self) -> Sequence[Service]:
-        """The services that respond on its port."""
+        """The services on its port."""
         return self._services
 
     @property
     def example_key(self) -> str:
-        """What stands for the API key in an example: one that is accepted, or `KEY` when only some are."""
+        """The API key for examples: one that is accepted, or `KEY` if only certain keys are."""
         return "KEY" if self._keys else "sandbox-key"
 
     @property
     def data(self) -> Path:
-        """The folder with everything it keeps."""
+        """The folder with everything it stores."""
         return self._archive.folder
 
     # --- injected faults
 
     def fail(self, rule: str) -> None:
-        """From now on, fail by this rule too. Raises `ConfigError` for a rule that is not valid."""
+        """Add a fault rule. Raises `ConfigError` for an invalid rule."""
         self._faults.add(rule)
 
     def heal(self) -> None:
-        """Take every rule away. A silence that has begun continues."""
+        """Remove all rules. A silence that has begun continues."""
         self._faults.clear()
 
     # --- what it has received
 
     @property
     def requests(self) -> list[RequestRecord]:
-        """Every request of the protocol (the last 100,000), by request line. Copies: they do not change."""
+        """Every request of the protocols (the last 100,000), in the order of their request lines. Copies."""
         return self._archive.requests()
 
     def wait_until(self, true: Callable[[], bool], *, timeout: float = 60.0) -> bool:
-        """Wait for a condition on what it has, asked after each change. False when `timeout` (s) is over."""
+        """Wait for a condition, which is evaluated after each change. False after `timeout` (s)."""
         with self._archive.changed:
             return self._archive.changed.wait_for(true, timeout)
 
 
 class Listener(ThreadingHTTPServer):
-    """The listening socket, a thread for each connection, and the way to end them all."""
+    """The listening socket, and a thread for each connection; `stop` ends them all."""
 
     daemon_threads = True
     # A burst of reconnecting clients must not meet a full queue.
@@ -216,7 +216,7 @@ class Listener(ThreadingHTTPServer):
         if ":" in host:
             self.address_family = socket.AF_INET6
         self.archive = archive
-        # Whoever asks for another address wants to be reached under names that only they know.
+        # At another address the sandbox is reached under names that only its user knows.
         self.loopback_only = is_loopback(host)
         self.services = services
         self.faults = faults
@@ -231,12 +231,12 @@ class Listener(ThreadingHTTPServer):
         self.url = f"http://{shown}:{self.server_address[1]}"
 
     def server_bind(self) -> None:
-        # The base class looks its own name up, which may ask a name server and wait for it.
+        # The base class resolves its own name, which may wait for a name server.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def route(self, method: str, path: str) -> Route:
-        """The route of a request in whichever service has its path; the first one's refusal when none has."""
+        """The route of the service that has this path; if no service has it, the refusal of the first."""
         routes = [service.route(method, path) for service in self.services] or [Route(PLAIN)]
         return min(routes, key=lambda route: (route.take is None, route.status != 405))
 
@@ -248,25 +248,25 @@ class Listener(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def opened(self, connection: socket.socket) -> None:
-        """A connection is being served. Refused with OSError while the server stops."""
+        """Register a connection that is being served. Raises OSError while the server stops."""
         with self._changed:
             if self.stopping.is_set():
                 raise ConnectionAbortedError("stopping")
             self._open.add(connection)
 
     def forget(self, connection: socket.socket) -> None:
-        """Leave a connection to its handler: it is about to be closed in its own way."""
+        """Stop tracking a connection: its handler closes it."""
         with self._changed:
             self._open.discard(connection)
 
     def ended(self, connection: socket.socket) -> None:
-        """The handler of a connection has returned."""
+        """Note that the handler of a connection has returned."""
         with self._changed:
             self._open.discard(connection)
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Stop listening, end every connection, and wait (5 s at most) until their handlers have returned."""
+        """Stop listening, end every connection, and wait (at most 5 s) until their handlers have returned."""
         self.shutdown()
         self.server_close()
         with self._changed:
@@ -275,7 +275,7 @@ class Listener(ThreadingHTTPServer):
                 try:
                     connection.shutdown(socket.SHUT_RDWR)
                 except OSError:
-                    continue  # the client was quicker
+                    continue  # the client closed it first
             if not self._changed.wait_for(lambda: not self._open, timeout=_STOP_GRACE):
                 _log.warning("%d connections are still being closed", len(self._open))
 

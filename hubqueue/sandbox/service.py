@@ -1,7 +1,7 @@
-"""What the sandbox needs of a service, which alone knows a protocol: its paths, its keys, its shapes.
+"""What the sandbox needs of a service. Only the service knows its protocol: paths, keys, shapes.
 
-A service responds to the requests for its own paths, has its state from nothing but the facts of the archive, and shows
-its runs in the same few words as every other service, so that one page shows them all.
+A service responds to the requests for its own paths. It builds its state only from the facts of the archive. It describes
+its runs with the same fields as every other service, so that one page shows them all.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from hubqueue.sandbox.routes import Route
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One run, as a line of the list shows it.
+    """One run, as a row of the list.
 
-    `state` is the service's own word, `state_kind` what it means to a person: it is running, it has ended well or badly.
-    `epochs` counts those with metrics, `planned_epochs` is None where the run named no number. `bytes` is the size of
-    its checkpoints together. `notes` are for a person to read, by label; `more` is JSON of this service, under names of
-    its own.
+    `state` is the service's own word. `state_kind` classifies it: running, ended well, ended badly. `epochs` counts the
+    epochs with metrics. `planned_epochs` is None if the run named no number. `bytes` is the total size of its checkpoints.
+    `notes` are texts for a person, by label. `more` holds the service's own JSON fields.
     """
 
     id: str
@@ -72,11 +71,11 @@ class Service(Protocol):
 
     @property
     def name(self) -> str:
-        """Short and unique, such as the type of the destination that it stands for."""
+        """Short and unique, such as the type of the destination that it simulates."""
 
     @property
     def title(self) -> str:
-        """What a person calls it."""
+        """The name that the page shows."""
 
     @property
     def events(self) -> Mapping[str, str]:
@@ -84,23 +83,23 @@ class Service(Protocol):
 
     @property
     def facts(self) -> frozenset[str]:
-        """The names of the facts that it keeps; no other service has one of them."""
+        """The names of the facts that it keeps. They are unique among the services."""
 
     @property
     def key_headers(self) -> tuple[str, ...]:
         """The headers, in lower case, in which a client may send an API key."""
 
     def attach(self, archive: Archive, accepts: Callable[[str], bool]) -> None:
-        """Belong to one sandbox from now on: its archive, and the check of an API key."""
+        """Attach the service to one sandbox: its archive, and its check of an API key."""
 
     def reset(self) -> None:
-        """Forget everything: the archive is about to read its facts back."""
+        """Clear the state. Called before the archive reads its facts back."""
 
     def apply(self, fact: Fact) -> None:
-        """Take one fact in. Raises KeyError, TypeError or ValueError for one that it did not write."""
+        """Apply one fact. Raises KeyError, TypeError or ValueError for a fact that it did not write."""
 
     def route(self, method: str, path: str) -> Route:
-        """The route of a request; one without `take` where it does not serve this path."""
+        """The route of a request. `take` is None if the service does not serve this path."""
 
     def variables(self, url: str, key: str) -> Mapping[str, str]:
         """The environment variables that make a training send to `url`, with `key`."""
@@ -109,10 +108,10 @@ class Service(Protocol):
         """Every run, in the order in which they were created."""
 
     def run(self, run_id: str) -> RunDetail | None:
-        """One run with everything, or None."""
+        """One run with all its details, or None."""
 
     def cancel(self, run_id: str) -> bool:
-        """Cancel a run. False when there is none of this id, or the protocol has no such thing."""
+        """Cancel a run. False if there is no run with this id, or the protocol has no cancelling."""
 
     def document(self, path: str) -> Any | None:
-        """What it shows as JSON at a path of its own below `/api/`, or None."""
+        """The JSON document at one of its own paths below `/api/`, or None."""

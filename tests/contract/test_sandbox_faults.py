@@ -1,4 +1,4 @@
-"""The sandbox on raw sockets: each misbehaviour as the bytes a client sees, and what is kept meanwhile."""
+"""The sandbox on raw sockets: the bytes that a client sees of each fault, and what is stored."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model_id(sandbox: Sandbox) -> str:
     return created(sandbox)
 
 
-# --- a client that hides nothing
+# --- a raw client
 
 
 def request(method: str, path: str, body: bytes = b"", *, key: str = "good-key", **headers: str) -> bytes:
@@ -77,21 +77,21 @@ def connected(sandbox: Sandbox) -> socket.socket:
     return socket.create_connection(("127.0.0.1", sandbox.port), timeout=PATIENCE)
 
 
-def said(sandbox: Sandbox, *requests: bytes) -> bytes:
-    """Everything the hub says to these requests on one connection, until it closes or has answered all."""
+def exchange(sandbox: Sandbox, *requests: bytes) -> bytes:
+    """All bytes that the hub sends to these requests on one connection, until it closes it."""
     with connected(sandbox) as client:
         client.sendall(
             b"".join(requests[:-1]) + requests[-1].replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
         )
-        heard = b""
+        received = b""
         while block := client.recv(65536):
-            heard += block
-    return heard
+            received += block
+    return received
 
 
-def parts(heard: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers (lower case) and body of one complete answer."""
-    head, _, body = heard.partition(b"\r\n\r\n")
+def parts(received: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers (lower case) and body of one complete response."""
+    head, _, body = received.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     assert len(body) == int(headers.get("content-length", 0))
@@ -99,22 +99,22 @@ def parts(heard: bytes) -> tuple[int, dict[str, str], bytes]:
 
 
 def status(sandbox: Sandbox, sent: bytes) -> int:
-    return parts(said(sandbox, sent))[0]
+    return parts(exchange(sandbox, sent))[0]
 
 
 def created(sandbox: Sandbox) -> str:
     body = b'{"meta": {"name": "yolov8n.pt"}}'
-    return str(json.loads(parts(said(sandbox, request("POST", "/v1/models", body)))[2])["data"]["id"])
+    return str(json.loads(parts(exchange(sandbox, request("POST", "/v1/models", body)))[2])["data"]["id"])
 
 
 # --- faults
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 408, 413, 429, 500, 502, 503])
-def test_a_status_is_answered_and_nothing_is_stored(sandbox: Sandbox, model_id: str, code: int) -> None:
+def test_a_status_is_sent_and_nothing_is_stored(sandbox: Sandbox, model_id: str, code: int) -> None:
     sandbox.fail(f"metrics:{code}")
 
-    got, _, body = parts(said(sandbox, metrics(model_id, 0)))
+    got, _, body = parts(exchange(sandbox, metrics(model_id, 0)))
 
     assert (got, json.loads(body)["success"]) == (code, False)
     assert sandbox.metrics(model_id) == {}
@@ -130,12 +130,12 @@ def test_a_healed_sandbox_behaves(sandbox: Sandbox, model_id: str) -> None:
     assert status(sandbox, metrics(model_id, 0)) == 200
 
 
-def test_a_wait_can_be_asked_for_in_every_form(sandbox: Sandbox, model_id: str) -> None:
+def test_a_wait_can_be_requested_in_every_form(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("metrics:429:times=1:retry-after=5:reset=unix+60:ratelimit=limit=10, remaining=0, reset=5")
     sandbox.fail("metrics:429:retry-after=http-date+60:reset=iso+60")
 
-    _, first, _ = parts(said(sandbox, metrics(model_id, 0)))
-    _, second, _ = parts(said(sandbox, metrics(model_id, 0)))
+    _, first, _ = parts(exchange(sandbox, metrics(model_id, 0)))
+    _, second, _ = parts(exchange(sandbox, metrics(model_id, 0)))
 
     now = datetime.now(UTC)
     assert (first["retry-after"], first["ratelimit"]) == ("5", "limit=10, remaining=0, reset=5")
@@ -150,19 +150,19 @@ def test_a_wait_can_be_asked_for_in_every_form(sandbox: Sandbox, model_id: str) 
 def test_a_cut_head_never_ends_its_headers(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("metrics:cut-head")
 
-    heard = [said(sandbox, metrics(model_id, 0)) for _ in range(60)]
+    received = [exchange(sandbox, metrics(model_id, 0)) for _ in range(60)]
 
-    assert all(each.startswith(b"HTTP/1.1 200 OK\r\n") and b"\r\n\r\n" not in each for each in heard)
-    assert len({len(each) for each in heard}) > 1
+    assert all(each.startswith(b"HTTP/1.1 200 OK\r\n") and b"\r\n\r\n" not in each for each in received)
+    assert len({len(each) for each in received}) > 1
     assert sandbox.metrics(model_id) == {}
 
 
 def test_a_cut_body_is_shorter_than_announced(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("ckpt:cut-body")
 
-    heard = said(sandbox, checkpoint(model_id, b"weights"))
+    received = exchange(sandbox, checkpoint(model_id, b"weights"))
 
-    head, _, body = heard.partition(b"\r\n\r\n")
+    head, _, body = received.partition(b"\r\n\r\n")
     announced = int(re.search(rb"Content-Length: (\d+)", head).group(1))  # type: ignore[union-attr]
     assert len(body) < announced
     assert sandbox.checkpoints(model_id) == []
@@ -172,28 +172,28 @@ def test_a_reset_is_a_reset(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("metrics:reset")
 
     with pytest.raises(ConnectionResetError):
-        said(sandbox, metrics(model_id, 0))
+        exchange(sandbox, metrics(model_id, 0))
 
     assert sandbox.metrics(model_id) == {}
 
 
-def test_a_close_says_goodbye_without_a_byte(sandbox: Sandbox, model_id: str) -> None:
+def test_a_close_sends_no_byte(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("ckpt:close")
 
-    assert said(sandbox, checkpoint(model_id, bytes(3 << 20))) == b""
+    assert exchange(sandbox, checkpoint(model_id, bytes(3 << 20))) == b""
 
 
-def test_a_silence_ends_by_closing_when_its_time_is_over(sandbox: Sandbox, model_id: str) -> None:
+def test_a_silence_ends_with_a_close_after_its_seconds(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("any:silence:seconds=0.2")
 
     started = time.monotonic()
-    heard = said(sandbox, beat(model_id))
+    received = exchange(sandbox, beat(model_id))
 
-    assert heard == b"" and time.monotonic() - started >= 0.2
+    assert received == b"" and time.monotonic() - started >= 0.2
 
 
 @pytest.mark.parametrize("rule", ["silence", "drip:seconds=600", "slow-read:seconds=600"])
-def test_a_long_misbehaviour_ends_when_the_sandbox_stops(sandbox: Sandbox, model_id: str, rule: str) -> None:
+def test_a_long_fault_ends_when_the_sandbox_stops(sandbox: Sandbox, model_id: str, rule: str) -> None:
     sandbox.fail(f"metrics:{rule}")
     with connected(sandbox) as client:
         client.sendall(metrics(model_id, 0))
@@ -202,10 +202,10 @@ def test_a_long_misbehaviour_ends_when_the_sandbox_stops(sandbox: Sandbox, model
         handlers = [each for each in threading.enumerate() if "process_request" in each.name]
         sandbox.stop()
 
-        heard = b""
+        received = b""
         while block := client.recv(65536):
-            heard += block
-        assert len(heard) <= 1
+            received += block
+        assert len(received) <= 1
         for handler in handlers:
             handler.join(PATIENCE)
         assert handlers and not any(handler.is_alive() for handler in handlers)
@@ -224,17 +224,17 @@ def test_an_idle_connection_ends_when_the_sandbox_stops(sandbox: Sandbox, model_
 def test_a_false_page_is_html_with_a_good_status(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("metrics:html")
 
-    got, headers, body = parts(said(sandbox, metrics(model_id, 0)))
+    got, headers, body = parts(exchange(sandbox, metrics(model_id, 0)))
 
     assert (got, headers["content-type"]) == (200, "text/html; charset=utf-8") and b"<h1>" in body
     assert sandbox.metrics(model_id) == {}
 
 
-def test_an_empty_answer_and_a_null_one_have_a_good_status(sandbox: Sandbox, model_id: str) -> None:
+def test_an_empty_response_and_a_null_one_have_a_good_status(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("heartbeat:empty:times=1")
     sandbox.fail("heartbeat:null")
 
-    empty, null = (parts(said(sandbox, beat(model_id))) for _ in range(2))
+    empty, null = (parts(exchange(sandbox, beat(model_id))) for _ in range(2))
 
     assert (empty[0], empty[2]) == (200, b"")
     assert (null[0], json.loads(null[2])["data"]) == (200, None)
@@ -244,7 +244,7 @@ def test_a_redirect_points_elsewhere(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("metrics:redirect:times=1:to=http://127.0.0.1:9/elsewhere?a=b")
     sandbox.fail("metrics:307")
 
-    first, second = (parts(said(sandbox, metrics(model_id, 0))) for _ in range(2))
+    first, second = (parts(exchange(sandbox, metrics(model_id, 0))) for _ in range(2))
 
     assert (first[0], first[1]["location"]) == (302, "http://127.0.0.1:9/elsewhere?a=b")
     assert (second[0], second[1]["location"]) == (307, "/")
@@ -257,23 +257,23 @@ def test_a_lost_acknowledgement_was_carried_out(sandbox: Sandbox, model_id: str)
     assert list(sandbox.metrics(model_id)) == [4]
 
 
-def test_any_fault_can_be_told_to_carry_the_request_out(sandbox: Sandbox, model_id: str) -> None:
+def test_any_fault_can_carry_the_request_out(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("metrics:close:store=yes")
 
-    assert said(sandbox, metrics(model_id, 4)) == b""
+    assert exchange(sandbox, metrics(model_id, 4)) == b""
     assert list(sandbox.metrics(model_id)) == [4]
 
 
-def test_a_packed_answer_is_gzip(sandbox: Sandbox, model_id: str) -> None:
+def test_a_compressed_response_is_gzip(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("heartbeat:gzip")
 
-    _, headers, body = parts(said(sandbox, beat(model_id)))
+    _, headers, body = parts(exchange(sandbox, beat(model_id)))
 
     assert headers["content-encoding"] == "gzip"
     assert json.loads(gzip.decompress(body))["data"]["agentId"] == "agent-1"
 
 
-def test_a_dripped_answer_comes_whole_in_the_end(sandbox: Sandbox, model_id: str) -> None:
+def test_a_dripped_response_arrives_whole(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("heartbeat:drip:seconds=0.001")
 
     with connected(sandbox) as client:
@@ -281,10 +281,10 @@ def test_a_dripped_answer_comes_whole_in_the_end(sandbox: Sandbox, model_id: str
         first = client.recv(65536)
 
     assert len(first) < 20
-    assert parts(said(sandbox, beat(model_id)))[0] == 200
+    assert parts(exchange(sandbox, beat(model_id)))[0] == 200
 
 
-def test_a_slow_reader_takes_everything_in_the_end(sandbox: Sandbox, model_id: str) -> None:
+def test_a_slow_reader_takes_everything(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("ckpt:slow-read:seconds=0.001")
     content = os.urandom(60_000)
 
@@ -294,7 +294,7 @@ def test_a_slow_reader_takes_everything_in_the_end(sandbox: Sandbox, model_id: s
     assert sandbox.checkpoints(model_id)[0].path.read_bytes() == content
 
 
-def test_a_poisonous_epoch_spoils_only_the_requests_that_carry_it(sandbox: Sandbox, model_id: str) -> None:
+def test_a_bad_epoch_fails_only_the_requests_that_contain_it(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("metrics:400:epoch=7")
 
     got = [status(sandbox, metrics(model_id, *epochs)) for epochs in [(5, 6, 7, 8), (5, 6), (7,), (8,), (7,)]]
@@ -343,7 +343,7 @@ def test_faults_leave_the_page_for_people_alone(sandbox: Sandbox, model_id: str)
         (411, b"", {"Content_Length": "+5"}),
     ],
 )
-def test_metrics_that_are_not_right_are_refused_and_not_stored(
+def test_invalid_metrics_are_refused_and_not_stored(
     sandbox: Sandbox, model_id: str, code: int, body: bytes, headers: dict[str, Any]
 ) -> None:
     sent = request("POST", f"/v1/models/{model_id}", body, **headers)
@@ -367,7 +367,7 @@ def test_metrics_that_are_not_right_are_refused_and_not_stored(
         ("GET", "/api/models/..%2f..", 404),
     ],
 )
-def test_what_is_not_there_is_not_found(sandbox: Sandbox, method: str, path: str, code: int) -> None:
+def test_an_unknown_path_is_not_found(sandbox: Sandbox, method: str, path: str, code: int) -> None:
     assert status(sandbox, request(method, path, b"{}")) == code
 
 
@@ -382,9 +382,7 @@ def test_what_is_not_there_is_not_found(sandbox: Sandbox, method: str, path: str
         lambda sent: sent.replace(b"boundary=b", b"boundarx=b"),
     ],
 )
-def test_a_form_that_is_not_right_is_refused_and_leaves_no_file(
-    sandbox: Sandbox, model_id: str, broken: Any
-) -> None:
+def test_an_invalid_form_is_refused_and_leaves_no_file(sandbox: Sandbox, model_id: str, broken: Any) -> None:
     sent = broken(checkpoint(model_id, b"weights"))
 
     assert status(sandbox, sent) == 400
@@ -408,7 +406,7 @@ def test_a_request_that_is_cut_stores_nothing(sandbox: Sandbox, model_id: str, k
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (3 << 20) + 17])
 def test_a_checkpoint_is_kept_byte_for_byte(sandbox: Sandbox, model_id: str, size: int) -> None:
-    # Full of beginnings of the boundary (never the whole: it is "b"), so that some lie across the blocks it is read in.
+    # Full of beginnings of the boundary (never the whole: it is "b"), so that some cross the blocks of the reader.
     content = (
         (b"\r\n--a" + os.urandom(59)) * (size // 64) + b"\r\n--"[: size % 4] + bytes(size % 64 - size % 4)
     )
@@ -421,21 +419,23 @@ def test_a_checkpoint_is_kept_byte_for_byte(sandbox: Sandbox, model_id: str, siz
 
 
 def test_one_connection_serves_many_requests(sandbox: Sandbox, model_id: str) -> None:
-    heard = said(sandbox, metrics(model_id, 0), metrics(model_id, 1, key="bad-key"), metrics(model_id, 2))
+    received = exchange(
+        sandbox, metrics(model_id, 0), metrics(model_id, 1, key="bad-key"), metrics(model_id, 2)
+    )
 
-    assert re.findall(rb"HTTP/1.1 (\d+)", heard) == [b"200", b"401", b"200"]
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"401", b"200"]
     assert list(sandbox.metrics(model_id)) == [0, 2]
 
 
 # --- repeated requests, restarts, what is shown
 
 
-def test_a_repeated_key_gets_the_same_answer_and_stores_nothing_again(
+def test_a_repeated_key_gets_the_same_response_and_stores_nothing_again(
     sandbox: Sandbox, model_id: str
 ) -> None:
-    first = parts(said(sandbox, checkpoint(model_id, b"weights", Idempotency_Key="a")))
-    again = parts(said(sandbox, checkpoint(model_id, b"weights", Idempotency_Key="a")))
-    other = parts(said(sandbox, checkpoint(model_id, b"weights", Idempotency_Key="b")))
+    first = parts(exchange(sandbox, checkpoint(model_id, b"weights", Idempotency_Key="a")))
+    again = parts(exchange(sandbox, checkpoint(model_id, b"weights", Idempotency_Key="a")))
+    other = parts(exchange(sandbox, checkpoint(model_id, b"weights", Idempotency_Key="b")))
 
     assert first[2] == again[2] and other[0] == 200
     assert len(sandbox.checkpoints(model_id)) == 2
@@ -444,7 +444,7 @@ def test_a_repeated_key_gets_the_same_answer_and_stores_nothing_again(
 
 def test_racing_requests_with_one_key_are_stored_once(sandbox: Sandbox) -> None:
     sent = request("POST", "/v1/models", b'{"meta": {"name": "race"}}', Idempotency_Key="race")
-    threads = [threading.Thread(target=said, args=(sandbox, sent)) for _ in range(8)]
+    threads = [threading.Thread(target=exchange, args=(sandbox, sent)) for _ in range(8)]
 
     for thread in threads:
         thread.start()
@@ -459,8 +459,8 @@ def test_a_hub_that_ignores_idempotency_keys_stores_twice() -> None:
     sent = request("POST", "/v1/models", b'{"meta": {"name": "twin"}}', Idempotency_Key="x")
 
     with Sandbox(honour_idempotency=False) as sandbox:
-        said(sandbox, sent)
-        said(sandbox, sent)
+        exchange(sandbox, sent)
+        exchange(sandbox, sent)
 
         assert len(sandbox.models) == 2
 
@@ -477,10 +477,10 @@ def test_a_refusal_is_not_remembered_for_a_key(sandbox: Sandbox, model_id: str) 
 def test_a_restart_has_everything_and_the_same_port(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path / "data").start()
     model_id, gone = created(sandbox), created(sandbox)
-    said(sandbox, metrics(model_id, 0, Idempotency_Key="m"))
-    said(sandbox, checkpoint(model_id, b"weights"))
-    said(sandbox, beat(model_id))
-    said(sandbox, request("DELETE", f"/v1/models/{gone}?hard=True"))
+    exchange(sandbox, metrics(model_id, 0, Idempotency_Key="m"))
+    exchange(sandbox, checkpoint(model_id, b"weights"))
+    exchange(sandbox, beat(model_id))
+    exchange(sandbox, request("DELETE", f"/v1/models/{gone}?hard=True"))
     port, requests = sandbox.port, sandbox.requests
     sandbox.stop()
     with pytest.raises(ConnectionRefusedError):
@@ -504,7 +504,7 @@ def serve_until_killed(data: Path, port: Any) -> None:
     sandbox.serve_forever()
 
 
-def test_a_killed_sandbox_loses_nothing_that_it_answered(tmp_path: Path) -> None:
+def test_a_killed_sandbox_loses_nothing_that_it_acknowledged(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     port = spawn.SimpleQueue()
     child = spawn.Process(target=serve_until_killed, args=(tmp_path, port))
@@ -553,10 +553,10 @@ def test_a_file_of_another_program_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_key_is_written_nowhere(sandbox: Sandbox, model_id: str) -> None:
-    said(sandbox, metrics(model_id, 0, Authorization="Bearer good-key"))
-    said(sandbox, request("GET", f"/v1/models/{model_id}?api_key=good-key"))
+    exchange(sandbox, metrics(model_id, 0, Authorization="Bearer good-key"))
+    exchange(sandbox, request("GET", f"/v1/models/{model_id}?api_key=good-key"))
     page = b"".join(
-        said(sandbox, request("GET", path, key=""))
+        exchange(sandbox, request("GET", path, key=""))
         for path in ("/", "/api", "/api/requests", f"/api/runs/{model_id}")
     )
 
@@ -566,18 +566,18 @@ def test_the_key_is_written_nowhere(sandbox: Sandbox, model_id: str) -> None:
 
 
 def test_what_is_received_is_shown_and_never_becomes_code(sandbox: Sandbox) -> None:
-    empty = parts(said(sandbox, request("GET", "/", key="")))[2]
+    empty = parts(exchange(sandbox, request("GET", "/", key="")))[2]
     body = b'{"meta": {"name": "<script>alert(1)</script>"}}'
-    model_id = str(json.loads(parts(said(sandbox, request("POST", "/v1/models", body)))[2])["data"]["id"])
-    said(sandbox, metrics(model_id, 0, 11))
-    said(sandbox, checkpoint(model_id, b"weights", epoch=11))
+    model_id = str(json.loads(parts(exchange(sandbox, request("POST", "/v1/models", body)))[2])["data"]["id"])
+    exchange(sandbox, metrics(model_id, 0, 11))
+    exchange(sandbox, checkpoint(model_id, b"weights", epoch=11))
 
-    _, _, page = parts(said(sandbox, request("GET", "/", key="")))
-    _, _, listed = parts(said(sandbox, request("GET", "/api/models", key="")))
-    _, _, detail = parts(said(sandbox, request("GET", f"/api/models/{model_id}", key="")))
-    _, headers, run = parts(said(sandbox, request("GET", f"/api/runs/{model_id}", key="")))
+    _, _, page = parts(exchange(sandbox, request("GET", "/", key="")))
+    _, _, listed = parts(exchange(sandbox, request("GET", "/api/models", key="")))
+    _, _, detail = parts(exchange(sandbox, request("GET", f"/api/models/{model_id}", key="")))
+    _, headers, run = parts(exchange(sandbox, request("GET", f"/api/runs/{model_id}", key="")))
 
-    assert page == empty  # whatever was received: the page reads it, and is never made of it
+    assert page == empty  # received data never becomes part of the page
     assert headers["content-type"] == "application/json" and headers["x-content-type-options"] == "nosniff"
     assert json.loads(run)["name"] == "<script>alert(1)</script>"
     assert json.loads(run)["metrics"] == {"0": {"train/box_loss": 0.0}, "11": {"train/box_loss": 5.5}}
@@ -587,13 +587,13 @@ def test_what_is_received_is_shown_and_never_becomes_code(sandbox: Sandbox) -> N
     assert json.loads(detail)["files"][0]["sha256"] == hashlib.sha256(b"weights").hexdigest()
 
 
-def test_the_list_begins_with_the_newest_run_of_any_service(sandbox: Sandbox) -> None:
+def test_the_list_starts_with_the_newest_run_of_any_service(sandbox: Sandbox) -> None:
     first = created(sandbox)
     started = b'{"event": "training_started", "project": "p", "name": "n", "data": {"epochs": 9}}'
     head = {"Authorization": "Bearer good-key"}
-    said(sandbox, request("POST", "/api/webhooks/training/metrics", started, **head))
+    exchange(sandbox, request("POST", "/api/webhooks/training/metrics", started, **head))
 
-    shown = json.loads(parts(said(sandbox, request("GET", "/api", key="")))[2])
+    shown = json.loads(parts(exchange(sandbox, request("GET", "/api", key="")))[2])
 
     assert [(each["service"], each["name"]) for each in shown["runs"]] == [
         ("platform", "p/n"),
@@ -604,11 +604,11 @@ def test_the_list_begins_with_the_newest_run_of_any_service(sandbox: Sandbox) ->
     assert [each["name"] for each in shown["services"]] == ["hub", "platform"]
 
 
-def test_a_number_that_is_none_leaves_a_gap(sandbox: Sandbox, model_id: str) -> None:
+def test_a_non_finite_number_leaves_a_gap(sandbox: Sandbox, model_id: str) -> None:
     body = json.dumps({"metrics": {"0": '{"loss": NaN, "lr": 0.1}'}, "type": "metrics"}).encode()
-    said(sandbox, request("POST", f"/v1/models/{model_id}", body))
+    exchange(sandbox, request("POST", f"/v1/models/{model_id}", body))
 
-    shown = json.loads(parts(said(sandbox, request("GET", f"/api/runs/{model_id}", key="")))[2])
+    shown = json.loads(parts(exchange(sandbox, request("GET", f"/api/runs/{model_id}", key="")))[2])
 
     assert shown["metrics"] == {"0": {"loss": None, "lr": 0.1}}
 

@@ -1,4 +1,4 @@
-"""The sandbox and pages of strangers: a browser's requests by another name, of another site, and heads without end."""
+"""The sandbox and pages of other sites: requests under another name, from another site, and endless headers."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def ask(
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     with closing(http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=PATIENCE)) as client:
         client.request(method, path, body, named)
-        answer = client.getresponse()
-        return answer.status, answer.read()
+        response = client.getresponse()
+        return response.status, response.read()
 
 
 def create(sandbox: Sandbox, **headers: str) -> int:
@@ -44,7 +44,7 @@ def create(sandbox: Sandbox, **headers: str) -> int:
 @pytest.mark.parametrize(
     "name", ["evil.example", "127.0.0.1.evil.example", "localhost.evil", "10.0.0.1", "[", ""]
 )
-def test_another_name_than_this_machines_is_refused(sandbox: Sandbox, name: str) -> None:
+def test_a_name_of_another_machine_is_refused(sandbox: Sandbox, name: str) -> None:
     for path in ("/", "/api", "/api/runs/x", "/api/models", "/v1/models/x"):
         assert ask(sandbox, "GET", path, Host=f"{name}:{sandbox.port}")[0] == 421
     assert create(sandbox, Host=name) == 421
@@ -57,7 +57,7 @@ def test_every_name_of_the_loopback_is_served(sandbox: Sandbox, name: str) -> No
     assert create(sandbox, Host=name) == 200
 
 
-def test_a_sandbox_at_another_address_has_any_name() -> None:
+def test_a_sandbox_at_another_address_accepts_any_name() -> None:
     with Sandbox(host="0.0.0.0") as open_one:
         assert ask(open_one, "GET", "/api/models", Host="gpu-box:8765")[0] == 200
 
@@ -77,7 +77,7 @@ def test_pages_of_other_sites_change_and_read_nothing(sandbox: Sandbox, headers:
     assert ask(sandbox, "POST", "/api/runs/x/cancel", **headers)[0] == 403
     for path in ("/api", "/api/runs", "/api/runs/x", "/api/requests"):
         assert ask(sandbox, "GET", path, **headers)[0] == 403
-    assert ask(sandbox, "GET", "/", **headers)[0] == 200  # a link to the page is no harm
+    assert ask(sandbox, "GET", "/", **headers)[0] == 200  # a link to the page is harmless
     assert sandbox.models == []
 
 
@@ -87,7 +87,7 @@ def test_its_own_page_can_cancel(sandbox: Sandbox) -> None:
     assert ask(sandbox, "POST", "/api/runs/none/cancel", **origin)[0] == 404  # looked up, not refused
 
 
-def test_the_page_is_in_nobodys_frame(sandbox: Sandbox) -> None:
+def test_the_page_cannot_be_framed(sandbox: Sandbox) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=PATIENCE)) as client:
         client.request("GET", "/")
         policy = client.getresponse().headers["Content-Security-Policy"]
@@ -98,9 +98,11 @@ def test_the_page_is_in_nobodys_frame(sandbox: Sandbox) -> None:
 def test_the_page_runs_its_own_script_only_and_loads_nothing(sandbox: Sandbox) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=PATIENCE)) as client:
         client.request("GET", "/")
-        answer = client.getresponse()
-        rules = dict(each.split(maxsplit=1) for each in answer.headers["Content-Security-Policy"].split("; "))
-        content = answer.read().decode()
+        response = client.getresponse()
+        rules = dict(
+            each.split(maxsplit=1) for each in response.headers["Content-Security-Policy"].split("; ")
+        )
+        content = response.read().decode()
     (script,) = re.findall(r"<script>(.*?)</script>", content, re.DOTALL)
 
     own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -112,7 +114,7 @@ def test_the_page_runs_its_own_script_only_and_loads_nothing(sandbox: Sandbox) -
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", content)
 
 
-def test_heads_are_given_alone_and_browsers_get_their_icon(sandbox: Sandbox) -> None:
+def test_a_head_request_gets_no_body_and_browsers_get_their_icon(sandbox: Sandbox) -> None:
     with closing(http.client.HTTPConnection("127.0.0.1", sandbox.port, timeout=PATIENCE)) as client:
         for path in ("/", "/api", "/api/models"):
             client.request("GET", path)
@@ -128,7 +130,7 @@ def test_heads_are_given_alone_and_browsers_get_their_icon(sandbox: Sandbox) -> 
     assert all(each.path != "/favicon.ico" for each in sandbox.requests)
 
 
-def test_a_head_without_end_is_refused(sandbox: Sandbox) -> None:
+def test_an_endless_head_is_refused(sandbox: Sandbox) -> None:
     assert ask(sandbox, "GET", "/", **{f"x_{n}": "y" * 1000 for n in range(40)})[0] == 431
     assert ask(sandbox, "GET", "/", **{f"x_{n}": "y" for n in range(200)})[0] == 431
 
@@ -141,9 +143,9 @@ def test_a_large_body_is_not_taken_without_a_key(sandbox: Sandbox, path: str, st
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {1 << 40}\r\n"
         client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode())
 
-        said = client.recv(65536)  # at once, although nothing of the body was sent
+        received = client.recv(65536)  # immediately, although nothing of the body was sent
 
-    assert said.startswith(f"HTTP/1.1 {status} ".encode())
+    assert received.startswith(f"HTTP/1.1 {status} ".encode())
 
 
 def test_a_silent_connection_is_closed(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,8 +41,8 @@ def sandbox() -> Iterator[Sandbox]:
         yield sandbox
 
 
-def tell(sandbox: Sandbox, script: str, *, folder: Path, key: str = KEY) -> Any:
-    """Run a script with hub-sdk in a fresh process; what it prints last is read as JSON."""
+def run_script(sandbox: Sandbox, script: str, *, folder: Path, key: str = KEY) -> Any:
+    """Run a script with hub-sdk in a fresh process; returns its last line of output, parsed as JSON."""
     own = {"ULTRALYTICS_HUB_API": sandbox.url, "HUB_API_KEY": key, "NO_PROXY": "127.0.0.1"}
     ended = subprocess.run(
         [sys.executable, "-c", script],
@@ -60,18 +60,18 @@ def tell(sandbox: Sandbox, script: str, *, folder: Path, key: str = KEY) -> Any:
 def test_the_client_logs_in_with_the_right_key_only(sandbox: Sandbox, tmp_path: Path) -> None:
     script = "from hub_sdk import HUBClient; print('true' if HUBClient().authenticated else 'false')"
 
-    assert tell(sandbox, script, folder=tmp_path) is True
-    assert tell(sandbox, script, folder=tmp_path, key="wrong") is False
+    assert run_script(sandbox, script, folder=tmp_path) is True
+    assert run_script(sandbox, script, folder=tmp_path, key="wrong") is False
 
 
 def test_the_client_logs_in_with_a_bearer_token(sandbox: Sandbox, tmp_path: Path) -> None:
     script = f"from hub_sdk import HUBClient; print(int(HUBClient({{'id_token': '{KEY}'}}).authenticated))"
 
-    assert tell(sandbox, script, folder=tmp_path) == 1
+    assert run_script(sandbox, script, folder=tmp_path) == 1
 
 
 def test_the_client_creates_a_model_and_reads_it(sandbox: Sandbox, tmp_path: Path) -> None:
-    data = tell(sandbox, CREATE + "print(json.dumps({'id': model.id, **model.data}))", folder=tmp_path)
+    data = run_script(sandbox, CREATE + "print(json.dumps({'id': model.id, **model.data}))", folder=tmp_path)
 
     assert sandbox.models == [data["id"]] and len(data["id"]) == 20 and data["id"].isalnum()
     assert data["status"] == "new" and not data["has_last_weights"] and not data["has_best_weights"]
@@ -92,13 +92,13 @@ def test_the_client_uploads_metrics_and_reads_them_back(sandbox: Sandbox, tmp_pa
         + """
 import math
 sent = {"0": json.dumps({"train/box_loss": 1.5, "lost": math.nan}), "1": json.dumps({"train/box_loss": 1.25})}
-answer = model.upload_metrics(sent)
+response = model.upload_metrics(sent)
 model.get_data()
-print(json.dumps([answer.status_code, model.data["status"], sent, model.get_metrics()]))
+print(json.dumps([response.status_code, model.data["status"], sent, model.get_metrics()]))
 """
     )
 
-    status, state, sent, series = tell(sandbox, script, folder=tmp_path)
+    status, state, sent, series = run_script(sandbox, script, folder=tmp_path)
 
     assert (status, state) == (200, "training")
     assert sandbox.metrics_texts(sandbox.models[0]) == sent
@@ -116,19 +116,19 @@ def test_the_client_uploads_both_kinds_of_checkpoint(sandbox: Sandbox, tmp_path:
     script = (
         CREATE
         + """
-answers = [model.upload_model(4, "last.pt", is_best=True).status_code]
+responses = [model.upload_model(4, "last.pt", is_best=True).status_code]
 model.get_data()
 states = [model.data["status"], model.is_resumable(), model.get_weights_url("last"), model.is_trained()]
-answers.append(model.upload_model(9, "best.pt", map=0.51, final=True).status_code)
+responses.append(model.upload_model(9, "best.pt", map=0.51, final=True).status_code)
 model.get_data()
-print(json.dumps([answers, states, [model.is_trained(), model.has_best_weights(), model.get_weights_url()]]))
+print(json.dumps([responses, states, [model.is_trained(), model.has_best_weights(), model.get_weights_url()]]))
 """
     )
 
-    answers, during, after = tell(sandbox, script, folder=tmp_path)
+    responses, during, after = run_script(sandbox, script, folder=tmp_path)
 
     periodic, final = sandbox.checkpoints(sandbox.models[0])
-    assert answers == [200, 200]
+    assert responses == [200, 200]
     assert during[:2] == ["training", True] and during[2].endswith("/epoch-4.pt") and not during[3]
     assert after[:2] == [True, True]
     assert (periodic.epoch, periodic.type, periodic.is_best, periodic.map) == (4, "epoch", True, None)
@@ -139,7 +139,7 @@ print(json.dumps([answers, states, [model.is_trained(), model.has_best_weights()
             assert weights.read() == content
 
 
-def test_the_client_beats_and_adopts_the_agent_id(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_the_client_sends_heartbeats_and_adopts_the_agent_id(sandbox: Sandbox, tmp_path: Path) -> None:
     script = (
         CREATE
         + """
@@ -153,7 +153,7 @@ print(json.dumps(model.hub_client.agent_id))
 """
     )
 
-    agent_id = tell(sandbox, script, folder=tmp_path)
+    agent_id = run_script(sandbox, script, folder=tmp_path)
 
     beats = sandbox.beats(sandbox.models[0])
     assert len(beats) >= 3 and {beat.agent_id for beat in beats} == {agent_id}
@@ -175,7 +175,7 @@ print(json.dumps(seen))
 """
     )
 
-    seen = tell(sandbox, script, folder=tmp_path)
+    seen = run_script(sandbox, script, folder=tmp_path)
 
     assert [len(page) for page in seen] == [2, 2, 1]
     assert [each for page in seen for each in page] == sandbox.models
@@ -185,24 +185,26 @@ def test_the_client_updates_exports_and_deletes(sandbox: Sandbox, tmp_path: Path
     script = (
         CREATE
         + """
-answers = [model.update({"meta": {"name": "renamed"}}).status_code, model.export("onnx").status_code]
+responses = [model.update({"meta": {"name": "renamed"}}).status_code, model.export("onnx").status_code]
 model.get_data()
 name = model.data["meta"]["name"]
-answers.append(model.delete(hard=True).status_code)
-print(json.dumps([answers, name, model.update({}) is None]))
+responses.append(model.delete(hard=True).status_code)
+print(json.dumps([responses, name, model.update({}) is None]))
 """
     )
 
-    answers, name, gone = tell(sandbox, script, folder=tmp_path)
+    responses, name, gone = run_script(sandbox, script, folder=tmp_path)
 
-    assert (answers, name, gone) == ([200, 200, 200], "renamed", True)
+    assert (responses, name, gone) == ([200, 200, 200], "renamed", True)
     assert sandbox.models == []
 
 
 def test_a_careless_client_takes_a_redirect_for_a_success(sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.fail("metrics:redirect:to=/api/models")
 
-    status = tell(sandbox, CREATE + "print(model.upload_metrics({'0': '{}'}).status_code)", folder=tmp_path)
+    status = run_script(
+        sandbox, CREATE + "print(model.upload_metrics({'0': '{}'}).status_code)", folder=tmp_path
+    )
 
     assert status == 200
     assert sandbox.metrics(sandbox.models[0]) == {}

@@ -1,4 +1,4 @@
-"""Platform's side of the sandbox on raw sockets: faults, repeated requests, restarts, wrong shapes, the page."""
+"""The fake Platform on raw sockets: faults, repeated requests, restarts, wrong shapes, the page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model_id(sandbox: Sandbox) -> str:
     return begun(sandbox)
 
 
-# --- a client that hides nothing
+# --- a raw client
 
 
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
@@ -71,35 +71,35 @@ def put(url: str, content: bytes = b"weights") -> bytes:
     return request("PUT", f"{parts.path}?{parts.query}", content, **own)
 
 
-def said(sandbox: Sandbox, sent: bytes) -> bytes:
-    """Everything the sandbox says to one request, until it closes (or resets) the connection."""
+def exchange(sandbox: Sandbox, sent: bytes) -> bytes:
+    """All bytes that the sandbox sends to one request, until it closes (or resets) the connection."""
     with socket.create_connection(("127.0.0.1", sandbox.port), timeout=PATIENCE) as client:
         client.sendall(sent)
-        heard = b""
+        received = b""
         try:
             while block := client.recv(65536):
-                heard += block
+                received += block
         except ConnectionResetError:
-            return heard
-    return heard
+            return received
+    return received
 
 
 def status(sandbox: Sandbox, sent: bytes) -> int:
-    return int(said(sandbox, sent).split()[1])
+    return int(exchange(sandbox, sent).split()[1])
 
 
-def answer(sandbox: Sandbox, sent: bytes) -> dict[str, Any]:
-    head, _, body = said(sandbox, sent).partition(b"\r\n\r\n")
+def response(sandbox: Sandbox, sent: bytes) -> dict[str, Any]:
+    head, _, body = exchange(sandbox, sent).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ") and b"application/json" in head
     return dict(json.loads(body))
 
 
 def begun(sandbox: Sandbox) -> str:
-    return str(answer(sandbox, event("training_started", None, {"epochs": 3}))["modelId"])
+    return str(response(sandbox, event("training_started", None, {"epochs": 3}))["modelId"])
 
 
 def url_for(sandbox: Sandbox, model_id: str) -> str:
-    return str(answer(sandbox, upload(model_id))["uploadUrl"])
+    return str(response(sandbox, upload(model_id))["uploadUrl"])
 
 
 # --- faults
@@ -110,11 +110,11 @@ def rule_of(what: str, kind: str) -> str:
 
 
 @pytest.mark.parametrize("what", ["429", "503", *BEHAVIOURS])
-def test_every_fault_keeps_its_word_about_an_event(sandbox: Sandbox, model_id: str, what: str) -> None:
+def test_every_fault_stores_an_event_as_documented(sandbox: Sandbox, model_id: str, what: str) -> None:
     sandbox.fail(rule_of(what, "metrics"))
 
-    said(sandbox, epoch_end(model_id, 0))
-    said(sandbox, event("console_output", model_id, {"content": "x"}))
+    exchange(sandbox, epoch_end(model_id, 0))
+    exchange(sandbox, event("console_output", model_id, {"content": "x"}))
 
     record = sandbox.run(model_id)
     assert list(record.epochs) == ([0] if BEHAVIOURS.get(what, False) else [])
@@ -123,32 +123,32 @@ def test_every_fault_keeps_its_word_about_an_event(sandbox: Sandbox, model_id: s
 
 
 @pytest.mark.parametrize("what", ["403", "503", *BEHAVIOURS])
-def test_every_fault_keeps_its_word_about_the_storage(sandbox: Sandbox, model_id: str, what: str) -> None:
+def test_every_fault_stores_an_upload_as_documented(sandbox: Sandbox, model_id: str, what: str) -> None:
     url = url_for(sandbox, model_id)
     sandbox.fail(rule_of(what, "ckpt"))
 
-    said(sandbox, put(url))
+    exchange(sandbox, put(url))
 
     assert len(sandbox.run(model_id).staged) == BEHAVIOURS.get(what, False)
     assert not list(sandbox.data.glob("incoming/*"))
 
 
-def test_an_answer_without_a_body_is_cut_in_its_head(sandbox: Sandbox, model_id: str) -> None:
+def test_an_response_without_a_body_is_cut_in_its_head(sandbox: Sandbox, model_id: str) -> None:
     url = url_for(sandbox, model_id)
     sandbox.fail("ckpt:cut-body")
 
-    heard = said(sandbox, put(url))
+    received = exchange(sandbox, put(url))
 
-    assert heard.startswith(b"HTTP/1.1 200 ") and b"\r\n\r\n" not in heard
+    assert received.startswith(b"HTTP/1.1 200 ") and b"\r\n\r\n" not in received
 
 
-def test_each_service_words_a_false_answer_in_its_own_way(sandbox: Sandbox, model_id: str) -> None:
+def test_each_service_words_a_false_response_in_its_own_way(sandbox: Sandbox, model_id: str) -> None:
     url = url_for(sandbox, model_id)
     sandbox.fail("503:times=3")
     sandbox.fail("null:times=1")
 
     of_platform, of_hub, of_storage, null = (
-        said(sandbox, each).partition(b"\r\n\r\n")[2]
+        exchange(sandbox, each).partition(b"\r\n\r\n")[2]
         for each in (epoch_end(model_id, 0), request("POST", "/v1/auth"), put(url), epoch_end(model_id, 0))
     )
 
@@ -160,20 +160,20 @@ def test_a_rule_can_name_an_event_or_a_path(sandbox: Sandbox, model_id: str) -> 
     sandbox.fail("503:event=checkpoint_saved")
     sandbox.fail("429:path=/storage/:retry-after=3")
 
-    url = answer(sandbox, upload(model_id))
-    stored = said(sandbox, put(url["uploadUrl"]))
+    url = response(sandbox, upload(model_id))
+    stored = exchange(sandbox, put(url["uploadUrl"]))
     saved = event("checkpoint_saved", model_id, {"runId": 1, "modelPath": url["gcsPath"]})
 
     assert stored.startswith(b"HTTP/1.1 429 ") and b"Retry-After: 3" in stored
     assert status(sandbox, saved) == 503 and status(sandbox, epoch_end(model_id, 0)) == 200
 
 
-def test_a_poisonous_epoch_spoils_only_its_own_event(sandbox: Sandbox, model_id: str) -> None:
+def test_a_bad_epoch_fails_only_its_own_event(sandbox: Sandbox, model_id: str) -> None:
     sandbox.fail("metrics:400:epoch=1")
 
-    answers = [status(sandbox, epoch_end(model_id, epoch)) for epoch in range(3)]
+    responses = [status(sandbox, epoch_end(model_id, epoch)) for epoch in range(3)]
 
-    assert answers == [200, 400, 200] and list(sandbox.run(model_id).epochs) == [0, 2]
+    assert responses == [200, 400, 200] and list(sandbox.run(model_id).epochs) == [0, 2]
 
 
 def test_a_cut_upload_stores_nothing_and_leaves_its_url_good(sandbox: Sandbox, model_id: str) -> None:
@@ -196,12 +196,12 @@ def test_of_two_uploads_to_one_url_the_first_to_end_is_stored(sandbox: Sandbox, 
         for client in (one, two):
             client.sendall(sent[:-1])
         assert sandbox.wait_until(lambda: sum(each.method == "PUT" for each in sandbox.requests) == 2)
-        answers = []
+        responses = []
         for client in (two, one):
             client.sendall(sent[-1:])
-            answers.append(client.recv(65536).split()[1])
+            responses.append(client.recv(65536).split()[1])
 
-    assert answers == [b"200", b"403"] and len(sandbox.run(model_id).staged) == 1
+    assert responses == [b"200", b"403"] and len(sandbox.run(model_id).staged) == 1
     assert len(list(sandbox.data.rglob("*-best.pt"))) == 1 and not list(sandbox.data.glob("incoming/*"))
 
 
@@ -227,13 +227,13 @@ def test_of_two_uploads_to_one_url_the_first_to_end_is_stored(sandbox: Sandbox, 
         (b'{"event": "console_output", "project": "coco", "name": "unknown", "data": {}}', 404),
     ],
 )
-def test_an_event_that_is_not_right_is_refused_and_not_stored(
+def test_an_invalid_event_is_refused_and_not_stored(
     sandbox: Sandbox, model_id: str, body: bytes, code: int
 ) -> None:
-    heard = said(sandbox, request("POST", EVENTS, body.replace(b'"M"', f'"{model_id}"'.encode())))
+    received = exchange(sandbox, request("POST", EVENTS, body.replace(b'"M"', f'"{model_id}"'.encode())))
 
-    assert heard.split()[1] == str(code).encode()
-    assert list(json.loads(heard.partition(b"\r\n\r\n")[2])) == ["error"]
+    assert received.split()[1] == str(code).encode()
+    assert list(json.loads(received.partition(b"\r\n\r\n")[2])) == ["error"]
     assert len(sandbox.run(model_id).events) == 1
 
 
@@ -247,7 +247,7 @@ def test_an_event_that_is_not_right_is_refused_and_not_stored(
         {"filename": "best.pt"},
     ],
 )
-def test_a_wish_for_an_upload_that_is_not_right_is_refused(
+def test_an_invalid_request_for_an_upload_url_is_refused(
     sandbox: Sandbox, model_id: str, body: dict[str, Any]
 ) -> None:
     asked = {**body, "modelId": model_id} if "modelId" in body else body
@@ -256,7 +256,7 @@ def test_a_wish_for_an_upload_that_is_not_right_is_refused(
     assert sandbox.run(model_id).uploads == []
 
 
-def test_only_a_bearer_key_opens_platform(sandbox: Sandbox, model_id: str) -> None:
+def test_platform_accepts_only_a_bearer_key(sandbox: Sandbox, model_id: str) -> None:
     headers = {"Authorization": "", "x_api_key": "good-key"}
 
     assert status(sandbox, epoch_end(model_id, 0, **headers)) == 401
@@ -264,19 +264,19 @@ def test_only_a_bearer_key_opens_platform(sandbox: Sandbox, model_id: str) -> No
 
 
 def test_an_event_without_a_model_id_finds_its_run_by_name(sandbox: Sandbox, model_id: str) -> None:
-    assert answer(sandbox, event("console_output", None, {"content": "x"}))["modelId"] == model_id
+    assert response(sandbox, event("console_output", None, {"content": "x"}))["modelId"] == model_id
 
 
 # --- repeated requests
 
 
-def test_a_repeated_key_gets_the_same_answer_and_stores_nothing_again(
+def test_a_repeated_key_gets_the_same_response_and_stores_nothing_again(
     sandbox: Sandbox, model_id: str
 ) -> None:
     started = event("training_started", None, {}, Idempotency_Key="s")
-    first, again = answer(sandbox, started), answer(sandbox, started)
+    first, again = response(sandbox, started), response(sandbox, started)
     for _ in range(2):
-        said(sandbox, epoch_end(model_id, 0, Idempotency_Key="e"))
+        exchange(sandbox, epoch_end(model_id, 0, Idempotency_Key="e"))
 
     assert first == again and sandbox.runs == [model_id, first["modelId"]]
     assert len(sandbox.run(model_id).events) == 2 and sandbox.run(model_id).duplicates == []
@@ -287,13 +287,13 @@ def test_without_idempotency_a_repeated_request_is_a_visible_duplicate() -> None
     with Sandbox(honour_idempotency=False, keys=("good-key",)) as sandbox:
         model_id = begun(sandbox)
         for _ in range(2):
-            said(sandbox, epoch_end(model_id, 0, Idempotency_Key="e"))
+            exchange(sandbox, epoch_end(model_id, 0, Idempotency_Key="e"))
 
         assert [each.event for each in sandbox.run(model_id).duplicates] == ["epoch_end"]
 
 
-def test_an_upload_url_is_new_each_time_whatever_the_key(sandbox: Sandbox, model_id: str) -> None:
-    first, again = (answer(sandbox, upload(model_id, Idempotency_Key="u"))["uploadUrl"] for _ in range(2))
+def test_an_upload_url_is_new_even_for_a_repeated_key(sandbox: Sandbox, model_id: str) -> None:
+    first, again = (response(sandbox, upload(model_id, Idempotency_Key="u"))["uploadUrl"] for _ in range(2))
 
     assert first != again and status(sandbox, put(first)) == status(sandbox, put(again)) == 200
 
@@ -304,10 +304,10 @@ def test_an_upload_url_is_new_each_time_whatever_the_key(sandbox: Sandbox, model
 def test_a_restart_has_every_run_and_its_open_urls(tmp_path: Path) -> None:
     sandbox = Sandbox(tmp_path / "data", keys=("good-key",)).start()
     model_id = begun(sandbox)
-    said(sandbox, epoch_end(model_id, 4, Idempotency_Key="e"))
-    promoted, still_open = answer(sandbox, upload(model_id)), url_for(sandbox, model_id)
-    said(sandbox, put(promoted["uploadUrl"]))
-    said(sandbox, event("checkpoint_saved", model_id, {"runId": 1, "modelPath": promoted["gcsPath"]}))
+    exchange(sandbox, epoch_end(model_id, 4, Idempotency_Key="e"))
+    promoted, still_open = response(sandbox, upload(model_id)), url_for(sandbox, model_id)
+    exchange(sandbox, put(promoted["uploadUrl"]))
+    exchange(sandbox, event("checkpoint_saved", model_id, {"runId": 1, "modelPath": promoted["gcsPath"]}))
     other = begun(sandbox)
     sandbox.cancel(other)
     before, requests = [sandbox.run(each) for each in sandbox.runs], sandbox.requests
@@ -316,18 +316,18 @@ def test_a_restart_has_every_run_and_its_open_urls(tmp_path: Path) -> None:
     sandbox.start()
     with sandbox:
         assert [sandbox.run(each) for each in sandbox.runs] == before and sandbox.requests == requests
-        said(sandbox, epoch_end(model_id, 4, Idempotency_Key="e"))
+        exchange(sandbox, epoch_end(model_id, 4, Idempotency_Key="e"))
         assert sandbox.requests[-1].replayed and sandbox.run(other).state == "cancelled"
         assert status(sandbox, put(still_open)) == 200 and status(sandbox, put(promoted["uploadUrl"])) == 403
-        assert answer(sandbox, event("training_started", model_id, {}))["runId"] == 3
+        assert response(sandbox, event("training_started", model_id, {}))["runId"] == 3
 
 
 def test_keys_and_signatures_are_not_in_the_log_of_requests(sandbox: Sandbox, model_id: str) -> None:
     url = url_for(sandbox, model_id)
-    said(sandbox, put(url))
+    exchange(sandbox, put(url))
     signature = url.partition("signature=")[2].encode()
-    shown = said(sandbox, request("GET", "/api/requests", Authorization=""))
-    shown += said(sandbox, request("GET", f"/api/runs/{model_id}", Authorization=""))
+    shown = exchange(sandbox, request("GET", "/api/requests", Authorization=""))
+    shown += exchange(sandbox, request("GET", f"/api/runs/{model_id}", Authorization=""))
 
     kept = [path.read_bytes() for path in sandbox.data.rglob("*") if path.is_file()]
 
@@ -337,18 +337,18 @@ def test_keys_and_signatures_are_not_in_the_log_of_requests(sandbox: Sandbox, mo
 
 
 def page(sandbox: Sandbox, path: str) -> bytes:
-    head, _, body = said(sandbox, request("GET", path, Authorization="")).partition(b"\r\n\r\n")
+    head, _, body = exchange(sandbox, request("GET", path, Authorization="")).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     return body
 
 
 def test_runs_are_shown_and_nothing_of_them_becomes_code(sandbox: Sandbox, model_id: str) -> None:
     evil = {"event": "training_started", "data": {}, "project": "<script>", "name": "'\"><b>"}
-    said(sandbox, request("POST", EVENTS, json.dumps(evil).encode()))
-    url = answer(sandbox, upload(model_id))
-    said(sandbox, put(url["uploadUrl"], b"weights"))
-    said(sandbox, event("checkpoint_saved", model_id, {"runId": 1, "modelPath": url["gcsPath"]}))
-    said(sandbox, epoch_end(model_id, 11))
+    exchange(sandbox, request("POST", EVENTS, json.dumps(evil).encode()))
+    url = response(sandbox, upload(model_id))
+    exchange(sandbox, put(url["uploadUrl"], b"weights"))
+    exchange(sandbox, event("checkpoint_saved", model_id, {"runId": 1, "modelPath": url["gcsPath"]}))
+    exchange(sandbox, epoch_end(model_id, 11))
     sandbox.fail("503")
 
     shown, listed = page(sandbox, "/"), json.loads(page(sandbox, "/api/runs"))
@@ -356,7 +356,7 @@ def test_runs_are_shown_and_nothing_of_them_becomes_code(sandbox: Sandbox, model
     sandbox.heal()
     file = page(sandbox, f"/files/{model_id}/best.pt")
 
-    assert shown == page(sandbox, "/") and b"coco" not in shown  # the page is the same whatever was received
+    assert shown == page(sandbox, "/") and b"coco" not in shown  # received data does not change the page
     assert [each["name"] for each in listed["runs"]] == ["coco/train", "<script>/'\"><b>"]
     assert detail["metrics"] == {"11": {"train/box_loss": 5.5}} and detail["state"] == "training"
     assert [each["epochs"] for each in listed["runs"]] == [1, 0]
@@ -368,13 +368,13 @@ def test_a_person_can_cancel_a_run_from_the_page(sandbox: Sandbox, model_id: str
     counted = len(sandbox.requests)
     assert json.loads(page(sandbox, f"/api/runs/{model_id}"))["can_cancel"] is True
 
-    back = said(sandbox, request("POST", f"/api/runs/{model_id}/cancel", Authorization=""))
+    back = exchange(sandbox, request("POST", f"/api/runs/{model_id}/cancel", Authorization=""))
     unknown = status(sandbox, request("POST", "/api/runs/unknown/cancel", Authorization=""))
 
     assert back.startswith(b"HTTP/1.1 303 ") and b"Location: /\r\n" in back and unknown == 404
     assert json.loads(page(sandbox, f"/api/runs/{model_id}"))["can_cancel"] is False
     assert sandbox.run(model_id).state == "cancelled" and len(sandbox.requests) == counted
-    assert answer(sandbox, epoch_end(model_id, 0))["cancelled"] is True
+    assert response(sandbox, epoch_end(model_id, 0))["cancelled"] is True
 
 
 @pytest.mark.parametrize("of", [Sandbox.run, Sandbox.cancel])

@@ -82,7 +82,7 @@ def put(url: str, content: Any, **headers: str) -> requests.Response:
 
 
 def statuses(sandbox: Sandbox) -> list[int]:
-    """What was answered; a status is noted a moment after the client has it."""
+    """The statuses of all responses. Waits: a status is recorded shortly after the client has it."""
     assert sandbox.wait_until(lambda: all(each.ended for each in sandbox.requests))
     return [each.status for each in sandbox.requests]
 
@@ -95,7 +95,7 @@ def test_a_whole_run_arrives(sandbox: Sandbox, client: Platform, tmp_path: Path)
     (tmp_path / "best.pt").write_bytes(weights)
 
     run = started(client)
-    answers = [epoch_end(client, run, epoch) for epoch in range(3)]
+    responses = [epoch_end(client, run, epoch) for epoch in range(3)]
     client.training.metrics(
         event="console_output", data={"chunkId": 1, "content": "x", "lineCount": 1}, model_id=run["modelId"]
     )
@@ -116,7 +116,7 @@ def test_a_whole_run_arrives(sandbox: Sandbox, client: Platform, tmp_path: Path)
         "checkpoint_saved",
         "training_complete",
     ]
-    assert all(each["received"] is True and "cancelled" not in each for each in answers)
+    assert all(each["received"] is True and "cancelled" not in each for each in responses)
     assert list(record.epochs) == [0, 1, 2] and record.epochs[1]["metrics"]["train/box_loss"] == 0.5
     assert arrived.status_code == 200 and arrived.content == b"" and promoted["received"]
     assert len(during.staged) == 1 and during.files == [] and during.state == "training"
@@ -183,7 +183,7 @@ def test_a_wrong_key_is_refused(sandbox: Sandbox) -> None:
     assert list(at_an_event.value.json) == ["error"] and sandbox.runs == []
 
 
-def test_a_run_that_fails_says_so(sandbox: Sandbox, client: Platform) -> None:
+def test_a_failed_run_reports_it(sandbox: Sandbox, client: Platform) -> None:
     run = started(client)
 
     client.training.metrics(event="training_failed", data={"error": "out of memory"}, model_id=run["modelId"])
@@ -218,7 +218,7 @@ def test_a_known_model_is_resumed_as_a_new_run_of_it(sandbox: Sandbox, client: P
     assert [each.run_id for each in record.events if each.event == "epoch_end"] == record.run_ids
 
 
-def test_a_model_that_is_gone_cannot_be_resumed(client: Platform) -> None:
+def test_an_unknown_model_cannot_be_resumed(client: Platform) -> None:
     with pytest.raises(APIError) as caught:
         resumed(client, "0" * 24)
 
@@ -233,9 +233,9 @@ def test_a_run_that_has_ended_is_not_resumed(sandbox: Sandbox, client: Platform,
     else:
         sandbox.cancel(run["modelId"])
 
-    answer = resumed(client, run["modelId"])
+    response = resumed(client, run["modelId"])
 
-    assert answer["cancelled"] is True and answer["action"] == "training_terminated"
+    assert response["cancelled"] is True and response["action"] == "training_terminated"
     assert sandbox.run(run["modelId"]).state == end
     assert sandbox.run(run["modelId"]).run_ids == [run["runId"]]
 
@@ -246,30 +246,30 @@ def test_a_stale_run_changes_nothing(sandbox: Sandbox, client: Platform) -> None
     put(url["uploadUrl"], b"weights")
     new = resumed(client, old["modelId"])
 
-    answers = [saved(client, old, url), completed(client, old)]
+    responses = [saved(client, old, url), completed(client, old)]
     with pytest.raises(APIError) as caught:
         upload_url(client, old)
 
     record = sandbox.run(new["modelId"])
-    assert [each["ignored"] for each in answers] == ["stale_instance"] * 2
+    assert [each["ignored"] for each in responses] == ["stale_instance"] * 2
     assert record.state == "training" and record.files == [] and len(record.staged) == 1
     assert [each.ignored for each in record.events[-2:]] == ["stale_instance"] * 2
     assert caught.value.status_code == 409
 
 
-def test_a_cancelled_run_hears_it_in_every_answer_and_may_still_upload(
+def test_every_response_to_a_cancelled_run_reports_it_and_it_may_still_upload(
     sandbox: Sandbox, client: Platform
 ) -> None:
     run = started(client)
     sandbox.cancel(run["modelId"])
 
-    answer = epoch_end(client, run, 0)
+    response = epoch_end(client, run, 0)
     url = upload_url(client, run)
     put(url["uploadUrl"], b"partial")
-    answers = [answer, saved(client, run, url), completed(client, run)]
+    responses = [response, saved(client, run, url), completed(client, run)]
 
     record = sandbox.run(run["modelId"])
-    assert all(each["cancelled"] is True and each["reason"] for each in answers)
+    assert all(each["cancelled"] is True and each["reason"] for each in responses)
     assert record.state == "cancelled" and [each.size for each in record.files] == [7]
 
 
@@ -279,10 +279,10 @@ def test_a_cancelled_run_hears_it_in_every_answer_and_may_still_upload(
 def test_an_upload_url_works_once(sandbox: Sandbox, client: Platform) -> None:
     url = upload_url(client, started(client))["uploadUrl"]
 
-    answers = [put(url, b"first").status_code, put(url, b"second")]
+    responses = [put(url, b"first").status_code, put(url, b"second")]
 
-    assert answers[0] == 200 and answers[1].status_code == 403
-    assert answers[1].headers["content-type"].startswith("application/xml")
+    assert responses[0] == 200 and responses[1].status_code == 403
+    assert responses[1].headers["content-type"].startswith("application/xml")
     assert [each.size for each in sandbox.run(sandbox.runs[0]).staged] == [5]
 
 
@@ -304,7 +304,7 @@ def test_a_url_with_another_signature_is_refused(sandbox: Sandbox, client: Platf
     assert put(url, b"x").status_code == 200
 
 
-def test_a_key_that_is_shown_to_the_storage_is_noticed(sandbox: Sandbox, client: Platform) -> None:
+def test_a_key_that_is_sent_to_the_storage_is_recorded(sandbox: Sandbox, client: Platform) -> None:
     run = started(client)
 
     put(upload_url(client, run)["uploadUrl"], b"x", Authorization=f"Bearer {KEY}")
@@ -330,7 +330,7 @@ def test_only_a_staged_object_of_the_run_is_promoted(sandbox: Sandbox, client: P
     assert sandbox.run(run["modelId"]).files == sandbox.run(other["modelId"]).files == []
 
 
-def test_promoting_twice_makes_one_file_and_is_seen(sandbox: Sandbox, client: Platform) -> None:
+def test_promoting_twice_makes_one_file_and_is_recorded(sandbox: Sandbox, client: Platform) -> None:
     run = started(client)
     url = upload_url(client, run)
     put(url["uploadUrl"], b"x")
@@ -356,7 +356,7 @@ def test_an_upload_that_names_no_run_counts_at_once(sandbox: Sandbox, client: Pl
 # --- the budget
 
 
-def test_a_key_that_asks_too_much_is_told_how_long_to_wait() -> None:
+def test_a_key_above_its_budget_gets_the_time_to_wait() -> None:
     with (
         Sandbox(requests_per_minute=1, uploads_per_minute=1) as sandbox,
         connected(sandbox) as client,
@@ -365,26 +365,26 @@ def test_a_key_that_asks_too_much_is_told_how_long_to_wait() -> None:
         run = started(client)
         upload_url(client, run)
         asked = datetime.now(UTC)
-        answers = []
+        responses = []
         for ask in (lambda: epoch_end(client, run, 0), lambda: upload_url(client, run)):
             with pytest.raises(APIError) as caught:
                 ask()
-            answers.append(caught.value)
+            responses.append(caught.value)
         with httpx.Client(trust_env=False) as plain:
-            answer = plain.post(
+            response = plain.post(
                 sandbox.url + "/api/webhooks/training/metrics",
                 json={"event": "epoch_end", "data": {"epoch": 0}, "modelId": run["modelId"]},
                 headers={"Authorization": f"Bearer {KEY}"},
             )
 
-        assert [each.status_code for each in answers] == [429, 429] and list(answers[0].json) == ["error"]
-        assert answer.status_code == 429 and 1 <= int(answer.headers["retry-after"]) <= 60
-        assert datetime.fromisoformat(answer.headers["x-ratelimit-reset"]) > asked
+        assert [each.status_code for each in responses] == [429, 429] and list(responses[0].json) == ["error"]
+        assert response.status_code == 429 and 1 <= int(response.headers["retry-after"]) <= 60
+        assert datetime.fromisoformat(response.headers["x-ratelimit-reset"]) > asked
         assert list(sandbox.run(run["modelId"]).epochs) == []
         assert epoch_end(other, run, 0)["received"]
 
 
-def test_the_client_that_waits_as_told_gets_through() -> None:
+def test_a_client_that_waits_as_requested_succeeds() -> None:
     with Sandbox(requests_per_minute=60) as sandbox, connected(sandbox, retries=1) as client:
         run = started(client)
 
@@ -412,7 +412,7 @@ def test_a_fault_hits_one_event_and_the_client_tries_again(sandbox: Sandbox) -> 
     assert [each.event for each in sandbox.requests if each.fault] == ["epoch_end"]
 
 
-def test_a_lost_acknowledgement_makes_a_twin_unless_the_request_has_a_key(sandbox: Sandbox) -> None:
+def test_a_lost_acknowledgement_makes_a_second_run_unless_the_request_has_a_key(sandbox: Sandbox) -> None:
     with connected(sandbox, retries=1) as client:
         sandbox.fail("registration:lost-ack:times=1")
         blind = started(client)

@@ -1,4 +1,4 @@
-"""The sandbox's server knows no protocol: a service of a test's own, and the services that the destinations bring."""
+"""The sandbox's server knows no protocol: a test's own service, and the services of the destinations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PATIENCE = 20.0
 
 
 class Notes(RoutedService):
-    """Takes `{"score": number}` at /notes, with a key in a header of its own."""
+    """Accepts `{"score": number}` at /notes, with the key in its own header."""
 
     name, title = "notes", "Notes"
     events: Mapping[str, str] = {"noted": "metrics"}
@@ -87,18 +87,18 @@ def post(server: Server, score: float, **headers: str) -> tuple[int, dict[str, A
     head = {"Content-Type": "application/json", "X-Notes-Key": "k", **named}
     asked = urllib.request.Request(f"{server.url}/notes", json.dumps({"score": score}).encode(), head)
     try:
-        with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
-            return answer.status, json.loads(answer.read())
+        with urllib.request.urlopen(asked, timeout=PATIENCE) as response:
+            return response.status, json.loads(response.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
 
 
 def read(server: Server, path: str) -> Any:
-    with urllib.request.urlopen(server.url + path, timeout=PATIENCE) as answer:
-        return json.loads(answer.read())
+    with urllib.request.urlopen(server.url + path, timeout=PATIENCE) as response:
+        return json.loads(response.read())
 
 
-def test_a_service_of_ones_own_has_everything_that_the_sandbox_offers(tmp_path: Path) -> None:
+def test_a_custom_service_has_everything_that_the_sandbox_offers(tmp_path: Path) -> None:
     notes = Notes()
     with Server([notes], tmp_path, keys=("k",)) as server:
         assert post(server, 0.5, Idempotency_Key="a") == (200, {"number": 0})

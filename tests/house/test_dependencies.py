@@ -1,4 +1,4 @@
-"""The dependencies: all that is imported is declared, and the least versions are those the tests run with."""
+"""The dependencies: every import is declared, and the tests run with the least declared versions."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ def test_what_is_imported_is_declared() -> None:
 
     foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"hubqueue"}
 
-    # An extra, and what is used only where a training has it already.
+    # An extra, and packages that are used only if the training has them.
     assert foreign - {"psycopg", "ultralytics", "torch", "numpy"} <= set(_declared())

@@ -1,4 +1,4 @@
-"""The floors: a file imports only what is beneath it."""
+"""The floors: a file imports only from the floors below it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted({path.parent for path in (ROOT / "hubqueue").rglob("*.py")} - {ROOT / "hubqueue"})
 _TYPES = "|".join(BUILT_IN)
 LEAK = re.compile(rf"""["'](?:{_TYPES})["']|(?<!row)\.type [=!]= (?!\w+\.type\b)""")
-# To be brought down to 15.
+# To be reduced to 15.
 MOST_FILES = {"hubqueue/cli": 16}
-# What stands in these is the public face of the folder.
+# These files are the public interface of their folders.
 DECLARATIONS = {
     "hubqueue/cli",
     "hubqueue/destinations/hub",
@@ -50,7 +50,7 @@ def test_what_only_some_may_import_is_forbidden_to_all_others() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     forbidden = [each for each in settings["contracts"] if each["type"] == "forbidden"]
 
-    # With the whole package as their source a new file is covered by default.
+    # The source is the whole package, so that a new file is covered by default.
     assert [each["source_modules"] for each in forbidden] == [["hubqueue"]] * len(forbidden)
 
 
@@ -66,7 +66,7 @@ def test_importing_from_a_folder_imports_nothing_else_of_it(folder: Path) -> Non
 
 
 def test_only_its_folder_knows_a_destination() -> None:
-    """A destination's name in quotes, or a comparison of types, elsewhere: a leak."""
+    """A quoted name of a destination, or a comparison of types, outside the allowed folders is a leak."""
     rooms = ("destinations/", "config/registry.py", "integrations/hub_session/")
     leaks = []
     for path in sorted((ROOT / "hubqueue").rglob("*.py")):

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CODE = sorted((ROOT / "hubqueue").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-# What the glossary forbids as a name of a class or a function.
+# Names that the glossary forbids for classes and functions.
 FORBIDDEN = re.compile(
     r"(?:Manager|Store|Job|Throttle|Cooldown|Blob|Cache|Backend|Client|Consumer|Zombie|Experiment|Util|Helper)s?$"
 )
@@ -38,7 +38,7 @@ def test_a_file_holds_one_idea(path: Path) -> None:
     assert path.stem not in {"utils", "util", "helpers", "common", "manager", "misc"}
     assert len(path.read_text().splitlines()) <= 370
     if path.name != "__about__.py" and path.read_text():
-        assert ast.get_docstring(ast.parse(path.read_text())), "a module begins with what it promises"
+        assert ast.get_docstring(ast.parse(path.read_text())), "a module starts with a docstring"
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,4 +1,4 @@
-"""What is generated from the declarations of the settings is fresh, and says everything."""
+"""The files generated from the declarations of the settings are up to date and complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process that the tests fork begins as an interpreter of its own does, and ends as one."""
+"""A process that the tests fork starts and ends like a new interpreter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 import zygote
 from stage import environ_of, kill, python
 
-pytestmark = pytest.mark.skipif(not zygote.suits(environ_of(Path("home"))), reason="nothing is forked here")
+pytestmark = pytest.mark.skipif(
+    not zygote.suits(environ_of(Path("home"))), reason="no processes are forked on this machine"
+)
 
 BEGINNING = """
 import gc, json, os, resource, signal, sys, threading

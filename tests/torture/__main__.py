@@ -1,4 +1,4 @@
-"""Every part of the torture, one after the other: `make torture`, with TORTURE=full for the published figures."""
+"""All parts of the torture, in order: `make torture`, with TORTURE=full for the published figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PARTS = (rules, simulation, kills, power, failing, many, peers, damage, secrecy)
 
 
 def main() -> int:
-    """Run them all; 1 when the sentence of any is false."""
+    """Run all parts; 1 if the sentence of any is false."""
     return max(part.main([]) for part in PARTS)
 
 

@@ -1,4 +1,4 @@
-"""Answers of peers: twenty good ones of different shapes, and as many fuzzed ones as anybody asks for."""
+"""Responses of peers: twenty valid ones of different shapes, and any number of fuzzed ones."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ YES = b'{"success": true, "message": "ok", "data": {"id": "abcdefghij0123456789"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the peer sends for one request of `kind`, and how it leaves the connection.
+    """The peer's response to one request of `kind`, and how it leaves the connection.
 
-    `ending`: "keep" leaves it open, "fin" closes it in order, "reset" tears it down. `late` is sent when the next
+    `ending`: "keep" leaves it open, "fin" closes it in order, "reset" resets it. `late` is sent when the next
     request arrives on the same connection, or a moment later.
     """
 
@@ -28,7 +28,7 @@ def _plain(head: bytes, body: bytes = YES) -> bytes:
 
 
 def chunked(body: bytes, *sizes: int, last: bytes = b"0\r\n\r\n", extension: bytes = b"") -> bytes:
-    """A body in chunks of these sizes, the rest in one more."""
+    """A body in chunks of these sizes; one more chunk holds the rest."""
     parts = []
     for size in (*sizes, len(body)):
         piece, body = body[:size], body[size:]
@@ -46,8 +46,8 @@ GOOD: dict[str, tuple[bytes, str]] = {
     "many fields": (_plain(b"200 OK" + b"".join(b"\r\nX-%d: %d" % (n, n) for n in range(20))), "keep"),
     "odd case and blanks": (b"HTTP/1.1 200 OK\r\ncOnTeNt-LeNgTh:\t %d \t\r\n\r\n" % len(YES) + YES, "keep"),
     "zeros before the length": (b"HTTP/1.1 200 OK\r\nContent-Length: 000%d\r\n\r\n" % len(YES) + YES, "keep"),
-    "said to be kept alive": (_plain(b"200 OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5"), "keep"),
-    "said to be closed": (_plain(b"200 OK\r\nConnection: close"), "fin"),
+    "announced as kept alive": (_plain(b"200 OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5"), "keep"),
+    "announced as closed": (_plain(b"200 OK\r\nConnection: close"), "fin"),
     "closed unsaid": (_plain(b"200 OK"), "fin"),
     "as HTTP/1.0 with a length": (_plain(b"200 OK").replace(b"1.1", b"1.0", 1), "fin"),
     "as HTTP/1.0 up to the end": (b"HTTP/1.0 200 OK\r\nServer: old\r\n\r\n" + YES, "fin"),
@@ -131,7 +131,7 @@ def good(kind: str, name: str) -> Answer:
 
 
 def fuzzed(dice: random.Random) -> Answer:
-    """An answer by the dice: status × fields × body, often with a few bytes changed."""
+    """A random response: status × fields × body, often with a few bytes changed."""
     kind = dice.choices(("metrics", "registration", "heartbeat"), (6, 2, 1))[0]
     data = dice.choice(list(GOOD.values()))[0] if dice.random() < 0.3 else _composed(dice)
     if dice.random() < 0.5:
@@ -141,7 +141,7 @@ def fuzzed(dice: random.Random) -> Answer:
     late = b""
     if ending == "keep" and dice.random() < 0.15:
         if dice.random() < 0.5:
-            data += _plain(b"200 OK")  # an answer to nothing, which must not pass for the next one's
+            data += _plain(b"200 OK")  # a response without a request; it must not count for the next request
         else:
             cut = dice.randrange(len(data) + 1)
             data, late = data[:cut], data[cut:]
@@ -168,19 +168,19 @@ def _composed(dice: random.Random) -> bytes:
 
 
 def _changed(data: bytes, dice: random.Random) -> bytes:
-    """One small change, more often in the first bytes than in the body."""
-    place = min(dice.randrange(len(data) + 1), dice.randrange(len(data) + 1))
+    """Make one small change, more often in the first bytes than in the body."""
+    at = min(dice.randrange(len(data) + 1), dice.randrange(len(data) + 1))
     match dice.randrange(6):
         case 0:
-            return data[:place]
+            return data[:at]
         case 1:
-            return data[:place] + data[place + dice.choice((1, 1, 2, 5, 30)) :]
+            return data[:at] + data[at + dice.choice((1, 1, 2, 5, 30)) :]
         case 2:
-            return data[:place] + dice.choice(_BITS) + data[place:]
+            return data[:at] + dice.choice(_BITS) + data[at:]
         case 3:
-            return data[:place] + bytes([dice.randrange(256)]) + data[place + 1 :]
+            return data[:at] + bytes([dice.randrange(256)]) + data[at + 1 :]
         case 4:
-            return data[:place] + data[max(0, place - dice.choice((1, 2, 10, 50))) :]
+            return data[:at] + data[max(0, at - dice.choice((1, 2, 10, 50))) :]
         case _:
             return data.replace(
                 b"\r\n", dice.choice((b"\n", b"\r", b"\n\r", b"\r\n\r\n")), dice.randint(1, 3)

@@ -1,4 +1,4 @@
-"""The real transport, ready to be asked: batches of each kind, and an attempt that nobody listens to."""
+"""The real transport with short deadlines, batches of each kind, and an attempt without a listener."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOW = 1_767_225_600_000_000
 def transport(
     url: str, *, seconds: float = 1.0, open_body: Callable[[], BinaryIO] = io.BytesIO, **settings: object
 ) -> HubTransport:
-    """A transport whose deadlines are all `seconds`, unless `settings` says otherwise."""
+    """A transport whose deadlines are all `seconds`, unless `settings` overrides them."""
     names = ("connect_timeout", "answer_timeout", "stall_window")
     quick: dict[str, object] = {name: timedelta(seconds=seconds) for name in names}
     chosen = HubSettings(name="hub", url=url, **{**quick, **settings})  # type: ignore[arg-type]

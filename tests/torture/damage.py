@@ -1,7 +1,7 @@
-"""Damaged databases: flipped bytes, zeroed and swapped pages, cut ends, alien files.
+"""Damaged databases: flipped bits, zeroed and swapped pages, cut ends, foreign files.
 
-Each is a copy of one outbox with known contents, damaged once. Then what a person does: `hubqueue check`, and
-`hubqueue check --set-aside` where it says that the outbox is damaged. Counted: what was noticed, what was saved.
+Each is a copy of one outbox with known contents, damaged once. Then the commands of a person follow: `hubqueue check`,
+and `hubqueue check --set-aside` if it reports damage. Counted: detected damage, recovered entries.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stage import ack, keys, must_claim, new_run
-from torture.frame import Options, options
+from torture.frame import Report, new_report
 
 from hubqueue.domain.drafts import Checkpoint, ckpt_draft, metrics_draft
 from hubqueue.domain.entry import Kind
@@ -28,8 +28,8 @@ from hubqueue.testing import FakeClock
 from hubqueue.worker.check import Finding, examine
 
 SENTENCE = (
-    "a damaged outbox is never taken for a healthy one with less in it: the file is kept as it was, what can be read of "
-    "it is owed by a new one, and the tool says so"
+    "a damaged outbox never passes for a healthy one with fewer entries: the file stays unchanged, the entries that can be "
+    "read are owed by a new outbox, and the tool reports it"
 )
 SCALES = {"quick": 60, "normal": 600, "full": 5000}
 _PAGE = 4096
@@ -46,37 +46,41 @@ class Known:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Damage copies and count; 1 when the sentence is false."""
-    told = options("damage", SENTENCE, argv)
-    dice = random.Random(told.seed)
-    place = _SHARED if _SHARED.is_dir() and os.access(_SHARED, os.W_OK) else None
-    with told.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-damage-", dir=place) as folder:
+    """Damage copies and count; 1 if the sentence is false."""
+    report = new_report("damage", SENTENCE, argv)
+    dice = random.Random(report.seed)
+    parent = _SHARED if _SHARED.is_dir() and os.access(_SHARED, os.W_OK) else None
+    with report.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-damage-", dir=parent) as folder:
         known = _make(Path(folder) / "sound")
         seen: Counter[str] = Counter()
         shares: dict[str, list[float]] = {kind: [] for kind in DAMAGES}
-        for number in range(SCALES[told.scale]):
+        for number in range(SCALES[report.scale]):
             kind = dice.choice(list(DAMAGES))
             damaged = DAMAGES[kind](dice, known.database)
             shares[kind] += _judge(
-                told, known, Path(folder) / "home", f"number {number} ({kind})", damaged, seen
+                report, known, Path(folder) / "home", f"number {number} ({kind})", damaged, seen
             )
-        total = SCALES[told.scale]
-        told.say(
+        total = SCALES[report.scale]
+        report.write(
             f"{total} damaged databases of {len(known.database)} bytes with {len(known.owed)} owed entries each"
         )
-        told.say("; ".join(f"{name} {count}" for name, count in sorted(seen.items())))
+        report.write("; ".join(f"{name} {count}" for name, count in sorted(seen.items())))
         for kind, saved in shares.items():
             if saved:
                 share = 100 * sum(saved) / len(saved)
-                told.say(f"{kind}: {len(saved)} set aside, {share:.1f} % of what they owed was saved")
+                report.write(f"{kind}: {len(saved)} set aside, {share:.1f} % of what they owed was recovered")
         owed = seen["entries owed by those set aside"]
         if owed:
-            told.say(
-                f"saved {100 * seen['entries saved'] / owed:.1f} % of what was owed by those that were set aside"
+            report.write(
+                f"recovered {100 * seen['entries recovered'] / owed:.1f} % of what was owed by those that were set aside"
             )
-        told.require(seen["noticed"] > total // 3, "hardly any damage was noticed: the damage is none")
-        told.require(seen["entries saved"] > owed // 2, "less than half of what was owed could be saved")
-    return told.exit_code
+        report.require(
+            seen["detected"] > total // 3, "hardly any damage was detected: the damage is too small"
+        )
+        report.require(
+            seen["entries recovered"] > owed // 2, "less than half of what was owed could be recovered"
+        )
+    return report.exit_code
 
 
 def _make(home: Path) -> Known:
@@ -110,9 +114,9 @@ def _make(home: Path) -> Known:
 
 
 def _judge(
-    told: Options, known: Known, home: Path, where: str, damaged: bytes, seen: Counter[str]
+    report: Report, known: Known, home: Path, where: str, damaged: bytes, seen: Counter[str]
 ) -> list[float]:
-    """What became of one damaged outbox; the share of what it owed that was saved, where it was set aside."""
+    """Check one damaged outbox. Returns the share of its owed entries that was recovered, if it was set aside."""
     shutil.rmtree(home, ignore_errors=True)
     (home / "spool").mkdir(parents=True, mode=0o700)
     home.chmod(0o700)
@@ -120,56 +124,56 @@ def _judge(
         (home / "spool" / name).write_bytes(content)
     path = home / "outbox.db"
     path.write_bytes(damaged)
-    said = _found(home, set_aside=False)
-    if not said:
+    findings = _found(home, set_aside=False)
+    if not findings:
         owed = _owed(home)
         missing = [each for each in known.owed if each not in owed]
-        told.require(not missing, f"{where}: nothing is said, and {len(missing)} entries are missing")
-        seen["not noticed, nothing missing"] += 1
+        report.require(not missing, f"{where}: nothing is reported, and {len(missing)} entries are missing")
+        seen["not detected, nothing missing"] += 1
         seen["of these with another payload"] += owed != known.owed
         return []
-    seen["noticed"] += 1
-    looked_at = path.read_bytes()  # opening what can still be opened may note the boot of the machine
-    alien = any("another program" in each.detail for each in said)
+    seen["detected"] += 1
+    before = path.read_bytes()  # opening a file that can still be opened may record the boot of the machine
+    foreign_file = any("another program" in each.detail for each in findings)
     _found(home, set_aside=True)
     kept = asides(path)
-    if alien:
-        told.require(path.read_bytes() == damaged, f"{where}: an alien file was changed")
-        seen["alien, refused and left alone"] += 1
+    if foreign_file:
+        report.require(path.read_bytes() == damaged, f"{where}: a foreign file was changed")
+        seen["foreign, refused and not changed"] += 1
         return []
     if not kept:
-        # Its structure is sound: what a person has to look at is named entry by entry.
+        # Its structure is intact: every finding names its entry.
         named = all(
-            each.what in ("accounting", "spool") or "payload of entry" in each.detail for each in said
+            each.what in ("accounting", "spool") or "payload of entry" in each.detail for each in findings
         )
-        told.require(named, f"{where}: {said[0].detail}, and it stays in use")
-        seen["sound but for entries that are named, or a miscount"] += 1
+        report.require(named, f"{where}: {findings[0].detail}, and it stays in use")
+        seen["intact except for named entries or a miscount"] += 1
         return []
-    told.require(kept[0].read_bytes() == looked_at, f"{where}: the damaged file was changed")
-    told.require(report_of(kept[0]) is not None, f"{where}: nothing is said about what was saved")
-    told.require(bool(_found(home, set_aside=False)), f"{where}: the new outbox passes for healthy")
-    saved = _owed(home)
-    foreign = [each for each in saved if each not in known.owed]
+    report.require(kept[0].read_bytes() == before, f"{where}: the damaged file was changed")
+    report.require(report_of(kept[0]) is not None, f"{where}: nothing is reported about what was recovered")
+    report.require(bool(_found(home, set_aside=False)), f"{where}: the new outbox passes for healthy")
+    recovered = _owed(home)
+    foreign = [each for each in recovered if each not in known.owed]
     seen["set aside"] += 1
-    if "alien" not in where:  # there, nothing of the outbox is left to be saved
+    if "foreign" not in where:  # a foreign file holds nothing of the outbox
         seen["entries owed by those set aside"] += len(known.owed)
-    whole = sum(known.owed.get(each) == text for each, text in saved.items())
-    seen["entries saved"] += whole
-    seen["entries saved with another payload"] += sum(
-        each in known.owed and known.owed[each] != text for each, text in saved.items()
+    whole = sum(known.owed.get(each) == text for each, text in recovered.items())
+    seen["entries recovered"] += whole
+    seen["entries recovered with another payload"] += sum(
+        each in known.owed and known.owed[each] != text for each, text in recovered.items()
     )
     seen["entries that were owed no more"] += len(foreign)
     return [whole / len(known.owed)]
 
 
 def _found(home: Path, *, set_aside: bool) -> list[Finding]:
-    """What `hubqueue check` finds wrong with the outbox (keys are no part of this)."""
+    """The problems that `hubqueue check` finds in the outbox (API keys are not part of this)."""
     found = examine(str(home), None, online=False, set_aside=set_aside)
     return [each for each in found if not each.ok and each.what != "credentials"]
 
 
 def _owed(home: Path) -> dict[tuple[str, str, str], str]:
-    """What the outbox owes now, by run, kind and key."""
+    """The owed entries of the outbox, by run, kind and key."""
     query = """
         SELECT run_id, kind, key, payload FROM entries JOIN lanes ON lanes.id = lane_id
         WHERE state IN ('pending', 'dead')
@@ -220,7 +224,7 @@ def _garbage(dice: random.Random, data: bytes) -> bytes:
     return (data[:start] + dice.randbytes(length) + data[start + length :])[: len(data)]
 
 
-def _alien(dice: random.Random, _data: bytes) -> bytes:
+def _foreign(dice: random.Random, _data: bytes) -> bytes:
     if dice.random() < 0.5:
         return dice.randbytes(dice.randrange(1, 20_000))
     with tempfile.TemporaryDirectory() as folder:
@@ -237,7 +241,7 @@ DAMAGES = {
     "swapped pages": _swapped,
     "cut": _cut,
     "garbage": _garbage,
-    "alien": _alien,
+    "foreign": _foreign,
 }
 
 if __name__ == "__main__":

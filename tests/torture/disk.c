@@ -1,7 +1,7 @@
-/* A disk between a program and the system, loaded with LD_PRELOAD.
+/* A layer between a program and the system calls for its disk, loaded with LD_PRELOAD.
 
-   It watches the files beneath one folder (the root) and does two things on request: write down every call that changes
-   the disk, in the order of their effects, and make the n-th call fail. `disk.py` drives it. */
+   It watches the files below one folder (the root) and does two things on request: record every call that changes
+   the disk, in the order of their effects, and make the n-th call fail. `disk.py` controls it. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -273,7 +273,7 @@ int renameat(int folder, const char *from, int into, const char *to)
     CALL(beneath(full), syscall(SYS_renameat, folder, from, into, to), 'r', full, 0, target, strlen(target));
 }
 
-/* What the record could not follow is not there: a clone of blocks, room taken ahead. */
+/* Operations that cannot be recorded are reported as unsupported: cloning and preallocating blocks. */
 
 int ioctl(int file, unsigned long request, ...)
 {

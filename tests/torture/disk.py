@@ -1,8 +1,8 @@
-"""The disk of `disk.c`: built, put under a process, its record read, and what a power cut leaves of it.
+"""The disk of `disk.c`: build it, load it into a process, read its record, and make what a power cut leaves.
 
-The model is as strict as POSIX is: only what was synced is there. A write that was not may be there, in part (by
-sectors of 512 bytes) or not at all, whatever became of the writes before it; a name that was made, changed or
-removed may be so or not until its folder is synced.
+The model is as strict as POSIX: only synced data is certain. A write that was not synced may be there whole, in part (by
+sectors of 512 bytes) or not at all, independent of earlier writes. A created, changed or removed name is uncertain
+until its folder is synced.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _FOLDER = -1
 
 
 def can_build() -> bool:
-    """Whether this machine has what the disk needs: Linux and a C compiler."""
+    """Whether this machine has what the disk needs (Linux and a C compiler)."""
     return os.uname().sysname == "Linux" and shutil.which("cc") is not None
 
 
 def build(folder: Path) -> dict[str, str]:
-    """Compile the disk; the environment that puts it under a process."""
+    """Compile the disk. Returns the environment that loads it into a process."""
     library = folder / "disk.so"
     source = Path(__file__).with_name("disk.c")
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"], check=True)
@@ -36,7 +36,7 @@ def build(folder: Path) -> dict[str, str]:
 
 
 class Shim:
-    """The disk under this very process."""
+    """The disk that is loaded into this process."""
 
     def __init__(self, root: Path) -> None:
         self._library = ctypes.CDLL(None)
@@ -45,15 +45,15 @@ class Shim:
         self._library.disk_watch(os.fsencode(root))
 
     def record(self, path: Path) -> None:
-        """Write every change of the disk down from now on."""
+        """Start recording every change of the disk."""
         self._library.disk_record(os.fsencode(path))
 
     def fail(self, at: int, error: int, *, for_good: bool = False) -> None:
-        """Make the `at`-th call from now on fail with an errno; with 0 it writes only half."""
+        """Make the `at`-th call from now on fail with an errno; with 0 it writes only half of its data."""
         self._library.disk_fail(at, error, int(for_good))
 
     def calls(self) -> int:
-        """How many calls there were since `fail`."""
+        """The number of calls since `fail`."""
         return int(self._library.disk_calls())
 
 
@@ -68,7 +68,7 @@ class Change:
 
 
 def changes(record: Path) -> list[Change]:
-    """What was recorded, in order."""
+    """The recorded changes, in order."""
     content, found, at = record.read_bytes(), [], 0
     while at < len(content):
         what, path_length, offset, length = _HEADER.unpack_from(content, at)
@@ -87,18 +87,18 @@ class _File:
 
 
 class Disk:
-    """What is on the disk for certain, and what waits for a sync."""
+    """The synced state of the disk, and the changes that wait for a sync."""
 
     def __init__(self, root: Path) -> None:
         self._root = str(root)
         self._files: list[_File] = []
         self._now: dict[str, int] = {self._root: _FOLDER}
         self._synced = dict(self._now)
-        # For each change of names its folder, and which names then stand for what (None: for nothing).
+        # For each change of names: its folder, and the file of each name after it (None: no file).
         self._waiting: list[tuple[str, dict[str, int | None]]] = []
 
     def apply(self, change: Change) -> None:
-        """Let one call happen."""
+        """Apply one call."""
         number = self._now.get(change.path)
         match change.what:
             case "c":
@@ -125,7 +125,7 @@ class Disk:
     def image(
         self, dice: random.Random, *, survives: float, torn: bool
     ) -> Iterator[tuple[str, bytes | None]]:
-        """What a power cut leaves now: paths with contents, folders (None) before what is in them.
+        """What a power cut at this moment leaves: paths with contents, folders (None) before their contents.
 
         `survives` is the probability of each change that was not synced; `torn` breaks surviving writes at sectors.
         """

@@ -1,8 +1,8 @@
-"""The n-th call fails: each system call of an enqueue, a drain and a status in turn, until there is none left to fail.
+"""The n-th call fails: each system call of an enqueue, a drain and a status in turn.
 
-The disk of `disk.c` answers the n-th call with an error, or writes half. What an operation said was saved must be there
-afterwards, a training sees no exception, and once the disk is well again everything is delivered. A small file
-system that is really full is met with the ballast. The control takes a call that returned for one that saved.
+The disk of `disk.c` makes the n-th call return an error, or write half. Data that an operation reported as saved must be
+there afterwards. A training sees no exception, and everything is delivered once the disk works again. The ballast is
+tested on a small file system that is really full. The control counts each call that returned as saved.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 
 from stage import totals
 from torture.disk import Shim, build, can_build
-from torture.frame import Options, options
+from torture.frame import Report, new_report
 
 from hubqueue import start_run
 from hubqueue.cli import main as command_line
@@ -43,11 +43,11 @@ from hubqueue.testing import MemoryTransport
 from hubqueue.worker.service import Service, nothing_left
 
 SENTENCE = (
-    "whichever call of an enqueue, a drain or a status fails, what was acknowledged is there, a training sees no "
-    "exception, a person no traceback, and everything is delivered once the disk is well"
+    "if any call of an enqueue, a drain or a status fails, what was acknowledged is there, a training sees no "
+    "exception, a person no traceback, and everything is delivered once the disk works"
 )
 ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EDQUOT": errno.EDQUOT, "EINTR": errno.EINTR, "short": 0}
-# The part of all calls that is tried.
+# The share of all calls that is tried.
 PART = {"quick": 0.04, "normal": 0.3, "full": 1.0}
 _ENVIRON = {
     "HUBQUEUE_RATE_LIMITS__METRICS": "0",
@@ -61,52 +61,52 @@ _EPOCHS = 4
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Let each call fail and look; 1 when the sentence is false."""
-    told = options("failing", SENTENCE, argv)
+    """Make each call fail and check; 1 if the sentence is false."""
+    report = new_report("failing", SENTENCE, argv)
     if not can_build():
-        told.say("not run: it needs Linux and a C compiler")
+        report.write("not run: it needs Linux and a C compiler")
         return 0
     room = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with told.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-failing-", dir=room) as name:
+    with report.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-failing-", dir=room) as name:
         folder = Path(name)
         environ = {**os.environ, **build(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
         shares = os.cpu_count() or 1
         started = []
         for share in range(shares):
             command = [sys.executable, "-m", "torture.failing", "--inside", str(folder / f"share-{share}")]
-            command += [str(told.seed), told.scale, str(share), str(shares)]
+            command += [str(report.seed), report.scale, str(share), str(shares)]
             started.append(subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True))
-        with ThreadPoolExecutor(shares) as pool:  # all are listened to: a full pipe would make a share wait
-            said = [told_by for told_by, _ in pool.map(subprocess.Popen.communicate, started)]
-        told.require(not any(each.returncode for each in started), "a share of the calls was not looked at")
-        cases = [json.loads(line) for out in said for line in out.splitlines()]
-        _count(told, cases)
+        with ThreadPoolExecutor(shares) as pool:  # read all pipes: a full one would block its share
+            outputs = [output for output, _ in pool.map(subprocess.Popen.communicate, started)]
+        report.require(not any(each.returncode for each in started), "a share of the calls was not checked")
+        cases = [json.loads(line) for output in outputs for line in output.splitlines()]
+        _count(report, cases)
         try:
-            _full_disk(told, folder)
+            _full_disk(report, folder)
         finally:
             logging.disable(logging.NOTSET)
-    return told.exit_code
+    return report.exit_code
 
 
-def _count(told: Options, cases: list[dict[str, Any]]) -> None:
+def _count(report: Report, cases: list[dict[str, Any]]) -> None:
     for operation in ("enqueue", "drain", "status"):
         for error in (*ERRORS, "EIO for good", "ENOSPC for good"):
             mine = [each for each in cases if (each["operation"], each["error"]) == (operation, error)]
             met = [each for each in mine if each["met"]]
             wrong = Counter(each["problem"] for each in met if each["problem"])
             if mine:
-                told.say(
+                report.write(
                     f"{operation}, {error}: of about {max(each['calls'] for each in mine)} calls {len(met)} failed, "
                     f"wrong {wrong.total()}"
                 )
-            told.require(not wrong, f"{operation}, {error}: {wrong.most_common(3)}")
+            report.require(not wrong, f"{operation}, {error}: {wrong.most_common(3)}")
     control = [each for each in cases if each["operation"] == "enqueue" and each["unsaved"]]
-    told.say(f"control: a call that returned, taken for one that saved, is wrong {len(control)} times")
-    told.require(bool(control), "the control was never wrong: these failures prove nothing")
+    report.write(f"control: counting each call that returned as saved is wrong {len(control)} times")
+    report.require(bool(control), "the control was never wrong: these failures prove nothing")
 
 
 def inside(folder: Path, seed: int, scale: str, share: int, shares: int) -> None:
-    """One share of the cases, with the disk beneath."""
+    """One share of the cases, in a process with the disk loaded."""
     folder.mkdir()
     root = folder / "disk"
     root.mkdir()
@@ -147,7 +147,7 @@ def _case(
     *,
     for_good: bool,
 ) -> dict[str, Any]:
-    """One call fails in a child; what was wrong then, or afterwards."""
+    """Make one call fail in a child process. Returns the problem then, or afterwards."""
     home, report = folder / "disk" / "home", folder / "report"
     shutil.rmtree(home, ignore_errors=True)
     report.unlink(missing_ok=True)
@@ -156,10 +156,10 @@ def _case(
     if not child:
         try:
             shim.fail(at, error, for_good=for_good)
-            said = act(home)
+            result = act(home)
             calls = shim.calls()
             shim.fail(0, 0)
-            report.write_text(json.dumps({**said, "calls": calls}))
+            report.write_text(json.dumps({**result, "calls": calls}))
             os._exit(0)
         except BaseException:
             shim.fail(0, 0)
@@ -182,13 +182,13 @@ def _enqueue(home: Path) -> dict[str, Any]:
     checkpoint = run.save_checkpoint(home / "weights.pt", epoch=0, final=True)
     left = run.finish(timeout=0)
     unsaved = sum(each is None for each in saved)
-    if unsaved < left.unsaved - 2:  # the end of the run and its checkpoint may count as well
-        return {"problem": f"{unsaved} were not saved, but {left.unsaved} are said to be unsaved"}
+    if unsaved < left.unsaved - 2:  # the end of the run and its checkpoint may be counted too
+        return {"problem": f"{unsaved} were not saved, but {left.unsaved} are reported as unsaved"}
     return {"saved": [each for each in (*saved, checkpoint) if each is not None], "unsaved": unsaved}
 
 
 def _drain(home: Path) -> dict[str, Any]:
-    """A worker until everything is delivered."""
+    """Run a worker until everything is delivered."""
     sent: list[int] = []
     died: list[str] = []
     threading.excepthook = lambda hook: died.append(f"a thread died: {hook.exc_value!r}")
@@ -227,7 +227,7 @@ def _status(home: Path) -> dict[str, Any]:
 
 
 def _afterwards(home: Path, case: dict[str, Any]) -> str | None:
-    """What is wrong once the disk is well again."""
+    """The problem once the disk works again."""
     try:
         with open_outbox(home) as outbox:
             if outbox.database.integrity() != "ok":
@@ -245,7 +245,7 @@ def _afterwards(home: Path, case: dict[str, Any]) -> str | None:
         _deliver(home, sent)
         with open_outbox(home) as outbox:
             if totals(outbox).get("pending") or totals(outbox).get("dead"):
-                return f"in the end {totals(outbox)}"
+                return f"at the end {totals(outbox)}"
     except (HubqueueError, AssertionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
@@ -253,53 +253,53 @@ def _afterwards(home: Path, case: dict[str, Any]) -> str | None:
 
 @contextlib.contextmanager
 def _small_disk(folder: Path, megabytes: int) -> Iterator[Path | None]:
-    place = folder / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
+    mounted = folder / "small"
+    mounted.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(mounted)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         yield None
         return
     try:
-        yield place
+        yield mounted
     finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
+        subprocess.run(["umount", "-l", str(mounted)], check=True)
 
 
-def _full_disk(told: Options, folder: Path) -> None:
-    """A file system without a free byte: the drain goes through with the ballast, the training goes on without."""
+def _full_disk(report: Report, folder: Path) -> None:
+    """On a file system without a free byte, the drain succeeds with the ballast, and the training continues without it."""
     os.environ.update(_ENVIRON)
     logging.disable(logging.CRITICAL)
-    with _small_disk(folder, 96) as place:
-        if place is None:
-            told.say("full disk: not run, a file system cannot be mounted here")
+    with _small_disk(folder, 96) as mounted:
+        if mounted is None:
+            report.write("full disk: not run, a file system cannot be mounted here")
             return
-        home = place / "home"
+        home = mounted / "home"
         _prepare(home)
-        told.require(Ballast(home / "ballast").create(), "there is no ballast")
-        with (place / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        report.require(Ballast(home / "ballast").create(), "there is no ballast")
+        with (mounted / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while file.write(bytes(4096)):
                 pass
         sent: list[int] = []
         _deliver(home, sent)
         with open_outbox(home) as outbox:
             counts = totals(outbox)
-        told.require(not counts.get("pending"), f"on the full disk {counts}")
-        with (place / "more").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        report.require(not counts.get("pending"), f"on the full disk {counts}")
+        with (mounted / "more").open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while file.write(bytes(4096)):
                 pass
         run = start_run("full.yaml", home=home, worker="none")
         saved = [run.log_metrics({"loss": 1}, epoch=epoch) for epoch in range(300)]
         for name in ("filler", "more"):
-            (place / name).unlink()
+            (mounted / name).unlink()
         run.log_metrics({"loss": 1}, epoch=300)
         left = run.finish(timeout=0)
-        told.say(
+        report.write(
             f"full disk: {counts['delivered']} delivered with the ballast; of 301 epochs {saved.count(None)} waited in "
             f"memory, {left.unsaved} were left unsaved after there was room again"
         )
         with open_outbox(home) as outbox:
             found = outbox.stats.entries(run_id=run.id, kind="metrics", limit=1000)
-        told.require(
+        report.require(
             len(found) == 301 and not left.unsaved, f"{left.unsaved} unsaved, {len(found)} in the outbox"
         )
 

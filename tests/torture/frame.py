@@ -1,4 +1,4 @@
-"""What every part of the torture has: a seed, a scale, a place to say its counts, and a sentence to prove."""
+"""The report of one part of the torture: its seed, its scale, its counts, and the sentence that it proves."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Failed(Exception):
 
 
 @dataclass(slots=True)
-class Options:
-    """What a part was told, and what it found."""
+class Report:
+    """The options of a part, and the failures that it found."""
 
     part: str
     sentence: str
@@ -24,21 +24,21 @@ class Options:
     scale: str
     failures: list[str] = field(default_factory=list)
 
-    def say(self, line: str) -> None:
+    def write(self, line: str) -> None:
         print(f"{self.part}: {line}", flush=True)
 
     def require(self, true: bool, failure: str) -> None:
-        """Note a failure, and go on: the other counts are wanted too."""
+        """Record a failure and continue, so that the other counts are made too."""
         if not true:
             self.failures.append(failure)
-            self.say(f"FAILED: {failure}")
+            self.write(f"FAILED: {failure}")
 
     @contextmanager
     def verdict(self) -> Iterator[None]:
-        """Say what is proved, in the beginning and in the end."""
-        self.say(f"seed {self.seed}, scale {self.scale}")
+        """Print the seed at the start and the result at the end."""
+        self.write(f"seed {self.seed}, scale {self.scale}")
         yield
-        self.say(
+        self.write(
             f"NOT proved ({len(self.failures)} failures)" if self.failures else f"proved: {self.sentence}"
         )
 
@@ -47,11 +47,11 @@ class Options:
         return 1 if self.failures else 0
 
 
-def options(part: str, sentence: str, argv: list[str] | None) -> Options:
-    """The command line of a part: `--seed N`, `--scale quick|normal|full` (TORTURE=full chooses the last)."""
+def new_report(part: str, sentence: str, argv: list[str] | None) -> Report:
+    """Read the command line of a part: `--seed N`, `--scale quick|normal|full` (TORTURE=full selects full)."""
     parser = argparse.ArgumentParser(prog=f"torture.{part}", description=sentence)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--scale", choices=("quick", "normal", "full"), default=None)
     found = parser.parse_args(argv)
     seed = found.seed if found.seed is not None else random.SystemRandom().randrange(1 << 32)
-    return Options(part, sentence, seed, found.scale or os.environ.get("TORTURE") or "normal")
+    return Report(part, sentence, seed, found.scale or os.environ.get("TORTURE") or "normal")

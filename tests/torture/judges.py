@@ -1,7 +1,7 @@
 """The judges of a month: each requirement is one pass over its chronicle.
 
-They know the limits as numbers of their own, so that they can contradict the package's. Each tells how much it had to
-judge: nothing wrong in nothing is no proof.
+They have their own numbers for the limits, so that they can contradict the package. Each reports how much it
+judged: without anything to judge, no failure proves nothing.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from hubqueue.domain.entry import Kind
 
 PACES = {Kind.METRICS: 3.0, Kind.CKPT: 900.0, Kind.HEARTBEAT: 300.0}
 CAP = 300.0
-# Moments in the database are whole microseconds, and a virtual clock adds up floats.
+# The database stores whole microseconds, and the virtual clock adds floats.
 _ROUNDING = 1e-3
 _Lane = tuple[str, Kind]
 
 
 @dataclass(slots=True)
 class Found:
-    """What one pass over the chronicle counted, and where it was not as promised."""
+    """The counts of one pass over the chronicle, and the broken promises."""
 
     line: str
     judged: int
@@ -65,14 +65,14 @@ class _Stretch:
 
 
 class _Rate:
-    """Stretches in which a metrics lane has a backlog and nothing is in its way.
+    """Stretches in which a metrics lane has a backlog and nothing prevents its requests.
 
-    One begins with a batch that was taken while more waits than a request may carry: the lane is in no backoff
-    then. It ends when that is over, or when the lane is refused, the hub is away, everybody was asked to wait or no
-    worker is there.
+    A stretch begins with a delivered batch while more entries wait than fit into a request: then the lane is in no
+    backoff. It ends when the backlog fits into a request, a request fails, the hub is down, all lanes have to wait, or
+    no worker runs.
     """
 
-    # In fewer than twenty allowed starts, the one at the end of a stretch is more than 5 %.
+    # With fewer than twenty allowed starts, the last one alone is more than 5 %.
     _FEWEST = 20
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class _Rate:
 
 
 def rate(chronicle: Iterable[Note]) -> Found:
-    """How much of the allowed rate a backlog uses."""
+    """The share of the allowed rate that a backlog uses."""
     counted = _Rate()
     for note in chronicle:
         counted.see(note)
@@ -132,7 +132,7 @@ def rate(chronicle: Iterable[Note]) -> Found:
 
 
 def outage_hour(chronicle: Iterable[Note]) -> Found:
-    """The requests of each lane in the first hour of an outage that lasts as long, vain connections included."""
+    """The requests of each lane in the first hour of an outage of an hour or more, refused connections included."""
     hours: list[Counter[_Lane]] = []
     busy: list[set[_Lane]] = []  # when it began
     began = -math.inf
@@ -149,10 +149,12 @@ def outage_hour(chronicle: Iterable[Note]) -> Found:
     worst, over = max(counts), sum(count > 30 for count in counts)
     whole = [hour[lane] for hour, those in zip(hours, busy, strict=True) for lane in those]
     busiest = (
-        f"; {sum(whole) / len(whole):.1f} in the mean of the {len(whole)} busy when it began" if whole else ""
+        f"; {sum(whole) / len(whole):.1f} on average for the {len(whole)} lanes that were busy when it began"
+        if whole
+        else ""
     )
     return Found(
-        f"{len(hours)} outages of an hour or more: at most {worst} requests a lane in the hour, more than 30 in "
+        f"{len(hours)} outages of an hour or more: at most {worst} requests per lane in the hour, more than 30 in "
         f"{over} of {len(counts)} lanes{busiest}",
         len(counts),
         [f"{over} lanes made more than 30 requests in an outage's hour, at most {worst}"] if over else [],
@@ -162,9 +164,9 @@ def outage_hour(chronicle: Iterable[Note]) -> Found:
 class _Beats:
     """When each beat was due, and when it started.
 
-    Due is 300 s after the last attempt: after the last start, and a door that was closed is knocked at again
-    within the cap of the backoff. Nothing is due before a worker is there, the hub well and nobody asked to wait, or
-    before the run is registered and its process alive.
+    A beat is due 300 s after the last attempt: after the last start, or after a refused connection, which is retried
+    within the cap of the backoff. No beat is due while no worker runs, the hub is down, all lanes have to wait, the run
+    is not registered, or its process is not alive.
     """
 
     def __init__(self) -> None:
@@ -191,10 +193,10 @@ class _Beats:
             case What.WORKERS:
                 self.workers, self.free_at = bool(note.number), max(self.free_at, note.at)
             case What.PAUSED:
-                # On top of what it asked for the hub gets up to `retry.base` (see `backoff`).
+                # `backoff` adds up to `retry.base` to the wait that the hub requested.
                 self.free_at = max(self.free_at, note.at + note.number + 1.0)
             case What.REBOOTED:
-                # A machine that was off with its clock set back: the outbox takes that time for none.
+                # The machine was off and its clock was set back: the outbox cannot count that time.
                 self.due = {run: due + max(0.0, note.number) for run, due in self.due.items()}
             case What.SENT if note.kind is Kind.HEARTBEAT:
                 self._see_beat(note)
@@ -210,7 +212,7 @@ class _Beats:
         return self.workers and not self.ill
 
     def _miss(self, at: float) -> None:
-        """Beats that should have started before this moment."""
+        """Record beats that should have started before this moment."""
         if not self._watched or at <= self.free_at + 5.0:
             return
         for run in self.alive & self.registered:
@@ -222,7 +224,7 @@ class _Beats:
 
 
 def heartbeats(chronicle: Iterable[Note]) -> Found:
-    """How late heartbeats start while nothing is in their way."""
+    """The delay of heartbeats while nothing prevents them."""
     counted = _Beats()
     for note in chronicle:
         counted.see(note)
@@ -230,17 +232,16 @@ def heartbeats(chronicle: Iterable[Note]) -> Found:
     return Found(f"{line}; too late {len(counted.wrong)}", counted.beats, counted.wrong)
 
 
-# How much of a recovery may fall into one second. With the cap reached, equal jitter lets a lane come back after the rest
-# of a time drawn evenly out of 150 to 300 s: a second gets 1/150 of the lanes at most, when all failed together. Four of
-# ten lanes, more than a third, in one second are met in one of some thousand outages then; without jitter, all that failed
-# together come back together. These are the lanes that the backoff steers: heartbeats have a time of their own to keep,
-# and checkpoints, whose 900 s are longer than any backoff, are spread by their crew of two, which requests without
-# duration do not show.
+# The share of the lanes that may come back in one second. At the cap, equal jitter draws the wait evenly from 150 to
+# 300 s: if all lanes failed together, a second gets at most 1/150 of them. Then four of ten lanes (more than a third) in
+# one second happen in one of some thousand outages; without jitter, all lanes that failed together come back together.
+# Only lanes that wait for the backoff are counted. Heartbeats have their own timer. Checkpoints have 900 s, longer than
+# any backoff, and are spread by their crew of two, which requests without duration do not show.
 _SHARE, _LANES = 1 / 3, 10
 
 
 def recovery(chronicle: Sequence[Note]) -> Found:
-    """How the lanes that failed in an outage come back: not in one second, and none later than the cap."""
+    """The return of the lanes that failed in an outage: not in one second, and none later than the cap."""
     crowds: list[tuple[int, int]] = []
     wrong = []
     failed: set[_Lane] = set()
@@ -262,7 +263,9 @@ def recovery(chronicle: Sequence[Note]) -> Found:
             began, ended = note.at, math.inf
             failed, back = set(), {}
         elif note.what is What.WORKERS and note.at >= ended:
-            began = ended = math.inf  # a worker that went away then has an own way to bring them together
+            began = ended = (
+                math.inf
+            )  # without jitter a worker that was stopped then also brings them together
         elif note.what is What.WELL:
             ended = note.at
         elif lane is not None and began <= note.at < ended:
@@ -278,7 +281,7 @@ def recovery(chronicle: Sequence[Note]) -> Found:
 
 
 def delivery(world: World) -> Found:
-    """What was acknowledged is at the hub, and the outbox says the same."""
+    """What was acknowledged is at the hub, and the outbox agrees."""
     wrong = []
     missing = sum(each.epochs - len(world.hub.epochs[each.id]) for each in world.trainings)
     if missing:

@@ -1,7 +1,7 @@
-"""Kills: SIGKILL of trainers and workers, at random instants and at every failpoint, again and again on one outbox.
+"""Kills: SIGKILL of trainers and workers, at random instants and at every failpoint, repeatedly on one outbox.
 
-Counted at the hub: what a trainer was told is saved (its receipt is written right after the call returned) must be
-there, whatever was killed. The controls give their receipt too early, or settle before they send.
+Counted at the hub: every entry whose call returned (its receipt is written right after) must be there, whichever
+process was killed. The controls write their receipt too early, or settle before they send.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from pathlib import Path
 from typing import Any
 
 from stage import environ_of
-from torture.frame import Options, options
+from torture.frame import Report, new_report
 from torture.lives import POINTS, Life, live
 
 from hubqueue.sandbox import Sandbox
 
 SENTENCE = (
-    "every entry whose call returned reaches the hub, byte for byte, however often trainers and workers are killed; a hub "
-    "that heeds Idempotency-Key stores nothing twice, another one at most one batch a kill"
+    "every entry whose call returned reaches the hub, byte for byte, under any number of kills of trainers and workers; a hub "
+    "that honours Idempotency-Key stores nothing twice, another one at most one batch per kill"
 )
 KILLS = {"quick": 24, "normal": 400, "full": 10_000}
 _LIVES = 6  # of trainers and of workers on one outbox
-_AT_ONCE = 12  # outboxes: most of a life is waiting
+_AT_ONCE = 12  # outboxes: a process mostly waits
 
 
 @dataclass(slots=True)
 class Tally:
-    """What was counted over all outboxes."""
+    """The counts over all outboxes."""
 
     kills: int = 0
     acknowledged: int = 0
@@ -55,25 +55,25 @@ class Tally:
 
 
 class Hub:
-    """A sandbox in a process of its own, so that this one can fork."""
+    """A sandbox in its own process, so that this process can fork."""
 
     def __init__(self, folder: Path, *, honours: bool) -> None:
-        hears, says = os.pipe()
+        reading, writing = os.pipe()
         self._pid = os.fork()
         if not self._pid:
             try:
                 hub = Sandbox(folder, honour_idempotency=honours).start()
-                os.write(says, f"{hub.url}\n".encode())
+                os.write(writing, f"{hub.url}\n".encode())
                 hub.serve_forever()
             finally:
                 os._exit(1)
-        os.close(says)
-        with os.fdopen(hears) as told:
-            self.url = told.readline().strip()
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            self.url = pipe.readline().strip()
 
     def ask(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(self.url + path, timeout=60) as response:
+            return json.load(response)
 
     def close(self) -> None:
         os.kill(self._pid, signal.SIGKILL)
@@ -81,38 +81,40 @@ class Hub:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Kill and count; 1 when the sentence is false."""
-    told = options("kills", SENTENCE, argv)
-    with told.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-kills-") as folder:
+    """Kill and count; 1 if the sentence is false."""
+    report = new_report("kills", SENTENCE, argv)
+    with report.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-kills-") as folder:
         for honours in (True, False):
-            tally = _rounds(told, Path(folder), KILLS[told.scale] // 2, honours=honours)
-            name = "a hub that heeds the key" if honours else "a hub that ignores it"
-            told.say(
+            tally = _rounds(report, Path(folder), KILLS[report.scale] // 2, honours=honours)
+            name = "a hub that honours the key" if honours else "a hub that ignores it"
+            report.write(
                 f"{name}: {tally.kills} kills ({tally.worker_kills} of workers), {tally.acknowledged} acknowledged, "
                 f"missing {tally.missing}, altered {tally.altered}, stored twice {tally.stored_twice} batches"
             )
-            told.say(
+            report.write(
                 "killed at: " + ", ".join(f"{name} {count}" for name, count in sorted(tally.points.items()))
             )
-            told.require(tally.missing == 0, f"{tally.missing} acknowledged entries never arrived")
-            told.require(tally.altered == 0, f"{tally.altered} arrived altered")
+            report.require(tally.missing == 0, f"{tally.missing} acknowledged entries never arrived")
+            report.require(tally.altered == 0, f"{tally.altered} arrived altered")
             most = 0 if honours else tally.worker_kills
-            told.require(tally.stored_twice <= most, f"{tally.stored_twice} batches were stored twice")
-            told.require(tally.acknowledged > tally.kills, "hardly anything was acknowledged")
+            report.require(tally.stored_twice <= most, f"{tally.stored_twice} batches were stored twice")
+            report.require(tally.acknowledged > tally.kills, "hardly anything was acknowledged")
         for name in ("early receipt", "early settle"):
-            lost = _rounds(told, Path(folder), max(20, KILLS[told.scale] // 20), honours=True, control=name)
-            told.say(f"control, {name}: of {lost.acknowledged} acknowledged {lost.missing} are missing")
-            told.require(lost.missing > 0, f"the control ({name}) lost nothing: these kills prove nothing")
-    return told.exit_code
+            lost = _rounds(
+                report, Path(folder), max(20, KILLS[report.scale] // 20), honours=True, control=name
+            )
+            report.write(f"control, {name}: of {lost.acknowledged} acknowledged {lost.missing} are missing")
+            report.require(lost.missing > 0, f"the control ({name}) lost nothing: these kills prove nothing")
+    return report.exit_code
 
 
-def _rounds(told: Options, folder: Path, kills: int, *, honours: bool, control: str | None = None) -> Tally:
-    """Outboxes until there were so many kills, several at a time; each with dice of its own, whatever the others do."""
+def _rounds(report: Report, folder: Path, kills: int, *, honours: bool, control: str | None = None) -> Tally:
+    """Run outboxes, several at a time, until there were `kills` kills. Each has its own random generator."""
     tally, number = Tally(), 0
     with ProcessPoolExecutor(_AT_ONCE, multiprocessing.get_context("fork")) as pool:
         while tally.kills < kills:
             wave = max(1, min(4 * _AT_ONCE, (kills - tally.kills) // (2 * _LIVES)))
-            round_ = partial(_round, told.seed, folder, honours=honours, control=control)
+            round_ = partial(_round, report.seed, folder, honours=honours, control=control)
             for counted in pool.map(round_, range(number, number + wave)):
                 tally.add(counted)
             number += wave
@@ -120,13 +122,13 @@ def _rounds(told: Options, folder: Path, kills: int, *, honours: bool, control: 
 
 
 def _round(seed: int, folder: Path, number: int, *, honours: bool, control: str | None) -> Tally:
-    """One outbox: several trainers and workers, most of them killed, then a worker that lives to the end."""
+    """One outbox: several trainers and workers, most of them killed, then a worker that is not killed."""
     dice, tally = random.Random(f"{seed} {honours} {control} {number}"), Tally()
-    place = folder / f"{control or honours}-{number}"
-    place.mkdir()
-    hub = Hub(place / "hub", honours=honours)
+    folder /= f"{control or honours}-{number}"
+    folder.mkdir()
+    hub = Hub(folder / "hub", honours=honours)
     environ = environ_of(
-        place / "home",
+        folder / "home",
         hub.url,
         HUBQUEUE_RATE_LIMITS__METRICS="0",
         HUBQUEUE_RATE_LIMITS__CKPT="0",
@@ -136,20 +138,20 @@ def _round(seed: int, folder: Path, number: int, *, honours: bool, control: str 
     try:
         for turn in range(_LIVES):
             lives = [
-                _begin("trainer", dice, place, environ, turn, control),
-                _begin("worker", dice, place, environ, turn, control),
+                _begin("trainer", dice, folder, environ, turn, control),
+                _begin("worker", dice, folder, environ, turn, control),
             ]
             for life in lives:
                 if life.end(dice):
                     tally.kills += 1
                     tally.worker_kills += life.role == "worker"
                     tally.points[life.point or "a random instant"] += 1
-        last = live("worker", place, environ, _LIVES, None, None, to_the_end=True)
+        last = live("worker", folder, environ, _LIVES, None, None, to_the_end=True)
         last.wait()
-        _compare(hub, place, tally)
+        _compare(hub, folder, tally)
     finally:
         hub.close()
-    shutil.rmtree(place)
+    shutil.rmtree(folder)
     return tally
 
 
@@ -187,7 +189,7 @@ def _compare(hub: Hub, folder: Path, tally: Tally) -> None:
 
 
 def _stored_twice(requests: list[dict[str, Any]]) -> int:
-    """How many requests were carried out with epochs (or a registration) that an earlier one had brought already."""
+    """The number of requests carried out with epochs (or a registration) that an earlier request had delivered."""
     seen: set[tuple[str, int]] = set()
     twice = 0
     for each in requests:

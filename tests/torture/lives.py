@@ -1,7 +1,7 @@
-"""Lives of trainers and workers that end by SIGKILL: forks of one warm process, each with its own failpoint.
+"""Trainers and workers that end by SIGKILL: forks of one process with everything loaded, each with its own failpoint.
 
-A failpoint is passed before or after a commit, an fsync, a rename, a send, an answer or a settle; at its n-th passage
-the process kills itself. Without one it is killed from outside, at a random instant.
+A failpoint is before or after a commit, an fsync, a rename, a send, a response or a settle; at its n-th passage
+the process kills itself. Without a failpoint it is killed from outside, at a random instant.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ POINTS = {
         "before commit",
         "after commit",
         "before send",
-        "after answer",
+        "after response",
         "before settle",
         "after settle",
     ),
@@ -57,14 +57,14 @@ class Life:
     point: str | None
 
     def end(self, dice: random.Random) -> bool:
-        """Wait for its end, or bring it about at a random instant; whether it was killed."""
+        """Wait for its end, or kill it at a random instant. Returns whether it was killed."""
         if self.point is None:
             threading.Event().wait(dice.uniform(0.0, 0.4))
             os.kill(self.pid, signal.SIGKILL)
         return self.wait()
 
     def wait(self) -> bool:
-        """Wait for its end; whether it was killed."""
+        """Wait for its end. Returns whether it was killed."""
         _, status = os.waitpid(self.pid, 0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status):
             raise RuntimeError(f"a {self.role} failed with {os.WEXITSTATUS(status)}")
@@ -107,7 +107,7 @@ def live(
 
 
 def _train(folder: Path, turn: int, *, early: bool) -> None:
-    """Log epochs and a final checkpoint, with a receipt for each call that returned."""
+    """Log epochs and a final checkpoint; write a receipt for each call that returned."""
     writer, receipts = f"writer-{turn}.yaml", folder / f"receipts-{turn}.jsonl"
     descriptor = os.open(receipts, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
@@ -126,13 +126,13 @@ def _train(folder: Path, turn: int, *, early: bool) -> None:
         if epoch == _EPOCHS // 2:
             run.save_checkpoint(folder / f"best-{turn}.pt", epoch=epoch, final=True, map=0.5)
             receipt(what="final", sha256=hashlib.sha256(content).hexdigest())
-    # A tenth of a second is little on a crowded machine. Nothing was acknowledged then, and a worker finds that the process is gone.
+    # A tenth of a second may be too short on a busy machine. Nothing was acknowledged then, and a worker detects the end.
     with suppress(OutboxUnavailable):
         run.finish(timeout=0)
 
 
 def _work(*, to_the_end: bool) -> None:
-    """A worker, until it is killed or (the last one) until nothing is left."""
+    """Run a worker until it is killed or (the last one) until nothing is left."""
     with open_outbox(courtesy=timedelta(milliseconds=5)) as outbox:
         service = Service(outbox, emit=lambda _fact: None)
         deadline = time.monotonic() + (120 if to_the_end else 3)
@@ -146,7 +146,7 @@ def _work(*, to_the_end: bool) -> None:
 
 
 def _late(deadline: float) -> str | None:
-    return "the time is over" if time.monotonic() > deadline else None
+    return "the deadline has passed" if time.monotonic() > deadline else None
 
 
 def _arm(point: str, passage: int) -> None:
@@ -183,9 +183,9 @@ def _arm(point: str, passage: int) -> None:
 
     def exchanging(self: Wire, *given: Any, **options: Any) -> Any:
         pass_("before send")
-        answer = exchange(self, *given, **options)
-        pass_("after answer")
-        return answer
+        response = exchange(self, *given, **options)
+        pass_("after response")
+        return response
 
     Wire.exchange = exchanging  # type: ignore[method-assign]
 
@@ -203,7 +203,7 @@ def _around(owner: Any, name: str, what: str, pass_: Callable[[str], None]) -> N
 
 
 def _settle_early() -> None:
-    """What must never be done: the entry is delivered before it is sent."""
+    """The defect of a control: the entry is marked as delivered before it is sent."""
     inner = Delivery._send
 
     def send(self: Delivery, batch: Any, attempt: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Peers with bad manners: silent, slow, endless, hasty, sending elsewhere. Each has a deadline, and none gets a key.
+"""Peers that behave badly: silent, slow, endless, disconnecting, redirecting. Each exchange has a deadline; none leaks a key.
 
-The slow ones run beside each other; each is also met by a worker that is told to stop.
+The slow peers run in parallel; each is also tried with a worker that is stopped meanwhile.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from peer import Peer, answer
 from torture import tls
 from torture.client import KEY, attempt, batch, transport
-from torture.frame import Options
+from torture.frame import Report
 
 from hubqueue.domain.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater
 
 Act = Callable[[socket.socket, bytes, threading.Event], None]
-_LARGE = 12_000_000  # more than the buffers of both ends hold
+_LARGE = 12_000_000  # more than the buffers of both ends
 _HUGE = 30_000_000
 _RATE = 4_000_000
 _SECONDS = 1.0
@@ -36,7 +36,7 @@ _MEMORY = 24 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """A way to treat a client. `expected` are the outcomes that may come of it."""
+    """One behaviour of a peer. `expected` are the allowed outcomes."""
 
     name: str
     act: Act
@@ -47,44 +47,44 @@ class Manner:
     slow: bool = False
 
 
-def run(chosen: Options) -> None:
-    """Meet them all, and say what came of it."""
-    dice = random.Random(chosen.seed)
-    rounds = {"quick": 1, "normal": 3, "full": 25}[chosen.scale]
+def run(report: Report) -> None:
+    """Send to all of them, and report the results."""
+    dice = random.Random(report.seed)
+    rounds = {"quick": 1, "normal": 3, "full": 25}[report.scale]
     with Peer(lambda connection, _request: connection.sendall(answer())) as other:
-        hasty = [each for _ in range(rounds) for each in (*_resets(dice), *_redirects(other.url))]
+        quick = [each for _ in range(rounds) for each in (*_resets(dice), *_redirects(other.url))]
         slow = [*_slow(), *_endless()]
         with ThreadPoolExecutor(16) as pool:
             faults = [*pool.map(_meet, slow), *pool.map(_meet_and_stop, (each for each in slow if each.slow))]
-            faults += pool.map(_meet, hasty)
+            faults += pool.map(_meet, quick)
         peak = 0
         for each in _bombs():
             tracemalloc.start()
             faults.append(_meet(each))
             peak = max(peak, tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-        elsewhere, heard = other.connections, b"".join(other.requests)
-    faults += tls.run(step={"quick": 20, "normal": 3, "full": 1}[chosen.scale])
-    told = [fault for fault in faults if fault]
-    chosen.say(
-        f"manners: {len(faults)} exchanges with bad peers, wrong {len(told)}; "
-        f"asked of the other host {elsewhere}; peak of memory {peak / 1e6:.1f} MB"
+        elsewhere, received = other.connections, b"".join(other.requests)
+    faults += tls.run(step={"quick": 20, "normal": 3, "full": 1}[report.scale])
+    found = [fault for fault in faults if fault]
+    report.write(
+        f"manners: {len(faults)} exchanges with bad peers, wrong {len(found)}; "
+        f"requests to another host {elsewhere}; peak of memory {peak / 1e6:.1f} MB"
     )
-    for fault in told:
-        chosen.require(False, fault)
-    chosen.require(not elsewhere and KEY.encode() not in heard, "another host was asked")
-    chosen.require(peak < _MEMORY, f"an answer took {peak / 1e6:.0f} MB")
+    for fault in found:
+        report.require(False, fault)
+    report.require(not elsewhere and KEY.encode() not in received, "another host got a request")
+    report.require(peak < _MEMORY, f"a response took {peak / 1e6:.0f} MB")
 
 
 def _meet(manner: Manner, *, stop_after: float | None = None) -> str:
-    """One exchange; what was wrong with it."""
+    """One exchange. Returns the problem, or ""."""
     size = manner.size if manner.kind == "ckpt" else 0
     stop, done = threading.Event(), threading.Event()
 
     def act(connection: socket.socket, request: bytes) -> None:
         manner.act(connection, request, done)
         if not manner.read_body:
-            raise OSError  # what is left of the upload is no request
+            raise OSError  # the rest of the upload is not a request
 
     with Peer(act, read_body=manner.read_body) as peer:
         seconds = _SECONDS if stop_after is None else 60.0
@@ -103,9 +103,9 @@ def _meet(manner: Manner, *, stop_after: float | None = None) -> str:
     bound = 3 * _SECONDS + size / _RATE + _SLACK if stop_after is None else stop_after + _SLACK
     expected = manner.expected if stop_after is None else (Aborted,)
     if KEY in repr(outcome):
-        return f"{manner.name}: the outcome tells the key"
+        return f"{manner.name}: the outcome contains the key"
     if any(request.count(KEY.encode()) > 1 for request in peer.requests) or len(peer.requests) > 1:
-        return f"{manner.name}: {len(peer.requests)} requests, or the key in the wrong place"
+        return f"{manner.name}: {len(peer.requests)} requests, or the key outside its field"
     if took > bound:
         return f"{manner.name}: took {took:.1f} s, at most {bound:.1f} s were allowed"
     return "" if isinstance(outcome, expected) else f"{manner.name}: {outcome}"
@@ -146,9 +146,7 @@ def _slow() -> Iterator[Manner]:
     yield Manner("silence after a checkpoint", silent, kind="ckpt", slow=True)
     yield Manner("reads nothing", silent, kind="ckpt", read_body=False, slow=True)
     yield Manner("reads slowly", slowly(0.1, 4096), kind="ckpt", read_body=False, slow=True)
-    yield Manner(
-        "reads as fast as it must", slowly(0.01, 400_000), (Delivered,), kind="ckpt", read_body=False
-    )
+    yield Manner("reads just fast enough", slowly(0.01, 400_000), (Delivered,), kind="ckpt", read_body=False)
     yield Manner("drips its head", drip(whole), slow=True)
     yield Manner("drips its body", drip(whole[body:], whole[:body]), slow=True)
     yield Manner("drips fields for ever", drip(b"X: 1\r\n", b"HTTP/1.1 200 OK\r\n"), slow=True)
@@ -156,7 +154,9 @@ def _slow() -> Iterator[Manner]:
     yield Manner("drips trailers for ever", drip(b"X: 1\r\n", _CHUNKED + b"0\r\n"), slow=True)
     yield Manner("drips 100s for ever", drip(b"HTTP/1.1 100 Continue\r\n\r\n"), slow=True)
     yield Manner("drips blanks for ever", drip(b" ", _UNTIL_END), slow=True)
-    yield Manner("half an answer, then silence", lambda c, r, done: _then_silence(c, whole[: body + 5], done))
+    yield Manner(
+        "half a response, then silence", lambda c, r, done: _then_silence(c, whole[: body + 5], done)
+    )
     yield Manner("half a head, then silence", lambda c, r, done: _then_silence(c, whole[:20], done))
 
 
@@ -170,7 +170,7 @@ def _then_silence(connection: socket.socket, data: bytes, done: threading.Event)
 
 
 def _endless() -> Iterator[Manner]:
-    """As fast as the connection takes it."""
+    """Peers that send without end, as fast as the connection allows."""
 
     def endless(start: bytes, block: bytes) -> Act:
         def act(connection: socket.socket, _request: bytes, done: threading.Event) -> None:
@@ -196,7 +196,7 @@ def _endless() -> Iterator[Manner]:
 
 
 def _resets(dice: random.Random) -> Iterator[Manner]:
-    """The connection ends: at once, inside the upload, inside the answer; with a reset or in order."""
+    """The connection ends: at once, inside the upload, inside the response; with a reset or in order."""
 
     def leave(data: bytes, read: int, reset: bool) -> Act:
         def act(connection: socket.socket, request: bytes, done: threading.Event) -> None:
@@ -214,21 +214,25 @@ def _resets(dice: random.Random) -> Iterator[Manner]:
     for reset in (True, False):
         ending = "reset" if reset else "closed"
         yield Manner(f"{ending} at once", leave(b"", 0, reset))
-        yield Manner(f"{ending} inside the answer", leave(whole[: dice.randrange(len(whole))], 0, reset))
-        # What is left must be more than both kernels take: the sender cannot know what the peer has read of that.
+        yield Manner(f"{ending} inside the response", leave(whole[: dice.randrange(len(whole))], 0, reset))
+        # The rest must exceed both kernels' buffers: the sender cannot know how much the peer has read of them.
         at = dice.randrange(_HUGE - 15_000_000)
         yield Manner(
             f"{ending} after {at} bytes", leave(b"", at, reset), kind="ckpt", size=_HUGE, read_body=False
         )
         yield Manner(
-            f"yes, and {ending} after {at}", leave(whole, at, reset), kind="ckpt", size=_HUGE, read_body=False
+            f"success, and {ending} after {at}",
+            leave(whole, at, reset),
+            kind="ckpt",
+            size=_HUGE,
+            read_body=False,
         )
 
 
 def _redirects(other: str) -> Iterator[Manner]:
-    """Everything that sends a client elsewhere; nobody may follow."""
+    """Everything that points a client to another host; it must not follow."""
     host = other.removeprefix("http://")
-    places = (
+    targets = (
         other + "/v1/models/x",
         f"//{host}/x",
         f"http://{KEY}@{host}/",
@@ -236,37 +240,37 @@ def _redirects(other: str) -> Iterator[Manner]:
         f"{other}/?k={KEY}",
     )
 
-    for status, place in itertools.product((301, 302, 303, 307, 308), places):
+    for status, target in itertools.product((301, 302, 303, 307, 308), targets):
         for kind in ("metrics", "ckpt"):
             whole = answer(
-                status=f"{status} Elsewhere", headers=f"Location: {place}\r\nRefresh: 0;url={place}\r\n"
+                status=f"{status} Elsewhere", headers=f"Location: {target}\r\nRefresh: 0;url={target}\r\n"
             )
-            yield Manner(f"{status} of {kind} to {place}", _says(whole), kind=kind, size=200_000)
+            yield Manner(f"{status} of {kind} to {target}", _sends(whole), kind=kind, size=200_000)
     for status in (300, 305, 306, 304):
         whole = answer(status=f"{status} Elsewhere", headers=f"Location: {other}\r\n")
-        yield Manner(f"{status} to another host", _says(whole))
+        yield Manner(f"{status} to another host", _sends(whole))
     for headers in (f"Location: {other}\r\n", f"Refresh: 0;url={other}\r\n", f'Alt-Svc: h2="{host}"\r\n'):
         for named in (f"Content-Location: {other}\r\n", f"Link: <{other}>; rel=preload\r\n"):
-            yield Manner(f"200 with {headers!r}", _says(answer(headers=headers + named)), (Delivered,))
+            yield Manner(f"200 with {headers!r}", _sends(answer(headers=headers + named)), (Delivered,))
     for status, field in ((401, "WWW-Authenticate"), (407, "Proxy-Authenticate")):
         for scheme in ("Basic", 'Digest realm="x", nonce="1"', "Negotiate"):
             whole = answer(b"{}", status=f"{status} No", headers=f"{field}: {scheme}\r\n")
-            yield Manner(f"{status} {scheme}", _says(whole), (Blocked, Rejected))
+            yield Manner(f"{status} {scheme}", _sends(whole), (Blocked, Rejected))
 
 
-def _says(data: bytes) -> Act:
+def _sends(data: bytes) -> Act:
     return lambda connection, _request, _done: connection.sendall(data)
 
 
 def _bombs() -> Iterator[Manner]:
-    """Small to send, large to take in."""
+    """Responses that are small to send and large to read."""
     zeros = gzip.compress(bytes(60_000_000), 9, mtime=0)
     yes = gzip.compress(b'{"success": true, "x": "' + b"x" * 60_000_000 + b'"}', 9, mtime=0)
     for status in ("200 OK", "302 Found", "500 Error", "400 Bad", "401 No"):
         for packed, coding in ((zeros, "gzip"), (yes, "gzip"), (yes, "deflate, gzip"), (yes, "br")):
             whole = answer(packed, status=status, headers=f"Content-Encoding: {coding}\r\nLocation: /x\r\n")
             expected = {"4": (Rejected, Blocked)}.get(status[0], (RetryLater,))
-            # A body above the cap is no answer at all, whatever its status.
+            # A body above the cap is not a valid response, whatever its status.
             yield Manner(
                 f"{status} in {coding}", lambda c, _r, _d, w=whole: c.sendall(w), (*expected, RetryLater)
             )
@@ -275,12 +279,12 @@ def _bombs() -> Iterator[Manner]:
         ("deep lists", b"[" * deep),
         ("deep lists, whole", b"[" * (deep // 2) + b"]" * (deep // 2)),
         ("deep objects", b'{"success":' * 5_000 + b"true" + b"}" * 5_000),
-        ("deep beside the yes", b'{"success": true, "x": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"),
-        ("a long number for a yes", b'{"success": ' + digits + b"}"),
+        ("deep lists beside success", b'{"success": true, "x": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"),
+        ("a long number as success", b'{"success": ' + digits + b"}"),
         ("a long exponent", b'{"success": 1e' + digits + b"}"),
         ("a long string", b'{"success": "' + b"\\u0000" * 10_000 + b'"}'),
         ("many names", b"{" + b",".join(b'"%d":1' % n for n in range(6_000)) + b"}"),
         ("above the cap", b'{"success": true, "x": "' + b"x" * 65_536 + b'"}'),
     ):
         for status in ("200 OK", "500 Error"):
-            yield Manner(f"{status}: {name}", _says(answer(body, status=status)))
+            yield Manner(f"{status}: {name}", _sends(answer(body, status=status)))

@@ -1,7 +1,7 @@
-"""A month as it is planned, the hub that lives through it, and the workers that go there.
+"""The plan of a month, its hub, and its workers.
 
-Hub and way are lines of code: a request takes no time, it starts and is answered at one instant, so what the chronicle
-tells is when hubqueue lets a request go. Workers and janitors are the real ones, but for how they die.
+The hub and the connection are simulated: a request takes no time, so the chronicle shows when hubqueue starts a
+request. Workers and janitors are the real ones, except for the way they die.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LONG = 1.2 * HOUR
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much happens. `outages` are hours, those of `crowded` runs begin shortly before or in a long one."""
+    """The amounts of everything. `outages` are in hours; `crowded` runs begin shortly before or in a long outage."""
 
     days: float
     runs: int
@@ -57,12 +57,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """The hub is away: it answers 503, or nobody opens ("refused"), or it tells everybody to wait ("429")."""
+    """The hub is down: it responds 503, refuses connections ("refused"), or makes all lanes wait ("429")."""
 
     begin: float
     lasts: float
     how: str
-    alone: float  # for so many seconds of it there is no worker, either
+    alone: float  # seconds of the outage without a worker
 
     @property
     def end(self) -> float:
@@ -73,22 +73,22 @@ class Outage:
         return self.lasts >= _LONG
 
     def is_quiet(self, at: float) -> bool:
-        """Whether nothing else happens then: in an outage of an hour at most, and while lanes recover from any."""
+        """Whether nothing else may happen then: in an outage of at most an hour, and while lanes recover."""
         return (self.begin if self.lasts <= HOUR else self.end) - 60.0 <= at <= self.end + 400.0
 
 
 def bad_days(plan: Plan, dice: random.Random) -> Iterator[Outage]:
-    """The outages of a plan, one after the other, at random places."""
+    """The outages of a plan, in order, at random times."""
     lengths = [hours * HOUR for hours in plan.outages]
     dice.shuffle(lengths)
     gap = 0.25 * HOUR
     room = plan.days * DAY - sum(lengths) - gap * (len(lengths) + 1)
     assert room >= 0, "the plan has no room for its outages"
-    places = sorted(dice.uniform(0.0, room) for _ in lengths)
+    starts = sorted(dice.uniform(0.0, room) for _ in lengths)
     passed = 0.0
-    for place, length in zip(places, lengths, strict=True):
-        begin = place + passed + gap
-        # The longer ones without a wish of the hub's, so that only our own dice spread the recovery.
+    for start, length in zip(starts, lengths, strict=True):
+        begin = start + passed + gap
+        # In longer ones the hub requests no wait, so that only our own jitter spreads the recovery.
         how = dice.choice(("503", "refused") if length >= HOUR else ("503", "refused", "429"))
         yield Outage(begin, length, how, dice.uniform(400.0, 900.0) if length >= _LONG else 0.0)
         passed += length + gap
@@ -96,7 +96,7 @@ def bad_days(plan: Plan, dice: random.Random) -> Iterator[Outage]:
 
 @dataclass(slots=True)
 class Training:
-    """A training's process, with what it will do. `life` counts its processes: what an earlier one planned is void."""
+    """A training's process and its plan. `life` counts its processes: plans of an earlier one are void."""
 
     begins: float
     until: float
@@ -135,22 +135,22 @@ def trainings(plan: Plan, outages: Sequence[Outage], dice: random.Random) -> Ite
 
 
 class What(StrEnum):
-    """What the chronicle of a month tells."""
+    """The kinds of notes in the chronicle of a month."""
 
-    BEGAN = "began"  # a run, also one that goes on after a reboot
+    BEGAN = "began"  # a run started, or continued after a reboot
     REGISTERED = "registered"
     ENDED = "ended"
-    LOGGED = "logged"  # so many epochs were acknowledged
-    SENT = "sent"  # an attempt reached the hub, or its closed door
+    LOGGED = "logged"  # `number` epochs were acknowledged
+    SENT = "sent"  # an attempt reached the hub, or was refused
     ILL = "ill"  # an outage begins
     WELL = "well"
-    PAUSED = "paused"  # the hub asked everybody to wait for so many seconds
-    WORKERS = "workers"  # so many are there now
-    REBOOTED = "rebooted"  # and so many seconds went by that the outbox cannot know of
+    PAUSED = "paused"  # the hub made all lanes wait for `number` seconds
+    WORKERS = "workers"  # `number` workers run now
+    REBOOTED = "rebooted"  # the outbox cannot know about `number` seconds that passed
 
 
 class Note(NamedTuple):
-    """One line of the chronicle. `at` counts the true seconds since the start, whatever the clocks say."""
+    """One line of the chronicle. `at` is the true seconds since the start, independent of the clocks."""
 
     at: float
     what: What
@@ -167,15 +167,15 @@ class Killed(BaseException):
 
 
 class Hub:
-    """Takes what arrives, as its day allows, and writes the chronicle."""
+    """Responds to requests according to the plan, and writes the chronicle."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._lock = threading.Lock()
         self.chronicle: list[Note] = []
         self.outage: Outage | None = None
-        self.busy = 0.0  # the next request is told to wait for so many seconds, and everybody with it
-        self.troubled: dict[str, int] = {}  # runs whose every request fails, and how many did
+        self.busy = 0.0  # the response to the next request makes all lanes wait for these seconds
+        self.troubled: dict[str, int] = {}  # runs whose requests all fail, with the number of failures
         self.epochs: defaultdict[str, set[str]] = defaultdict(set)
         self.finals: set[str] = set()
 
@@ -183,29 +183,29 @@ class Hub:
         self.chronicle.append(Note(self._now(), what, run, **more))
 
     def take(self, batch: Batch, attempt: Attempt, dying: str) -> Outcome:
-        """One request. `dying` says where its worker is killed: "before" it starts, "during" it, "after" it was taken."""
+        """One request. `dying` is when its worker is killed: "before" it starts, "during" it, "after" it was accepted."""
         if dying == "before":
-            self._tell(batch, answer="lost")
+            self._note_sent(batch, answer="lost")
             raise Killed
         refused = self.outage is not None and self.outage.how == "refused"
         if not refused:
             attempt.on_start()
         with self._lock:
-            outcome = self._answer(batch) if dying != "during" else RetryLater("nobody hears it")
+            outcome = self._answer(batch) if dying != "during" else RetryLater("lost")
             final = any(entry.final for entry in batch.entries)
-            self._tell(
+            self._note_sent(
                 batch, started=not refused, answer="lost" if dying else type(outcome).__name__, final=final
             )
             if isinstance(outcome, RetryLater) and outcome.scope is Scope.DESTINATION:
                 assert outcome.after is not None
                 self.note(What.PAUSED, number=outcome.after.total_seconds())
             elif isinstance(outcome, Delivered):
-                self._keep(batch, final=final, heard=not dying)
+                self._keep(batch, final=final, acknowledged=not dying)
         if dying:
             raise Killed
         return outcome
 
-    def _tell(self, batch: Batch, **more: Any) -> None:
+    def _note_sent(self, batch: Batch, **more: Any) -> None:
         self.note(What.SENT, batch.run.id, kind=batch.kind, number=len(batch.entries), **more)
 
     def _answer(self, batch: Batch) -> Outcome:
@@ -216,7 +216,7 @@ class Hub:
             waits = 60.0
         elif run in self.troubled:
             self.troubled[run] += 1
-            # A hub that counts the requests of a key sees those of a run in trouble, too.
+            # A hub that counts the requests of a key also counts those of a failing run.
             if self.troubled[run] % 12:
                 return RetryLater("500", suspect=True)
             waits = 5.0
@@ -226,17 +226,17 @@ class Hub:
             return RetryLater("429", timedelta(seconds=waits), Scope.DESTINATION)
         return Delivered(Remote(id=f"model-{run}")) if batch.kind is Kind.REGISTRATION else Delivered()
 
-    def _keep(self, batch: Batch, *, final: bool, heard: bool) -> None:
+    def _keep(self, batch: Batch, *, final: bool, acknowledged: bool) -> None:
         if batch.kind is Kind.METRICS:
             self.epochs[batch.run.id].update(entry.key for entry in batch.entries)
-        elif batch.kind is Kind.REGISTRATION and heard:
+        elif batch.kind is Kind.REGISTRATION and acknowledged:
             self.note(What.REGISTERED, batch.run.id)
         elif final:
             self.finals.add(batch.run.id)
 
 
 class Line(MemoryTransport):
-    """The transport of one worker: its way to the hub, on which it may be killed."""
+    """The transport of one worker, which may be killed in it."""
 
     def __init__(self, hub: Hub) -> None:
         super().__init__()
@@ -250,7 +250,7 @@ class Line(MemoryTransport):
 
 
 class Mortal(Worker):
-    """A worker that can be killed: nothing is handed back, but the kernel frees its lock."""
+    """A worker that can be killed: it releases nothing, but the kernel frees its lock."""
 
     def die(self) -> None:
         self._lock.release()
@@ -261,7 +261,7 @@ class Mortal(Worker):
 
 
 class Station:
-    """A worker's process, from its start on."""
+    """A worker's process, started."""
 
     def __init__(self, outbox: Outbox, hub: Hub, worker: type[Mortal], emit: Callable[[Fact], None]) -> None:
         self.outbox, self.line = outbox, Line(hub)
@@ -271,7 +271,7 @@ class Station:
         self.janitor.scan()
 
     def waits(self) -> float:
-        """In how many seconds something is due."""
+        """The seconds until something is due."""
         due = self.worker.next_due()
         return math.inf if due is None else (due - self.outbox.database.now()).total_seconds()
 

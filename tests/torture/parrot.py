@@ -1,4 +1,4 @@
-"""A hub that repeats the key it is given: in every part of an answer, in every spelling, whole and in halves."""
+"""A hub that repeats the key it receives: in every part of a response, in every spelling, whole and in parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STEP, _WINDOW, _PART = 6, 12, 8
 
 
 def spellings(key: str) -> dict[str, str]:
-    """The forms in which a key travels or is printed."""
+    """The forms in which a key is sent or printed."""
     octets = key.encode()
     forms = {
         "plain": key,
@@ -26,8 +26,8 @@ def spellings(key: str) -> dict[str, str]:
         "quoted": quote(key, safe=""),
         "quoted as a form": quote_plus(key),
         "quoted twice": quote(quote(key, safe=""), safe=""),
-        "every sign quoted": "".join(f"%{byte:02X}" for byte in octets),
-        "every sign quoted, small": "".join(f"%{byte:02x}" for byte in octets),
+        "every character quoted": "".join(f"%{byte:02X}" for byte in octets),
+        "every character quoted, lower case": "".join(f"%{byte:02x}" for byte in octets),
         "JSON": json.dumps(key)[1:-1],
         "JSON in escapes": "".join(f"\\u{byte:04x}" for byte in octets),
         "HTML": html.escape(key),
@@ -35,14 +35,14 @@ def spellings(key: str) -> dict[str, str]:
         "repr of bytes": repr(octets)[2:-1],
         "hexadecimal": octets.hex(),
     }
-    for shift in range(3):  # base64 has three faces, by what stands before the key
+    for shift in range(3):  # base64 has three forms, depending on the bytes before the key
         for name, encode in (("base64", base64.b64encode), ("base64url", base64.urlsafe_b64encode)):
             forms[f"{name} after {shift}"] = encode(b"k:x"[:shift] + octets).decode()
     return forms
 
 
 def needles(*keys: str) -> re.Pattern[bytes]:
-    """What finds eight signs in a row of any of the keys, and eighteen of any other spelling of them."""
+    """A pattern that finds eight consecutive characters of any key, or eighteen of any other spelling."""
     parts = set()
     for key in keys:
         for form in (key, key.lower(), key.upper()):
@@ -50,12 +50,12 @@ def needles(*keys: str) -> re.Pattern[bytes]:
         for form in spellings(key).values():
             step, window = (_STEP, _WINDOW) if len(form) <= 2 * len(key) else (18, 36)
             parts |= {form[at : at + window] for at in range(0, len(form) - window + 1, step)}
-    # Signs that stand in every text, such as the %3 of a quoted digit, are none of ours.
+    # Parts that occur in every text, such as the %3 of a quoted digit, prove nothing.
     return re.compile(b"|".join(re.escape(part.encode()) for part in sorted(parts)))
 
 
 class Parrot:
-    """What to do with a connection (for `Peer`): mostly repeat the key, sometimes behave."""
+    """The behaviour of a `Peer`: mostly repeat the key, sometimes respond correctly."""
 
     def __init__(self, seed: int, other: str, *, good: float = 0.4) -> None:
         self._dice, self._other, self._good = random.Random(seed), other, good
@@ -66,12 +66,12 @@ class Parrot:
         found = re.search(rb"\r\nx-api-key: ([^\r]*)", request, re.IGNORECASE)
         key = found[1].decode("latin-1") if found else "none"
         with self._lock:
-            data = self._say(key)
+            data = self._response(key)
         connection.sendall(data)
         if not data.startswith(b"HTTP/1.1 ") or b"Content-Length" not in data:
             raise OSError
 
-    def _say(self, key: str) -> bytes:
+    def _response(self, key: str) -> bytes:
         dice = self._dice
         if dice.random() < self._good:
             self._models += 1
@@ -79,7 +79,7 @@ class Parrot:
             return answer(json.dumps({"success": True, "data": data}).encode())
         form = dice.choice(list(spellings(key).values()))
         if dice.random() < 0.3:
-            # The key but for its first or last sign, or a part out of its middle.
+            # The key without its first or last character, or a part from its middle.
             form = dice.choice((key[:-1], key[1:], key[3 : 3 + max(8, dice.randrange(len(key)))]))
         status = dice.choice(
             ("200 OK", "200 OK", "400 Bad", "429 Slow", "500 Error", "503 Down", "302 Found")
@@ -87,11 +87,11 @@ class Parrot:
         if dice.random() < 0.05:
             status = dice.choice(("401 No", "403 No", "404 Gone"))
         pad = "x" * dice.randrange(90)
-        told = {"message": f"{pad} {form}", "error": form, "success": False, "data": None}
+        payload = {"message": f"{pad} {form}", "error": form, "success": False, "data": None}
         if "\\u" not in form:
-            raw = json.dumps(told).encode()
-        else:  # escapes that a parser makes plain again
-            raw = json.dumps({**told, "message": pad + " @", "error": "@"}).replace("@", form).encode()
+            raw = json.dumps(payload).encode()
+        else:  # escapes that a parser decodes
+            raw = json.dumps({**payload, "message": pad + " @", "error": "@"}).replace("@", form).encode()
         match dice.randrange(9):
             case 0 | 1:
                 return answer(raw, status=status)
@@ -101,10 +101,10 @@ class Parrot:
                 body = {"success": True, "data": {"id": form, "agentId": form}}
                 return answer(json.dumps(body).encode(), status="200 OK")
             case 5:
-                place = dice.choice(
+                target = dice.choice(
                     (f"{self._other}/{form}", f"http://{form}.invalid/", f"http://{form}@x.invalid/")
                 )
-                return answer(raw, status="302 Found", headers=f"Location: {place}\r\nX: {form}\r\n")
+                return answer(raw, status="302 Found", headers=f"Location: {target}\r\nX: {form}\r\n")
             case 6:
                 return answer(raw, status=f"{status[:3]} {form}")
             case 7:
@@ -123,7 +123,7 @@ class Parrot:
 
 
 def keys(dice: random.Random) -> tuple[str, str]:
-    """Two canaries: one as the HUB makes them, and one with every sign that some spelling changes."""
+    """Two canary keys: one in the HUB's form, and one with every character that some spelling changes."""
     plain = "".join(dice.choice("0123456789abcdef") for _ in range(42))
     letters = "ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789"
     loud = "".join(

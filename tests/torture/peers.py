@@ -1,7 +1,7 @@
-"""Bad peers against the real transport, over real sockets: what they say is counted against an oracle of its own.
+"""Bad peers against the real transport, over real sockets; their responses are judged by an independent oracle.
 
-Proves: no answer, however cut, fuzzed, slow, large or forged, passes for a delivery that it does not prove; none
-holds the worker beyond its deadlines; the key goes to the hub and to nobody else; memory stays flat.
+Proves: no response (cut, fuzzed, slow, large or forged) counts as a delivery that it does not prove; none
+holds the worker beyond its deadlines; only the hub gets the key; memory use stays constant.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import requests
 from torture import manners, waits
 from torture.answers import GOOD, Answer, fuzzed, good
 from torture.client import KEY, attempt, batch, transport
-from torture.frame import Failed, Options, options
+from torture.frame import Failed, Report, new_report
 from torture.oracle import Broken, Proof, proof, read
 from torture.script import ScriptedPeer
 
 from hubqueue.domain.outcome import Delivered
 
 SENTENCE = (
-    "No answer passes for a delivery that it does not prove, none holds the worker beyond its deadlines, "
-    "the key reaches nobody but the hub, and memory stays flat."
+    "No response counts as a delivery that it does not prove, none holds the worker beyond its deadlines, "
+    "only the hub gets the key, and memory use stays constant."
 )
 _DEADLINE = 1.0
-# A machine with other work on it: the deadlines are told apart from hangs, not measured.
+# The machine may be busy: this only separates deadlines from hangs.
 _SLACK = 10.0
 _FLAT = 16 * 1024 * 1024
 _SCALES = {"quick": (9, 1_500, 20_000), "normal": (1, 15_000, 200_000), "full": (1, 100_000, 1_000_000)}
@@ -37,7 +37,7 @@ _SCALES = {"quick": (9, 1_500, 20_000), "normal": (1, 15_000, 200_000), "full": 
 
 @dataclass(slots=True)
 class Count:
-    """What came of a series of answers."""
+    """The counts of a series of responses."""
 
     answers: int = 0
     proofs: int = 0
@@ -49,12 +49,12 @@ class Count:
     slowest: float = 0.0
 
     def note(
-        self, answer: Answer, told: object, delivered: bool, took: float, *, soiled: bool = False
+        self, answer: Answer, outcome: object, delivered: bool, took: float, *, soiled: bool = False
     ) -> None:
-        """One answer, what the client made of it, and how long it took (seconds).
+        """Count one response, the client's outcome, and the time it took (seconds).
 
-        `soiled`: bytes of the answer before may stand in front of this one. Then it need not be taken; what is
-        not in it must not be taken for it all the same.
+        `soiled`: bytes of the previous response may precede this one. Then it need not be accepted, but an invalid
+        response must still not be accepted.
         """
         whole = answer.data + answer.late
         found = proof(answer.kind, whole, closed=answer.ending == "fin")
@@ -66,20 +66,20 @@ class Count:
         self.false += false
         self.missed += missed
         if (false or missed) and len(self.shown) < 5:
-            self.shown.append(f"{answer!r}\n  -> {told!r}")
+            self.shown.append(f"{answer!r}\n  -> {outcome!r}")
         self.waited += took > _DEADLINE
         self.slowest = max(self.slowest, took)
 
     def __str__(self) -> str:
         return (
-            f"{self.answers} answers, {self.proofs} of them proofs beyond doubt, {self.delivered} deliveries told; "
+            f"{self.answers} responses, {self.proofs} of them certain proofs, {self.delivered} reported as deliveries; "
             f"false {self.false}, missed {self.missed}, waited for {self.waited}, "
             f"slowest {self.slowest:.1f} s"
         )
 
 
 def cuts(step: int) -> Iterator[Answer]:
-    """Every answer of the twenty, whole and cut at every `step`th byte, with each way of ending it."""
+    """Each of the twenty responses, whole and cut at every `step`th byte, with each ending of the connection."""
     for name in GOOD:
         for kind in ("metrics", "registration", "heartbeat", "ckpt"):
             yield good(kind, name)
@@ -90,7 +90,7 @@ def cuts(step: int) -> Iterator[Answer]:
 
 
 def fuzz(count: int, dice: random.Random) -> Iterator[Answer]:
-    """So many fuzzed answers. One that has not ended is never left open: its deadline is tried elsewhere."""
+    """`count` fuzzed responses. The connection of an incomplete one is closed: deadlines are tested elsewhere."""
     for _ in range(count):
         answer = fuzzed(dice)
         if answer.ending == "keep":
@@ -102,7 +102,7 @@ def fuzz(count: int, dice: random.Random) -> Iterator[Answer]:
 
 
 def ask_hubqueue(peer: ScriptedPeer, answers: Iterable[Answer]) -> Count:
-    """The product, on connections that it keeps alive where it may."""
+    """hubqueue's transport, on connections that it keeps alive where possible."""
     count, hub, soiled = Count(), transport(peer.url, seconds=_DEADLINE), False
     for answer in answers:
         peer.next = answer
@@ -111,15 +111,15 @@ def ask_hubqueue(peer: ScriptedPeer, answers: Iterable[Answer]) -> Count:
         took = time.monotonic() - began
         count.note(answer, outcome, isinstance(outcome, Delivered), took, soiled=soiled)
         soiled = bool(answer.late)
-        # That a kept connection was closed is known before it is used again: the race for it is nobody's fault.
-        peer.said.wait(_DEADLINE)
-        peer.said.clear()
+        # Wait until the peer has closed a kept connection, if it does: the race for its reuse is not a defect.
+        peer.sent.wait(_DEADLINE)
+        peer.sent.clear()
     hub.close()
     return count
 
 
 def ask_bare(peer: ScriptedPeer, answers: Iterable[Answer]) -> Count:
-    """The control: what most scripts do."""
+    """The control: the check of most scripts."""
     count = Count()
     for answer in answers:
         peer.next = answer
@@ -133,7 +133,7 @@ def ask_bare(peer: ScriptedPeer, answers: Iterable[Answer]) -> Count:
 
 
 def resident() -> int:
-    """The memory that this process has now, in bytes; 0 where nobody tells."""
+    """The resident memory of this process in bytes; 0 if unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -141,42 +141,40 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _series(chosen: Options, name: str, make: Callable[[], Iterator[Answer]], *, control: int) -> None:
+def _series(report: Report, name: str, make: Callable[[], Iterator[Answer]], *, control: int) -> None:
     before = resident()
     with ScriptedPeer(KEY.encode()) as peer:
         count = ask_hubqueue(peer, make())
     grown = resident() - before
-    chosen.say(f"{name}: {count}; {peer.connections} connections; memory {grown / 1e6:+.1f} MB")
+    report.write(f"{name}: {count}; {peer.connections} connections; memory {grown / 1e6:+.1f} MB")
     for shown in count.shown:
-        chosen.say(f"  {shown}")
-    chosen.require(not count.false, f"{count.false} false deliveries")
-    chosen.require(not count.missed, f"{count.missed} proofs were not taken")
-    chosen.require(grown < _FLAT, "memory grew")
-    chosen.require(count.slowest < _DEADLINE + _SLACK, f"an answer held it for {count.slowest:.1f} s")
-    chosen.require(
-        not peer.suspects, f"{len(peer.suspects)} requests carry the key elsewhere than in its field"
-    )
+        report.write(f"  {shown}")
+    report.require(not count.false, f"{count.false} false deliveries")
+    report.require(not count.missed, f"{count.missed} proofs were not accepted")
+    report.require(grown < _FLAT, "memory grew")
+    report.require(count.slowest < _DEADLINE + _SLACK, f"a response held it for {count.slowest:.1f} s")
+    report.require(not peer.suspects, f"{len(peer.suspects)} requests have the key outside its field")
     with ScriptedPeer(KEY.encode()) as peer:
         bare = ask_bare(peer, (each for index, each in enumerate(make()) if index < control))
-    chosen.say(f"{name}, control (requests.post(…).ok): {bare}")
-    chosen.require(bare.false > 0, "the control told no false delivery: these answers prove nothing")
+    report.write(f"{name}, control (requests.post(…).ok): {bare}")
+    report.require(bare.false > 0, "the control reported no false delivery: these responses prove nothing")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run this part; the exit code."""
-    chosen = options("peers", SENTENCE, argv)
-    step, answers, headers = _SCALES[chosen.scale]
-    with chosen.verdict():
-        _series(chosen, "cut answers", lambda: cuts(step), control=100_000)
+    """Run this part. Returns the exit code."""
+    report = new_report("peers", SENTENCE, argv)
+    step, answers, headers = _SCALES[report.scale]
+    with report.verdict():
+        _series(report, "cut responses", lambda: cuts(step), control=100_000)
         _series(
-            chosen,
-            "fuzzed answers",
-            lambda: fuzz(answers, random.Random(chosen.seed)),
-            control=answers if chosen.scale != "quick" else 500,
+            report,
+            "fuzzed responses",
+            lambda: fuzz(answers, random.Random(report.seed)),
+            control=answers if report.scale != "quick" else 500,
         )
-        waits.run(chosen, headers)
-        manners.run(chosen)
-    return chosen.exit_code
+        waits.run(report, headers)
+        manners.run(report)
+    return report.exit_code
 
 
 __all__ = ["Failed", "main"]

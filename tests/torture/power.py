@@ -1,8 +1,8 @@
-"""Power cuts: a workload on a recorded disk, and what hubqueue makes of every image a cut could have left.
+"""Power cuts: a workload on a recorded disk, and hubqueue on images that a power cut could have left.
 
-The workload opens a new home, logs, saves checkpoints, sends and prunes; each call that returns, and each batch the
-hub takes, leaves a receipt. An image is right when the outbox opens, its accounts hold, nothing with a receipt is
-missing or altered, and nothing counts as delivered that no hub has. The controls do what must not be done.
+The workload opens a new home, logs, saves checkpoints, sends and prunes. Each call that returns, and each batch that the
+hub accepts, leaves a receipt. An image is right if the outbox opens, its accounting is correct, nothing with a receipt is
+missing or altered, and nothing counts as delivered that the hub does not have. Each control has a deliberate defect.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from sqlalchemy import text
 from stage import totals
 from torture.disk import Disk, Shim, build, can_build, changes
-from torture.frame import Options, options
+from torture.frame import Report, new_report
 
 from hubqueue import start_run
 from hubqueue.domain.drafts import metrics_draft
@@ -40,8 +40,8 @@ from hubqueue.testing import MemoryTransport
 from hubqueue.worker.worker import Worker
 
 SENTENCE = (
-    "whatever a power cut leaves of what was not synced, the outbox opens, its accounts hold, nothing acknowledged is "
-    "missing or altered, and nothing counts as delivered that no hub has"
+    "whatever a power cut leaves of unsynced data, the outbox opens, its accounting is correct, nothing acknowledged is "
+    "missing or altered, and nothing counts as delivered that the hub does not have"
 )
 IMAGES = {"quick": 200, "normal": 4000, "full": 50_000}
 _ENVIRON = {
@@ -56,32 +56,32 @@ CONTROLS = ("synchronous = NORMAL", "DELETE and FULL", "no folder is synced")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Record, cut and look; 1 when the sentence is false."""
-    told = options("power", SENTENCE, argv)
+    """Record, cut and check; 1 if the sentence is false."""
+    report = new_report("power", SENTENCE, argv)
     if not can_build():
-        told.say("not run: it needs Linux and a C compiler")
+        report.write("not run: it needs Linux and a C compiler")
         return 0
     room = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with told.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-power-", dir=room) as name:
+    with report.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-power-", dir=room) as name:
         folder = Path(name)
         preload = build(folder)
-        most = IMAGES[told.scale]
+        most = IMAGES[report.scale]
         for how in (*JOURNALS, *CONTROLS):
             control = how in CONTROLS
             images = max(100, most // 20) if control else most // len(JOURNALS)
             _record(folder, how, preload)
-            found = _cut(told, folder, how, images)
+            found = _cut(report, folder, how, images)
             bad = Counter(problem.split(":")[0].split(" (")[0] for problem in found)
             kinds = "; ".join(f"{count} {what}" for what, count in bad.items())
-            told.say(
+            report.write(
                 f"{'control, ' * control}{how}: {images} images of {len(changes(folder / how))} changes of the disk, "
                 f"wrong {len(found)}{f' ({kinds})' if kinds else ''}"
             )
             if control:
-                told.require(bool(found), f"the control ({how}) lost nothing: these cuts prove nothing")
+                report.require(bool(found), f"the control ({how}) lost nothing: these cuts prove nothing")
             else:
-                told.require(not found, f"{how}: {found[:3]}")
-    return told.exit_code
+                report.require(not found, f"{how}: {found[:3]}")
+    return report.exit_code
 
 
 def _record(folder: Path, how: str, preload: dict[str, str]) -> None:
@@ -91,7 +91,7 @@ def _record(folder: Path, how: str, preload: dict[str, str]) -> None:
 
 
 def inside(folder: Path, how: str) -> None:
-    """The workload, with the disk beneath."""
+    """The workload, in a process with the disk loaded."""
     root = folder / f"{how} disk"
     root.mkdir()
     shim = Shim(root)
@@ -139,7 +139,7 @@ def _work(root: Path) -> None:
 
 
 def _send(home: Path, receipt: Any) -> None:
-    """A worker until nothing is due, with a checkpoint of SQLite's log on the way."""
+    """Run a worker until nothing is due, with one checkpoint of SQLite's log."""
 
     def take(batch: Batch) -> Outcome:
         receipt(sent=[entry.id for entry in batch.entries])
@@ -155,13 +155,13 @@ def _send(home: Path, receipt: Any) -> None:
         worker.stop(reason="done")
 
 
-def _cut(told: Options, folder: Path, how: str, images: int) -> list[str]:
-    """Look at so many images, at random moments; what was wrong with them."""
-    dice = random.Random(f"{told.seed} {how}")
+def _cut(report: Report, folder: Path, how: str, images: int) -> list[str]:
+    """Check `number` images, at random moments. Returns the problems."""
+    dice = random.Random(f"{report.seed} {how}")
     length = len(changes(folder / how))
     moments = sorted(dice.randrange(length + 1) for _ in range(images))
     processes = os.cpu_count() or 1
-    shares = [(folder, how, told.seed, moments[each::processes], each) for each in range(processes)]
+    shares = [(folder, how, report.seed, moments[each::processes], each) for each in range(processes)]
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         return [problem for found in pool.starmap(_look_at, shares) for problem in found]
 
@@ -170,7 +170,7 @@ def _look_at(folder: Path, how: str, seed: int, moments: list[int], number: int)
     logging.disable(logging.CRITICAL)
     root, record = folder / f"{how} disk", changes(folder / how)
     dice, disk, receipts, done, problems = random.Random(f"{seed} {how} {number}"), Disk(root), b"", 0, []
-    place = folder / f"image-{number}"
+    copy = folder / f"image-{number}"
     for moment in moments:
         for change in record[done:moment]:
             if change.path == str(root / "receipts"):
@@ -179,18 +179,18 @@ def _look_at(folder: Path, how: str, seed: int, moments: list[int], number: int)
                 disk.apply(change)
         done = moment
         survives, torn = dice.choice([(0.0, False), (1.0, False), (0.5, False), (0.5, True), (0.9, True)])
-        _put(place, root, disk.image(dice, survives=survives, torn=torn))
+        _put(copy, root, disk.image(dice, survives=survives, torn=torn))
         facts = [json.loads(line) for line in receipts.splitlines()]
-        problem = _wrong(place / "home", facts)
+        problem = _wrong(copy / "home", facts)
         if problem:
             problems.append(f"{problem} (change {moment}, {survives:g} survive{', torn' * torn})")
-        shutil.rmtree(place)
+        shutil.rmtree(copy)
     return problems
 
 
-def _put(place: Path, root: Path, image: Iterable[tuple[str, bytes | None]]) -> None:
+def _put(copy: Path, root: Path, image: Iterable[tuple[str, bytes | None]]) -> None:
     for path, content in image:
-        target = place / Path(path).relative_to(root)
+        target = copy / Path(path).relative_to(root)
         if content is None:
             target.mkdir(mode=0o700)
         else:
@@ -198,12 +198,12 @@ def _put(place: Path, root: Path, image: Iterable[tuple[str, bytes | None]]) -> 
 
 
 def _wrong(home: Path, facts: list[dict[str, Any]]) -> str | None:
-    """What is wrong with an image, in a few words; None when nothing is."""
+    """The problem of an image in a few words, or None."""
     try:
         with open_outbox(home, environ=_ENVIRON) as outbox:
             return _missing(outbox, facts)
     except AssertionError as error:
-        return f"the accounts do not hold: {error}"
+        return f"the accounting is wrong: {error}"
     except HubqueueError as error:
         return f"it does not open: {type(error).__name__} {error}"
 
@@ -247,11 +247,11 @@ def _missing(outbox: Outbox, facts: list[dict[str, Any]]) -> str | None:
                 return "a checkpoint is missing"
             if "pending" in states and fact["sha256"] not in snapshots:
                 return "a snapshot is missing"
-    return _goes_on(outbox, rows)
+    return _continues(outbox, rows)
 
 
-def _goes_on(outbox: Outbox, rows: Iterable[Any]) -> str | None:
-    """Whether one more entry can be enqueued."""
+def _continues(outbox: Outbox, rows: Iterable[Any]) -> str | None:
+    """None if one more entry can be enqueued, else the problem."""
     run_id = next((row.run_id for row in rows), None)
     if run_id is not None:
         outbox.entries.enqueue(run_id, metrics_draft('{"loss": 1}', 1000))

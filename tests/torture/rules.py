@@ -1,4 +1,4 @@
-"""The state machine: random moves of producers, workers and operators on one outbox, checked after each of them."""
+"""The state machine: random moves of producers, workers and operators on one outbox, checked after each move."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import bindparam, literal_column, select, update
 from stage import totals
-from torture.frame import options
+from torture.frame import new_report
 
 from hubqueue.config.registry import declaration
 from hubqueue.domain.budget import Budget
@@ -49,9 +49,9 @@ from hubqueue.worker.closing import close_run
 
 SENTENCE = (
     "after every move the entries add up, a lane has one holder and keeps its order and its spacing, tokens only rise, a "
-    "stale one settles nothing, and a batch that goes again has its key"
+    "stale one settles nothing, and a repeated batch has the same key"
 )
-_SHARE = 250  # examples of one seed; the next ones are from the next seed
+_SHARE = 250  # examples per seed
 SCALES = {"quick": (20, 30), "normal": (300, 60), "full": (5000, 100)}
 PACES = {Kind.REGISTRATION: 0.0, Kind.METRICS: 3.0, Kind.CKPT: 900.0, Kind.EVENT: 3.0, Kind.COMPLETION: 0.0}
 _PACES = {kind: timedelta(seconds=pace) for kind, pace in PACES.items()}
@@ -60,13 +60,13 @@ _BUDGET = Budget(requests=30, uploads=10, per_claim=declaration("platform").cost
 _YEAR = 365 * 86_400.0
 _WORKERS = ("worker-1", "worker-2", "worker-3")
 _SHARED = Path("/dev/shm")
-# Holds seldom: what is held does nothing until somebody resumes it.
+# Holds are rare: a held lane does nothing until it is resumed.
 _OFTEN = ("ack", "ack", "retry", "retry", "asked to wait", "split", "bury", "release")
 _SETTLES = st.sampled_from((*_OFTEN, *_OFTEN, "hold run", "hold all"))
 
 
 class OutboxMachine(RuleBasedStateMachine):
-    """One outbox on a clock of its own, with what it must not forget."""
+    """One outbox on its own clock, and the expected state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), worker=st.sampled_from(_WORKERS), how=_SETTLES)
     def take_over_and_settle(self, data: st.DataObject, worker: str, how: str) -> None:
-        """The lease runs out, another one takes the lane, and then the first comes back."""
+        """The lease expires, another worker claims the lane, and then the first one settles."""
         self.clock.advance(901.0)
         lease = data.draw(st.sampled_from(self.leases))
         for _ in range(4):
@@ -154,15 +154,15 @@ class OutboxMachine(RuleBasedStateMachine):
             for each in self.leases
             if each.lane_id == lease.lane_id and each.token == self.tokens[lease.lane_id]
         ]
-        assert not any(each.until > now for each in holders), "two hold one lane"
-        assert lease.token > self.tokens.get(lease.lane_id, 0), "a token did not rise"
+        assert not any(each.until > now for each in holders), "two workers hold one lane"
+        assert lease.token > self.tokens.get(lease.lane_id, 0), "a token did not increase"
         ranks = [waiting[entry.id] for entry in batch.entries]
         assert ranks == sorted(ranks), "a batch is out of order"
         ids = tuple(entry.id for entry in batch.entries)
-        # What was claimed and given back keeps its place, whatever was logged or cancelled meanwhile.
+        # A released batch keeps its position, whatever was logged or cancelled meanwhile.
         if self.claimed.isdisjoint(ids):
             fresh = [rank for rank, attempts in self._lane(lease.lane_id) if attempts == 0]
-            assert not fresh or ranks[0] <= min(fresh), "somebody was passed over"
+            assert not fresh or ranks[0] <= min(fresh), "an earlier entry was passed over"
         self._check_turn(lease)
         elapsed = self.clock.elapsed()
         since = elapsed - self.starts.get(lease.lane_id, -1e18)
@@ -189,7 +189,7 @@ class OutboxMachine(RuleBasedStateMachine):
         try:
             self._settling(lease)[how]()
         except LeaseLost:
-            assert stale, "the holder of the newest token was turned away"
+            assert stale, "the holder of the newest token was refused"
         else:
             assert not stale, "a stale token settled something"
 
@@ -198,18 +198,20 @@ class OutboxMachine(RuleBasedStateMachine):
         remote = (
             Remote(id=f"model-{lease.batch.run.id}") if lease.batch.kind is Kind.REGISTRATION else Remote()
         )
-        told: dict[str, Any] = {"reason": "refused", "started_at": lease.claimed_at}
+        report: dict[str, Any] = {"reason": "refused", "started_at": lease.claimed_at}
         soon, late = now + timedelta(seconds=5), now + timedelta(seconds=40)
         several = len(lease.batch.entries) > 1
         return {
             "ack": lambda: settlement.ack(lease, started_at=lease.claimed_at, remote=remote),
-            "retry": lambda: settlement.retry(lease, at=soon, **told),
-            "asked to wait": lambda: settlement.retry(lease, at=late, resumes_at=late, **told),
-            "split": lambda: settlement.split(lease, **told) if several else settlement.bury(lease, **told),
-            "bury": lambda: settlement.bury(lease, **told),
-            "release": lambda: settlement.release(lease, **told),
-            "hold run": lambda: settlement.release(lease, hold=Scope.RUN, **told),
-            "hold all": lambda: settlement.release(lease, hold=Scope.DESTINATION, **told),
+            "retry": lambda: settlement.retry(lease, at=soon, **report),
+            "asked to wait": lambda: settlement.retry(lease, at=late, resumes_at=late, **report),
+            "split": lambda: (
+                settlement.split(lease, **report) if several else settlement.bury(lease, **report)
+            ),
+            "bury": lambda: settlement.bury(lease, **report),
+            "release": lambda: settlement.release(lease, **report),
+            "hold run": lambda: settlement.release(lease, hold=Scope.RUN, **report),
+            "hold all": lambda: settlement.release(lease, hold=Scope.DESTINATION, **report),
         }
 
     @rule(worker=st.sampled_from(_WORKERS))
@@ -267,7 +269,7 @@ class OutboxMachine(RuleBasedStateMachine):
                 rows = self.rows[lane["id"]]
                 for state in ("pending", "dead"):
                     assert lane[state] == rows[state], f"{lane['kind']}: {state} is miscounted"
-                for state in ("delivered", "superseded", "cancelled"):  # of these some were pruned
+                for state in ("delivered", "superseded", "cancelled"):  # some of these were pruned
                     assert lane[state] >= rows[state], f"{lane['kind']}: {state} is miscounted"
                 states = ("pending", "delivered", "dead", "superseded", "cancelled")
                 assert lane["enqueued"] == sum(lane[name] for name in states)
@@ -289,7 +291,7 @@ class OutboxMachine(RuleBasedStateMachine):
         return {each["id"]: (each["rank"], each["id"]) for each in found if each["state"] == "pending"}
 
     def _lane(self, lane_id: int) -> list[tuple[tuple[int, int], int]]:
-        """Rank and attempts of what waits in a lane and is in no batch."""
+        """Rank and attempts of the entries that wait in a lane outside any batch."""
         found = self.outbox.stats.entries(limit=10_000)
         mine = [each for each in found if each["lane_id"] == lane_id and each["state"] == "pending"]
         return [((each["rank"], each["id"]), each["attempts"]) for each in mine if each["batch"] is None]
@@ -300,37 +302,37 @@ class OutboxMachine(RuleBasedStateMachine):
         others = {lane["kind"]: lane["pending"] for lane in run["lanes"]}
         if lease.batch.kind is not Kind.REGISTRATION:
             assert lease.batch.run.remote_id is not None, "sent before it was registered"
-            assert not others.get(Kind.REGISTRATION), "sent while it is registered anew"
+            assert not others.get(Kind.REGISTRATION), "sent while it is registered again"
         if lease.batch.kind is Kind.COMPLETION:
             waiting = {kind: count for kind, count in others.items() if count and kind != Kind.COMPLETION}
-            assert not waiting, f"the end before {waiting}"
+            assert not waiting, f"the completion was sent before {waiting}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the machine; 1 when the sentence is false."""
-    told = options("rules", SENTENCE, argv)
-    examples, steps = SCALES[told.scale]
+    """Run the machine; 1 if the sentence is false."""
+    report = new_report("rules", SENTENCE, argv)
+    examples, steps = SCALES[report.scale]
     shares = -(-examples // _SHARE)
-    with told.verdict(), ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+    with report.verdict(), ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
         try:
             of_share = partial(_run, examples=examples // shares, steps=steps)
-            counted = sum(pool.map(of_share, range(told.seed, told.seed + shares)), Counter())
+            counted = sum(pool.map(of_share, range(report.seed, report.seed + shares)), Counter())
         except AssertionError as error:
-            told.require(False, f"{error}")
+            report.require(False, f"{error}")
             raise
         counts = ", ".join(f"{count} {name}" for name, count in sorted(counted.items()))
-        told.say(f"{examples} examples of at most {steps} moves: {counts}")
-        told.require(counted["stale settles"] > 0, "no stale token was ever tried: the moves are too tame")
+        report.write(f"{examples} examples of at most {steps} moves: {counts}")
+        report.require(counted["stale settles"] > 0, "no stale token was tried: the moves are too simple")
         for name, found in zip(
-            _CONTROLS, pool.map(partial(_control, seed_=told.seed), _CONTROLS), strict=True
+            _CONTROLS, pool.map(partial(_control, seed_=report.seed), _CONTROLS), strict=True
         ):
-            told.say(f"control: {name}: {found or 'not noticed'}")
-            told.require(bool(found), f"{name} was not noticed")
-    return told.exit_code
+            report.write(f"control: {name}: {found or 'not detected'}")
+            report.require(bool(found), f"{name} was not detected")
+    return report.exit_code
 
 
 def _run(seed_: int, *, examples: int, steps: int) -> Counter[str]:
-    """So many examples from one seed, in a process that runs several of them after each other; what they counted."""
+    """Run `examples` examples from one seed. Returns the counts. A process runs several seeds in turn."""
     COUNTS.clear()
     run_state_machine_as_test(seed(seed_)(OutboxMachine), settings=_limits(examples, steps))
     return COUNTS
@@ -353,7 +355,7 @@ def _fences_nothing(names: tuple[str, ...]) -> Prepared:
     return Prepared(update(lanes).where(lanes.c.id == bindparam("lane")).values(values).returning(lanes.c.id))
 
 
-# What is broken, where, and what stands in its place.
+# The defect, its location, and the replacement.
 _CONTROLS: dict[str, tuple[str, object]] = {
     "a settle that compares no tokens": ("hubqueue.outbox.moves.settle._fenced", _fences_nothing),
     "a claim that keeps no spacing": (f"{__name__}._PACES", dict.fromkeys(Kind, timedelta())),
@@ -369,7 +371,7 @@ _CONTROLS: dict[str, tuple[str, object]] = {
 
 
 def _control(name: str, *, seed_: int) -> str:
-    """What the judge says of an outbox that is broken on purpose; nothing when it has not noticed."""
+    """The failed check on an outbox with a deliberate defect, or "" if no check failed."""
     where, instead = _CONTROLS[name]
     with patch(where, instead):
         try:

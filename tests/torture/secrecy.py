@@ -1,6 +1,6 @@
-"""Canary keys through faulty runs: real trainers, workers and commands, against hubs that misbehave and repeat the key.
+"""Canary keys in runs with faults: real trainers, workers and commands, against faulty hubs that repeat the key.
 
-Proves: in no spelling is the key in a file (credentials.toml aside), in an output, in a process list or in a request
+Proves: the key is in no spelling in a file (except credentials.toml), in an output, in a process list or in a request
 to another host; and everything in the home is private under umask 000.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from peer import Peer, answer
 from stage import ROOT, wait_until
-from torture.frame import Options, options
+from torture.frame import Report, new_report
 from torture.parrot import Parrot, keys, needles
 
 from hubqueue.config.home import Home
@@ -33,7 +33,7 @@ from hubqueue.sandbox import Sandbox
 from hubqueue.worker.daemon import worker_lives
 
 SENTENCE = (
-    "In no spelling is a key in a file (credentials.toml aside), an output, a process list or another host's "
+    "In no spelling is a key in a file (except credentials.toml), an output, a process list or another host's "
     "request, whatever the hub, the worker and the trainer do; and every file is private under umask 000."
 )
 WAYS = ("HUB_API_KEY", "HUBQUEUE_KEY_HUB", "login", "url", "KEY_MODELID")
@@ -58,18 +58,18 @@ os.umask(0)
 logging.basicConfig(level=logging.DEBUG)
 http.client.HTTPConnection.debuglevel = 1
 import hubqueue
-told = json.load(sys.stdin)
-for number, model in enumerate(told["models"]):
+given = json.load(sys.stdin)
+for number, model in enumerate(given["models"]):
     try:
-        run = hubqueue.start_run(model, worker=told["worker"], strict=number % 2 == 0, args={
-            "data": "https://x.invalid/data.zip?api_key=" + quote(told["key"], safe=""), "api_key": told["key"], "epochs": 3,
-            "deep": [{"hubToken": told["key"]}], "note": "with " + told["key"][:-1], told["key"]: 1})
+        run = hubqueue.start_run(model, worker=given["worker"], strict=number % 2 == 0, args={
+            "data": "https://x.invalid/data.zip?api_key=" + quote(given["key"], safe=""), "api_key": given["key"], "epochs": 3,
+            "deep": [{"hubToken": given["key"]}], "note": "with " + given["key"][:-1], given["key"]: 1})
         for epoch in range(2):
-            run.log_metrics({"loss": epoch, "loss/" + told["key"][1:]: 1}, epoch=epoch)
-        run.log_console("the key is " + told["key"])
-        run.save_checkpoint(told["ckpt"], epoch=1)
+            run.log_metrics({"loss": epoch, "loss/" + given["key"][1:]: 1}, epoch=epoch)
+        run.log_console("the key is " + given["key"])
+        run.save_checkpoint(given["ckpt"], epoch=1)
         print(run, vars(run), run.url, flush=True)
-        print(run.finish(timeout=told["patience"]), flush=True)
+        print(run.finish(timeout=given["patience"]), flush=True)
         run.log_metrics({"loss": 1}, epoch=9)
     except Exception:
         traceback.print_exc()
@@ -83,14 +83,14 @@ _COMMANDS = (
 
 @dataclass(slots=True)
 class Scene:
-    """One home, its canaries, and everything that was said there."""
+    """One home, its canary keys, and all outputs of its processes."""
 
     folder: Path
     way: str
     plain: str
     loud: str
-    said: list[tuple[str, bytes]] = field(default_factory=list)
-    asked: int = 0  # requests that the hub had from here
+    outputs: list[tuple[str, bytes]] = field(default_factory=list)
+    asked: int = 0  # requests that the hub received from here
 
     @property
     def home(self) -> Path:
@@ -101,7 +101,7 @@ class Scene:
         return self.plain if self.way == "KEY_MODELID" else self.loud
 
     def environ(self, hub: str, **more: str) -> dict[str, str]:
-        """The environment of a process here: nothing of it may write elsewhere."""
+        """The environment of a process here: it must not write outside the folder."""
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(("HUB", "ULTRALYTICS_"))
         }
@@ -117,7 +117,7 @@ class Scene:
         return {**kept, **own, **more}
 
     def models(self, count: int) -> list[str]:
-        """What the trainer is told to train."""
+        """The models for the trainer."""
         if self.way == "KEY_MODELID":
             return [f"{self.plain}_{_MODEL}{number:02d}" for number in range(count)]
         if self.way == "url":
@@ -127,7 +127,7 @@ class Scene:
             return [
                 f"https://hub.ultralytics.com/models/{_MODEL}{n:02d}?api_key={query}" for n in range(count)
             ]
-        wrong = f"{self.loud}_{_MODEL}00"  # a slip of the hand must not tell it either
+        wrong = f"{self.loud}_{_MODEL}00"  # a typing error must not leak the key either
         return [*(f"yolov8n-{number}.pt" for number in range(count - 1)), wrong]
 
 
@@ -142,13 +142,13 @@ def _call(scene: Scene, environ: dict[str, str], *arguments: str, stdin: str = "
         check=False,
         cwd=scene.folder,
     )
-    scene.said.append((f"hubqueue {' '.join(arguments)}", done.stdout + done.stderr))
+    scene.outputs.append((f"hubqueue {' '.join(arguments)}", done.stdout + done.stderr))
 
 
 def _train(scene: Scene, environ: dict[str, str], count: int, dice: random.Random) -> None:
-    """A trainer with its worker; one of them is often killed."""
+    """Run a trainer with its worker; one of them is often killed."""
     mode = dice.choice(("auto", "auto", "thread", "none"))
-    told = {
+    given = {
         "models": scene.models(count),
         "worker": mode,
         "key": scene.key,
@@ -176,15 +176,17 @@ def _train(scene: Scene, environ: dict[str, str], count: int, dice: random.Rando
     )
     if end is not None:
         timer.start()
-    scene.said.append((f"a trainer ({mode})", process.communicate(json.dumps(told).encode(), timeout=200)[0]))
+    scene.outputs.append(
+        (f"a trainer ({mode})", process.communicate(json.dumps(given).encode(), timeout=200)[0])
+    )
     timer.cancel()
     if worker is not None:
         worker.send_signal(dice.choice((signal.SIGTERM, signal.SIGTERM, signal.SIGKILL, signal.SIGABRT)))
-        scene.said.append(("a worker", worker.communicate(timeout=200)[0]))
+        scene.outputs.append(("a worker", worker.communicate(timeout=200)[0]))
 
 
 def _mistakes(scene: Scene, hub: str) -> None:
-    """A key where it does not belong: the complaint must not repeat it."""
+    """Put a key into wrong settings: the error message must not repeat it."""
     key, host = scene.loud, hub.removeprefix("http://")
     from urllib.parse import quote
 
@@ -236,12 +238,12 @@ def _mistakes(scene: Scene, hub: str) -> None:
 
 
 class ProcessList:
-    """Looks at the arguments of every process of the machine, many times a second."""
+    """Reads the arguments of every process of the machine, many times a second."""
 
     def __init__(self) -> None:
         self.seen: set[bytes] = set()
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._read, daemon=True)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -252,7 +254,7 @@ class ProcessList:
             self._end.set()
             self._thread.join(10)
 
-    def _look(self) -> None:
+    def _read(self) -> None:
         while not self._end.wait(0.02):
             for folder in Path("/proc").glob("[0-9]*"):
                 try:
@@ -262,7 +264,7 @@ class ProcessList:
 
 
 def play(scene: Scene, runs: int, dice: random.Random, *, parrot: bool, mistakes: bool) -> list[str]:
-    """The story of one home: the faults found."""
+    """Run one home through its scenario. Returns the leaks."""
     scene.folder.mkdir()
     (scene.folder / "last.pt").write_bytes(dice.randbytes(3000))
     processes = ProcessList()
@@ -270,18 +272,18 @@ def play(scene: Scene, runs: int, dice: random.Random, *, parrot: bool, mistakes
         other = stack.enter_context(Peer(lambda connection, _request: connection.sendall(answer())))
         if parrot:
             peer = stack.enter_context(Peer(Parrot(dice.randrange(1 << 30), other.url)))
-            hub, heard = peer.url, peer.requests
+            hub, received = peer.url, peer.requests
         else:
             rules = [rule.replace("{other}", other.url) for rule in dice.sample(_RULES, 5)]
             sandbox = stack.enter_context(Sandbox(scene.folder / "hub", faults=rules))
-            hub, heard = sandbox.url, []
+            hub, received = sandbox.url, []
         stack.enter_context(processes.watching())
         environ = scene.environ(hub)
         if scene.way == "login":
             _call(scene, environ, "login", "hub", stdin=scene.loud + "\n")
         else:
             scene.home.mkdir(mode=0o700)
-        log = scene.home / "worker.log"  # so full that it is rotated
+        log = scene.home / "worker.log"  # large enough to be rotated
         with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as file:
             file.write(b"." * 999_000 + b"\n")
         _train(scene, environ, runs, dice)
@@ -290,12 +292,12 @@ def play(scene: Scene, runs: int, dice: random.Random, *, parrot: bool, mistakes
         if mistakes:
             _mistakes(scene, hub)
         _end_worker(scene, environ)
-        scene.asked = len(sandbox.requests if not parrot else heard)
+        scene.asked = len(sandbox.requests if not parrot else received)
     found = needles(scene.plain, scene.loud)
-    faults = [f"{what}: {_shown(hit, text)}" for what, text in scene.said if (hit := found.search(text))]
+    faults = [f"{what}: {_shown(hit, text)}" for what, text in scene.outputs if (hit := found.search(text))]
     faults += [f"a process list: {line!r}" for line in processes.seen if found.search(line)]
     if other.connections:
-        faults.append(f"another host was asked {other.connections} times")
+        faults.append(f"another host got {other.connections} connections")
     for path in scene.folder.rglob("*"):
         if path.name == "credentials.toml" or not path.is_file():
             continue
@@ -311,21 +313,21 @@ def play(scene: Scene, runs: int, dice: random.Random, *, parrot: bool, mistakes
 
 
 def _end_worker(scene: Scene, environ: dict[str, str]) -> None:
-    """End the detached worker, if there is one, so that all it wrote is looked at."""
+    """End the detached worker, if there is one, so that all its output is searched."""
 
-    def told() -> object:
+    def worker() -> object:
         command = [sys.executable, "-m", "hubqueue", "status", "--json"]
         found = subprocess.run(command, env=environ, capture_output=True, timeout=60, check=False)
         return json.loads(found.stdout or "{}").get("worker")
 
-    place = Home(scene.home)
-    if worker_lives(place):
-        wait_until(lambda: not worker_lives(place) or (isinstance(now := told(), dict) and now["pid"]))
-        now = told()
-        if worker_lives(place) and isinstance(now, dict):
+    home = Home(scene.home)
+    if worker_lives(home):
+        wait_until(lambda: not worker_lives(home) or (isinstance(now := worker(), dict) and now["pid"]))
+        now = worker()
+        if worker_lives(home) and isinstance(now, dict):
             with suppress(ProcessLookupError):
                 os.kill(now["pid"], signal.SIGTERM)
-    wait_until(lambda: not worker_lives(place))
+    wait_until(lambda: not worker_lives(home))
 
 
 def _shown(hit: re.Match[bytes], text: bytes) -> str:
@@ -333,46 +335,46 @@ def _shown(hit: re.Match[bytes], text: bytes) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run this part; the exit code."""
-    chosen = options("secrets", SENTENCE, argv)
-    homes, runs = _SCALES[chosen.scale]
-    with chosen.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-secrets-") as folder:
-        said = faulty = asked = 0
+    """Run this part. Returns the exit code."""
+    report = new_report("secrets", SENTENCE, argv)
+    homes, runs = _SCALES[report.scale]
+    with report.verdict(), tempfile.TemporaryDirectory(prefix="hubqueue-secrets-") as folder:
+        outputs = faulty = asked = 0
         for number in range(homes):
-            dice = random.Random(f"{chosen.seed}/{number}")
+            dice = random.Random(f"{report.seed}/{number}")
             scene = Scene(Path(folder) / str(number), WAYS[number % len(WAYS)], *keys(dice))
             faults = play(scene, runs, dice, parrot=number % 3 != 1, mistakes=number % 5 == 1)
-            said += len(scene.said)
+            outputs += len(scene.outputs)
             asked += scene.asked
             faulty += bool(faults)
             for fault in faults[:5]:
-                chosen.require(False, f"home {number} ({scene.way}): {fault}")
+                report.require(False, f"home {number} ({scene.way}): {fault}")
             shutil.rmtree(scene.folder)
-        _two_hubs(chosen, Path(folder))
-        chosen.say(
-            f"{homes * runs} runs in {homes} homes, {said} outputs of processes, {asked} requests to the hub; "
+        _two_hubs(report, Path(folder))
+        report.write(
+            f"{homes * runs} runs in {homes} homes, {outputs} outputs of processes, {asked} requests to the hub; "
             f"homes with a leak: {faulty}"
         )
-        chosen.require(asked > homes * runs, "too few requests: these runs prove nothing")
-        _control(chosen)
-    return chosen.exit_code
+        report.require(asked > homes * runs, "too few requests: these runs prove nothing")
+        _control(report)
+    return report.exit_code
 
 
-def _two_hubs(chosen: Options, folder: Path) -> None:
-    """Two hubs of one type with a key each, one behind a proxy that has a password: no host hears another one's."""
-    plain, loud = keys(random.Random(f"{chosen.seed}/two"))
+def _two_hubs(report: Report, folder: Path) -> None:
+    """Two hubs of one type, each with its key, one behind a proxy with a password: no host gets another's secret."""
+    plain, loud = keys(random.Random(f"{report.seed}/two"))
     password = "".join(
-        random.Random(f"{chosen.seed}/proxy").choice("ghijkmnpqrstuvwxyz23456789") for _ in range(24)
+        random.Random(f"{report.seed}/proxy").choice("ghijkmnpqrstuvwxyz23456789") for _ in range(24)
     )
     scene = Scene(folder / "two", "two hubs", plain, loud)
     scene.folder.mkdir()
     (scene.folder / "last.pt").write_bytes(b"weights" * 500)
 
-    def tell(connection: socket.socket, _request: bytes) -> None:
+    def respond(connection: socket.socket, _request: bytes) -> None:
         data = {"id": "abcdefghij0123456789", "agentId": "agent-1"}
         connection.sendall(answer(json.dumps({"success": True, "data": data}).encode()))
 
-    with Peer(tell) as first, Peer(tell) as second, Peer(tell) as proxy:
+    with Peer(respond) as first, Peer(respond) as second, Peer(respond) as proxy:
         environ = scene.environ(
             first.url,
             HUBQUEUE_KEY_HUB=plain,
@@ -383,7 +385,7 @@ def _two_hubs(chosen: Options, folder: Path) -> None:
         )
         for destination in ("hub", "second"):
             _call(scene, environ, "enqueue", "run", "yolo26n.pt", "--to", destination)
-            run = scene.said[-1][1].decode().split()[-1]
+            run = scene.outputs[-1][1].decode().split()[-1]
             _call(scene, environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "loss=1")
             _call(
                 scene,
@@ -398,41 +400,42 @@ def _two_hubs(chosen: Options, folder: Path) -> None:
             )
         for command in ("drain --timeout 10", "status --json", "check --json"):
             _call(scene, environ, *command.split())
-        heard = {"hub": (*first.requests, *proxy.requests), "second": tuple(second.requests)}
-    told = b"".join(text for _, text in scene.said)
-    told += b"".join(path.read_bytes() for path in scene.folder.rglob("*") if path.is_file())
-    chosen.require(
-        needles(plain, loud, password).search(told) is None, "two hubs: a key or a password was told"
+        received = {"hub": (*first.requests, *proxy.requests), "second": tuple(second.requests)}
+    written = b"".join(text for _, text in scene.outputs)
+    written += b"".join(path.read_bytes() for path in scene.folder.rglob("*") if path.is_file())
+    report.require(
+        needles(plain, loud, password).search(written) is None, "two hubs: a key or a password leaked"
     )
-    crossed = _crossed(heard, {"hub": plain, "second": loud})
-    chosen.require(not crossed, f"two hubs: {crossed}")
-    chosen.require(
-        password.encode() not in b"".join(heard["second"]), "the password of the proxy went elsewhere"
+    crossed = _crossed(received, {"hub": plain, "second": loud})
+    report.require(not crossed, f"two hubs: {crossed}")
+    report.require(
+        password.encode() not in b"".join(received["second"]),
+        "the password of the proxy was sent to another host",
     )
-    swapped = _crossed({"hub": heard["second"], "second": heard["hub"]}, {"hub": plain, "second": loud})
-    counts = ", ".join(f"{name} {len(requests)}" for name, requests in heard.items())
-    chosen.say(
-        f"two hubs of one type, one behind a proxy: requests {counts}; with a key of the other: {len(crossed)}"
+    swapped = _crossed({"hub": received["second"], "second": received["hub"]}, {"hub": plain, "second": loud})
+    counts = ", ".join(f"{name} {len(requests)}" for name, requests in received.items())
+    report.write(
+        f"two hubs of one type, one behind a proxy: requests {counts}; with the key of the other: {len(crossed)}"
     )
-    chosen.say(f"control: the same requests swapped, noticed {len(swapped)}")
-    chosen.require(len(swapped) >= 4, "requests with the wrong key were not noticed, or too few were sent")
+    report.write(f"control: the same requests swapped, detected {len(swapped)}")
+    report.require(len(swapped) >= 4, "requests with the wrong key were not detected, or too few were sent")
     shutil.rmtree(scene.folder)
 
 
-def _crossed(heard: Mapping[str, Sequence[bytes]], own: Mapping[str, str]) -> list[str]:
-    """Requests that carry the key of another destination."""
+def _crossed(received: Mapping[str, Sequence[bytes]], own: Mapping[str, str]) -> list[str]:
+    """Requests with the key of another destination."""
     return [
-        f"{name} heard the key of {other}"
-        for name, requests in heard.items()
+        f"{name} got the key of {other}"
+        for name, requests in received.items()
         for other, key in own.items()
         for request in requests
         if other != name and needles(key).search(request)
     ]
 
 
-def _control(chosen: Options) -> None:
-    """The search itself must find: a script that prints what it was told leaks every spelling."""
-    plain, loud = keys(random.Random(chosen.seed))
+def _control(report: Report) -> None:
+    """The control: the search must find every planted spelling of a key."""
+    plain, loud = keys(random.Random(report.seed))
     from torture.parrot import spellings
 
     found = needles(plain, loud)
@@ -445,8 +448,8 @@ def _control(chosen: Options) -> None:
     cut = [part for key in (plain, loud) for part in (key[:-1], key[1:], key[:8], key[-8:], key[9:17])]
     missed += [part for part in cut if not found.search(part.encode())]
     planted = f"{len(spellings(plain))} spellings each of two keys and {len(cut)} parts of them"
-    chosen.say(f"control: {planted} planted, missed {len(missed)}")
-    chosen.require(not missed, f"the search misses {missed}")
+    report.write(f"control: {planted} planted, missed {len(missed)}")
+    report.require(not missed, f"the search misses {missed}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Thirty virtual days: what left for the hub is held against the limits, request by request.
+"""Thirty virtual days: every request to the hub is checked against the limits.
 
-A world (`torture.world`) lets the month pass and writes a chronicle; the judges (`torture.judges`) read it. The controls
+A world (`torture.world`) simulates the month and writes a chronicle; the judges (`torture.judges`) read it. The controls
 are a worker whose spacing is not in the database, and a backoff without jitter.
 """
 
@@ -17,7 +17,7 @@ from unittest import mock
 
 from sqlalchemy import update
 from torture import judges
-from torture.frame import Options, options
+from torture.frame import Report, new_report
 from torture.judges import Found
 from torture.month import DAY, HOUR, Mortal, Plan, What
 from torture.world import World
@@ -28,7 +28,7 @@ from hubqueue.worker.backoff import next_attempt_at
 
 SENTENCE = (
     "whatever happens to hub, workers, machine and clock, no two request starts of a lane are closer than its limit, a "
-    "backlog uses 95 % of the allowed rate, an hour's outage makes at most 30 requests a lane, heartbeats start within 5 s, "
+    "backlog uses 95 % of the allowed rate, an hour's outage causes at most 30 requests per lane, heartbeats start within 5 s, "
     "the lanes do not come back in one instant, and everything arrives"
 )
 PLANS = {
@@ -46,7 +46,7 @@ PLANS = {
         troubles=80,
     ),
 }  # fmt: skip
-# The controls: restarts beside running trainings, and many that wait for the end of one outage.
+# The controls: restarts during running trainings, and many trainings that wait for the end of one outage.
 _RESTARTS = Plan(0.1, 4, (1.5, 2.0), (), restarts=8)
 _HERD = Plan(0.08, 12, (0.4, 0.8), (1.2,), crowded=1.0)
 _JUDGES = (judges.spacing, judges.rate, judges.outage_hour, judges.heartbeats, judges.recovery)
@@ -54,7 +54,7 @@ _SHARED = Path("/dev/shm")
 
 
 class Forgetful(Mortal):
-    """A control: its spacing lives in its memory, so a restart forgets it."""
+    """A control: a worker that keeps its spacing in memory only, so that a restart loses it."""
 
     def start(self) -> None:
         super().start()
@@ -64,7 +64,7 @@ class Forgetful(Mortal):
 
 @contextmanager
 def without_jitter() -> Iterator[None]:
-    """A control: every lane waits for as long as its failures say, to the microsecond."""
+    """A control: every lane waits exactly as long as its failure count determines."""
     steady = partial(next_attempt_at, jitter=lambda ceiling: ceiling)
     with mock.patch.object(delivery, "next_attempt_at", steady):
         yield
@@ -72,7 +72,7 @@ def without_jitter() -> Iterator[None]:
 
 @contextmanager
 def passed(plan: Plan, seed: int, worker: type[Mortal] = Mortal) -> Iterator[World]:
-    """A month that has passed, with everything delivered that could be. The dice of the backoff have the seed, too."""
+    """A simulated month, with everything delivered that can be. The seed also decides the jitter of the backoff."""
     shared = _SHARED if _SHARED.is_dir() else None
     with (
         mock.patch.object(backoff, "_DICE", random.Random(seed)),
@@ -87,54 +87,55 @@ def passed(plan: Plan, seed: int, worker: type[Mortal] = Mortal) -> Iterator[Wor
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Let the month pass, and judge it; 1 when the sentence is false."""
-    told = options("simulation", SENTENCE, argv)
-    with told.verdict():
-        plan = PLANS[told.scale]
-        with passed(plan, told.seed) as world:
-            _say_scenario(told, plan, world)
+    """Simulate the month and judge it; 1 if the sentence is false."""
+    report = new_report("simulation", SENTENCE, argv)
+    with report.verdict():
+        plan = PLANS[report.scale]
+        with passed(plan, report.seed) as world:
+            _report_scenario(report, plan, world)
             for judge in _JUDGES:
-                _say_found(told, judge(world.hub.chronicle))
-            _say_found(told, judges.delivery(world))
-        _controls(told)
-    return told.exit_code
+                _report_found(report, judge(world.hub.chronicle))
+            _report_found(report, judges.delivery(world))
+        _controls(report)
+    return report.exit_code
 
 
-def _say_scenario(told: Options, plan: Plan, world: World) -> None:
+def _report_scenario(report: Report, plan: Plan, world: World) -> None:
     counts = world.counts
     away = sum(each.lasts for each in world.outages) / HOUR
     crashes = sum(count for name, count in counts.items() if name.startswith("crashes"))
     attempts = sum(note.what is What.SENT for note in world.hub.chronicle)
-    told.say(
+    report.write(
         f"everything delivered after {world.now / DAY:.2f} days; {plan.runs:,} runs "
-        f"({counts['went on']} went on after a reboot), {sum(each.epochs for each in world.trainings):,} epochs, "
+        f"({counts['continued']} continued after a reboot), {sum(each.epochs for each in world.trainings):,} epochs, "
         f"{attempts:,} attempts; {len(world.outages)} outages of {away:.1f} hours; {counts['restarts']} restarts, "
         f"{crashes} crashes, {counts['second workers']} second workers, {counts['reboots']} reboots, "
-        f"{counts['jumps']} jumps of the clock, {counts['DestinationPaused']} waits for everybody, "
-        f"{counts['runs in trouble']} runs in trouble"
+        f"{counts['jumps']} jumps of the clock, {counts['DestinationPaused']} waits for all lanes, "
+        f"{counts['failing runs']} failing runs"
     )
 
 
-def _say_found(told: Options, found: Found) -> None:
-    told.say(found.line)
-    told.require(found.judged > 0, "there was nothing to judge")
+def _report_found(report: Report, found: Found) -> None:
+    report.write(found.line)
+    report.require(found.judged > 0, "there was nothing to judge")
     for failure in found.wrong[:3]:
-        told.require(False, failure)
-    told.require(len(found.wrong) <= 3, f"and {len(found.wrong) - 3} more of these")
+        report.require(False, failure)
+    report.require(len(found.wrong) <= 3, f"and {len(found.wrong) - 3} more failures of this kind")
 
 
-def _controls(told: Options) -> None:
-    with passed(_RESTARTS, told.seed, Forgetful) as world:
+def _controls(report: Report) -> None:
+    with passed(_RESTARTS, report.seed, Forgetful) as world:
         found = judges.spacing(world.hub.chronicle)
-    told.say(
+    report.write(
         f"control: a worker that forgets its spacing at a restart broke a limit {len(found.wrong)} times"
     )
-    told.require(bool(found.wrong), "the control kept every limit: nothing was tested")
-    with without_jitter(), passed(_HERD, told.seed) as world:
+    report.require(bool(found.wrong), "the control kept every limit: nothing was tested")
+    with without_jitter(), passed(_HERD, report.seed) as world:
         found = judges.recovery(world.hub.chronicle)
-    told.say(f"control: without jitter, {found.line}")
-    told.require(
-        any("in one second" in each for each in found.wrong), "the control came back as spread as the others"
+    report.write(f"control: without jitter, {found.line}")
+    report.require(
+        any("in one second" in each for each in found.wrong),
+        "the control's lanes did not come back in one second",
     )
 
 

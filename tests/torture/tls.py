@@ -1,4 +1,4 @@
-"""Encrypted peers: wrong certificates get no key, and a cut answer is none on this side of the encryption either."""
+"""TLS peers: wrong certificates get no key, and a cut response is refused inside TLS too."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _Key = ec.EllipticCurvePrivateKey
 
 
 def run(*, step: int) -> list[str]:
-    """Meet every wrong certificate, and the right one with every `step`th cut of a good answer: the faults, "" each."""
+    """Try every wrong certificate, and the right one with every `step`th cut of a valid response. Yields problems or ""."""
     with tempfile.TemporaryDirectory() as folder:
         return [*_certificates(Path(folder)), *_cuts(Path(folder), step)]
 
@@ -48,18 +48,24 @@ def _certificates(folder: Path) -> Iterator[str]:
     for name, (certificate, key) in cases.items():
         context = _context(folder, certificate, key)
         for kind in ("metrics", "registration", "heartbeat", "ckpt"):
-            outcome, heard = _ask(context, trusted, kind, lambda secure: secure.sendall(answer()))
-            good = isinstance(outcome, Delivered) if name == "right" else _is_refused(outcome, heard)
+            outcome, received = _ask(context, trusted, kind, lambda secure: secure.sendall(answer()))
+            good = isinstance(outcome, Delivered) if name == "right" else _is_refused(outcome, received)
             yield "" if good else f"a certificate {name}, {kind}: {outcome}"
-    # Without a bundle of our own the machine's own authorities count, and do not know ours.
-    outcome, heard = _ask(_context(folder, *right), None, "metrics", lambda secure: secure.sendall(answer()))
-    yield "" if _is_refused(outcome, heard) else f"a certificate nobody knows: {outcome}"
-    outcome, heard = _ask(None, trusted, "metrics", lambda plain: plain.sendall(answer()))
-    yield "" if isinstance(outcome, RetryLater) and KEY.encode() not in heard else f"no encryption: {outcome}"
+    # Without our own bundle the machine's authorities are used, and our certificate is unknown to them.
+    outcome, received = _ask(
+        _context(folder, *right), None, "metrics", lambda secure: secure.sendall(answer())
+    )
+    yield "" if _is_refused(outcome, received) else f"a certificate of an unknown authority: {outcome}"
+    outcome, received = _ask(None, trusted, "metrics", lambda plain: plain.sendall(answer()))
+    yield (
+        ""
+        if isinstance(outcome, RetryLater) and KEY.encode() not in received
+        else f"no encryption: {outcome}"
+    )
 
 
 def _cuts(folder: Path, step: int) -> Iterator[str]:
-    """Cut answers, ended with and without the close_notify that TLS asks for."""
+    """Cut responses, ended with and without the close_notify that TLS requires."""
     ours, whole = _Authority("ours"), answer()
     trusted, context = ours.write(folder / "trusted.pem"), _context(folder, *ours.sign("localhost"))
     for cut in range(0, len(whole), step):
@@ -74,31 +80,31 @@ def _cuts(folder: Path, step: int) -> Iterator[str]:
             yield "" if isinstance(outcome, RetryLater) else f"cut after {cut} bytes in TLS: {outcome}"
 
 
-def _is_refused(outcome: Outcome, heard: bytes) -> bool:
+def _is_refused(outcome: Outcome, received: bytes) -> bool:
     held = (
         isinstance(outcome, Blocked)
         and outcome.scope is Scope.DESTINATION
         and "certificate" in outcome.reason
     )
-    return held and KEY.encode() not in heard and b"HTTP" not in heard
+    return held and KEY.encode() not in received and b"HTTP" not in received
 
 
 def _ask(
     context: ssl.SSLContext | None, trusted: Path | None, kind: str, act: Callable[[socket.socket], None]
 ) -> tuple[Outcome, bytes]:
-    """One exchange with a server of this context; the outcome, and what the server could read."""
-    with _server(context, act) as (port, heard):
+    """One exchange with a server of this context. Returns the outcome, and what the server could read."""
+    with _server(context, act) as (port, received):
         hub = transport(f"https://localhost:{port}", seconds=5.0, ca_bundle=trusted)
         outcome = hub.send(batch(kind), attempt())
         hub.close()
-    return outcome, b"".join(heard)
+    return outcome, b"".join(received)
 
 
 @contextmanager
 def _server(
     context: ssl.SSLContext | None, act: Callable[[socket.socket], None]
 ) -> Iterator[tuple[int, list[bytes]]]:
-    listener, heard = socket.create_server(("127.0.0.1", 0)), list[bytes]()
+    listener, received = socket.create_server(("127.0.0.1", 0)), list[bytes]()
 
     def serve() -> None:
         try:
@@ -107,7 +113,7 @@ def _server(
             with connection:
                 secure = context.wrap_socket(connection, server_side=True) if context else connection
                 with secure:
-                    heard.append(_request(secure) if context else secure.recv(65536))
+                    received.append(_request(secure) if context else secure.recv(65536))
                     act(secure)
         except OSError:
             return
@@ -115,14 +121,14 @@ def _server(
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield listener.getsockname()[1], heard
+        yield listener.getsockname()[1], received
     finally:
         thread.join(20)
         listener.close()
 
 
 def _request(secure: socket.socket) -> bytes:
-    """A whole request: what is left unread would turn the end of the connection into a reset."""
+    """A whole request: unread bytes would turn the end of the connection into a reset."""
     data = b""
     while block := secure.recv(65536):
         data += block
@@ -152,14 +158,14 @@ class _Authority:
         self._certificate = self._build(self._name, self._key, authority=True)
 
     def write(self, path: Path) -> Path:
-        """The own certificate, for those who trust it."""
+        """The server's own certificate, for clients that trust it."""
         path.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
         return path
 
     def sign(
         self, host: str, *, begin: datetime.datetime | None = None, end: datetime.datetime | None = None
     ) -> tuple[x509.Certificate, _Key]:
-        """A certificate for a host and 127.0.0.1 if it is this machine; valid now unless told otherwise."""
+        """A certificate for a host, and for 127.0.0.1 if it is this machine; valid now by default."""
         key = ec.generate_private_key(ec.SECP256R1())
         return self._build(_named(host), key, host=host, begin=begin, end=end), key
 

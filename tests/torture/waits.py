@@ -1,4 +1,4 @@
-"""Fuzzed rate-limit headers: no exception, no negative or absurd wait, and what is said plainly is obeyed."""
+"""Fuzzed rate-limit headers: no exception, no negative or absurd wait, and valid headers are obeyed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
-from torture.frame import Options
+from torture.frame import Report
 
 from hubqueue.destinations.wire.waits import asked_wait
 
@@ -32,9 +32,9 @@ _WORDS = (
 _SIGNS = '0123456789.,;=:-+ \t"\\()TtZzeE_/GMTrRtTlLWinfa\x00\xff\u0660\u2212'
 
 
-def run(chosen: Options, count: int) -> None:
-    """Fuzz `count` sets of headers, and say what came of it."""
-    dice, began = random.Random(chosen.seed), time.monotonic()
+def run(report: Report, count: int) -> None:
+    """Fuzz `count` sets of headers, and report the results."""
+    dice, began = random.Random(report.seed), time.monotonic()
     asked = plain = 0
     wrong: list[tuple[Mapping[str, str], object]] = []
     for index in range(count):
@@ -45,7 +45,7 @@ def run(chosen: Options, count: int) -> None:
             headers, expected = _fuzzed(dice), None
         try:
             wait = asked_wait(headers, now=_NOW)
-        except Exception as error:  # any at all is what this looks for
+        except Exception as error:  # any exception is a failure
             wrong.append((headers, error))
             continue
         asked += wait is not None
@@ -54,17 +54,17 @@ def run(chosen: Options, count: int) -> None:
             expected is not None and (wait is None or abs(wait - expected) > timedelta(seconds=1))
         ):
             wrong.append((headers, wait))
-    chosen.say(
-        f"rate-limit headers: {count} sets, {plain} of them plain and obeyed, {asked} asked for a wait; "
+    report.write(
+        f"rate-limit headers: {count} sets, {plain} of them valid and obeyed, {asked} requested a wait; "
         f"wrong {len(wrong)}; {(time.monotonic() - began) / count * 1e6:.0f} µs each"
     )
     for headers, found in wrong[:5]:
-        chosen.say(f"  {headers!r} -> {found!r}")
-    chosen.require(not wrong, f"{len(wrong)} sets of rate-limit headers were misread")
+        report.write(f"  {headers!r} -> {found!r}")
+    report.require(not wrong, f"{len(wrong)} sets of rate-limit headers were misread")
 
 
 def _plain(dice: random.Random) -> tuple[dict[str, str], timedelta]:
-    """Headers that mean one thing, and the wait they mean."""
+    """Valid headers, and their wait."""
     seconds = dice.choice((0, 1, dice.randrange(3600), dice.randrange(86_400), dice.randrange(10**7)))
     then, wait = _NOW + timedelta(seconds=seconds), min(timedelta(seconds=seconds), _DAY)
     match dice.randrange(7):
@@ -81,14 +81,14 @@ def _plain(dice: random.Random) -> tuple[dict[str, str], timedelta]:
         case 5:
             return {"RateLimit": f"limit=9, remaining=0, reset={seconds}"}, wait
         case _:
-            # A local clock that is wrong: the answer's own date counts.
+            # The local clock is wrong: the response's own date counts.
             there = _NOW + timedelta(days=dice.randrange(-4000, 4000))
             moment = there + timedelta(seconds=seconds)
-            told = {
+            fields = {
                 "Date": format_datetime(there, usegmt=True),
                 "Retry-After": format_datetime(moment, usegmt=True),
             }
-            return told, wait
+            return fields, wait
 
 
 def _fuzzed(dice: random.Random) -> dict[str, str]:
@@ -96,15 +96,15 @@ def _fuzzed(dice: random.Random) -> dict[str, str]:
     for _ in range(dice.randint(1, 4)):
         text = dice.choice(_WORDS)
         for _ in range(dice.choice((0, 0, 1, 3))):
-            place = dice.randrange(len(text) + 1)
+            at = dice.randrange(len(text) + 1)
             match dice.randrange(4):
                 case 0:
-                    text = text[:place] + dice.choice(_SIGNS) + text[place:]
+                    text = text[:at] + dice.choice(_SIGNS) + text[at:]
                 case 1:
-                    text = text[:place] + text[place + 1 :]
+                    text = text[:at] + text[at + 1 :]
                 case 2:
-                    text = text[:place] + dice.choice(_WORDS) + text[place:]
+                    text = text[:at] + dice.choice(_WORDS) + text[at:]
                 case _:
-                    text = text[:place] + str(dice.randrange(10 ** dice.randint(1, 25))) + text[place:]
+                    text = text[:at] + str(dice.randrange(10 ** dice.randint(1, 25))) + text[at:]
         headers[dice.choice(_NAMES)] = text
     return headers

@@ -1,7 +1,7 @@
-"""The world of a month: one home, one virtual clock, and everything that happens to them.
+"""The simulation of a month: one home, one virtual clock, and all events.
 
-Outbox, worker and janitor are the real ones, on files of their own; clock and hub are not (`torture.month`). Checkpoints
-have no bodies. Looks of the janitor that would find nothing new are left out; it tidies once an hour.
+Outbox, worker and janitor are the real ones, on their own files; clock and hub are simulated (`torture.month`). Checkpoints
+have no bodies. Scans of the janitor that would find nothing new are left out; it tidies once an hour.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from hubqueue.worker.closing import close_run
 from hubqueue.worker.events import Fact
 
 BATCH = 2
-"""Epochs in one request: few, so that backlogs exist."""
+"""Epochs per request: few, so that backlogs exist."""
 _YEAR = 365 * DAY
-# One destination only: a worker asks the database for each that is configured.
+# Only one destination: a worker queries the database for each configured one.
 _CONFIG = f'[destinations.hub]\ntype = "hub"\n[worker]\nbatch_entries = {BATCH}\n'
 _PATIENCE = 60.0
 _LOOK, _TIDY = 5.0, HOUR
-# A lane that is due and that nobody claims, however often: that is no race, it is stuck.
+# After this many steps without a claim, a due lane is stuck: this is no race.
 _STUCK = 100
 
 
 class World:
-    """A home in which a month passes."""
+    """A home that is simulated for a month."""
 
     def __init__(self, folder: Path, plan: Plan, dice: random.Random, worker: type[Mortal] = Mortal) -> None:
         self.plan, self._dice, self._worker = plan, dice, worker
@@ -63,7 +63,7 @@ class World:
         self._plan_disturbances()
 
     def run(self) -> None:
-        """Let the month pass, and the time after it until nothing is owed."""
+        """Simulate the month, and the time after it until nothing is owed."""
         self._start_worker()
         while True:
             at = min(self._work(), self._agenda[0][0] if self._agenda else math.inf)
@@ -84,13 +84,13 @@ class World:
         self.clock.advance(max(0.0, at - self.now))
         self.now = max(self.now, at)
 
-    def _at(self, at: float, act: Callable[..., None], *told: Any) -> None:
-        heapq.heappush(self._agenda, (at, next(self._order), lambda: act(*told)))
+    def _at(self, at: float, act: Callable[..., None], *arguments: Any) -> None:
+        heapq.heappush(self._agenda, (at, next(self._order), lambda: act(*arguments)))
 
-    # The worker's side.
+    # The workers.
 
     def _work(self) -> float:
-        """Step the workers until nothing is due any more; the moment at which something will be."""
+        """Step the workers until nothing is due. Returns the time of the next due request."""
         for _ in range(_STUCK):
             waits = self._stations[0].waits() if self._stations else math.inf
             if waits > 0.0:
@@ -101,42 +101,42 @@ class World:
                 assert station.worker.wait_free(_PATIENCE), "an attempt did not end"
                 if station.line.dead:
                     self._bury(station)
-        raise AssertionError("something is due, and no worker takes it")
+        raise AssertionError("something is due, and no worker claims it")
 
     def _start_worker(self, boot: int | None = None) -> None:
         if boot not in (None, self._boot):
             return
         self._stations.append(Station(self._open(), self.hub, self._worker, self._count))
-        self._say_workers()
+        self._note_workers()
 
     def _stop_worker(self, away: float) -> None:
         if self._stations:
             station = self._stations.pop()
             station.close()
-            self._say_workers()
+            self._note_workers()
             if not self._stations:
                 self._at(self.now + away, self._start_worker, self._boot)
 
     def _bury(self, station: Station) -> None:
-        """Its process is gone; every third one hangs, and keeps its lock for a while."""
+        """End a killed worker; every third one hangs, and keeps its lock for a while."""
         self._stations.remove(station)
         self.counts[f"crashes {station.line.dying} a request"] += 1
         station.outbox.close()
         if self._dice.random() < 0.3:
             self._at(self.now + 300.0, station.worker.die)
-            self._at(self.now + 300.0, self._look_soon)
+            self._at(self.now + 300.0, self._scan_soon)
         else:
             station.worker.die()
-            self._look_soon()
-        self._say_workers()
+            self._scan_soon()
+        self._note_workers()
         if not self._stations:
             self._at(self.now + self._dice.uniform(1.0, 120.0), self._start_worker, self._boot)
 
-    def _look_soon(self) -> None:
-        """The janitor looks around every five seconds: somebody has gone since the last time."""
-        self._at(self.now + self._dice.uniform(0.0, _LOOK), self._look)
+    def _scan_soon(self) -> None:
+        """Schedule a scan of the janitor, which scans every five seconds: a process has ended since the last scan."""
+        self._at(self.now + self._dice.uniform(0.0, _LOOK), self._scan)
 
-    def _look(self) -> None:
+    def _scan(self) -> None:
         for station in self._stations:
             station.janitor.scan()
 
@@ -144,7 +144,7 @@ class World:
         for station in self._stations[:1]:
             station.janitor.tidy()
 
-    def _say_workers(self) -> None:
+    def _note_workers(self) -> None:
         self.hub.note(What.WORKERS, number=len(self._stations))
 
     def _open(self) -> Outbox:
@@ -153,16 +153,16 @@ class World:
     def _count(self, fact: Fact) -> None:
         self.counts[type(fact).__name__] += 1
 
-    # The trainings' side.
+    # The trainings.
 
     def _begin(self, training: Training) -> None:
         target = self.outbox.config.destination("hub")
         model = declaration("hub").identify("yolo26n.pt", target)
-        training.id, goes_on = open_run(self.outbox, model, {}, target, resume=training.id or None)
+        training.id, continued = open_run(self.outbox, model, {}, target, resume=training.id or None)
         training.lock = Lock(self.outbox.run_lock(training.id))
         assert training.lock.try_acquire(), "a run's lock is taken"
         training.life += 1
-        self.counts["went on"] += goes_on
+        self.counts["continued"] += continued
         self.hub.note(What.BEGAN, training.id)
         hasty = self.now < training.hasty_until
         self._later(training, 0.0 if hasty else training.every, self._log)
@@ -170,14 +170,14 @@ class World:
         self._later(training, max(0.0, training.until - self.now), self._end)
 
     def _later(self, training: Training, delay: float, act: Callable[[Training], None]) -> None:
-        """What a training's process plans to do, should it live until then."""
+        """Schedule an action of a training's process, for the case that it still runs then."""
         life = training.life
         self._at(
             self.now + delay, lambda: act(training) if (training.alive and training.life == life) else None
         )
 
     def _log(self, training: Training) -> None:
-        # Epochs of half a second are written down ten at a time: their lane is busy all along.
+        # Epochs of half a second are logged ten at a time, which keeps their lane busy.
         hasty = self.now < training.hasty_until
         count, delay = (10, 5.0) if hasty else (1, training.every)
         for _ in range(count):
@@ -201,23 +201,23 @@ class World:
             training.ended = True
             close_run(self.outbox, training.id, RunState.FINISHED)
         self._lose(training)
-        self._look_soon()
+        self._scan_soon()
 
     def _lose(self, training: Training) -> None:
-        """Its process is gone."""
+        """End its process."""
         assert training.lock is not None
         training.lock.release()
         training.lock = None
         self.hub.note(What.ENDED, training.id)
 
-    # What happens to all of them.
+    # Events for all of them.
 
     def _plan_outages(self) -> None:
         for outage in self.outages:
             self._at(outage.begin, self._set_outage, outage)
             self._at(outage.end, self._set_outage, None)
             if outage.alone:
-                # Without a worker for so long every lane is overdue: they all start, and fail, in one instant.
+                # After this time without a worker every lane is overdue: all start, and fail, at the same time.
                 self._at(outage.begin + 0.3 * outage.lasts, self._restart, outage.alone)
 
     def _set_outage(self, outage: Outage | None) -> None:
@@ -270,7 +270,7 @@ class World:
             self._stop_worker(0.0)
 
     def _jump(self) -> None:
-        """A person or a time server sets the clock a year wrong; some hours later it is right again."""
+        """Set the clock a year wrong, as a person or a time server may; some hours later it is right again."""
         years = 0.0 if self._jumped else self._dice.choice((-_YEAR, _YEAR))
         self.counts["jumps"] += 1
         self.clock.jump(years - self._jumped)
@@ -283,8 +283,8 @@ class World:
             self._jump()
 
     def _reboot(self) -> None:
-        """Every process is gone at once; half of the trainings go on when the machine is up again."""
-        # The outbox believes the clock that a boot comes up with: by one that is ahead, all waits are over.
+        """End every process at once; half of the trainings continue after the machine has started again."""
+        # The outbox trusts the clock at a boot: with a clock that is ahead, all waits are over.
         if self._jumped:
             self._jump()
         off = self._dice.choice((20.0, 30.0, self._dice.uniform(30.0, 1800.0)))
@@ -297,7 +297,7 @@ class World:
             station.worker.die()
             station.outbox.close()
         self._stations.clear()
-        self._say_workers()
+        self._note_workers()
         before = self.outbox.database.now()
         self.outbox.close()
         self.clock.reboot(off)
@@ -315,12 +315,12 @@ class World:
             self.hub.busy = self._dice.uniform(2.0, 60.0)
 
     def _trouble(self) -> None:
-        """One run's requests fail for a while."""
+        """Make one run's requests fail for a while."""
         alive = [each.id for each in self.trainings if each.alive]
         if alive:
             run = self._dice.choice(alive)
             self.hub.troubled.setdefault(run, 0)
-            self.counts["runs in trouble"] += 1
+            self.counts["failing runs"] += 1
             self._at(self.now + self._dice.uniform(0.2, 3.0) * HOUR, self.hub.troubled.pop, run, None)
         elif self.now < self.plan.days * DAY:
             self._at(self.now + HOUR, self._trouble)

@@ -2,7 +2,7 @@
 
     make test-ultralytics
 
-Each training is a process of its own, in an environment with torch and one version of the package. When it is over and
+Each training is a separate process, in an environment with torch and one version of the package. After its end, when
 everything is delivered, the sandbox must have exactly what the trainer produced: every epoch's metrics with the same
 numbers, the final weights byte for byte, and no checkpoint that the trainer did not write.
 """
@@ -30,7 +30,7 @@ CASES = (
 
 
 def main(chosen: list[str]) -> int:
-    """Run the cases whose title contains each word chosen; the number that failed."""
+    """Run the cases whose title contains all given words. Returns the number of failures."""
     failed = 0
     print(
         f"seed {SEED}; the hub is {OUTAGE:g} s up and {OUTAGE:g} s down; each training is killed once and resumed"

@@ -11,7 +11,7 @@ _SIDE = 64
 
 
 def make(folder: Path, *, seed: int) -> Path:
-    """Eight pictures to train on and four to validate with; the path of the description."""
+    """Write eight images for training and four for validation. Returns the path of the description."""
     dice = random.Random(seed)
     for part, count in (("train", 8), ("val", 4)):
         for name in ("images", "labels"):

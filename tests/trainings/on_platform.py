@@ -1,4 +1,4 @@
-"""The same with Platform as the hub, and what the package's own callback sends beside what hubqueue sends."""
+"""The same with Platform as the hub, and a comparison of the events of the package's own callback and of hubqueue."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainings.training import SEED, Case, Failed, Training
 
 from hubqueue.sandbox import RunRecord
 
-# What hubqueue leaves out on purpose (docs/platform.md says why), by event.
+# The fields that hubqueue leaves out on purpose, by event (docs/platform.md gives the reasons).
 LEFT_OUT = {
     "training_started": {
         *(f"environment.{name}" for name in ("command", "pythonExecutable", "environment", "cpu")),
@@ -28,7 +28,7 @@ LEFT_OUT = {
 
 
 class PlatformTraining(Training):
-    """A training whose hub is a Platform."""
+    """A training with a Platform as its hub."""
 
     def environ_with(self, **settings: str) -> dict[str, str]:
         return platform_environ(self.folder / "home", self.hub.url, **settings)
@@ -43,7 +43,7 @@ class PlatformTraining(Training):
         return self.hub.run(self.hub.runs[0])
 
     def alone(self) -> RunRecord:
-        """Train from start to end with nothing in the way; what the hub has then."""
+        """Train from start to end without disturbances. Returns what the hub has then."""
         dataset.make(self.folder, seed=SEED)
         for words in (("settle", str(self.folder)), (self.case.door, "yolov8n.yaml", str(self.folder))):
             if self._start(*words).wait(timeout=300):
@@ -62,7 +62,7 @@ class PlatformTraining(Training):
         if sorted(had) != sorted(produced):
             raise Failed(f"epochs at the hub {sorted(had)}, produced {sorted(produced)}")
         for epoch, metrics in produced.items():
-            metrics.pop("fitness", None)  # stands beside the metrics there
+            metrics.pop("fitness", None)  # the page adds it to the metrics
             other = {name: had[epoch].get(name) for name in metrics if had[epoch].get(name) != metrics[name]}
             if other:
                 raise Failed(f"epoch {epoch} at the hub: {other}, produced {metrics}")
@@ -84,7 +84,7 @@ class PlatformTraining(Training):
 
 
 def compared_with_the_package(version: str) -> str:
-    """A table: each event that the package's own callback and hubqueue send for the same training. Raises Failed."""
+    """A table of the events that the package's own callback and hubqueue send for the same training. Raises Failed."""
     found = {}
     for door in ("package", "attach-console"):
         with tempfile.TemporaryDirectory(prefix="hubqueue-training-") as folder:
@@ -125,7 +125,7 @@ def _data(run: RunRecord, name: str) -> list[dict[str, Any]]:
 
 
 def _fields(found: Iterable[dict[str, Any]]) -> set[str]:
-    """The fields of all events, those of the objects in them too (metrics and arguments by their own names)."""
+    """The fields of all events, including those of nested objects (metrics and arguments by their own names)."""
     fields: set[str] = set()
     for data in found:
         for name, value in data.items():

@@ -1,10 +1,10 @@
 """One real training of the ultralytics package, as a user's script: `train.py DOOR MODEL FOLDER [LAST]`.
 
-Once before it: `train.py settle FOLDER`. LAST is a checkpoint to resume from.
+Run `train.py settle FOLDER` once before. LAST is a checkpoint to resume from.
 
-DOOR is `attach` (hubqueue's own callbacks), `attach-console` (with what the package logs), `drop-in` (the package's
+DOOR is `attach` (hubqueue's own callbacks), `attach-console` (with the package's log), `drop-in` (the package's
 callbacks/hub.py over HUBTrainingSession) or `package` (the package alone).
-What the trainer really produced is written to FOLDER/witness.jsonl, each line on the disk before the training goes on.
+What the trainer really produced is written to FOLDER/witness.jsonl. Each line is synced before the training continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EPOCHS = 3
 
 
 class Witness:
-    """Callbacks that write down what the trainer produced."""
+    """Callbacks that record what the trainer produced."""
 
     EVENTS = ("on_train_start", "on_train_epoch_start", "on_fit_epoch_end", "on_model_save", "on_train_end")
 
@@ -34,7 +34,7 @@ class Witness:
 
     def on_train_start(self, trainer: Any) -> None:
         if getattr(trainer, "hub_session", None) is not None:
-            # The original callbacks leave out what comes within 15 minutes of the last; this training takes one.
+            # The original callbacks skip checkpoints within 15 minutes of the last one; this training is shorter.
             trainer.hub_session.rate_limits.update(ckpt=0)
 
     def on_train_epoch_start(self, trainer: Any) -> None:
@@ -67,7 +67,7 @@ def main(door: str, model: str, folder: Path, last: str | None) -> None:
     ultralytics = importlib.import_module("ultralytics")
     hubqueue = importlib.import_module("hubqueue")
     if door == "drop-in":
-        # What docs/ultralytics.md tells.
+        # As documented in docs/ultralytics.md.
         for name in ("ultralytics.hub", "ultralytics.engine.model"):
             importlib.import_module(name).__dict__["HUBTrainingSession"] = hubqueue.HUBTrainingSession
     from_hub = "://" in model
@@ -92,13 +92,13 @@ def _arguments(folder: Path) -> dict[str, Any]:
 
 
 def settle(folder: Path) -> None:
-    """Write the package's settings, which it reads when it is imported, and a font that it would fetch otherwise."""
+    """Write the package's settings, which it reads when it is imported, and a font that it would download otherwise."""
     matplotlib = importlib.import_module("matplotlib")
     settings = Path(os.environ["YOLO_CONFIG_DIR"]) / "Ultralytics"
-    for place in (settings, settings.parent):
-        place.mkdir(parents=True, exist_ok=True)
+    for target in (settings, settings.parent):
+        target.mkdir(parents=True, exist_ok=True)
         shutil.copy(
-            Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", place / "Arial.ttf"
+            Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", target / "Arial.ttf"
         )
     given: dict[str, Any] = {"hub": True, "api_key": os.environ["HUB_API_KEY"], "sync": False}
     given |= {f"{name}_dir": str(folder / name) for name in ("runs", "weights", "datasets")}

@@ -1,4 +1,4 @@
-"""One real training under a hub that is down half the time, killed once and resumed, and what is compared then."""
+"""One real training with a hub that is down half the time, killed once and resumed; and the comparison after it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OUTAGE = 3.0  # seconds down, then as long up
 
 @dataclass(frozen=True)
 class Case:
-    """A version of the package, a door, and whether the training begins from the address of a model at the hub."""
+    """A version of the package, a door, and whether the training starts from the address of a model at the hub."""
 
     version: str
     door: str
@@ -42,11 +42,11 @@ class Case:
 
 
 class Failed(Exception):
-    """The hub has something else than the trainer produced."""
+    """The hub does not have what the trainer produced."""
 
 
 class Training:
-    """One case in a folder of its own."""
+    """One case in its own folder."""
 
     def __init__(self, case: Case, folder: Path) -> None:
         self.case, self.folder = case, folder
@@ -58,7 +58,7 @@ class Training:
             HUBQUEUE_RATE_LIMITS__CKPT="1",
             YOLO_CONFIG_DIR=str(folder / "settings"),
             YOLO_AUTOINSTALL="false",
-            # The older versions read their checkpoints as torch before 2.6 did.
+            # The older versions need the checkpoint loading of torch before 2.6.
             TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD="1",
             PYTHONPATH=os.pathsep.join(map(str, (ENVIRONMENT / "versions" / case.version, ROOT, HERE))),
         )
@@ -69,18 +69,18 @@ class Training:
         return environ_of(self.folder / "home", self.hub.url, **{**web, **settings})
 
     def has_a_checkpoint(self) -> bool:
-        """Whether the hub has one already."""
+        """Whether the hub already has one."""
         return any(self.hub.checkpoints(each) for each in self.hub.models)
 
     def run(self) -> str:
-        """Train, kill, resume, deliver; what was compared. Raises Failed."""
+        """Train, kill, resume, deliver, compare. Returns a summary. Raises Failed."""
         dataset.make(self.folder, seed=SEED)
         if self._start("settle", str(self.folder)).wait(timeout=120):
             raise Failed(f"the package cannot be used: {self.output()}")
         model = self._made_at_hub() if self.case.from_hub else "yolov8n.yaml"
         with self._outages() as down:
             self._train_until_killed(model)
-            down.clear()  # a training from the hub begins with its last weights, which it fetches itself
+            down.clear()  # a training from the hub starts with the hub's last weights, which it downloads itself
             self._train_to_the_end(model, down)
         drained = self._hubqueue("drain", "--timeout", "120")
         if drained.returncode:
@@ -95,7 +95,7 @@ class Training:
     # The steps.
 
     def _made_at_hub(self) -> str:
-        """The address of a model that the hub has: made by a run that sends nothing else."""
+        """The address of a model at the hub, made by a run that sends nothing else."""
         data = str(self.folder / "data.yaml")
         args = {"data": data, "epochs": EPOCHS, "batch": 4, "imgsz": 64, "patience": 50, "device": "cpu"}
         given = [word for name, value in args.items() for word in ("--arg", f"{name}={value}")]
@@ -110,7 +110,7 @@ class Training:
         try:
             wait_until(lambda: self._events("begun", epoch=2) or trainer.poll() is not None, timeout=300)
             if trainer.poll() is not None:
-                raise Failed(f"the training ended by itself: {self.output()}")
+                raise Failed(f"the training ended before it was killed: {self.output()}")
             trainer.send_signal(signal.SIGSTOP)
             wait_until(self.has_a_checkpoint, timeout=120)
         finally:
@@ -142,15 +142,15 @@ class Training:
 
     @contextmanager
     def _outages(self) -> Iterator[threading.Event]:
-        """The hub goes away and comes back in turns while the event given is set; it is there at the end."""
-        going, allowed = threading.Event(), threading.Event()
+        """Stop and start the hub in turns while the yielded event is set. At the end the hub is up."""
+        ended, allowed = threading.Event(), threading.Event()
         allowed.set()
 
         def alternate() -> None:
-            while not going.wait(OUTAGE):
+            while not ended.wait(OUTAGE):
                 if allowed.is_set():
                     self.hub.stop()
-                    going.wait(OUTAGE)
+                    ended.wait(OUTAGE)
                     self.hub.start()
 
         thread = threading.Thread(target=alternate, name="outages")
@@ -158,10 +158,10 @@ class Training:
         try:
             yield allowed
         finally:
-            going.set()
+            ended.set()
             thread.join()
 
-    # What the trainer produced, and what the hub has.
+    # What the trainer produced and what the hub has.
 
     def _events(self, name: str, **facts: Any) -> list[dict[str, Any]]:
         text = self.witness.read_text() if self.witness.exists() else ""
@@ -174,7 +174,7 @@ class Training:
     def _compared(self) -> str:
         produced = {each["epoch"]: each["metrics"] for each in self._events("validated")}
         (best,) = self._events("validated best")
-        # The original callbacks give the last epoch's number to the validation of the best weights.
+        # The original callbacks report the validation of the best weights under the last epoch's number.
         produced[best["epoch"] + (self.case.door == "attach")] = best["metrics"]
         had: dict[int, dict[str, Any]] = {}
         for model in self.hub.models:

@@ -1,6 +1,6 @@
-"""The operator of torchvision's compiled part that a training uses, in Python: its CUDA build needs CUDA's libraries.
+"""The only compiled operator of torchvision that a training uses, in Python: the CUDA build needs CUDA's libraries.
 
-`define()` comes before anything that imports torchvision. The operator is the plain greedy non-maximum suppression.
+Call `define()` before any import of torchvision. The operator is the plain greedy non-maximum suppression.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_KEPT: list[Any] = []  # a library's definitions go away with it
+_KEPT: list[Any] = []  # the definitions disappear when the library object is deleted
 
 
 def define() -> None:

@@ -1,4 +1,4 @@
-"""The language of faults: what a rule means, which requests it hits, how a misspelt one is refused."""
+"""The language of faults: what a rule means, which requests it hits, how a misspelt rule is refused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_redirect_keeps_its_whole_address() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", BEHAVIOURS)
-def test_every_behaviour_goes_with_every_kind(kind: str, what: str) -> None:
+def test_every_behaviour_is_allowed_with_every_kind(kind: str, what: str) -> None:
     rule = parse_rule(f"{kind}:{what}")
 
     assert (rule.kind, rule.what, rule.stores) == (kind, what, BEHAVIOURS[what])
@@ -109,7 +109,7 @@ def test_a_misspelt_rule_is_refused_with_the_nearest_word(text: str, suggestion:
         "429:retry-after=5\r\nX-Other: 1",
     ],
 )
-def test_a_rule_that_means_nothing_is_refused(text: str) -> None:
+def test_a_meaningless_rule_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):
         parse_rule(text)
 
@@ -125,7 +125,7 @@ def test_after_a_wrong_word_nothing_is_guessed(text: str) -> None:
     assert len(caught.value.problems) == 1
 
 
-def test_every_problem_of_every_rule_is_told_at_once() -> None:
+def test_every_problem_of_every_rule_is_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         Faults(["503:tmies=1:after=x", "404", "slience"])
 
@@ -162,7 +162,7 @@ def test_after_and_times_count_matching_requests() -> None:
     assert all(other is None for other, _ in hits)
 
 
-def test_a_poisonous_epoch_is_judged_only_when_the_epochs_are_known() -> None:
+def test_a_rule_for_an_epoch_is_evaluated_only_when_the_epochs_are_known() -> None:
     faults = Faults(["metrics:400:epoch=7"])
 
     assert faults.pick("metrics", body_bytes=10) is None
@@ -197,7 +197,7 @@ def test_the_first_rule_that_fires_decides() -> None:
     assert [rule.status for rule in picked if rule] == [503, 429]
 
 
-def test_the_same_seed_throws_the_same_dice() -> None:
+def test_the_same_seed_gives_the_same_faults() -> None:
     def hits(seed: int) -> list[bool]:
         faults = Faults(["503:0.3"], seed=seed)
         return [faults.pick("read", body_bytes=0) is not None for _ in range(200)]

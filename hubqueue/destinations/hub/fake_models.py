@@ -1,4 +1,4 @@
-"""A model of the fake HUB: built only by applying facts, one after the other. Nothing here is secret."""
+"""A model of the fake HUB, built only by applying facts in order. It holds no secrets."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hubqueue.sandbox.page import finite
 class CheckpointRecord:
     """One stored upload. `type` is `epoch` or `final`; `map` is None for `epoch`; `size` is in bytes.
 
-    `filename` is the name that the client gave, `name` the one under which the weights are served
-    (`epoch-<N>.pt` or `best.pt`), `path` where the bytes are. `sha256` is hex, of the received bytes.
+    `filename` is the client's name of the file, `name` the one under which the weights are served
+    (`epoch-<N>.pt` or `best.pt`), `path` the stored file. `sha256` is hex, of the received bytes.
     """
 
     epoch: int
@@ -35,7 +35,7 @@ class CheckpointRecord:
 
 @dataclass(frozen=True, slots=True)
 class BeatRecord:
-    """One heartbeat: what the agent calls itself, the id in the response, and when."""
+    """One heartbeat: the agent's own name, the id in the response, and the time."""
 
     agent: str
     agent_id: str
@@ -47,7 +47,7 @@ class BeatRecord:
 class Model:
     """One model of the hub. `given` is what the client sent at creation, with its later changes merged in.
 
-    `metrics` maps an epoch as sent (decimal text) to the JSON text as sent; the last one received wins.
+    `metrics` maps an epoch as sent (decimal text) to the JSON text as sent; the last one received counts.
     """
 
     id: str
@@ -61,7 +61,7 @@ class Model:
 
     @property
     def status(self) -> str:
-        """`new`, `training` once anything of a training arrived, `trained` once the final weights did."""
+        """`new`, `training` after the first metrics or checkpoint, `trained` after the final weights."""
         if any(record.type == "final" for record in self.checkpoints):
             return "trained"
         return "training" if self.metrics or self.checkpoints else "new"
@@ -73,7 +73,7 @@ class Model:
 
     @property
     def planned_epochs(self) -> int | None:
-        """How many epochs the training is to have, where the client named a number."""
+        """The planned number of epochs, None if the client named no number."""
         epochs = _object(self.given.get("config")).get("epochs")
         return epochs if isinstance(epochs, int) else None
 
@@ -98,7 +98,7 @@ class Model:
         return [{"meta": {"name": name}, "data": data} for name, data in found.items()]
 
     def document(self, root: str) -> dict[str, Any]:
-        """The model object that a client reads. `root` is the address under which it sees this hub."""
+        """The model object that a client reads. `root` is the address of this hub as the client sees it."""
         config = _object(self.given.get("config"))
         dataset = _object(self.given.get("dataset"))
         lineage = _object(self.given.get("lineage"))
@@ -124,7 +124,7 @@ class Model:
             "has_best_weights": best is not None,
             "is_pretrained": bool(parent),
             "is_custom": False,
-            # Without weights of its own, those it starts from: a name that ultralytics resolves.
+            # Without weights of its own, the weights it starts from: a name that ultralytics resolves.
             "weights": self._url(root, best) if best else parent,
             "resume": self._url(root, last) if last else None,
             "cfg": f"{architecture}.yaml" if architecture else None,
@@ -136,7 +136,7 @@ class Model:
         return f"{root}/weights/{self.id}/{record.name}"
 
     def apply(self, fact: Fact, folder: Path) -> None:
-        """Take one fact in. `folder` holds the weights of this model."""
+        """Apply one fact. `folder` holds the weights of this model."""
         if "at" in fact:
             self.changed_at = datetime.fromisoformat(fact["at"])
         match fact["fact"]:
@@ -166,7 +166,7 @@ class Model:
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, object by object."""
+    """`base` with `changes` merged into it, object by object."""
     result = dict(base)
     for name, value in changes.items():
         below = result.get(name)

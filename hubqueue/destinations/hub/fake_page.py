@@ -12,7 +12,7 @@ _KINDS: dict[str, Literal["busy", "good", ""]] = {"new": "", "training": "busy",
 
 
 def summary(model: Model) -> RunSummary:
-    """A model as a line of the list."""
+    """A model as a row of the list."""
     last_beat = model.beats[-1].at if model.beats else None
     return RunSummary(
         id=model.id,

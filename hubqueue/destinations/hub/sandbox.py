@@ -1,7 +1,7 @@
-"""The fake HUB of the sandbox: what each route checks, keeps and responds.
+"""The fake HUB of the sandbox: what each route checks, stores and responds.
 
-Promises: nothing is kept before the whole request was received and understood; a refused request leaves no
-trace. Refuses: a wrong key (401), a model it does not know (404), a wrong content type or shape (400).
+Promises: nothing is stored before the whole request was received and parsed; a refused request leaves no
+trace. Refuses: a wrong key (401), an unknown model (404), a wrong content type or shape (400).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def _envelope(data: Any, *, message: str = "OK") -> Response:
 
 
 class FakeHub(RoutedService):
-    """The routes of HUB, which takes a key as a bearer token or in a header of its own.
+    """The routes of HUB, which accepts a key as a bearer token or in `x-api-key`.
 
-    `models` are those that were not deleted, by id, oldest first; to be read under `Archive.changed`.
+    `models` are those that were not deleted, by id, oldest first; read them under `Archive.changed`.
     """
 
     name = "hub"
@@ -72,7 +72,7 @@ class FakeHub(RoutedService):
             ("GET", _WEIGHTS, "read", self._serve_weights),
         )
         super().__init__(
-            # Weights are read by a plain URL without headers, as the signed ones of the real hub are.
+            # Weights need no key, as the signed URLs of the real hub need none.
             Entrance(method, re.compile(path), kind, take, needs_key=path != _WEIGHTS)
             for method, path, kind, take in table
         )
@@ -86,7 +86,7 @@ class FakeHub(RoutedService):
         return request.bearer() or request.headers.get("x-api-key", "").strip()
 
     def look_up(self, model_id: str | None, request: Request) -> None:
-        """A model has to exist, unless the request is a repeated one."""
+        """The model must exist, unless the request is a repeated one."""
         if model_id is not None and not self._archive.has_receipt(request.receipt):
             self._known(model_id)
 
@@ -97,15 +97,15 @@ class FakeHub(RoutedService):
             raise Refused(404, "there is no such model")
         return model
 
-    # --- its state
+    # --- state
 
     def reset(self) -> None:
-        """Forget everything: the archive is about to read its facts back."""
+        """Clear the state. Called before the archive reads its facts back."""
         self.models.clear()
         self._gone.clear()
 
     def apply(self, fact: Fact) -> None:
-        """Take one fact in."""
+        """Apply one fact."""
         model_id = fact["model"]
         match fact["fact"]:
             case "created":
@@ -155,7 +155,7 @@ class FakeHub(RoutedService):
         ids = [model.id for model in found]
         cursor = query.get("last_doc_id")
         if cursor is not None and cursor not in ids:
-            raise Refused(400, "last_doc_id names no model of this list")
+            raise Refused(400, "last_doc_id is not the id of a model in this list")
         start = ids.index(cursor) + 1 if cursor is not None else 0
         page = found[start : start + int(limit)]
         data: dict[str, Any] = {
@@ -196,7 +196,7 @@ class FakeHub(RoutedService):
     def _export(self, request: Request, model_id: str) -> Prepared:
         if not isinstance(request.json_object().get("format"), str):
             raise Refused(400, "format has to be a text")
-        return responding(_envelope({}, message="the sandbox exports nothing, but the request was right"))
+        return responding(_envelope({}, message="the request is valid, but the sandbox exports nothing"))
 
     # --- what a training sends
 
@@ -234,7 +234,7 @@ class FakeHub(RoutedService):
         except BadForm as error:
             raise Refused(400, str(error)) from error
         except OSError as error:
-            raise Refused(507, f"the sandbox cannot keep this: {error.strerror}") from error
+            raise Refused(507, f"the sandbox cannot store this: {error.strerror}") from error
         try:
             upload = _understood(form)
         except Refused:
@@ -284,12 +284,12 @@ class FakeHub(RoutedService):
         return [fake_page.summary(model) for model in self.models.values()]
 
     def run(self, run_id: str) -> RunDetail | None:
-        """One model with everything, or None."""
+        """One model with all its details, or None."""
         model = self.models.get(run_id)
         return fake_page.detail(model) if model else None
 
     def cancel(self, run_id: str) -> bool:
-        """HUB knows no cancelling."""
+        """Always False: HUB has no cancelling."""
         return False
 
     def document(self, path: str) -> Any | None:
@@ -302,7 +302,7 @@ class FakeHub(RoutedService):
 
 def _is_object_text(text: str) -> bool:
     try:
-        # Not strict on purpose: on this wire a non-finite number stands bare inside the text.
+        # Not strict on purpose: this protocol has bare non-finite numbers inside the text.
         return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False

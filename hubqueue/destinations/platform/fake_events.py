@@ -1,4 +1,4 @@
-"""Requests to Platform's webhooks: their address and event, checked; their label, before they are checked."""
+"""Requests to Platform's webhooks: their address and event, checked; their label, without a check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hubqueue.sandbox.request import Body
 from hubqueue.sandbox.response import Refused
 from hubqueue.sandbox.routes import Label
 
-# The events of a training, and the kind of request that each one is.
+# The events of a training, with the kind of request of each.
 EVENTS: dict[str, str] = {
     "training_started": "registration",
     "training_progress": "heartbeat",
@@ -26,7 +26,7 @@ _DEFAULT_NAME = "train"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event, its shape checked. `run_id` is that of the data, None when they name no run."""
+    """One event, its shape checked. `run_id` comes from the data, None if they name no run."""
 
     name: str
     data: dict[str, Any]
@@ -36,7 +36,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Which training a request is about: a model id, or a project with a name."""
+    """The training that a request is about: a model id, or a project with a name."""
 
     model_id: str | None
     project: str | None

@@ -17,7 +17,7 @@ _KINDS: dict[str, Literal["busy", "good", "bad"]] = {
 
 
 def summary(run: RunRecord) -> RunSummary:
-    """A training as a line of the list."""
+    """A training as a row of the list."""
     planned = run.events[0].data.get("epochs")
     return RunSummary(
         id=run.model_id,
@@ -67,8 +67,8 @@ def detail(run: RunRecord) -> RunDetail:
 
 
 def _metrics(data: dict[str, Any]) -> dict[str, Any]:
-    beside = {name: data[name] for name in ("fitness", "best_fitness") if name in data}
-    return {**data.get("metrics", {}), **beside}
+    extra = {name: data[name] for name in ("fitness", "best_fitness") if name in data}
+    return {**data.get("metrics", {}), **extra}
 
 
 def _file(run: RunRecord, upload: UploadRecord) -> StoredFile:

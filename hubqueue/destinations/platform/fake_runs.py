@@ -1,4 +1,4 @@
-"""A training on the fake Platform: built only by applying facts, one after the other. Nothing here is secret."""
+"""A training on the fake Platform, built only by applying facts in order. It holds no API keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hubqueue.sandbox.archive import Fact
 class EventRecord:
     """One stored event of a training on Platform, in the order in which they were stored.
 
-    `data` is as it was sent. `run_id` is the run it was counted for. `ignored` is `stale_instance` for an
+    `data` is as it was sent. `run_id` is the run that it belongs to. `ignored` is `stale_instance` for an
     event of a run that a newer one has replaced: it changed nothing.
     """
 
@@ -29,11 +29,11 @@ class EventRecord:
 
 @dataclass(frozen=True, slots=True)
 class UploadRecord:
-    """One checkpoint on its way to Platform: its URL handed out, its bytes staged, the staged object promoted.
+    """One checkpoint upload to Platform: its URL is issued, its bytes are staged, the staged object is promoted.
 
-    `run_id` is None for an upload that named no run: it counts as soon as its bytes are there. `object_path`
-    is what the protocol calls `gcsPath`. `size` (bytes), `sha256` (hex) and `path` are None until the bytes
-    have arrived; `with_key`: they came with an `Authorization` header, which storage must not see.
+    `run_id` is None for an upload that named no run: it counts as soon as its bytes have arrived. `object_path`
+    is the protocol's `gcsPath`. `size` (bytes), `sha256` (hex) and `path` are None until the bytes have arrived.
+    `with_key`: the upload had an `Authorization` header, which the storage must not see.
     """
 
     filename: str
@@ -52,9 +52,9 @@ class UploadRecord:
 
 @dataclass(slots=True)
 class RunRecord:
-    """One training on Platform. `name` is the one it got, `asked_name` the one it asked for (`train-2`, `train`).
+    """One training on Platform. `name` is the assigned name, `asked_name` the requested one (`train-2`, `train`).
 
-    `run_ids` are the ids of its starts, the current one last. `uploads` are all whose URL was handed out.
+    `run_ids` are the ids of its starts, the current one last. `uploads` are all whose URL was issued.
     """
 
     model_id: str
@@ -69,12 +69,12 @@ class RunRecord:
 
     @property
     def run_id(self) -> int:
-        """The id of the current run; one that is older is stale."""
+        """The id of the current run; older ids are stale."""
         return self.run_ids[-1]
 
     @property
     def state(self) -> str:
-        """`training`, `complete`, `failed` or `cancelled` (which stays, whatever still arrives)."""
+        """`training`, `complete`, `failed` or `cancelled` (no later event changes it)."""
         if self.cancelled:
             return "cancelled"
         states = {
@@ -109,7 +109,7 @@ class RunRecord:
 
     @property
     def duplicates(self) -> list[EventRecord]:
-        """The events that repeat an earlier event of the same run word for word."""
+        """The events that are identical to an earlier event of the same run."""
         seen: set[tuple[str, int, str]] = set()
         found = []
         for each in self.events:
@@ -121,7 +121,7 @@ class RunRecord:
 
 
 def begun(fact: Fact) -> RunRecord:
-    """The training that a `tracked` fact is about, still without its first run."""
+    """The training that a `tracked` fact is about, without its first run."""
     return RunRecord(
         model_id=fact["model"],
         project=fact["project"],
@@ -132,7 +132,7 @@ def begun(fact: Fact) -> RunRecord:
 
 
 def apply(fact: Fact, run: RunRecord, folder: Path) -> None:
-    """Take one fact in. `folder` holds the checkpoints of this training."""
+    """Apply one fact. `folder` holds the checkpoints of this training."""
     at = datetime.fromisoformat(fact["at"])
     match fact["fact"]:
         case "tracked" | "event":
@@ -174,7 +174,7 @@ def find(run: RunRecord, object_path: str) -> UploadRecord | None:
 
 
 def copied(run: RunRecord) -> RunRecord:
-    """A copy that does not change when something more arrives."""
+    """A copy that later events do not change."""
     return dataclasses.replace(
         run, run_ids=list(run.run_ids), events=list(run.events), uploads=list(run.uploads)
     )

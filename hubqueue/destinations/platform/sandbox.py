@@ -1,12 +1,12 @@
 """The fake Platform of the sandbox: the events of a training, upload URLs, and the storage behind them.
 
-Promises: nothing is kept before the whole request was received and understood; a checkpoint counts only when
-its own run has promoted a staged object; an upload URL takes one whole upload, before it expires. Refuses: a
-wrong key (401), a training it does not know (404), a wrong shape (400), promoting what is not staged and
-uploading for a run that was replaced (409), a used or expired URL (403), too many requests (429).
+Promises: nothing is stored before the whole request was received and parsed; a checkpoint counts only after
+its own run has promoted a staged object; an upload URL accepts one whole upload, before it expires. Refuses: a
+wrong key (401), an unknown training (404), a wrong shape (400), a promotion without a staged object and an
+upload for a replaced run (409), a used or expired URL (403), too many requests (429).
 
-The fields are those of ultralytics-platform 0.1.99. Where that leaves the server's response open,
-docs/sandbox.md names the choice.
+The fields are those of ultralytics-platform 0.1.99. That package does not define every response of the server;
+docs/sandbox.md names the choices made here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _FILENAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _ENDED = {"action": "training_terminated", "reason": "this training has ended"}
 
 
-# Cloud storage behind a signed URL: nothing in a success, XML in a refusal.
+# Cloud storage behind a signed URL: a success has no body, a refusal is XML.
 _STORAGE = Dialect(
     done=Response(200),
     null=b"",
@@ -55,10 +55,10 @@ _STORAGE = Dialect(
 
 
 class FakePlatform(RoutedService):
-    """The routes of Platform, which takes a key as a bearer token.
+    """The routes of Platform, which accepts a key as a bearer token.
 
-    An upload URL can be used for `url_lifetime` seconds. `requests_per_minute` and `uploads_per_minute` are for each
-    key (None: any number). `tracked` are the trainings by model id, oldest first; to be read under `Archive.changed`.
+    An upload URL is valid for `url_lifetime` seconds. `requests_per_minute` and `uploads_per_minute` are per key
+    (None: unlimited). `tracked` are the trainings by model id, oldest first; read them under `Archive.changed`.
     """
 
     name = "platform"
@@ -111,7 +111,7 @@ class FakePlatform(RoutedService):
         return request.bearer()
 
     def admit(self, entrance: Entrance, request: Request, key: str) -> None:
-        """A key has a budget a minute: 429 for what is above it."""
+        """Each key has a budget per minute: 429 for requests above it."""
         budget = self._uploads if entrance.kind == "ckpt" else self._requests
         wait = budget.take(key, now=time.monotonic())
         if wait:
@@ -124,14 +124,14 @@ class FakePlatform(RoutedService):
             )
             raise Refused(429, f"more than {budget.per_minute} a minute for this key", headers=headers)
 
-    # --- its state
+    # --- state
 
     def reset(self) -> None:
-        """Forget everything: the archive is about to read its facts back."""
+        """Clear the state. Called before the archive reads its facts back."""
         self.tracked.clear()
 
     def apply(self, fact: Fact) -> None:
-        """Take one fact in."""
+        """Apply one fact."""
         model_id = fact["model"]
         if fact["fact"] == "tracked":
             self.tracked[model_id] = begun(fact)
@@ -184,7 +184,7 @@ class FakePlatform(RoutedService):
         return new
 
     def _next_run_id(self) -> int:
-        """The id that the next run gets: no other has it, and it is higher than all others."""
+        """The id of the next run: unique, and higher than all others."""
         return sum(len(run.run_ids) for run in self.tracked.values()) + 1
 
     def _all(self) -> list[RunRecord]:
@@ -246,7 +246,7 @@ class FakePlatform(RoutedService):
                 200, more | {"modelId": run.model_id}
             )
 
-        # Always a new URL, whatever the Idempotency-Key: the response to an earlier request may be used up.
+        # Always a new URL, even for a known Idempotency-Key: the URL of the earlier response may be used up.
         return Prepared(lambda: self._archive.keep(None, make))
 
     def _take_bytes(self, request: Request, model_id: str) -> Prepared:
@@ -263,7 +263,7 @@ class FakePlatform(RoutedService):
                     digest.update(block)
         except OSError as error:
             arriving.unlink(missing_ok=True)
-            raise Refused(507, f"the sandbox cannot keep this: {error.strerror}") from error
+            raise Refused(507, f"the sandbox cannot store this: {error.strerror}") from error
         except BaseException:
             arriving.unlink(missing_ok=True)
             raise
@@ -285,7 +285,7 @@ class FakePlatform(RoutedService):
         return Prepared(commit, lambda: arriving.unlink(missing_ok=True))
 
     def _signed(self, request: Request, model_id: str) -> tuple[RunRecord, UploadRecord]:
-        """The upload that a signed URL is for. Raises `Refused` (403) when it cannot be used (any more)."""
+        """The upload that a signed URL is for. Raises `Refused` (403) if the URL is not valid (any more)."""
         run = self.tracked.get(model_id)
         upload_path = request.path.removeprefix("/storage/")
         upload = (
@@ -295,7 +295,7 @@ class FakePlatform(RoutedService):
         if run is None or upload is None or not hmac.compare_digest(token.encode(), upload.token.encode()):
             raise Refused(403, "the signature does not match")
         if upload.staged_at is not None:
-            raise Refused(403, "this URL was used")
+            raise Refused(403, "this URL was already used")
         if datetime.now(UTC) >= upload.expires_at:
             raise Refused(403, "this URL has expired")
         return run, upload
@@ -315,12 +315,12 @@ class FakePlatform(RoutedService):
         return [fake_page.summary(run) for run in self.tracked.values()]
 
     def run(self, run_id: str) -> RunDetail | None:
-        """One training with everything, or None."""
+        """One training with all its details, or None."""
         run = self.tracked.get(run_id)
         return fake_page.detail(run) if run else None
 
     def cancel(self, run_id: str) -> bool:
-        """Cancel a training: every response from now on reports it. False when there is none of this id."""
+        """Cancel a training: every further response reports it. False if the id is unknown."""
         with self._archive.changed:
             if run_id not in self.tracked:
                 return False
@@ -328,7 +328,7 @@ class FakePlatform(RoutedService):
             return True
 
     def document(self, path: str) -> None:
-        """It shows nothing beside its runs."""
+        """Always None: Platform shows only its runs."""
 
 
 def _fact(fact: str, model_id: str, **more: Any) -> Fact:

@@ -1,4 +1,4 @@
-"""Where the benchmarks run: one folder on a real file system, and what has to be known about the machine."""
+"""The context of the benchmarks: one folder on a real file system, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ROOT = Path(__file__).resolve().parent.parent
 _NOT_REAL = ("tmpfs", "ramfs", "overlay")
 
 
-class Place:
-    """The folder of one run of the benchmarks, gone at its end. `quick` asks for fewer and smaller rounds."""
+class Context:
+    """The folder of one run of the benchmarks, deleted at its end. `quick` requests fewer and smaller rounds."""
 
     def __init__(self, *, quick: bool) -> None:
         self.quick = quick
         self._stack = ExitStack()
-        beside = os.environ.get("TMPDIR") or str(ROOT.parent)
-        made = tempfile.TemporaryDirectory(prefix="hubqueue-bench-", dir=beside, ignore_cleanup_errors=True)
+        parent = os.environ.get("TMPDIR") or str(ROOT.parent)
+        made = tempfile.TemporaryDirectory(prefix="hubqueue-bench-", dir=parent, ignore_cleanup_errors=True)
         self.folder = Path(self._stack.enter_context(made))
 
     def new(self, name: str) -> Path:
@@ -42,7 +42,7 @@ class Place:
 
     @cached_property
     def hub(self) -> Hub:
-        """The receiving hub, a process of its own."""
+        """The receiving hub, a separate process."""
         from benchmarks.receiver import Hub
 
         return self._stack.enter_context(Hub())
@@ -55,7 +55,7 @@ class Place:
         return Crowd.make(self.new("crowd"), quick=self.quick)
 
     def environ(self, home: Path, **settings: object) -> dict[str, str]:
-        """The environment of a process that works on a home: this hub, no limits, and `settings` (SECTION__KEY)."""
+        """The environment of a process that uses a home: this hub, no limits, and `settings` (SECTION__KEY)."""
         own = {
             "HUBQUEUE_HOME": str(home),
             "ULTRALYTICS_HUB_API": self.hub.url,
@@ -78,12 +78,12 @@ class Place:
 
 
 def journal() -> tuple[str, str]:
-    """The journal mode and the synchronous level of an outbox on this machine: those of the floor, too."""
+    """The journal mode and the synchronous level of an outbox on this machine. The floor uses the same."""
     return journal_for(tuple(load_driver("auto").sqlite_version_info), network=False)
 
 
-def machine(place: Place) -> Mapping[str, str]:
-    """What a figure means nothing without."""
+def machine(context: Context) -> Mapping[str, str]:
+    """The facts about the machine that every figure depends on."""
     import sqlite3
 
     mode, level = journal()
@@ -91,7 +91,7 @@ def machine(place: Place) -> Mapping[str, str]:
     return {
         "machine": f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
-        "file system": Home(place.folder).file_system(),
+        "file system": Home(context.folder).file_system(),
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         "SQLite": f"{load_driver('auto').sqlite_version} ({mode.upper()}, {level}) for hubqueue and the floor, {sqlite3.sqlite_version} for the peers",
         "hubqueue": version("hubqueue"),
@@ -100,7 +100,7 @@ def machine(place: Place) -> Mapping[str, str]:
 
 
 def version(package: str) -> str:
-    """The installed version of a package, empty when it is not installed."""
+    """The installed version of a package, "" if it is not installed."""
     try:
         return metadata.version(package) if package else ""
     except metadata.PackageNotFoundError:
