@@ -21,9 +21,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hubqueue.config.declaration import Key, Secret
+from hubqueue.config.filesystem.ownership import read_trusted
 from hubqueue.config.home import open_private, sync_folder
 from hubqueue.config.names import own_variable
-from hubqueue.config.ownership import read_trusted
 from hubqueue.config.registry import declaration, vendors_url
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.account import origin

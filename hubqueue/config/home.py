@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hubqueue.config import mounts, ownership
+from hubqueue.config.filesystem import mounts, ownership
 from hubqueue.config.reader import Config, Reading, read
 from hubqueue.domain.errors import ConfigError, OutboxUnavailable
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from hubqueue.config.ownership import read_small
+from hubqueue.config.filesystem.ownership import read_small
 
 # The settings were YAML until ultralytics 8.2.80 and are JSON since.
 _YAML_KEY = re.compile(r"^api_key:[ \t]*['\"]?([^'\"\s#]+)", re.MULTILINE)

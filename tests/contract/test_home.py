@@ -12,8 +12,8 @@ import pytest
 from stage import environ_of, kill, python
 
 from hubqueue.config.credentials import Credentials
+from hubqueue.config.filesystem.mounts import type_of_mount
 from hubqueue.config.home import Home, open_private
-from hubqueue.config.mounts import type_of_mount
 from hubqueue.destinations.hub.settings import HubSettings
 from hubqueue.destinations.platform.settings import PlatformSettings
 from hubqueue.domain.errors import ConfigError, CredentialsError, OutboxUnavailable

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from hubqueue.config import mounts
+from hubqueue.config.filesystem import mounts
 from hubqueue.domain.errors import OutboxUnavailable
 
 LARGEST = 1 << 20
