@@ -63,4 +63,4 @@ def installed(folder: Path, *, code: str = CODE) -> Iterator[Path]:
 def _look_again() -> None:
     importlib.invalidate_caches()
     registry.declaration.cache_clear()
-    registry._strangers.cache_clear()
+    registry._entry_points.cache_clear()

@@ -43,7 +43,7 @@ class Config:
     outbox: OutboxSettings = table(OutboxSettings, help="the database of entries")
     spool: SpoolSettings = table(SpoolSettings, help="the snapshots of checkpoints")
     rate_limits: RateLimits = table(
-        RateLimits, help="least time between two request starts of one run; 0 is no limit"
+        RateLimits, help="minimum time between two request starts of one run; 0 is no limit"
     )
     retry: RetrySettings = table(
         RetrySettings, help="the wait after a failure is random, up to base * 2^failures, at most cap"

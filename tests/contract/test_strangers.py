@@ -137,7 +137,7 @@ def test_a_home_below_a_folder_of_everybody_is_refused_unless_that_is_sticky(tmp
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
-    with pytest.raises(OutboxUnavailable, match="can be changed by everybody") as refused:
+    with pytest.raises(OutboxUnavailable, match="every user can write to") as refused:
         Home(shared / "deep" / "home").create()
     assert refused.value.hint is not None and f"chmod o-w {shared}" in refused.value.hint
 
