@@ -138,4 +138,4 @@ def test_an_answer_that_we_ended_ourselves_is_none() -> None:
         outcome = transport(peer.url, seconds=1).send(batch("metrics"), attempt())
 
     assert isinstance(outcome, RetryLater)
-    assert "no complete answer" in outcome.reason
+    assert "no complete response" in outcome.reason

@@ -202,14 +202,17 @@ def elsewhere(url: str) -> bytes:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("https://evil.example.org/put?signature=abcdefgh", "sent to evil.example.org, which is not allowed"),
+        (
+            "https://evil.example.org/put?signature=abcdefgh",
+            "checkpoints to evil.example.org, which is not allowed",
+        ),
         (
             "http://storage.googleapis.com/put?signature=abcdefgh",
             "port 80 of storage.googleapis.com, which is not allowed",
         ),
         (
             "http://storage.googleapis.com:443/put?signature=abcdefgh",
-            "sent to storage.googleapis.com unencrypted",
+            "checkpoints to storage.googleapis.com without encryption",
         ),
         (
             "https://storage.googleapis.com:8443/put?signature=abcdefgh",

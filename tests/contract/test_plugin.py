@@ -334,7 +334,7 @@ def test_a_type_that_is_not_installed_is_an_error_with_what_to_do(home: Path) ->
 
     assert done.returncode == 2
     assert "destinations.lab.type must be 'hub' or 'platform'" in done.stderr
-    assert "install that with pip" in done.stderr
+    assert "install it with pip" in done.stderr
 
 
 def test_the_rows_of_a_type_that_is_gone_stop_nothing(

@@ -65,8 +65,8 @@ def ckpt(body: bytes, *, final: bool = False) -> Batch:
     return batch(Kind.CKPT, payload=payload, snapshot=Snapshot("x.ckpt", len(body), 0), final=final)
 
 
-class Told:
-    """An attempt that remembers what it was told."""
+class Recorder:
+    """An attempt that records the reports of the transport."""
 
     def __init__(self) -> None:
         self.starts, self.sent = 0, [0]
@@ -78,7 +78,7 @@ class Told:
 
 
 def send(url: str, what: Batch | None = None, **options: object) -> Outcome:
-    return transport(url, **options).send(what or batch(), Told().attempt)  # type: ignore[arg-type]
+    return transport(url, **options).send(what or batch(), Recorder().attempt)  # type: ignore[arg-type]
 
 
 def sends(data: bytes, *, close: bool = False) -> Callable[[socket.socket, bytes], None]:
@@ -183,7 +183,7 @@ def test_what_follows_an_odd_answer_is_not_taken_for_the_next_one() -> None:
 
     with Peer(act) as peer:
         hub = transport(peer.url)
-        outcomes = [hub.send(batch(), Told().attempt) for _ in range(3)]
+        outcomes = [hub.send(batch(), Recorder().attempt) for _ in range(3)]
 
     assert not any(isinstance(outcome, Delivered) for outcome in outcomes)
 
@@ -282,13 +282,13 @@ def test_the_requests_are_the_hubs_own() -> None:
     body = os.urandom(3_000_000)
     with Peer(sends(answer())) as peer:
         hub = transport(peer.url, body=body)
-        assert hub.send(batch(Kind.REGISTRATION, payload='{"meta": {}}'), Told().attempt) == Delivered(
+        assert hub.send(batch(Kind.REGISTRATION, payload='{"meta": {}}'), Recorder().attempt) == Delivered(
             Remote(id=MODEL, url=f"https://hub.ultralytics.com/models/{MODEL}")
         )
-        assert hub.send(batch(), Told().attempt) == Delivered()
-        assert hub.send(ckpt(body), Told().attempt) == Delivered()
-        assert hub.send(ckpt(body, final=True), Told().attempt) == Delivered()
-        assert hub.send(batch(Kind.HEARTBEAT), Told().attempt) == Delivered(
+        assert hub.send(batch(), Recorder().attempt) == Delivered()
+        assert hub.send(ckpt(body), Recorder().attempt) == Delivered()
+        assert hub.send(ckpt(body, final=True), Recorder().attempt) == Delivered()
+        assert hub.send(batch(Kind.HEARTBEAT), Recorder().attempt) == Delivered(
             Remote(remember={"agent_id": "agent-1"})
         )
         assert hub.check() == Delivered()
@@ -344,14 +344,14 @@ def test_an_odd_model_id_is_no_registration(found: str) -> None:
 
 def test_the_attempt_hears_the_start_once_and_the_bytes_to_the_end() -> None:
     body = os.urandom(5_000_000)
-    told = Told()
+    recorder = Recorder()
     with Peer(sends(answer())) as peer:
-        transport(peer.url, body=body).send(ckpt(body), told.attempt)
+        transport(peer.url, body=body).send(ckpt(body), recorder.attempt)
 
-    assert told.starts == 1
-    assert told.sent == sorted(told.sent)
-    assert told.sent[-1] > len(body)
-    assert len(told.sent) > 10
+    assert recorder.starts == 1
+    assert recorder.sent == sorted(recorder.sent)
+    assert recorder.sent[-1] > len(body)
+    assert len(recorder.sent) > 10
 
 
 def test_an_attempt_whose_start_is_refused_sends_nothing() -> None:
@@ -387,7 +387,7 @@ def test_a_silent_peer_is_given_up() -> None:
         outcome = send(peer.url, **_quick())
 
     assert isinstance(outcome, RetryLater)
-    assert "answer" in outcome.reason
+    assert "response" in outcome.reason
 
 
 @pytest.mark.parametrize("where", ["head", "body"])
@@ -405,7 +405,7 @@ def test_a_dripped_answer_is_given_up(where: str) -> None:
         outcome = send(peer.url, **_quick())
 
     assert isinstance(outcome, RetryLater)
-    assert "no complete answer" in outcome.reason
+    assert "no complete response" in outcome.reason
 
 
 def test_a_peer_that_does_not_read_is_given_up() -> None:
@@ -445,7 +445,7 @@ def test_a_slow_reader_above_the_rate_is_waited_for() -> None:
 
 def test_stop_ends_an_upload() -> None:
     body = b"x" * 30_000_000
-    told = Told()
+    recorder = Recorder()
     reached = threading.Event()
 
     def act(_connection: socket.socket, _request: bytes) -> None:
@@ -455,10 +455,10 @@ def test_stop_ends_an_upload() -> None:
     with Peer(act, read_body=False) as peer:
         outcomes: list[Outcome] = []
         hub = transport(peer.url, body=body)
-        thread = threading.Thread(target=lambda: outcomes.append(hub.send(ckpt(body), told.attempt)))
+        thread = threading.Thread(target=lambda: outcomes.append(hub.send(ckpt(body), recorder.attempt)))
         thread.start()
         assert reached.wait(PATIENCE)
-        told.stop.set()
+        recorder.stop.set()
         thread.join(PATIENCE)
 
     assert outcomes == [Aborted("the worker stops")]
@@ -554,8 +554,8 @@ def test_the_environment_redirects_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_cookie_is_not_kept() -> None:
     with Peer(sends(answer(headers="Set-Cookie: tracked=1; Path=/\r\n"))) as peer:
         hub = transport(peer.url)
-        hub.send(batch(), Told().attempt)
-        hub.send(batch(), Told().attempt)
+        hub.send(batch(), Recorder().attempt)
+        hub.send(batch(), Recorder().attempt)
 
     assert b"cookie" not in peer.requests[1].lower()
 
@@ -622,7 +622,7 @@ def test_after_a_refused_key_the_next_one_is_tried() -> None:
 
     with Peer(act) as peer:
         hub = transport(peer.url, keys=("wrong-key", "right-key"))
-        first, second = (hub.send(batch(), Told().attempt) for _ in range(2))
+        first, second = (hub.send(batch(), Recorder().attempt) for _ in range(2))
         alone = send(peer.url, keys=("wrong-key",))
 
     assert isinstance(first, RetryLater)

@@ -160,12 +160,12 @@ def test_a_linked_checkpoint_is_refused(home: Path, tmp_path: Path) -> None:
 
 
 def test_the_text_of_a_server_is_made_harmless(home: Path, tmp_path: Path) -> None:
-    from hubqueue.destinations.wire.exchange import Answer, outcome_of_status
+    from hubqueue.destinations.wire.exchange import Response, outcome_of_status
     from hubqueue.domain.outcome import Blocked, Scope
 
     evil = '{"message": "\\u001b[2J\\u202e wipe ' + CANARY + " " + "x" * 5000 + '"}'
 
-    outcome = outcome_of_status(Answer(401, {}, evil.encode()), host="hub", secrets=(CANARY,))
+    outcome = outcome_of_status(Response(401, {}, evil.encode()), host="hub", secrets=(CANARY,))
 
     assert isinstance(outcome, Blocked)
     assert outcome.scope is Scope.DESTINATION
