@@ -1,4 +1,4 @@
-"""What an HTTP client does by itself and this one must not: half a request answered, redirects read, proxies counted."""
+"""What HTTP clients do automatically and this one must not: accept early responses, read redirects, count proxy bytes."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _batch(kind: Kind, payload: str, snapshot: Snapshot | None) -> Batch:
     return Batch(RunRef("run", "hub", "m.pt", "abcdefghij0123456789"), kind, (entry,), "key-of-the-batch")
 
 
-def _answers_at_once(data: bytes, peer_closes: bool) -> Callable[[socket.socket, bytes], None]:
+def _responds_at_once(data: bytes, peer_closes: bool) -> Callable[[socket.socket, bytes], None]:
     def act(connection: socket.socket, _request: bytes) -> None:
         connection.sendall(data)
         if peer_closes:
@@ -92,8 +92,8 @@ def _answers_at_once(data: bytes, peer_closes: bool) -> Callable[[socket.socket,
 
 
 @pytest.mark.parametrize("peer_closes", [True, False])
-def test_a_success_told_before_the_upload_was_whole_is_no_delivery(peer_closes: bool) -> None:
-    with Peer(_answers_at_once(answer(), peer_closes), read_body=False) as peer:
+def test_a_success_before_the_upload_is_complete_is_no_delivery(peer_closes: bool) -> None:
+    with Peer(_responds_at_once(answer(), peer_closes), read_body=False) as peer:
         recorder = Recorder()
         there = hub(peer.url, body=_LARGE, stall_window=timedelta(seconds=1), stall_rate=10_000_000)
 
@@ -103,7 +103,7 @@ def test_a_success_told_before_the_upload_was_whole_is_no_delivery(peer_closes: 
     assert recorder.sent[-1] < len(_LARGE)
 
 
-def test_a_success_told_before_the_upload_was_stopped_is_no_delivery() -> None:
+def test_a_success_before_the_upload_is_stopped_is_no_delivery() -> None:
     recorder, outcomes, reached = Recorder(), list[Outcome](), threading.Event()
 
     def act(connection: socket.socket, _request: bytes) -> None:
@@ -124,10 +124,10 @@ def test_a_success_told_before_the_upload_was_stopped_is_no_delivery() -> None:
     assert outcomes == [Aborted("the worker stops")]
 
 
-def test_a_refusal_told_before_the_upload_was_whole_counts() -> None:
-    """A hub that finds a checkpoint too large need not read it all to say so."""
+def test_a_refusal_before_the_upload_is_complete_counts() -> None:
+    """A hub may refuse a checkpoint as too large before it has read all of it."""
     refusal = answer(b'{"message": "too large"}', status="413 Too Large")
-    with Peer(_answers_at_once(refusal, True), read_body=False) as peer:
+    with Peer(_responds_at_once(refusal, True), read_body=False) as peer:
         outcome = hub(peer.url, body=_LARGE).send(ckpt(len(_LARGE)), Recorder().attempt)
 
     assert isinstance(outcome, Rejected)
@@ -138,7 +138,7 @@ def test_a_refusal_told_before_the_upload_was_whole_counts() -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "shorter", "longer"])
-@pytest.mark.parametrize("early", [b"", answer()], ids=["", "success recorder at once"])
+@pytest.mark.parametrize("early", [b"", answer()], ids=["", "immediate success"])
 def test_a_snapshot_that_is_altered_while_it_is_sent_never_arrives_whole(
     tmp_path: Path, damage: str, early: bytes
 ) -> None:
@@ -166,7 +166,7 @@ def test_a_snapshot_that_is_altered_while_it_is_sent_never_arrives_whole(
     assert recorder.sent[-1] < len(_LARGE)
 
 
-def test_what_has_left_is_hashed_and_not_what_the_file_holds_by_then(tmp_path: Path) -> None:
+def test_the_hash_covers_the_sent_bytes_not_the_files_later_content(tmp_path: Path) -> None:
     snapshot, open_body = _snapshot(tmp_path, _LARGE)
     bodies: list[bytes] = []
 
@@ -187,13 +187,13 @@ def test_what_has_left_is_hashed_and_not_what_the_file_holds_by_then(tmp_path: P
 
 
 @pytest.mark.parametrize("peer_closes", [True, False])
-def test_a_success_told_at_once_is_no_delivery_of_an_altered_snapshot(
+def test_an_immediate_success_is_no_delivery_of_an_altered_snapshot(
     tmp_path: Path, peer_closes: bool
 ) -> None:
     snapshot, open_body = _snapshot(tmp_path, _LARGE)
     _overwrite(tmp_path / "spool" / snapshot.name, 0)
 
-    with Peer(_answers_at_once(answer(), peer_closes), read_body=False) as peer:
+    with Peer(_responds_at_once(answer(), peer_closes), read_body=False) as peer:
         there = hub(peer.url, open_body=open_body, stall_window=timedelta(seconds=1), stall_rate=10_000_000)
         outcome = there.send(ckpt(snapshot.size), Recorder().attempt)
 
@@ -208,16 +208,16 @@ def _snapshot(folder: Path, content: bytes) -> tuple[Snapshot, Callable[[Snapsho
     return snapshot, lambda _asked: spool.open(snapshot)
 
 
-def _overwrite(path: Path, place: int) -> None:
+def _overwrite(path: Path, offset: int) -> None:
     with path.open("r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         (found,) = file.read(1)
-        file.seek(place)
+        file.seek(offset)
         file.write(bytes([found ^ 1]))
 
 
 def _first_block(connection: socket.socket, request: bytes) -> bytes:
-    """What arrives until the sender has read the beginning of the snapshot for certain."""
+    """The bytes that arrive until the sender has certainly read the beginning of the snapshot."""
     body = request.partition(b"\r\n\r\n")[2]
     while len(body) < BLOCK:
         body += connection.recv(BLOCK - len(body))
@@ -225,7 +225,7 @@ def _first_block(connection: socket.socket, request: bytes) -> bytes:
 
 
 def _rest(connection: socket.socket) -> int:
-    """How many bytes more arrive until the sender gives up."""
+    """The number of further bytes that arrive until the sender stops."""
     arrived = 0
     with contextlib.suppress(ConnectionResetError):
         while more := connection.recv(1 << 20):
@@ -233,7 +233,7 @@ def _rest(connection: socket.socket) -> int:
     return arrived
 
 
-# Answers nobody should trust.
+# Responses that prove nothing.
 
 
 def test_the_body_of_a_redirect_costs_no_memory() -> None:
@@ -255,7 +255,7 @@ def test_the_body_of_a_redirect_costs_no_memory() -> None:
 
 
 @pytest.mark.parametrize("location", [b"http://[bad", b"//[", b"\xff\xfe", b"http://h:port/", b""], ids=repr)
-def test_a_redirect_to_no_address_is_an_outcome(location: bytes) -> None:
+def test_a_redirect_to_an_invalid_address_is_an_outcome(location: bytes) -> None:
     whole = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + location + b"\r\n\r\n"
     with Peer(lambda connection, _request: connection.sendall(whole)) as peer:
         outcome = hub(peer.url).send(metrics(), Recorder().attempt)
@@ -264,7 +264,7 @@ def test_a_redirect_to_no_address_is_an_outcome(location: bytes) -> None:
     assert "not followed" in outcome.reason
 
 
-def test_two_lengths_are_the_answers_fault_and_hold_nothing() -> None:
+def test_two_lengths_are_a_fault_of_the_response_and_hold_nothing() -> None:
     whole = answer(headers="Content-Length: 5\r\n")
     with Peer(lambda connection, _request: connection.sendall(whole)) as peer:
         outcome = hub(peer.url).send(metrics(), Recorder().attempt)
@@ -276,7 +276,7 @@ def test_two_lengths_are_the_answers_fault_and_hold_nothing() -> None:
 # Before the request.
 
 
-def test_stop_ends_the_agreement_on_the_encryption() -> None:
+def test_stop_ends_a_tls_handshake() -> None:
     recorder, outcomes = Recorder(), list[Outcome]()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         there = hub(f"https://127.0.0.1:{listener.getsockname()[1]}", connect_timeout=timedelta(seconds=60))
@@ -294,7 +294,7 @@ def test_stop_ends_the_agreement_on_the_encryption() -> None:
     assert recorder.starts == 0
 
 
-def test_a_proxy_that_drips_is_given_up() -> None:
+def test_a_dripping_proxy_is_disconnected() -> None:
     def drip(connection: socket.socket, _request: bytes) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\n")
         while not peer.done.wait(0.2):
@@ -310,9 +310,9 @@ def test_a_proxy_that_drips_is_given_up() -> None:
     assert recorder.starts == 0
 
 
-def test_what_is_said_to_a_proxy_is_no_part_of_the_upload(tmp_path: Path) -> None:
+def test_the_dialogue_with_a_proxy_is_not_part_of_the_upload(tmp_path: Path) -> None:
     context = _secure("hub.example", tmp_path)
-    heard: list[bytes] = []
+    received: list[bytes] = []
     starts_at_the_proxy: list[int] = []
 
     def tunnel(connection: socket.socket, request: bytes) -> None:
@@ -321,8 +321,8 @@ def test_what_is_said_to_a_proxy_is_no_part_of_the_upload(tmp_path: Path) -> Non
         starts_at_the_proxy.append(recorder.starts)
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         with context.wrap_socket(connection, server_side=True) as secure:
-            while not heard or not heard[-1].endswith(b"}"):
-                heard.append(b"".join(heard[-1:]) + secure.recv(65536))
+            while not received or not received[-1].endswith(b"}"):
+                received.append(b"".join(received[-1:]) + secure.recv(65536))
             secure.sendall(answer())
             peer.done.wait(PATIENCE)
 
@@ -334,7 +334,7 @@ def test_what_is_said_to_a_proxy_is_no_part_of_the_upload(tmp_path: Path) -> Non
     assert outcome == Delivered()
     assert recorder.starts == 1
     assert starts_at_the_proxy == [0]
-    assert recorder.sent[-1] == len(heard[-1].partition(b"\r\n\r\n")[2])
+    assert recorder.sent[-1] == len(received[-1].partition(b"\r\n\r\n")[2])
     assert b"x-api-key" not in peer.requests[0].lower()
 
 
@@ -368,14 +368,14 @@ def _secure(name: str, folder: Path) -> ssl.SSLContext:
 # On this side.
 
 
-def test_a_key_that_is_no_text_is_an_outcome() -> None:
+def test_a_key_that_is_not_valid_text_is_an_outcome() -> None:
     outcome = hub("http://127.0.0.1:9", key="abc\udcff").send(metrics(), Recorder().attempt)
 
     assert isinstance(outcome, Blocked)
     assert "abc" not in outcome.reason
 
 
-def test_a_watch_that_is_over_leaves_its_connection_to_the_next_one() -> None:
+def test_a_watch_that_is_over_does_not_touch_its_connection() -> None:
     stop = threading.Event()
     watch = Watch(stop, connect=1.0, window=1.0, rate=1.0, response=1.0, size=0, on_bytes=lambda _sent: None)
     ours, theirs = socket.socketpair()

@@ -60,11 +60,11 @@ class Uploads:
 
     def _stage(self, batch: Batch, attempt: Attempt, snapshot: Snapshot, *, best: bool) -> Staged | Outcome:
         """Request an upload target and upload the bytes."""
-        asked = {"filename": "best.pt" if best else "last.pt", "modelId": batch.run.remote_id}
+        request = {"filename": "best.pt" if best else "last.pt", "modelId": batch.run.remote_id}
         number = number_of(batch.run)
         if number is not None:
-            asked["runId"] = json.loads(number)
-        response = self._webhooks.upload_target(asked, attempt)
+            request["runId"] = json.loads(number)
+        response = self._webhooks.upload_target(request, attempt)
         if not isinstance(response, ApiResponse):
             return response
         target = response.json or {}

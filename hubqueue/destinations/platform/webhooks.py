@@ -55,10 +55,10 @@ class Webhooks:
         return response
 
     def upload_target(
-        self, asked: Mapping[str, Any], attempt: Attempt, *, judged: Collection[int] = ()
+        self, request: Mapping[str, Any], attempt: Attempt, *, judged: Collection[int] = ()
     ) -> ApiResponse | Outcome:
         """The response to a request for an upload target. The request changes nothing at the hub."""
-        return self._ask(_UPLOADS, asked, attempt, judged=judged)
+        return self._ask(_UPLOADS, request, attempt, judged=judged)
 
     def check(self) -> ApiResponse | Outcome:
         """Ask whether the key is accepted: then a target for a model that cannot exist is refused with 404."""

@@ -45,8 +45,8 @@ def asked_wait(headers: Mapping[str, str], *, now: datetime) -> timedelta | None
         waits.append(_seconds(fields.get("ratelimit-reset", "")))
     if _is_used_up(fields, "x-ratelimit-remaining"):
         waits.append(_x_reset(fields.get("x-ratelimit-reset", ""), reference))
-    asked = [wait for wait in waits if wait is not None]
-    return min(max(asked), MAX_WAIT) if asked else None
+    requested = [wait for wait in waits if wait is not None]
+    return min(max(requested), MAX_WAIT) if requested else None
 
 
 def _retry_after(text: str, reference: datetime) -> timedelta | None:
