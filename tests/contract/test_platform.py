@@ -6,15 +6,19 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from peer import Peer, answer
 from platform_stage import Stage, staged
+from sqlalchemy import select
 from stage import PATIENCE, platform_environ, totals
 
+from hubqueue.domain.budget import Allowance
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.database.schema import budgets
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 
@@ -443,3 +447,18 @@ def test_an_empty_budget_makes_everything_wait_and_the_status_shows_until_when(
         due = at.outbox.stats.next_due("platform", [Kind.METRICS])
         assert due is not None
         assert due > clock.wall()
+
+
+def test_a_claim_takes_the_requests_that_the_destination_declares(at: Stage) -> None:
+    at.step(2)
+    at.save(WEIGHTS)
+
+    at.worker.step()  # a heartbeat of two requests, and a checkpoint of two
+    assert at.worker.wait_free(PATIENCE)
+
+    allowed = Allowance(at.outbox.config.destination("platform").requests_per_minute)
+    with at.outbox.database.read() as connection:
+        free_at = connection.scalar(select(budgets.c.free_at).where(budgets.c.name == "requests"))
+    assert free_at - at.outbox.database.now() == pytest.approx(
+        4 * allowed.interval - allowed.saved, abs=timedelta(microseconds=4)
+    )
