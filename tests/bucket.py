@@ -1,4 +1,4 @@
-"""A stranger's package with a type of destination of its own, installed for a test."""
+"""Another package with its own type of destination, installed for a test."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DESTINATION = Destination(
 
 @contextlib.contextmanager
 def installed(folder: Path, *, code: str = CODE) -> Iterator[Path]:
-    """Destinations of type `bucket` are known meanwhile. The folder is one for PYTHONPATH."""
+    """Install the type `bucket` for the duration of the context; returns a folder for PYTHONPATH."""
     (folder / "hubqueue_bucket.py").write_text(code)
     about = folder / "hubqueue_bucket-1.0.dist-info"
     about.mkdir()
@@ -63,4 +63,4 @@ def installed(folder: Path, *, code: str = CODE) -> Iterator[Path]:
 def _look_again() -> None:
     importlib.invalidate_caches()
     registry.declaration.cache_clear()
-    registry._strangers.cache_clear()
+    registry._entry_points.cache_clear()

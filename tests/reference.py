@@ -1,4 +1,4 @@
-"""Writes what the declarations of the settings say into the files that a person reads: `make reference`."""
+"""Writes the generated parts of config.example.toml and docs/configuration.md: `make reference`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLE = ROOT / "config.example.toml"
 
 
 def generated() -> dict[Path, str]:
-    """Each file with a part that is generated, as it should be."""
+    """The up-to-date text of each file with a generated part."""
     return {EXAMPLE: example(), MANUAL: with_tables(MANUAL.read_text(encoding="utf-8"))}
 
 

@@ -1,4 +1,4 @@
-"""Which destination a run goes to when nobody names one: the one that can take it."""
+"""The destination of a run that names none: the one that can take it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def choose(
 ) -> DestinationSettings:
     """The destination called `named`, else the default one of the configuration.
 
-    Where the configuration leaves it open: the only one whose address a variable names, or that has a key; one that recognizes
-    the model's identifier as its own; else the usual one. Raises `ConfigError` for a name that nothing has.
+    If the configuration names no default: one that recognizes the model's identifier as its own; then one whose address
+    a variable names; then one that has a key; else the usual one. Raises `ConfigError` for an unknown name.
 
-    Keys that cannot be read count as missing, so that a training can begin. Without `guess`, where they would decide, that
-    is a `ConfigError` too.
+    Keys that cannot be read count as missing, so that a training can begin. Without `guess` they raise `ConfigError` where
+    they would decide.
     """
     if named is not None or config.default_named:
         return config.destination(named)

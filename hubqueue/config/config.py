@@ -29,8 +29,8 @@ def _implied() -> Mapping[str, DestinationSettings]:
 class Config:
     """All settings. `destinations` is never empty and has `default_destination`.
 
-    `implied` are those that nobody named: they can be used, and are not mentioned before they are.
-    `default_named` tells that the default one was chosen by a person, or is the only one.
+    `implied` are the destinations that exist by default: they can be used, but are listed only once they are used.
+    `default_named`: the configuration names the default destination, or has only one.
     """
 
     default_destination: str = setting(
@@ -38,12 +38,12 @@ class Config:
         default=USUAL,
         absent=f"the only one whose address a variable names or that has a key, else `{USUAL}`",
         example=USUAL,
-        help="where a run goes that names no destination",
+        help="the destination of a run that names none",
     )
-    outbox: OutboxSettings = table(OutboxSettings, help="the database of what is owed")
+    outbox: OutboxSettings = table(OutboxSettings, help="the database of entries")
     spool: SpoolSettings = table(SpoolSettings, help="the snapshots of checkpoints")
     rate_limits: RateLimits = table(
-        RateLimits, help="least time between two request starts of one run; 0 is no limit"
+        RateLimits, help="minimum time between two request starts of one run; 0 is no limit"
     )
     retry: RetrySettings = table(
         RetrySettings, help="the wait after a failure is random, up to base * 2^failures, at most cap"
@@ -66,7 +66,7 @@ class Config:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean '…'?` with the known word that `word` is closest to, whatever its case, or nothing."""
+    """`; did you mean '…'?` with the known word closest to `word`, ignoring case; empty if none is close."""
     folded = {each.lower(): each for each in known}
     close = difflib.get_close_matches(word.lower(), folded, n=1)
     return f"; did you mean {folded[close[0]]!r}?" if close else ""

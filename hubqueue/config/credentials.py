@@ -1,11 +1,11 @@
 """Keys: from the environment, then from credentials.toml. They are never in the outbox, in logs or in arguments.
 
-A key goes to the address that it was stored or named for, and nowhere else. A stored key is kept with its address. A
-variable that names a destination is for that destination. The variables that the vendor's own clients read, and the key
-that such a client keeps, are only for the vendor's address or for one that a variable names.
+A key goes only to the address that it was stored or named for. A stored key is kept with its address. A variable that
+names a destination is for that destination. The variables that the vendor's own clients read, and the key that such a
+client keeps, are only for the vendor's address or for one that a variable names.
 
-A destination may need several secrets, as a bucket needs an id and a secret. They come from one source or not at all:
-an id of the environment is never sent with a secret of the file.
+A destination may need several secrets, as a bucket needs an id and a secret. All come from one source: an id of the
+environment is never sent with a secret of the file.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hubqueue.config.declaration import Key, Secret
+from hubqueue.config.filesystem.ownership import read_trusted
 from hubqueue.config.home import open_private, sync_folder
 from hubqueue.config.names import own_variable
-from hubqueue.config.ownership import read_trusted
 from hubqueue.config.registry import declaration, vendors_url
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.account import origin
@@ -35,9 +35,9 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _FURTHER = "secrets"
 
 _Values = tuple[str, ...]
-"""What one source has of the secrets of a destination, in their order; an empty text where it has none."""
+"""The secrets of a destination from one source, in the declared order; empty texts for missing ones."""
 _Table = Mapping[str, str | tuple[str, ...]]
-"""What is stored for a destination at one address: its secrets by name, and under `secrets` further first ones."""
+"""What is stored for a destination at one address: its secrets by name, and further keys under `secrets`."""
 
 
 class Credentials:
@@ -49,13 +49,12 @@ class Credentials:
         self._stored: dict[str, dict[str, _Table]] = {}  # by destination, then by address
 
     def keys(self, target: DestinationSettings) -> tuple[Key, ...]:
-        """The keys that may be sent to a destination, in the order in which they are tried; the first is its account.
+        """The keys that may be sent to a destination, in the order of trying; the first one is its account.
 
-        HUBQUEUE_KEY_<DESTINATION>; the vendor's variable, for the destination that is called like its type; the key
-        stored for this address. Where there is none of these: the vendor's variable, then the settings of the vendor's
-        own client. A source that lacks one of several secrets has none. credentials.toml is read again when it has
-        changed; raises `CredentialsError` when it cannot be read and the environment has no key. All are masked from
-        now on.
+        Sources: HUBQUEUE_KEY_<DESTINATION>; the vendor's variable, if the destination has the name of its type; the key
+        stored for this address. If all are missing: the vendor's variable, then the settings of the vendor's own client.
+        A source that lacks one of several secrets is skipped. credentials.toml is read again when it has changed; raises
+        `CredentialsError` when it cannot be read and the environment has no key. All keys are masked from now on.
         """
         named, vendors = self._of_environment(own_variables(target)), self._vendors(target)
         found = [named, vendors if target.name == target.type else ()]
@@ -85,7 +84,7 @@ class Credentials:
         return next((first for first, *_ in self._kept(target)), None)
 
     def elsewhere(self, target: DestinationSettings) -> str | None:
-        """Why a key that is there is not for this destination, in one line; None where no key is kept back."""
+        """Why an existing key is not for this destination, in one line; None if there is no such key."""
         variable = usual_variable(target.type)
         if variable is not None and self._environ.get(variable, "").strip() and not _is_open(target):
             vendor = f"{_vendor(target.type)} or " if vendors_url(target.type) else ""
@@ -95,7 +94,7 @@ class Credentials:
         return f"the stored key is for {addresses[0]}" if addresses else None
 
     def incomplete(self, target: DestinationSettings) -> tuple[str, str] | None:
-        """What is missing beside a secret that is there, and how it is set; None where no source is incomplete."""
+        """What is missing from an incomplete source, and how to set it; None if every source is complete or empty."""
         for variables, values in (
             (own_variables(target), self._of_environment(own_variables(target))),
             (usual_variables(target.type), self._vendors(target)),
@@ -115,13 +114,13 @@ class Credentials:
     def store(self, target: DestinationSettings, key: str) -> None:
         """Keep a key for a destination at its address, replacing the one before. Raises `CredentialsError`.
 
-        A `Key` where the destination needs several secrets.
+        `key` is a `Key` if the destination needs several secrets.
         """
         others = key.others if isinstance(key, Key) else {}
         self._keep(target, key, others, [each[0] for each in self._kept(target)[1:]])
 
     def add(self, target: DestinationSettings, key: str) -> None:
-        """Keep one more key for a destination at its address, behind those that are there. Raises `CredentialsError`."""
+        """Keep one more key for a destination at its address, after the existing ones. Raises `CredentialsError`."""
         kept = self._kept(target)
         firsts = [each[0] for each in kept]
         if key not in firsts:
@@ -135,7 +134,7 @@ class Credentials:
             self._keep(target, first, others, more)
 
     def forget(self, destination: str) -> None:
-        """Drop all that is stored for a destination."""
+        """Remove all that is stored for a destination."""
         self._write({name: each for name, each in self._load().items() if name != destination})
 
     def problems(self) -> tuple[tuple[str, str], ...]:
@@ -158,7 +157,7 @@ class Credentials:
         return tuple(wrong)
 
     def _kept(self, target: DestinationSettings) -> list[_Values]:
-        """What is stored for a destination at its address; what has no address is for the vendor's."""
+        """What is stored for a destination at its address; keys without an address are for the vendor's."""
         kept, address = self._load().get(target.name, {}), origin(target.url)
         table = kept.get(address) or (kept.get("", {}) if address == _vendor(target.type) else {})
         names = [each.name for each in _secrets(target)]
@@ -220,7 +219,7 @@ class Credentials:
             for address, table in sorted(by_address.items()):
                 path = f"{_quoted(name)}.{json.dumps(address)}" if address else _quoted(name)
                 lines.append(f"\n[{path}]\n")
-                # A list is of identifiers that had a key in them.
+                # A list holds keys that came within the identifier of a model.
                 lines += [f"{_quoted(each)} = {json.dumps(value)}\n" for each, value in table.items()]
         draft = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}")
         try:
@@ -240,7 +239,7 @@ class Credentials:
 
 
 def own_variables(target: DestinationSettings) -> tuple[str, ...]:
-    """The variables with all secrets of a destination; that of the first one is the same whatever its name."""
+    """The variables with all secrets of a destination; that of the first one does not depend on its name."""
     further = (own_variable(target.name, each.name) for each in _secrets(target)[1:])
     return (own_variable(target.name), *further) if _secrets(target) else ()
 
@@ -256,12 +255,12 @@ def usual_variable(type: str) -> str | None:
 
 
 def usual_variables(type: str) -> tuple[str | None, ...]:
-    """The variables that they read all secrets from."""
+    """The variables that the vendor's own clients read all secrets from."""
     return tuple(each.variable for each in declaration(type).secrets)
 
 
 def check_key(target: DestinationSettings, key: str) -> None:
-    """Refuse what cannot be a key of a destination, with all that it needs. Raises `CredentialsError`."""
+    """Refuse an invalid key of a destination, or one without all secrets. Raises `CredentialsError`."""
     others = key.others if isinstance(key, Key) else {}
     first, *further = _secrets(target)
     check_secret(target, first, str(key))
@@ -270,14 +269,14 @@ def check_key(target: DestinationSettings, key: str) -> None:
 
 
 def check_secret(target: DestinationSettings, secret: Secret, value: str) -> None:
-    """Refuse what cannot be such a secret. Raises `CredentialsError`."""
+    """Refuse an invalid value of a secret. Raises `CredentialsError`."""
     is_key = secret.name == "key"
     what, which = ("a key for", "a key") if is_key else (f"the {secret.name} for", f"such a {secret.name}")
     if not _KEY.fullmatch(value):
         hint = f"{'a key' if is_key else 'it'} has no spaces; please copy it again"
         raise CredentialsError(f"that is not {what} {target.name}", hint=hint)
     if len(value) < LEAST_KEY:
-        hint = "a shorter one could not be told from ordinary text, and be masked; please copy it again"
+        hint = "a shorter one could not be masked without masking ordinary text; please copy it again"
         raise CredentialsError(f"{which} has at least {LEAST_KEY} characters", hint=hint)
 
 
@@ -291,12 +290,12 @@ def _is_whole(values: _Values) -> bool:
 
 
 def _is_usable(at: int, value: str) -> bool:
-    """Whether a secret is there, and can be masked. Of the first one its transport says what is wrong with it."""
+    """Whether a secret exists and can be masked. The transport reports what is wrong with the first one."""
     return bool(value) and (at == 0 or (len(value) >= LEAST_KEY and _KEY.fullmatch(value) is not None))
 
 
 def _parted(names: Iterable[str | None], values: _Values) -> tuple[str, str]:
-    """The names of the secrets that are there, and of those that are not."""
+    """The names of the usable secrets, and of the missing ones."""
     there: list[str] = []
     missing: list[str] = []
     for at, (name, value) in enumerate(zip(names, values, strict=True)):
@@ -305,7 +304,7 @@ def _parted(names: Iterable[str | None], values: _Values) -> tuple[str, str]:
 
 
 def _by_address(table: Mapping[str, object]) -> dict[str, _Table]:
-    """What is stored for a destination by the address it is for; an older hubqueue wrote none ("")."""
+    """What is stored for a destination, by address; an older hubqueue stored no address ("")."""
     tables = {"": table} | {address: each for address, each in table.items() if isinstance(each, dict)}
     found: dict[str, _Table] = {}
     for address, each in tables.items():
@@ -337,5 +336,5 @@ def _borrowed(target: DestinationSettings, environ: Mapping[str, str]) -> _Value
 
 
 def _is_open(target: DestinationSettings) -> bool:
-    """Whether the vendor's own variables and settings are for this address."""
+    """Whether the vendor's own variables and settings may be used for this address."""
     return target.url_named or origin(target.url) == _vendor(target.type)

@@ -1,6 +1,6 @@
-"""What a destination declares: one value, cheap to import, that tells hubqueue all it has to know of a protocol.
+"""What a destination declares: one value, cheap to import, with all that hubqueue needs to know of a protocol.
 
-A destination is a folder with such a value, or a stranger's package with one (see `registry.py`).
+A destination is a folder with such a value, or another package with one (see `registry.py`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from hubqueue.domain.outcome import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What a transport tells about an attempt, and how it is told to stop.
+    """How a transport reports on an attempt, and how the worker stops it.
 
-    `on_start` is called when the connection stands and the first byte of a request is about to leave (only the first
-    of several requests counts); what it raises ends the attempt. `on_bytes` hears how many bytes of the body have left so far. When `stop` is set
-    the transport gives up within about a second and returns `Aborted`. `on_progress` writes down, durably, how far
-    an upload of several steps came (None: nowhere); the next attempt finds it as `Entry.progress`.
+    `on_start` is called when the connection is open and the first byte of a request is about to leave (only the first
+    of several requests counts); what it raises ends the attempt. `on_bytes` receives the number of bytes of the body
+    sent so far. When `stop` is set the transport gives up within about a second and returns `Aborted`. `on_progress`
+    stores durably how far an upload of several steps came (None: nowhere); the next attempt reads it as
+    `Entry.progress`.
     """
 
     on_start: Callable[[], None]
@@ -38,14 +39,14 @@ class Attempt:
 
 
 def quiet() -> Attempt:
-    """An attempt that nobody watches: for asking something."""
+    """An attempt without reports: for a request outside a batch."""
     return Attempt(on_start=lambda: None, on_bytes=lambda _sent: None, stop=threading.Event())
 
 
 class Blocks(Protocol):
-    """An opened file: its blocks, each good until the next one is asked for.
+    """An opened file: its blocks, each valid until the next one is requested.
 
-    What they raise ends the request. That is no `OSError`, which would pass for trouble of the network.
+    What they raise ends the request. They raise no `OSError`: that would look like a network error.
     """
 
     def __iter__(self) -> Iterator[bytes | memoryview]: ...
@@ -57,7 +58,7 @@ class Transport(Protocol):
     """The code that speaks a hub's protocol. Safe to use from several threads."""
 
     def send(self, batch: Batch, attempt: Attempt) -> Outcome:
-        """Send a batch of any kind, heartbeats included. Network trouble is an outcome, never an exception."""
+        """Send a batch of any kind, heartbeats included. A network error is an outcome, never an exception."""
         ...
 
     def check(self) -> Outcome:
@@ -70,7 +71,7 @@ class Transport(Protocol):
 
 
 class Key(str):
-    """The first secret of a destination, and by name in `others` the further ones that belong to it.
+    """The first secret of a destination, with the further ones by name in `others`.
 
     It equals its text, so a destination with one secret uses it as a string.
     """
@@ -92,10 +93,10 @@ class Key(str):
 class Open(Protocol):
     """How a transport is made. It connects when it sends, not now.
 
-    `keys` gives the keys to try, in this order, asked anew for each attempt. None of them lacks a secret that the
-    destination declares: the first one is the key itself, the further ones are in its `others`, from the same source; all
-    are masked in what this process writes. `open_body` opens a snapshot: what it raises, and what its blocks raise, ends
-    the request and is raised by `send`.
+    `keys` returns the keys to try, in this order; call it for each attempt. Each key has all secrets that the destination
+    declares, from one source: the first one is the key itself, the further ones are in its `others`. All are masked in
+    what this process writes. `open_body` opens a snapshot: what it raises, and what its blocks raise, ends the request
+    and is raised by `send`.
     """
 
     def __call__(
@@ -107,13 +108,13 @@ class Open(Protocol):
 
 
 class Registration(Protocol):
-    """The draft that a start of a training owes; None where nothing is owed. `continues`: the run was there before."""
+    """The draft for the start of a training; None if it owes nothing. `continues`: the run existed before."""
 
     def __call__(self, model: Identifier, args: Mapping[str, object], *, continues: bool) -> Draft | None: ...
 
 
 class Completion(Protocol):
-    """The draft that the end of a training owes: `results` of a finished one, or why another one failed."""
+    """The draft for the end of a training: `results` of a finished one, `error` of another."""
 
     def __call__(
         self, state: RunState, *, results: Mapping[str, object] | None, error: str | None
@@ -122,7 +123,7 @@ class Completion(Protocol):
 
 Settings = type[DestinationSettings]
 _NAME_OF_SECRET = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-# In credentials.toml the list of further keys for one address stands under this name.
+# The key in credentials.toml of the list of further keys for one address.
 _FURTHER = "secrets"
 
 
@@ -130,9 +131,9 @@ _FURTHER = "secrets"
 class Secret:
     """A secret that a destination needs. `name` is its key in `credentials.toml`: small letters, digits and underscores.
 
-    Its own variable is `HUBQUEUE_KEY_<DESTINATION>` for the first secret, `HUBQUEUE_<NAME>_<DESTINATION>` for another one.
-    `variable` is the one that the vendor's own clients read; `borrowed` gives the secret that such a client keeps in its
-    own settings, or an empty string. Both are only for the vendor's address, or one that a variable names.
+    Its own variable is `HUBQUEUE_KEY_<DESTINATION>` for the first secret, `HUBQUEUE_<NAME>_<DESTINATION>` for a further
+    one. `variable` is the one that the vendor's own clients read; `borrowed` returns the secret that such a client keeps
+    in its own settings, or an empty string. Both are only for the vendor's address, or one that a variable names.
     """
 
     name: str
@@ -140,28 +141,28 @@ class Secret:
     borrowed: Callable[[Mapping[str, str]], str] = lambda _environ: ""
 
     def lent(self, environ: Mapping[str, str]) -> str:
-        """What such a client keeps; nothing where that cannot be read."""
+        """The secret that such a client keeps; empty if it cannot be read."""
         try:
             return self.borrowed(environ).strip()
-        except Exception:  # a stranger's code; `status` and every worker come by here
+        except Exception:  # another package's code, and `status` and every worker run it
             return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """A type of destination: what it is called, what it needs, what a run owes to it, and how that is sent.
+    """A type of destination: its name, what it needs, what a run owes to it, and how that is sent.
 
-    `settings` has the defaults of the type. Of several `secrets` the first one says which account it is, and no key lacks
-    one of the others; without any, no key is needed. `address_variables` names the variables that replace an address where neither the file nor a
-    HUBQUEUE_ variable sets it. `lanes` are the kinds of entries that a run owes. One metrics request carries at most
-    `most_epochs` (None: as many as the worker's settings say). `costs` says by kind how many "requests" of a budget one
-    claim takes, and of a checkpoint also how many "uploads"; 1 where it says nothing. `identify` reads what a person
-    writes to name a model and raises `InvalidModel`; `recognizes` says whether only this type knows such a form.
-    `console` makes the draft of lines of output: their text, how many they are, and a rising number.
+    `settings` has the defaults of the type. The first of several `secrets` identifies the account, and a key needs all of
+    them; without secrets no key is needed. `address_variables` names the variables that set an address if neither the
+    file nor a HUBQUEUE_ variable does. `lanes` are the kinds of entries that a run owes. One metrics request carries at
+    most `most_epochs` (None: the limit of the worker's settings). `costs` gives by kind how many "requests" of a budget
+    one claim takes, and for a checkpoint also how many "uploads"; the default is 1. `identify` reads the name of a model
+    as a person writes it and raises `InvalidModel`; `recognizes` returns whether only this type knows such a form.
+    `console` makes the draft of output lines from their text, their count and a rising number.
 
-    `shows_newest`: the checkpoint that arrives last is shown as the model's. `wants_fitness`: metrics come with the learning rate
-    and the fitness. `record` is the file in which a vendor's own callback notes the id of a training's model.
-    `service` is the dotted name (`package.module:name`) of the fake service for the sandbox.
+    `shows_newest`: the hub shows the checkpoint that arrives last. `wants_fitness`: metrics include the learning rate and
+    the fitness. `record` is the file in which a vendor's own callback notes the id of a training's model. `service` is
+    the dotted name (`package.module:name`) of the fake service for the sandbox.
     """
 
     type: str

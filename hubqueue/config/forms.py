@@ -1,7 +1,7 @@
-"""The forms that a setting can have: how its text in the environment is read, which values it takes, how one is written.
+"""The forms of settings: how the text of a variable is read, which values are valid, how a value is written.
 
-Promises that a refusal says what is wanted without repeating what was written: it could be a key. Refuses to
-touch anything outside the value: no file is looked at, no host is asked.
+Promises that a refusal says what is expected without repeating the value: it could be a key. Looks at the value only:
+reads no file and contacts no host.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KINDS = (
     (dict, "a table"),
     (list, "an array"),
 )
-# A name or an IP address; which of them exist is not a question of form.
+# A name or an IP address. Whether it exists is not checked.
 _HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9.])?|[0-9a-f:.]*:[0-9a-f:.]*")
 _HOST_AND_PORT = re.compile(
     rf"(?:{_HOST.pattern})|[a-z0-9][a-z0-9._-]*:[1-9][0-9]{{0,4}}|\[[0-9a-f:.]+\]:[1-9][0-9]{{0,4}}"
@@ -50,7 +50,7 @@ class Refused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value as somebody wrote it. `label` is how a problem names it: a key of the file or a variable."""
+    """A value as it was written. `label` is its name in a problem: a key of the file or a variable."""
 
     value: object
     label: str
@@ -60,10 +60,10 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`check` makes the setting of what was given or raises `Refused`; `literal` reads a variable's text.
+    """`check` turns the given value into the setting or raises `Refused`; `literal` reads a variable's text.
 
-    `unit` is what the documents call it, `schema` the JSON Schema of its value in the file: it takes all that `check`
-    takes, and refuses what it can. `written` makes of a setting the value that the file would have.
+    `unit` is its unit in the documents, `schema` the JSON Schema of its value in the file: it accepts all that `check`
+    accepts, and refuses what it can. `written` turns a setting into its value in the file.
     """
 
     check: Callable[[Given], object]
@@ -93,7 +93,7 @@ def seconds(*, zero: bool = True) -> Form:
             raise Refused("must be a finite number of seconds")
         if value > MAX_SECONDS:
             raise Refused(f"must be at most {MAX_SECONDS} seconds (ten years)")
-        # Below a microsecond nothing is left of a duration: that is a zero, too.
+        # A duration below a microsecond becomes zero.
         if value < 0 or not (zero or timedelta(seconds=value)):
             raise Refused(f"must be {'0 or more' if zero else 'more than 0'} seconds")
         return timedelta(seconds=value)
@@ -189,12 +189,12 @@ def path() -> Form:
 
 
 def web_address() -> Form:
-    """An http or https URL that is a root: no user info, no query, no fragment. The last slash goes."""
+    """An http or https URL that is a root: no user info, no query, no fragment. The last slash is removed."""
     return Form(lambda given: _address(given).geturl().rstrip("/"), unit="URL", schema=_WEB_ADDRESS)
 
 
 def hosts() -> Form:
-    """Names of hosts, with a port where it is not 443: an array, or in a variable a text with commas between them."""
+    """Names of hosts, with a port if it is not 443: an array, or in a variable a text separated by commas."""
 
     def check(given: Given) -> tuple[str, ...]:
         value = given.value
@@ -219,7 +219,7 @@ def proxy_address() -> Form:
 
 
 def database_address() -> Form:
-    """A database URL. The storage knows the details; here only what is certainly none is refused."""
+    """A database URL. Only its scheme is checked here; the storage checks the rest."""
 
     def check(given: Given) -> str:
         written = _text(given)
@@ -234,7 +234,7 @@ def database_address() -> Form:
 def is_plain_remote(url: str, proxy: str | None = None) -> bool:
     """Whether this (checked) URL would carry a key over a network unencrypted, directly or by a proxy elsewhere.
 
-    The way to the proxy may be encrypted: it reads what it passes on.
+    An encrypted connection to the proxy changes nothing: the proxy reads what it forwards.
     """
     parts, hosts = urlsplit(url), [urlsplit(each).hostname or "" for each in (url, proxy) if each]
     return parts.scheme == "http" and not all(map(_is_loopback, hosts))
@@ -278,8 +278,8 @@ def _text(given: Given) -> str:
 
 
 def _number(written: str) -> object:
-    """The number that a variable holds, or its text where it is none: the check then says what is wanted."""
-    # Shorter than what Python refuses to read, and no form of Python's own (1_000 is TOML too).
+    """The number in a variable, or its text if it is not a number: `check` then says what is expected."""
+    # Limited in length, since Python refuses very long numbers, and to the forms of TOML.
     if not re.fullmatch(r"[+-]?[0-9_.eE+-]{1,40}|[+-]?(inf|nan)", written.strip()):
         return written
     for read in (int, float):

@@ -13,14 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hubqueue.config import mounts, ownership
+from hubqueue.config.filesystem import mounts, ownership
 from hubqueue.config.reader import Config, Reading, read
 from hubqueue.domain.errors import ConfigError, OutboxUnavailable
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where one outbox lives."""
+    """The folder of one outbox."""
 
     path: Path
 
@@ -66,7 +66,7 @@ class Home:
 
     def create(self) -> None:
         """Make the home and its folders, private. Raises `OutboxUnavailable`, also for a home that others may change."""
-        ownership.refuse_way(self.path)
+        ownership.refuse_unsafe_path(self.path)
         made = [] if self.outbox.exists() else unsynced(self.path)
         make_private_folder(self.path, follow=True)
         for folder in (self.spool, self.locks):
@@ -74,14 +74,14 @@ class Home:
         sync_names(made)
 
     def problems(self) -> list[tuple[str, str]]:
-        """What is not refused, but worth knowing: that others may read the home, or replace it. A line and a hint each."""
-        return list(ownership.doubts(self.path))
+        """What is unsafe, but not refused: others may read the home, or replace it. A line and a hint each."""
+        return list(ownership.warnings(self.path))
 
     def load_config(self, config: Path | None, environ: Mapping[str, str]) -> Config:
-        """The settings: of the file given, else of HUBQUEUE_CONFIG, else of config.toml here, else defaults.
+        """The settings: of the given file, else of HUBQUEUE_CONFIG, else of config.toml in the home, else the defaults.
 
-        Raises `ConfigError` with every problem; a file that was named has to be there. Raises `OutboxUnavailable` for
-        a home or a file that others may change, and for a config.toml that cannot be read.
+        Raises `ConfigError` with every problem; a named file must exist. Raises `OutboxUnavailable` for a home or a
+        file that others may change, and for a config.toml that cannot be read.
         """
         return self.read_config(config, environ).config
 
@@ -111,13 +111,13 @@ class Home:
         return replace(read(text, environ, source=str(chosen)), file=chosen)
 
     def _refuse_strangers(self) -> None:
-        """Refuse a home that others may change, before anything in it is believed."""
-        ownership.refuse_way(self.path)
+        """Refuse a home that others may change, before any file in it is read."""
+        ownership.refuse_unsafe_path(self.path)
         if self.path.is_dir():
             ownership.refuse_folder(self.path)
 
     def file_system(self) -> str:
-        """The type of the file system the home is on, such as ext4 or nfs4; "unknown" where nobody tells."""
+        """The type of the file system the home is on, such as ext4 or nfs4; "unknown" if the system does not say."""
         return mounts.type_of(self.path)
 
     def is_network_file_system(self) -> bool:
@@ -126,10 +126,10 @@ class Home:
 
 
 def make_private_folder(path: Path, *, shared: bool = False, follow: bool = False) -> None:
-    """Make a folder 0700 whatever the umask, and those above it that are missing.
+    """Make a folder 0700 whatever the umask, and the missing ones above it.
 
-    One that is there stays as it is, if it is a folder that nobody else may change; a link is one only to `follow`. What
-    is `shared` may be that of several users if it is sticky, so that each can only delete what is its own. Raises
+    An existing folder stays as it is, unless others may change it. A symbolic link counts as a folder only with `follow`.
+    A `shared` folder may belong to several users if it is sticky: then each can delete only its own files. Raises
     `OutboxUnavailable`.
     """
     try:
@@ -147,15 +147,15 @@ def make_private_folder(path: Path, *, shared: bool = False, follow: bool = Fals
 def _make_missing(folder: Path) -> None:
     if folder.is_dir():
         return
-    with suppress(FileExistsError):  # another process was faster, or it is no folder
+    with suppress(FileExistsError):  # another process was faster, or it is not a folder
         folder.mkdir(mode=0o700)
         folder.chmod(0o700)
 
 
 def open_private(path: Path, flags: int) -> int:
-    """Open a file of ours, made 0600 whatever the umask, never through a symbolic link; the descriptor.
+    """Open a file of this user, never through a symbolic link, and return the descriptor. New files are made 0600.
 
-    Raises OSError for what is not a plain file, without waiting for it, and for a file of another user.
+    Raises OSError for what is not a plain file, without blocking, and for a file of another user.
     """
     made = flags & os.O_CREAT and not path.exists()
     descriptor = ownership.open_plain(path, flags | getattr(os, "O_NOFOLLOW", 0))
@@ -168,7 +168,7 @@ def open_private(path: Path, flags: int) -> int:
 
 
 def sync_folder(path: Path) -> None:
-    """Bring a folder's own entries (a new or renamed file) to the disk."""
+    """Sync a folder's own entries (a new or renamed file) to the disk."""
     if os.name == "nt":
         return  # a folder cannot be opened there, and NTFS logs its own changes
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
@@ -179,16 +179,16 @@ def sync_folder(path: Path) -> None:
 
 
 def unsynced(path: Path) -> list[Path]:
-    """The folders on the way to this one whose names may not be on the disk yet.
+    """This folder and those above it whose names may not be on the disk yet.
 
-    Those that are missing, and the deepest one that is there: whoever made it may have died before its name was synced.
+    The missing ones, and the deepest existing one: the process that made it may have died before syncing its name.
     """
     there = next(each for each in (path, *path.parents) if each.is_dir())
     return [each for each in (path, *path.parents) if each.is_relative_to(there)]
 
 
 def sync_names(folders: Iterable[Path]) -> None:
-    """Bring the names of folders to the disk, as far as their parents may be opened."""
+    """Sync the names of folders to the disk, except where a parent may not be opened."""
     for folder in folders:
         with suppress(PermissionError):
             sync_folder(folder.parent)

@@ -1,6 +1,6 @@
-"""The keys that a home and its environment hold, so that they are masked in what this process writes.
+"""The keys of a home and its environment, so that they are masked in what this process writes.
 
-Reads without the network, and fails softly: what cannot be read here is told by whoever needs the key.
+Uses no network. What cannot be read here is skipped: the code that needs the key reports it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def learn_keys(
 ) -> None:
     """Mask from now on the keys of the environment, of the credentials at `path`, of the vendors' clients, and `more`.
 
-    Those of the environment are the ones that name a destination, and those for the secrets of `destinations` and of
-    their types.
+    The environment's keys are the variables that name a destination, and those for the secrets of `destinations` and
+    of their types.
     """
     targets = list(destinations)
     types = dict.fromkeys((*BUILT_IN, *(each.type for each in targets)))
@@ -48,14 +48,14 @@ def without_keys(
     destinations: Iterable[DestinationSettings],
     key: str | None,
 ) -> dict[str, object]:
-    """The arguments of a training that is about to begin, without the keys that are known by then, `key` among them."""
+    """The arguments of a training that is about to begin, without the known keys, `key` among them."""
     learn_keys(path, environ, destinations, key)
     return hide_secrets(args)
 
 
 def _stored(path: Path) -> list[str]:
     try:
-        # What is no file (a pipe) must not make anybody wait.
+        # Opening something other than a file (a pipe) must not block.
         with os.fdopen(open_private(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             return list(_texts_in(tomllib.loads(file.read(_LARGEST).decode())))
     except (OSError, ValueError, RecursionError):
@@ -63,7 +63,7 @@ def _stored(path: Path) -> list[str]:
 
 
 def _texts_in(found: Any) -> Iterator[str]:
-    """All texts: in this file nothing else stands, and a stranger's secret may have any name."""
+    """All texts: the file holds only secrets, and a secret of another package may have any name."""
     if isinstance(found, str):
         yield found
     elif isinstance(found, dict | list):

@@ -1,4 +1,4 @@
-"""Names of destinations, of keys in the file and of environment variables: which are valid, and which nothing reads."""
+"""Names of destinations, of keys in the file and of environment variables: which are valid, and which are not read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from hubqueue.domain.redact import clean
 
 NAME, LONGEST_NAME = r"[a-z0-9]+([-_][a-z0-9]+)*", 40
-"""What a destination may be called, as a regular expression, so that a variable can carry it."""
+"""Valid names of destinations, as a regular expression and a length: they must fit into the name of a variable."""
 PREFIX = "HUBQUEUE_"
 _SECRET = re.compile(r"key$|token|passw(or)?d|secret|credential|^auth$")
 _KEY = f"{PREFIX}KEY_"
-# Read besides the settings and the keys. The last two pass a run, or its being a worker, to a process that it starts.
+# Read besides the settings and the keys. The last two tell a child process its run, or that it is a worker.
 _OTHERS = ("HUBQUEUE_HOME", "HUBQUEUE_CONFIG", "HUBQUEUE_RUN", "HUBQUEUE_IS_WORKER")
 
 
@@ -23,7 +23,7 @@ def variable(*path: str) -> str:
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a name of a setting is that of a secret, whatever its spelling."""
+    """Whether a setting's name is that of a secret, in any spelling."""
     return _SECRET.search(re.sub(r"[-_]", "", name.lower())) is not None
 
 
@@ -36,10 +36,10 @@ def own_variable(destination: str, further: str = "") -> str:
 def unread(
     environ: Mapping[str, str], destinations: Iterable[str], further: Iterable[str] = ()
 ) -> tuple[str, ...]:
-    """What is wrong with the `HUBQUEUE_…` variables that nothing reads, a line each; never their values.
+    """The `HUBQUEUE_…` variables that hubqueue does not read, with the reason, a line each; never their values.
 
-    They may belong to another program, so this is no error. Names with two underscores are not judged here: the reader
-    refuses those that are no setting. `further` are the variables of secrets besides the keys.
+    They may belong to another program, so this is not an error. Names with two underscores are left to the reader, which
+    refuses those without a setting. `further` are the variables of secrets besides the keys.
     """
     keys = [own_variable(each) for each in destinations]
     others = [*further, *_OTHERS, variable("default_destination")]
@@ -54,7 +54,7 @@ def unread(
 
 
 def _nearest(name: str, start: str, known: Iterable[str]) -> str:
-    """A guess of what was meant, by what follows the start that all these names have."""
+    """A guess of what was meant, from the part after the common start."""
     rests = [each.removeprefix(start) for each in known]
     close = difflib.get_close_matches(name.removeprefix(start), rests, n=1)
     return f"; did you mean {start}{close[0]}?" if close else ""

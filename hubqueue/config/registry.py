@@ -1,7 +1,7 @@
-"""The types of destinations: a name, and where its declaration is. Each is loaded when it is first used.
+"""The types of destinations: a name, and the path of its declaration, which is loaded when it is first used.
 
-A stranger's package brings its type as an entry point of the group `hubqueue.destinations`. One that cannot be loaded
-stops only its own runs: they wait, and everything else continues.
+Another package adds its type with an entry point of the group `hubqueue.destinations`. If that cannot be loaded, only its
+own runs wait; everything else continues.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 GROUP = "hubqueue.destinations"
-# What is there without any configuration, a destination of each type under its type's name.
+# Without a configuration there is a destination of each of these types, with the type's name.
 BUILT_IN = {
     "hub": "hubqueue.destinations.hub:DESTINATION",
     "platform": "hubqueue.destinations.platform:DESTINATION",
 }
-_INSTALL = "another type needs the package that brings it: install that with pip"
+_INSTALL = "another type needs its own package: install it with pip"
 USUAL = "platform"
-"""The type of the destination that a run goes to where nothing else decides."""
+"""The type of a run's destination if nothing else decides."""
 
 
 def types() -> tuple[str, ...]:
     """The names of all types that are installed."""
-    return (*BUILT_IN, *sorted(set(_strangers()) - set(BUILT_IN)))
+    return (*BUILT_IN, *sorted(set(_entry_points()) - set(BUILT_IN)))
 
 
 def is_known(type: str) -> bool:
     """Whether there is a declaration of this name."""
-    return type in BUILT_IN or type in _strangers()
+    return type in BUILT_IN or type in _entry_points()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Absent(Destination):
-    """Stands for a type whose declaration cannot be had: nothing is sent, and nothing is lost.
+    """Replaces the declaration of a type that cannot be loaded: nothing is sent, and nothing is lost.
 
     `problem` says what is wrong, `hint` what to do.
     """
@@ -56,7 +56,7 @@ class Absent(Destination):
 
     @property
     def error(self) -> ConfigError:
-        """The same, to be raised where nothing can be done without the declaration."""
+        """The problem as an error, for code that cannot continue without the declaration."""
         return ConfigError((self.problem,), hint=self.hint)
 
 
@@ -70,22 +70,22 @@ def declaration(type: str) -> Destination:
         module, _, name = BUILT_IN[type].partition(":")
         found: Destination = getattr(import_module(module), name)
         return found
-    if type in _strangers():
-        return _of_a_stranger(type, _strangers()[type])
+    if type in _entry_points():
+        return _of_package(type, _entry_points()[type])
     close = difflib.get_close_matches(type, types(), n=1)
     guess = f"; did you mean {close[0]!r}?" if close else ""
     problem = f"unknown type of destination {clean(type, limit=60)!r}{guess}"
-    raise ConfigError((problem,), hint=f"known here: {', '.join(types())}; {_INSTALL}")
+    raise ConfigError((problem,), hint=f"installed: {', '.join(types())}; {_INSTALL}")
 
 
 def absent(type: str) -> Absent | None:
-    """What is wrong with a type that is installed, or was when a row of an outbox was written; None where nothing is."""
+    """What is wrong with a type that is installed, or was when a row of an outbox was written; None if it is usable."""
     found = of_row(type)
     return found if isinstance(found, Absent) else None
 
 
 def of_row(type: str) -> Destination:
-    """The declaration of a type that an outbox names. It may be installed no more: then an `Absent`."""
+    """The declaration of a type that an outbox names; an `Absent` if it is no longer installed."""
     try:
         return declaration(type)
     except ConfigError as error:
@@ -93,16 +93,16 @@ def of_row(type: str) -> Destination:
 
 
 def packages() -> tuple[tuple[str, str], ...]:
-    """The types of strangers, and of each the package with its version."""
+    """The types of other packages, each with its package and version."""
     return tuple(
         (type, f"{each.dist.name} {each.dist.version}" if each.dist else each.value)
-        for type, each in sorted(_strangers().items())
+        for type, each in sorted(_entry_points().items())
         if type not in BUILT_IN
     )
 
 
 def built_in() -> tuple[Destination, ...]:
-    """The declarations of the types that hubqueue brings."""
+    """The declarations of hubqueue's own types."""
     return tuple(declaration(type) for type in BUILT_IN)
 
 
@@ -114,11 +114,11 @@ def _known_type(given: Given) -> str:
 
 
 TYPE_FORM = Form(_known_type, unit="word")
-"""The form of the setting `type`: a type that is installed. The built-in ones are known without looking."""
+"""The form of the setting `type`: a type that is installed. The built-in ones need no search for packages."""
 
 
 def usable() -> tuple[str, ...]:
-    """The names of all types whose declaration can be loaded: the package of one that is not used here may be broken."""
+    """The names of all types whose declaration can be loaded. The package of an unused type may be broken."""
     return tuple(each for each in types() if absent(each) is None)
 
 
@@ -134,23 +134,23 @@ def vendors_url(type: str) -> str:
 
 
 @cache
-def _strangers() -> dict[str, EntryPoint]:
+def _entry_points() -> dict[str, EntryPoint]:
     from importlib import metadata  # slow to load, and seldom needed
 
     return {each.name: each for each in metadata.entry_points(group=GROUP)}
 
 
-def _of_a_stranger(type: str, entry: EntryPoint) -> Destination:
+def _of_package(type: str, entry: EntryPoint) -> Destination:
     package = entry.dist.name if entry.dist else entry.value
     try:
         found: object = entry.load()
-    except Exception as error:  # a stranger's code may raise anything
+    except Exception as error:  # another package's code may raise anything
         what = clean(f"{error.__class__.__name__}: {error}", limit=200)
         problem = f"destinations of type {type!r} cannot be loaded from {package}: {what}"
-        return _absent(type, problem, f"repair or reinstall {package}; what waits for it is kept")
+        return _absent(type, problem, f"repair or reinstall {package}; entries that wait for it are kept")
     if not isinstance(found, Destination) or found.type != type:
-        problem = f"{entry.value} of {package} is no destination of type {type!r}"
-        return _absent(type, problem, f"repair or reinstall {package}; what waits for it is kept")
+        problem = f"{entry.value} of {package} is not a destination of type {type!r}"
+        return _absent(type, problem, f"repair or reinstall {package}; entries that wait for it are kept")
     return found
 
 

@@ -21,11 +21,11 @@ _SETTING, _TABLE = "setting", "table"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What is declared about a setting. `key` and `default` are those of the class that was asked.
+    """The declaration of a setting. `key` and `default` are those of the class given to `settings_of`.
 
-    `help` is one line of Markdown; its first sentence is the comment in the example. `absent` says in words what holds where
-    the setting is not set, when the default itself says nothing; the example then shows `example`, commented out. The
-    value of a `secret` setting may carry a password, so it is masked wherever it is shown.
+    `help` is one line of Markdown; its first sentence is the comment in the example. `absent` describes the effect of an
+    unset setting if its default value does not; the example then shows `example`, commented out. The value of a `secret`
+    setting may carry a password, so it is masked wherever it is shown.
     """
 
     form: Form
@@ -83,7 +83,7 @@ def tables_of(holder: type) -> Mapping[str, Table]:
 
 
 def places(holder: type, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Setting]]:
-    """Every setting of a class and of the tables in it, with the keys that lead to it."""
+    """Every setting of a class and of the tables in it, each with its path of keys."""
     for key, each in settings_of(holder).items():
         yield (*path, key), each
     for key, inner in tables_of(holder).items():
@@ -113,7 +113,7 @@ def _tables_of(holder: Any) -> Mapping[str, Table]:
 
 
 def _declared(holder: type, of: Field[Any], what: str) -> Any:
-    """The declaration of a field: its own, else the one of the nearest class that has one."""
+    """The declaration of a field: its own, else that of the nearest base class with one."""
     for each in holder.__mro__:
         known = each.__dict__.get("__dataclass_fields__", {}).get(of.name)
         if known is not None and what in known.metadata:

@@ -1,8 +1,8 @@
 """The settings, declared once and frozen: what the rest of hubqueue reads.
 
-Promises durations as timedelta, paths as Path and a default for everything, so that `Config()` is what an empty
-configuration means. Each field says its form, its default and its help; `reader` decides from these which values are
-refused, and the documents and the JSON Schema come from them (see `setting.py`).
+Promises durations as timedelta, paths as Path and a default for every setting: `Config()` equals an empty configuration.
+Each field declares its form, its default and its help. The reader refuses values by these declarations; the documents
+and the JSON Schema come from them too (see `setting.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hubqueue.domain.entry import Kind
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """Least time between two request starts of one lane."""
+    """The minimum time between two request starts of one lane."""
 
     metrics: timedelta = setting(
         forms.seconds(), default=timedelta(seconds=3), help="between two metrics requests"
@@ -34,7 +34,7 @@ class RateLimits:
     )
 
     def pace(self, kind: Kind) -> timedelta:
-        """The limit of a lane of this kind; zero for the kinds that have none."""
+        """The limit of a lane of this kind; zero for a kind without a limit."""
         match kind:
             case Kind.METRICS | Kind.EVENT:
                 return self.metrics
@@ -71,7 +71,7 @@ class OutboxSettings:
     keep_delivered: timedelta = setting(
         forms.seconds(),
         default=timedelta(days=7),
-        help="how long a delivered, superseded or cancelled entry is kept. The newest of all stays",
+        help="how long a delivered, superseded or cancelled entry is kept. The newest one is always kept",
     )
     keep_attempts: timedelta = setting(
         forms.seconds(), default=timedelta(days=30), help="how long the history of attempts is kept"
@@ -89,13 +89,11 @@ class SpoolSettings:
         example="/path/to/spool",
         help="the folder of checkpoint snapshots",
     )
-    max_bytes: int = setting(
-        forms.size(), default=20_000_000_000, help="what all snapshots together may take"
-    )
+    max_bytes: int = setting(forms.size(), default=20_000_000_000, help="the total size of all snapshots")
     min_free_bytes: int = setting(
         forms.size(least=0),
         default=1_000_000_000,
-        help="what snapshots leave free on the disk; 0 is no reserve",
+        help="free space that snapshots leave on the disk; 0 is no reserve",
     )
 
 
@@ -105,13 +103,13 @@ class RetrySettings:
 
     base: timedelta = setting(forms.seconds(), default=timedelta(seconds=1), help="the longest first wait")
     cap: timedelta = setting(
-        forms.seconds(), default=timedelta(minutes=5), help="the longest wait of all; not less than `base`"
+        forms.seconds(), default=timedelta(minutes=5), help="the longest wait; not less than `base`"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """The background worker. `batch_bytes` bounds one metrics request, `*_threads` the requests at a time."""
+    """The background worker. `batch_bytes` limits one metrics request, `*_threads` the parallel requests."""
 
     idle_exit: timedelta = setting(
         forms.seconds(),
@@ -121,7 +119,7 @@ class WorkerSettings:
     lease: timedelta = setting(
         forms.seconds(zero=False),
         default=timedelta(seconds=60),
-        help="how long a claim holds that its worker does not renew",
+        help="how long a claim is valid if its worker does not renew it",
     )
     grace: timedelta = setting(
         forms.seconds(),
@@ -131,7 +129,7 @@ class WorkerSettings:
     light_threads: int = setting(
         forms.count("threads"),
         default=8,
-        help="parallel requests to a destination, of all kinds but checkpoints and heartbeats",
+        help="parallel requests to a destination, except checkpoints and heartbeats",
     )
     ckpt_threads: int = setting(
         forms.count("threads"), default=2, help="parallel checkpoint uploads to a destination"
@@ -142,7 +140,7 @@ class WorkerSettings:
     batch_entries: int = setting(
         forms.count("entries"),
         default=1000,
-        help="the most epochs in one metrics request (50 where `rate_limits.metrics` is 0 and others write just then)",
+        help="the most epochs in one metrics request (50 if `rate_limits.metrics` is 0 and another process is writing)",
     )
     batch_bytes: int = setting(
         forms.size(), default=1_048_576, help="the largest size of one metrics request"
@@ -153,18 +151,18 @@ class WorkerSettings:
 class DestinationSettings:
     """A named target that entries are owed to. It never holds the key.
 
-    `url` and `web_url` end without a slash. `proxy` may carry a password, so no repr shows it. An upload
-    slower than `stall_rate` (bytes per second) over a `stall_window` is given up. `requests_per_minute` and
-    `uploads_per_minute` bound what all runs together ask (0: no bound). Checkpoints that the hub wants put elsewhere
-    go to `upload_hosts` only, and to the host of `url`. Each type has a class of its own, with its defaults and what
-    only it needs. `url_named` tells that a variable of the environment has named the address.
+    `url` and `web_url` end without a slash. `proxy` may carry a password, so no repr shows it. An upload slower than
+    `stall_rate` (bytes per second) over a `stall_window` is aborted. `requests_per_minute` and `uploads_per_minute` limit
+    the requests of all runs together (0: no limit). Checkpoints go only to the host of `url` and to `upload_hosts`. Each
+    type has its own class, with its defaults and its own settings. `url_named`: an environment variable names the
+    address.
     """
 
     name: str
     type: str = setting(
         forms.text("word"),
         default="",
-        absent="the type that is called like the destination",
+        absent="the type with the name of the destination",
         help="the protocol",
     )
     url: str = setting(
@@ -179,12 +177,12 @@ class DestinationSettings:
         default="",
         absent="that of `url`",
         example="https://HOST",
-        help="the web root, to read and print model URLs. That of `url` where only this is set",
+        help="the web root, to read and print model URLs. If only `url` is set, that one",
     )
     insecure: bool = setting(
         forms.flag(),
         default=False,
-        help="`true` allows plain http to another machine: others can read the key on its way",
+        help="`true` allows plain http to another machine: others on the network can read the key",
     )
     ca_bundle: Path | None = setting(
         forms.path(),
@@ -202,42 +200,42 @@ class DestinationSettings:
         help="an http or https proxy; a user and password only in the variable. An http `url` goes through a proxy on "
         "this machine only, unless `insecure`. `HTTPS_PROXY` and similar variables are not read",
     )
-    rate_limits: RateLimits = table(RateLimits, help="those of `[rate_limits]`, where not set here")
+    rate_limits: RateLimits = table(RateLimits, help="those of `[rate_limits]` if not set here")
     connect_timeout: timedelta = setting(
-        forms.seconds(zero=False), default=timedelta(seconds=10), help="for the connection"
+        forms.seconds(zero=False), default=timedelta(seconds=10), help="the time limit for connecting"
     )
     answer_timeout: timedelta = setting(
         forms.seconds(zero=False),
         default=timedelta(seconds=60),
-        help="from the last byte sent to the complete response",
+        help="the time limit from the last byte sent to the complete response",
     )
     stall_window: timedelta = setting(
         forms.seconds(zero=False),
         default=timedelta(seconds=60),
-        help="an upload slower than `stall_rate` over this time is given up",
+        help="an upload slower than `stall_rate` over this time is aborted",
     )
     stall_rate: int = setting(
         forms.size(unit="bytes per second"),
         default=32_768,
-        help="bytes per second that an upload must keep up on average; see `stall_window`",
+        help="the minimum average speed of an upload, in bytes per second; see `stall_window`",
     )
     requests_per_minute: int = setting(
         forms.count("requests", least=0),
         default=0,
-        help="what all runs and processes of this outbox together may send in a minute; 0 is no limit",
+        help="the most requests of all runs and processes of this outbox in a minute; 0 is no limit",
     )
     uploads_per_minute: int = setting(
-        forms.count("uploads", least=0), default=0, help="checkpoints among them; 0 is no limit"
+        forms.count("uploads", least=0), default=0, help="the most checkpoints among them; 0 is no limit"
     )
     upload_hosts: tuple[str, ...] = setting(
         forms.hosts(),
         default=(),
-        help="hosts (`HOST`, or `HOST:PORT` where it is not 443) besides that of `url` to which the hub may have "
-        "checkpoints sent. In the variable with commas between them",
+        help="hosts (`HOST`, or `HOST:PORT` if the port is not 443) to which the hub may direct checkpoint uploads, "
+        "besides that of `url`. In the variable separated by commas",
     )
     url_named: bool = field(default=False, compare=False)
 
     @property
     def budget(self) -> Budget:
-        """What the hub allows in a minute."""
+        """The limits per minute."""
         return Budget(self.requests_per_minute, self.uploads_per_minute)

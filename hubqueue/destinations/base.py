@@ -1,4 +1,4 @@
-"""What the author of a destination needs: the value to declare, what a transport gets, and what it returns.
+"""What the author of a destination needs: the value to declare, and what a transport receives and returns.
 
 For HTTP there is `hubqueue.destinations.wire`. docs/adding-a-destination.md shows a whole small destination.
 """

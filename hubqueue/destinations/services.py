@@ -1,4 +1,4 @@
-"""The fake services that the destinations bring for the sandbox, each loaded when it is asked for."""
+"""The fake services of the destinations for the sandbox, each loaded when it is requested."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from hubqueue.sandbox.service import Service
 
 
 def services(*names: str, ready: Iterable[Service] = ()) -> list[Service]:
-    """New services of these types of destinations, without names one of each type that has one.
+    """New services of these types of destinations; without `names`, one of each type that has one.
 
-    Those in `ready` are used as they are. Raises `ConfigError` for a type that is not known or has no service.
+    Those in `ready` are used as they are. Raises `ConfigError` for a type that is unknown or has no service.
     """
     made = {each.name: each for each in ready}
     return [made.get(name) or _made(name) for name in names or types() if names or declaration(name).service]
@@ -23,8 +23,8 @@ def _made(name: str) -> Service:
     dotted = declaration(name).service
     if dotted is None:
         raise ConfigError(
-            (f"destinations of type {name} bring no fake service for the sandbox",),
-            hint=f"those that do: {', '.join(each for each in types() if declaration(each).service)}",
+            (f"destinations of type {name} have no fake service for the sandbox",),
+            hint=f"types with one: {', '.join(each for each in types() if declaration(each).service)}",
         )
     module, _, attribute = dotted.partition(":")
     service: Service = getattr(importlib.import_module(module), attribute)()

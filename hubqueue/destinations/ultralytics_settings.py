@@ -1,7 +1,7 @@
 """The key that the ultralytics package keeps in its own settings: the last one that is tried.
 
-Whoever has logged in there (`yolo login`, `yolo settings api_key=…`) needs no second login here. Only read, never
-written; what cannot be read is no key.
+After a login there (`yolo login`, `yolo settings api_key=…`) no second login is needed here. The settings are only read,
+never written; if they cannot be read there is no key.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from hubqueue.config.ownership import read_small
+from hubqueue.config.filesystem.ownership import read_small
 
 # The settings were YAML until ultralytics 8.2.80 and are JSON since.
 _YAML_KEY = re.compile(r"^api_key:[ \t]*['\"]?([^'\"\s#]+)", re.MULTILINE)
 PLATFORM_KEY = "ul_"
-"""Both hubs share one setting. Platform's keys begin like this, HUB's never do."""
+"""Both hubs share one setting. Platform's keys begin with this prefix, HUB's never do."""
 
 
 def borrowed_key(environ: Mapping[str, str], *, of_platform: bool) -> str:
-    """The key for Platform, or for a HUB; empty where there is none."""
+    """The key for Platform, or for a HUB; empty if there is none."""
     folder = _folder(*(environ.get(name) for name in ("HOME", "YOLO_CONFIG_DIR", "XDG_CONFIG_HOME")))
     for name, read in (("settings.json", _from_json), ("settings.yaml", _from_yaml)):
         path = folder / name
@@ -36,9 +36,9 @@ def borrowed_key(environ: Mapping[str, str], *, of_platform: bool) -> str:
     return ""
 
 
-@cache  # asked for each request
+@cache  # called for each request
 def _folder(own: str | None, named: str | None, config: str | None) -> Path:
-    """Where ultralytics 8.2 to 8.4 keep their settings, by the variables that say so."""
+    """The folder with the settings of ultralytics 8.2 to 8.4, by the environment variables that they use."""
     home = Path(own or os.path.expanduser("~"))
     if named:
         return Path(named).expanduser() / "Ultralytics"

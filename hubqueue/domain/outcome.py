@@ -106,9 +106,9 @@ _SILENCE = (
     "its name cannot be resolved",
     "connection refused",
     "no connection",
-    "no answer in time",
+    "no response in time",
     "connection reset",
-    "closed without an answer",
+    "closed without a response",
 )
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubqueue.config.filesystem.ownership import read_small
 from hubqueue.config.home import Home
-from hubqueue.config.ownership import read_small
 from hubqueue.domain.clock import SystemClock
 from hubqueue.outbox.locks import is_held
 

@@ -12,8 +12,8 @@ import pytest
 from stage import environ_of, kill, python
 
 from hubqueue.config.credentials import Credentials
+from hubqueue.config.filesystem.mounts import type_of_mount
 from hubqueue.config.home import Home, open_private
-from hubqueue.config.mounts import type_of_mount
 from hubqueue.destinations.hub.settings import HubSettings
 from hubqueue.destinations.platform.settings import PlatformSettings
 from hubqueue.domain.errors import ConfigError, CredentialsError, OutboxUnavailable
@@ -54,7 +54,7 @@ def test_folders_and_files_are_private_whatever_the_umask(tmp_path: Path) -> Non
     assert stat.S_IMODE(home.worker_log.stat().st_mode) == 0o600
 
 
-def test_what_cannot_be_a_home_is_said_with_a_hint(tmp_path: Path) -> None:
+def test_an_invalid_home_is_refused_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
 
@@ -64,7 +64,7 @@ def test_what_cannot_be_a_home_is_said_with_a_hint(tmp_path: Path) -> None:
         assert refused.value.hint
 
 
-def test_a_configuration_that_was_named_has_to_be_there(tmp_path: Path) -> None:
+def test_a_named_configuration_must_exist(tmp_path: Path) -> None:
     home = Home(tmp_path)
     assert home.load_config(None, {}).default_destination == "platform"
     with pytest.raises(ConfigError, match="there is no configuration"):
@@ -87,7 +87,7 @@ def test_a_configuration_that_was_named_has_to_be_there(tmp_path: Path) -> None:
         ("/over/x", "tmpfs"),
     ],
 )
-def test_the_file_system_is_that_of_the_longest_mount(path: str, expected: str) -> None:
+def test_the_file_system_is_that_of_the_deepest_mount(path: str, expected: str) -> None:
     mounts = [
         "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw",
         "30 22 0:40 / /mnt/nfs rw - nfs4 server:/x rw",
@@ -146,18 +146,18 @@ def test_the_child_of_a_fork_neither_keeps_nor_frees_a_lock(tmp_path: Path) -> N
     path = tmp_path / "x.lock"
     lock = Lock(path)
     assert lock.try_acquire()
-    told, tell = os.pipe()
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         del lock
-        os.read(told, 1)
+        os.read(reader, 1)
         os._exit(0)
 
     assert is_held(path)
     lock.release()
     assert not is_held(path)
 
-    os.write(tell, b"x")
+    os.write(writer, b"x")
     os.waitpid(child, 0)
 
 
@@ -236,7 +236,7 @@ def test_a_stored_key_of_an_older_hubqueue_is_for_the_vendor(tmp_path: Path) -> 
     assert credentials.keys(VENDOR) == ("key-of-today",)
 
 
-def test_a_stored_key_is_seen_by_a_worker_that_runs(tmp_path: Path) -> None:
+def test_a_running_worker_sees_a_stored_key(tmp_path: Path) -> None:
     worker, login = (Credentials(tmp_path / "credentials.toml", {}) for _ in range(2))
     assert worker.keys(VENDOR) == ()
 
@@ -248,7 +248,7 @@ def test_a_stored_key_is_seen_by_a_worker_that_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "key", ["", "two words", 'quo"te', "new\nline", "ключ", "back\\slash", "x" * 600, "short"]
 )
-def test_what_is_no_key_is_refused_without_an_echo(tmp_path: Path, key: str) -> None:
+def test_an_invalid_key_is_refused_without_repeating_it(tmp_path: Path, key: str) -> None:
     with pytest.raises(CredentialsError) as refused:
         Credentials(tmp_path / "credentials.toml", {}).store(VENDOR, key)
 
@@ -263,7 +263,9 @@ def test_what_is_no_key_is_refused_without_an_echo(tmp_path: Path, key: str) -> 
         (lambda path: path.chmod(0o644), "others"),
     ],
 )
-def test_problems_of_the_file_are_told(tmp_path: Path, spoil: Callable[[Path], object], word: str) -> None:
+def test_problems_of_the_file_are_reported(
+    tmp_path: Path, spoil: Callable[[Path], object], word: str
+) -> None:
     path = tmp_path / "credentials.toml"
     credentials = Credentials(path, {})
     credentials.store(VENDOR, "secret-key")

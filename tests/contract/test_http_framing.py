@@ -1,4 +1,4 @@
-"""Where an answer begins and ends: what the HTTP library guesses, and RFC 9112 does not let pass."""
+"""Where a response begins and ends: what the HTTP library guesses, and RFC 9112 forbids."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _LENGTH = b"Content-Length: %d" % len(GOOD)
 
 
 @pytest.mark.parametrize("status", ["100 Continue", "102 Processing", "103 Early Hints", "199 Odd"])
-def test_what_is_said_before_the_answer_is_not_taken_for_it(status: str) -> None:
+def test_an_interim_response_is_not_the_response(status: str) -> None:
     early = f"HTTP/1.1 {status}\r\nLink: </x>\r\n\r\n".encode()
 
     assert _outcome(early + early + answer(), close=False) == Delivered()
 
 
-def test_an_answer_that_comes_late_is_not_the_next_ones() -> None:
-    """A hub that says "processing" and answers later: its answer must not pass for that to the next request."""
+def test_a_late_response_does_not_belong_to_the_next_request() -> None:
+    """A hub that sends "processing" first: its late response must not become that to the next request."""
     seen: list[bytes] = []
 
     def act(connection: socket.socket, request: bytes) -> None:
@@ -56,7 +56,7 @@ def test_an_answer_that_comes_late_is_not_the_next_ones() -> None:
     assert isinstance(second, RetryLater)
 
 
-def test_a_switch_of_protocols_that_nobody_asked_for_is_no_answer() -> None:
+def test_an_unexpected_switch_of_protocols_is_no_response() -> None:
     assert isinstance(_outcome(_head(b"Upgrade: h2c", status=b"HTTP/1.1 101 Switch") + answer()), RetryLater)
 
 
@@ -86,7 +86,7 @@ def test_a_switch_of_protocols_that_nobody_asked_for_is_no_answer() -> None:
     ],
     ids=repr,
 )
-def test_a_head_that_is_broken_proves_nothing(head: bytes) -> None:
+def test_a_malformed_head_proves_nothing(head: bytes) -> None:
     assert isinstance(_outcome(head + GOOD), RetryLater)
 
 
@@ -102,7 +102,7 @@ def test_a_head_that_is_broken_proves_nothing(head: bytes) -> None:
     ],
     ids=repr,
 )
-def test_chunks_that_are_broken_prove_nothing(body: bytes) -> None:
+def test_malformed_chunks_prove_nothing(body: bytes) -> None:
     assert isinstance(_outcome(_head(b"Transfer-Encoding: chunked") + body), RetryLater)
 
 
@@ -119,7 +119,7 @@ def test_chunks_that_are_broken_prove_nothing(body: bytes) -> None:
     ],
     ids=repr,
 )
-def test_what_is_odd_but_allowed_is_taken(whole: bytes) -> None:
+def test_unusual_but_valid_framing_is_accepted(whole: bytes) -> None:
     assert _outcome(whole, close=False) == Delivered()
 
 
@@ -128,14 +128,14 @@ def test_what_is_odd_but_allowed_is_taken(whole: bytes) -> None:
     [b'{"success": false, "success": true}', b'{"success": true, "data": {}, "success": "no"}'],
     ids=repr,
 )
-def test_a_yes_that_contradicts_itself_is_none(body: bytes) -> None:
+def test_a_contradictory_success_is_no_success(body: bytes) -> None:
     assert isinstance(_outcome(answer(body)), RetryLater)
 
 
-def test_an_answer_that_we_ended_ourselves_is_none() -> None:
-    """Without a length an answer ends with the connection: with the peer's end of it, not with ours."""
+def test_a_response_that_the_watchdog_ended_proves_nothing() -> None:
+    """A response without a length ends when the peer closes the connection, not when we do."""
     with Peer(lambda connection, _request: connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + GOOD)) as peer:
         outcome = transport(peer.url, seconds=1).send(batch("metrics"), attempt())
 
     assert isinstance(outcome, RetryLater)
-    assert "no complete answer" in outcome.reason
+    assert "no complete response" in outcome.reason

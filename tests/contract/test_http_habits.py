@@ -1,4 +1,4 @@
-"""What an HTTP client does by itself and this one must not: half a request answered, redirects read, proxies counted."""
+"""What HTTP clients do automatically and this one must not: accept early responses, read redirects, count proxy bytes."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _NOW = 1_767_225_600_000_000
 _LARGE = bytes(30_000_000)  # more than the buffers of both ends of a socket hold
 
 
-class Told:
-    """An attempt that remembers what it was told."""
+class Recorder:
+    """An attempt that records the reports of the transport."""
 
     def __init__(self) -> None:
         self.starts, self.sent = 0, [0]
@@ -76,7 +76,7 @@ def _batch(kind: Kind, payload: str, snapshot: Snapshot | None) -> Batch:
     return Batch(RunRef("run", "hub", "m.pt", "abcdefghij0123456789"), kind, (entry,), "key-of-the-batch")
 
 
-def _answers_at_once(data: bytes, peer_closes: bool) -> Callable[[socket.socket, bytes], None]:
+def _responds_at_once(data: bytes, peer_closes: bool) -> Callable[[socket.socket, bytes], None]:
     def act(connection: socket.socket, _request: bytes) -> None:
         connection.sendall(data)
         if peer_closes:
@@ -92,19 +92,19 @@ def _answers_at_once(data: bytes, peer_closes: bool) -> Callable[[socket.socket,
 
 
 @pytest.mark.parametrize("peer_closes", [True, False])
-def test_a_success_told_before_the_upload_was_whole_is_no_delivery(peer_closes: bool) -> None:
-    with Peer(_answers_at_once(answer(), peer_closes), read_body=False) as peer:
-        told = Told()
+def test_a_success_before_the_upload_is_complete_is_no_delivery(peer_closes: bool) -> None:
+    with Peer(_responds_at_once(answer(), peer_closes), read_body=False) as peer:
+        recorder = Recorder()
         there = hub(peer.url, body=_LARGE, stall_window=timedelta(seconds=1), stall_rate=10_000_000)
 
-        outcome = there.send(ckpt(len(_LARGE)), told.attempt)
+        outcome = there.send(ckpt(len(_LARGE)), recorder.attempt)
 
     assert isinstance(outcome, RetryLater)
-    assert told.sent[-1] < len(_LARGE)
+    assert recorder.sent[-1] < len(_LARGE)
 
 
-def test_a_success_told_before_the_upload_was_stopped_is_no_delivery() -> None:
-    told, outcomes, reached = Told(), list[Outcome](), threading.Event()
+def test_a_success_before_the_upload_is_stopped_is_no_delivery() -> None:
+    recorder, outcomes, reached = Recorder(), list[Outcome](), threading.Event()
 
     def act(connection: socket.socket, _request: bytes) -> None:
         connection.sendall(answer())
@@ -114,21 +114,21 @@ def test_a_success_told_before_the_upload_was_stopped_is_no_delivery() -> None:
     with Peer(act, read_body=False) as peer:
         there = hub(peer.url, body=_LARGE)
         thread = threading.Thread(
-            target=lambda: outcomes.append(there.send(ckpt(len(_LARGE)), told.attempt)), daemon=True
+            target=lambda: outcomes.append(there.send(ckpt(len(_LARGE)), recorder.attempt)), daemon=True
         )
         thread.start()
         assert reached.wait(PATIENCE)
-        told.stop.set()
+        recorder.stop.set()
         thread.join(PATIENCE)
 
     assert outcomes == [Aborted("the worker stops")]
 
 
-def test_a_refusal_told_before_the_upload_was_whole_counts() -> None:
-    """A hub that finds a checkpoint too large need not read it all to say so."""
+def test_a_refusal_before_the_upload_is_complete_counts() -> None:
+    """A hub may refuse a checkpoint as too large before it has read all of it."""
     refusal = answer(b'{"message": "too large"}', status="413 Too Large")
-    with Peer(_answers_at_once(refusal, True), read_body=False) as peer:
-        outcome = hub(peer.url, body=_LARGE).send(ckpt(len(_LARGE)), Told().attempt)
+    with Peer(_responds_at_once(refusal, True), read_body=False) as peer:
+        outcome = hub(peer.url, body=_LARGE).send(ckpt(len(_LARGE)), Recorder().attempt)
 
     assert isinstance(outcome, Rejected)
     assert "too large" in outcome.reason
@@ -138,7 +138,7 @@ def test_a_refusal_told_before_the_upload_was_whole_counts() -> None:
 
 
 @pytest.mark.parametrize("damage", ["flipped", "shorter", "longer"])
-@pytest.mark.parametrize("early", [b"", answer()], ids=["", "success told at once"])
+@pytest.mark.parametrize("early", [b"", answer()], ids=["", "immediate success"])
 def test_a_snapshot_that_is_altered_while_it_is_sent_never_arrives_whole(
     tmp_path: Path, damage: str, early: bytes
 ) -> None:
@@ -155,18 +155,18 @@ def test_a_snapshot_that_is_altered_while_it_is_sent_never_arrives_whole(
         arrived[0] = BLOCK + _rest(connection)
         ended.set()
 
-    told = Told()
+    recorder = Recorder()
     with Peer(act, read_body=False) as peer:
         with pytest.raises(SnapshotAltered):
-            hub(peer.url, open_body=open_body).send(ckpt(snapshot.size), told.attempt)
+            hub(peer.url, open_body=open_body).send(ckpt(snapshot.size), recorder.attempt)
         assert ended.wait(PATIENCE), "the connection is still open"
 
     # The last block and what follows it in the form are missing.
     assert arrived[0] < len(_LARGE)
-    assert told.sent[-1] < len(_LARGE)
+    assert recorder.sent[-1] < len(_LARGE)
 
 
-def test_what_has_left_is_hashed_and_not_what_the_file_holds_by_then(tmp_path: Path) -> None:
+def test_the_hash_covers_the_sent_bytes_not_the_files_later_content(tmp_path: Path) -> None:
     snapshot, open_body = _snapshot(tmp_path, _LARGE)
     bodies: list[bytes] = []
 
@@ -180,22 +180,22 @@ def test_what_has_left_is_hashed_and_not_what_the_file_holds_by_then(tmp_path: P
         connection.sendall(answer())
 
     with Peer(act, read_body=False) as peer:
-        outcome = hub(peer.url, open_body=open_body).send(ckpt(snapshot.size), Told().attempt)
+        outcome = hub(peer.url, open_body=open_body).send(ckpt(snapshot.size), Recorder().attempt)
 
     assert outcome == Delivered()
     assert _LARGE in bodies[0]
 
 
 @pytest.mark.parametrize("peer_closes", [True, False])
-def test_a_success_told_at_once_is_no_delivery_of_an_altered_snapshot(
+def test_an_immediate_success_is_no_delivery_of_an_altered_snapshot(
     tmp_path: Path, peer_closes: bool
 ) -> None:
     snapshot, open_body = _snapshot(tmp_path, _LARGE)
     _overwrite(tmp_path / "spool" / snapshot.name, 0)
 
-    with Peer(_answers_at_once(answer(), peer_closes), read_body=False) as peer:
+    with Peer(_responds_at_once(answer(), peer_closes), read_body=False) as peer:
         there = hub(peer.url, open_body=open_body, stall_window=timedelta(seconds=1), stall_rate=10_000_000)
-        outcome = there.send(ckpt(snapshot.size), Told().attempt)
+        outcome = there.send(ckpt(snapshot.size), Recorder().attempt)
 
     assert isinstance(outcome, RetryLater)
 
@@ -208,16 +208,16 @@ def _snapshot(folder: Path, content: bytes) -> tuple[Snapshot, Callable[[Snapsho
     return snapshot, lambda _asked: spool.open(snapshot)
 
 
-def _overwrite(path: Path, place: int) -> None:
+def _overwrite(path: Path, offset: int) -> None:
     with path.open("r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         (found,) = file.read(1)
-        file.seek(place)
+        file.seek(offset)
         file.write(bytes([found ^ 1]))
 
 
 def _first_block(connection: socket.socket, request: bytes) -> bytes:
-    """What arrives until the sender has read the beginning of the snapshot for certain."""
+    """The bytes that arrive until the sender has certainly read the beginning of the snapshot."""
     body = request.partition(b"\r\n\r\n")[2]
     while len(body) < BLOCK:
         body += connection.recv(BLOCK - len(body))
@@ -225,7 +225,7 @@ def _first_block(connection: socket.socket, request: bytes) -> bytes:
 
 
 def _rest(connection: socket.socket) -> int:
-    """How many bytes more arrive until the sender gives up."""
+    """The number of further bytes that arrive until the sender stops."""
     arrived = 0
     with contextlib.suppress(ConnectionResetError):
         while more := connection.recv(1 << 20):
@@ -233,7 +233,7 @@ def _rest(connection: socket.socket) -> int:
     return arrived
 
 
-# Answers nobody should trust.
+# Responses that prove nothing.
 
 
 def test_the_body_of_a_redirect_costs_no_memory() -> None:
@@ -245,7 +245,7 @@ def test_the_body_of_a_redirect_costs_no_memory() -> None:
         there = hub(peer.url)
         tracemalloc.start()
         try:
-            outcome = there.send(metrics(), Told().attempt)
+            outcome = there.send(metrics(), Recorder().attempt)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -255,19 +255,19 @@ def test_the_body_of_a_redirect_costs_no_memory() -> None:
 
 
 @pytest.mark.parametrize("location", [b"http://[bad", b"//[", b"\xff\xfe", b"http://h:port/", b""], ids=repr)
-def test_a_redirect_to_no_address_is_an_outcome(location: bytes) -> None:
+def test_a_redirect_to_an_invalid_address_is_an_outcome(location: bytes) -> None:
     whole = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + location + b"\r\n\r\n"
     with Peer(lambda connection, _request: connection.sendall(whole)) as peer:
-        outcome = hub(peer.url).send(metrics(), Told().attempt)
+        outcome = hub(peer.url).send(metrics(), Recorder().attempt)
 
     assert isinstance(outcome, RetryLater)
     assert "not followed" in outcome.reason
 
 
-def test_two_lengths_are_the_answers_fault_and_hold_nothing() -> None:
+def test_two_lengths_are_a_fault_of_the_response_and_hold_nothing() -> None:
     whole = answer(headers="Content-Length: 5\r\n")
     with Peer(lambda connection, _request: connection.sendall(whole)) as peer:
-        outcome = hub(peer.url).send(metrics(), Told().attempt)
+        outcome = hub(peer.url).send(metrics(), Recorder().attempt)
 
     assert isinstance(outcome, RetryLater)
     assert "length" in outcome.reason
@@ -276,65 +276,65 @@ def test_two_lengths_are_the_answers_fault_and_hold_nothing() -> None:
 # Before the request.
 
 
-def test_stop_ends_the_agreement_on_the_encryption() -> None:
-    told, outcomes = Told(), list[Outcome]()
+def test_stop_ends_a_tls_handshake() -> None:
+    recorder, outcomes = Recorder(), list[Outcome]()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         there = hub(f"https://127.0.0.1:{listener.getsockname()[1]}", connect_timeout=timedelta(seconds=60))
         thread = threading.Thread(
-            target=lambda: outcomes.append(there.send(metrics(), told.attempt)), daemon=True
+            target=lambda: outcomes.append(there.send(metrics(), recorder.attempt)), daemon=True
         )
         thread.start()
         connection, _ = listener.accept()
         with connection:
             assert connection.recv(1)  # the greeting is out, and stays unanswered
-            told.stop.set()
+            recorder.stop.set()
             thread.join(PATIENCE)
 
     assert outcomes == [Aborted("the worker stops")]
-    assert told.starts == 0
+    assert recorder.starts == 0
 
 
-def test_a_proxy_that_drips_is_given_up() -> None:
+def test_a_dripping_proxy_is_disconnected() -> None:
     def drip(connection: socket.socket, _request: bytes) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\n")
         while not peer.done.wait(0.2):
             connection.sendall(b"X-Drip: 1\r\n")
 
     with Peer(drip) as peer:
-        told = Told()
+        recorder = Recorder()
         there = hub("https://hub.example", proxy=peer.url, connect_timeout=timedelta(seconds=1))
-        outcome = there.send(metrics(), told.attempt)
+        outcome = there.send(metrics(), recorder.attempt)
 
     assert isinstance(outcome, RetryLater)
     assert "no connection" in outcome.reason
-    assert told.starts == 0
+    assert recorder.starts == 0
 
 
-def test_what_is_said_to_a_proxy_is_no_part_of_the_upload(tmp_path: Path) -> None:
+def test_the_dialogue_with_a_proxy_is_not_part_of_the_upload(tmp_path: Path) -> None:
     context = _secure("hub.example", tmp_path)
-    heard: list[bytes] = []
+    received: list[bytes] = []
     starts_at_the_proxy: list[int] = []
 
     def tunnel(connection: socket.socket, request: bytes) -> None:
         if not request.startswith(b"CONNECT hub.example:443"):
             raise OSError
-        starts_at_the_proxy.append(told.starts)
+        starts_at_the_proxy.append(recorder.starts)
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
         with context.wrap_socket(connection, server_side=True) as secure:
-            while not heard or not heard[-1].endswith(b"}"):
-                heard.append(b"".join(heard[-1:]) + secure.recv(65536))
+            while not received or not received[-1].endswith(b"}"):
+                received.append(b"".join(received[-1:]) + secure.recv(65536))
             secure.sendall(answer())
             peer.done.wait(PATIENCE)
 
-    told = Told()
+    recorder = Recorder()
     with Peer(tunnel) as peer:
         there = hub("https://hub.example", proxy=peer.url, ca_bundle=tmp_path / "cert.pem")
-        outcome = there.send(metrics(), told.attempt)
+        outcome = there.send(metrics(), recorder.attempt)
 
     assert outcome == Delivered()
-    assert told.starts == 1
+    assert recorder.starts == 1
     assert starts_at_the_proxy == [0]
-    assert told.sent[-1] == len(heard[-1].partition(b"\r\n\r\n")[2])
+    assert recorder.sent[-1] == len(received[-1].partition(b"\r\n\r\n")[2])
     assert b"x-api-key" not in peer.requests[0].lower()
 
 
@@ -368,23 +368,23 @@ def _secure(name: str, folder: Path) -> ssl.SSLContext:
 # On this side.
 
 
-def test_a_key_that_is_no_text_is_an_outcome() -> None:
-    outcome = hub("http://127.0.0.1:9", key="abc\udcff").send(metrics(), Told().attempt)
+def test_a_key_that_is_not_valid_text_is_an_outcome() -> None:
+    outcome = hub("http://127.0.0.1:9", key="abc\udcff").send(metrics(), Recorder().attempt)
 
     assert isinstance(outcome, Blocked)
     assert "abc" not in outcome.reason
 
 
-def test_a_watch_that_is_over_leaves_its_connection_to_the_next_one() -> None:
+def test_a_watch_that_is_over_does_not_touch_its_connection() -> None:
     stop = threading.Event()
-    watch = Watch(stop, connect=1.0, window=1.0, rate=1.0, answer=1.0, size=0, on_bytes=lambda _sent: None)
+    watch = Watch(stop, connect=1.0, window=1.0, rate=1.0, response=1.0, size=0, on_bytes=lambda _sent: None)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         watch.opened(ours, ready=True)
         watch.over()
 
         stop.set()
-        watch.look(float("inf"))
+        watch.check(float("inf"))
         ours.sendall(b"next")
 
         assert theirs.recv(4) == b"next"

@@ -6,15 +6,19 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from peer import Peer, answer
 from platform_stage import Stage, staged
+from sqlalchemy import select
 from stage import PATIENCE, platform_environ, totals
 
+from hubqueue.domain.budget import Allowance
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.database.schema import budgets
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 
@@ -45,13 +49,13 @@ def test_a_run_arrives_whole_and_in_order(at: Stage) -> None:
         "training_complete",
     ]
     assert at.contents() == [WEIGHTS]
-    told = at.run.events[-1].data
-    assert told["results"] == {
+    data = at.run.events[-1].data
+    assert data["results"] == {
         "metrics": {"map": 0.5},
         "modelPath": at.promoted[0].object_path,
         "modelSize": len(WEIGHTS),
     }
-    assert told["runId"] == at.run.run_id
+    assert data["runId"] == at.run.run_id
     assert (at.run.project, at.run.name, at.run.state) == ("coco", "exp-1", "complete")
     assert at.outbox.stats.run(at.run_id)["url"] == f"{at.hub.url}/api/runs/{at.run.model_id}"  # type: ignore[index]
 
@@ -66,7 +70,7 @@ def test_an_end_waits_for_everything_before_it(at: Stage) -> None:
     assert sorted(at.events("epoch_end")) == ["epoch 0", "epoch 1", "epoch 2"]
 
 
-def test_a_running_training_beats_with_how_its_machine_does(at: Stage) -> None:
+def test_heartbeats_carry_the_load_of_the_machine(at: Stage) -> None:
     at.step(2)
 
     found = {each.event: each.data for each in at.run.events}
@@ -74,7 +78,7 @@ def test_a_running_training_beats_with_how_its_machine_does(at: Stage) -> None:
     assert found["system_metrics"]["disk"][0]["mount"] == "/"
 
 
-def test_the_hubs_wish_to_stop_reaches_the_run(at: Stage) -> None:
+def test_a_cancellation_at_the_hub_reaches_the_run(at: Stage) -> None:
     at.step()
     at.hub.cancel(at.run.model_id)
     at.log(0)
@@ -116,7 +120,7 @@ def test_an_altered_checkpoint_is_never_stored(at: Stage) -> None:
     "fault", ["html", "redirect", "empty", "null", "204", "cut-body", "reset", "lost-ack", "gzip"]
 )
 @pytest.mark.parametrize("kind", ["registration", "metrics", "completion", "ckpt"])
-def test_what_is_no_receipt_is_no_delivery(at: Stage, kind: str, fault: str) -> None:
+def test_an_invalid_receipt_is_no_delivery(at: Stage, kind: str, fault: str) -> None:
     at.hub.fail(f"{kind}:{fault}:times=1")
     at.log(0)
     at.save(WEIGHTS, final=True)
@@ -135,7 +139,7 @@ def test_what_is_no_receipt_is_no_delivery(at: Stage, kind: str, fault: str) -> 
 # --- a checkpoint
 
 
-def test_what_is_stored_is_only_announced_by_the_next_attempt(at: Stage) -> None:
+def test_the_next_attempt_only_announces_stored_bytes(at: Stage) -> None:
     at.hub.fail("ckpt:503:event=checkpoint_saved:times=2")
     at.save(WEIGHTS, final=True)
     at.drain()
@@ -144,7 +148,7 @@ def test_what_is_stored_is_only_announced_by_the_next_attempt(at: Stage) -> None
     assert at.contents() == [WEIGHTS]
 
 
-def test_what_is_stored_and_gone_is_sent_again(at: Stage) -> None:
+def test_stored_bytes_that_disappear_are_sent_again(at: Stage) -> None:
     at.hub.fail("ckpt:503:event=checkpoint_saved:times=1")
     at.hub.fail("ckpt:409:event=checkpoint_saved:times=1")
     at.save(WEIGHTS, final=True)
@@ -154,7 +158,7 @@ def test_what_is_stored_and_gone_is_sent_again(at: Stage) -> None:
     assert at.contents() == [WEIGHTS]
 
 
-def test_a_url_that_is_not_taken_is_followed_by_a_new_one(at: Stage) -> None:
+def test_a_refused_upload_url_is_followed_by_a_new_one(at: Stage) -> None:
     at.hub.fail("ckpt:403:path=/storage/:times=2")
     at.save(WEIGHTS, final=True)
     at.drain()
@@ -176,7 +180,7 @@ def test_bytes_of_an_earlier_start_are_not_announced_for_this_one(at: Stage) -> 
     assert record.run_id == at.run.run_id == 2
 
 
-def test_the_storage_gets_no_key_and_its_url_is_nowhere(at: Stage, tmp_path: Path) -> None:
+def test_the_storage_receives_no_key_and_its_url_appears_nowhere(at: Stage, tmp_path: Path) -> None:
     for fault in ("reset", "403", "503", "html", "cut-body", "500:store=yes"):
         at.hub.fail(f"ckpt:{fault}:path=/storage/:times=1")
     at.save(WEIGHTS, final=True)
@@ -186,9 +190,9 @@ def test_the_storage_gets_no_key_and_its_url_is_nowhere(at: Stage, tmp_path: Pat
     assert len(tokens) > 4
     assert not any(each.with_key for each in at.run.uploads)
     kept = b"".join(path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file())
-    said = repr([at.facts, at.reasons()]).encode()
-    assert not any(token in kept + said for token in tokens)
-    assert b"signature=" not in kept + said
+    shown = repr([at.facts, at.reasons()]).encode()
+    assert not any(token in kept + shown for token in tokens)
+    assert b"signature=" not in kept + shown
 
 
 def elsewhere(url: str) -> bytes:
@@ -200,16 +204,19 @@ def elsewhere(url: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "reason"),
     [
-        ("https://evil.example.org/put?signature=abcdefgh", "sent to evil.example.org, which is not allowed"),
+        (
+            "https://evil.example.org/put?signature=abcdefgh",
+            "checkpoints to evil.example.org, which is not allowed",
+        ),
         (
             "http://storage.googleapis.com/put?signature=abcdefgh",
             "port 80 of storage.googleapis.com, which is not allowed",
         ),
         (
             "http://storage.googleapis.com:443/put?signature=abcdefgh",
-            "sent to storage.googleapis.com unencrypted",
+            "checkpoints to storage.googleapis.com without encryption",
         ),
         (
             "https://storage.googleapis.com:8443/put?signature=abcdefgh",
@@ -232,7 +239,7 @@ def elsewhere(url: str) -> bytes:
     ],
 )
 def test_checkpoints_go_only_where_the_configuration_allows(
-    tmp_path: Path, clock: FakeClock, url: str, said: str
+    tmp_path: Path, clock: FakeClock, url: str, reason: str
 ) -> None:
     def act(connection: socket.socket, _request: bytes) -> None:
         connection.sendall(elsewhere(url))
@@ -242,21 +249,19 @@ def test_checkpoints_go_only_where_the_configuration_allows(
         at.save(WEIGHTS, final=True)
         at.step(2)
 
-        assert any(said in each for each in at.reasons())
+        assert any(reason in each for each in at.reasons())
         assert "signature" not in repr(at.reasons())
         assert totals(at.outbox)["pending"] == 1
 
 
-def test_a_port_of_an_upload_host_is_asked_when_the_configuration_names_it(
-    tmp_path: Path, clock: FakeClock
-) -> None:
+def test_an_upload_host_is_used_at_the_configured_port(tmp_path: Path, clock: FakeClock) -> None:
     with Peer(lambda connection, _request: connection.sendall(answer())) as storage:
-        place = storage.url.replace("127.0.0.1", "localhost")
+        root = storage.url.replace("127.0.0.1", "localhost")
 
         def act(connection: socket.socket, _request: bytes) -> None:
-            connection.sendall(elsewhere(f"{place}/put?signature=abcdefgh"))
+            connection.sendall(elsewhere(f"{root}/put?signature=abcdefgh"))
 
-        host = {"HUBQUEUE_DESTINATIONS__PLATFORM__UPLOAD_HOSTS": place.removeprefix("http://")}
+        host = {"HUBQUEUE_DESTINATIONS__PLATFORM__UPLOAD_HOSTS": root.removeprefix("http://")}
         with Peer(act) as peer, staged(peer.url, tmp_path, clock, **host) as at:
             at.start()
             at.save(WEIGHTS, final=True)
@@ -265,7 +270,7 @@ def test_a_port_of_an_upload_host_is_asked_when_the_configuration_names_it(
         assert any(b"PUT /put?signature=abcdefgh" in request for request in storage.requests)
 
 
-# --- what a hub says and a row keeps
+# --- what a row keeps of a response
 
 
 BAD_NAMES = ("gs://a/b?X-Goog-Signature=abcdefgh", "x/KEY-OF-the-test", "https://user:qzzq@hub.example.org/m")
@@ -273,14 +278,12 @@ BAD_NAMES = ("gs://a/b?X-Goog-Signature=abcdefgh", "x/KEY-OF-the-test", "https:/
 
 @pytest.mark.parametrize("field", ["modelId", "modelUrl", "runId", "gcsPath", "uploadPath"])
 @pytest.mark.parametrize("bad", BAD_NAMES)
-def test_nothing_reaches_a_row_that_could_be_a_credential(
-    tmp_path: Path, clock: FakeClock, field: str, bad: str
-) -> None:
+def test_no_possible_credential_reaches_a_row(tmp_path: Path, clock: FakeClock, field: str, bad: str) -> None:
     def act(connection: socket.socket, _request: bytes) -> None:
         url = f"{peer.url}/put?signature=abcdefgh"
         good = {"received": True, "modelId": "model-1", "modelUrl": "https://hub.example.org/m", "runId": 1}
-        place = {"uploadUrl": url, "gcsPath": "gs://a/b.pt", "uploadPath": "b.pt"}
-        connection.sendall(answer(json.dumps({**good, **place, field: bad}).encode()))
+        target = {"uploadUrl": url, "gcsPath": "gs://a/b.pt", "uploadPath": "b.pt"}
+        connection.sendall(answer(json.dumps({**good, **target, field: bad}).encode()))
 
     with Peer(act) as peer, staged(peer.url, tmp_path, clock) as at:
         at.start()
@@ -295,7 +298,7 @@ def test_nothing_reaches_a_row_that_could_be_a_credential(
 # --- starts
 
 
-def test_a_run_that_goes_on_is_a_new_start_of_its_model(at: Stage) -> None:
+def test_a_run_that_continues_is_a_new_start_of_its_model(at: Stage) -> None:
     at.log(0)
     at.end(RunState.FAILED)
     at.drain()
@@ -315,7 +318,7 @@ def test_a_run_that_goes_on_is_a_new_start_of_its_model(at: Stage) -> None:
     assert at.run.run_ids == [1, 2]
 
 
-def test_an_end_that_was_not_told_is_not_told_once_the_run_goes_on(at: Stage) -> None:
+def test_an_unsent_end_is_not_sent_once_the_run_continues(at: Stage) -> None:
     at.log(0)
     at.end(RunState.FAILED)
     at.start(resume=at.run_id)
@@ -325,7 +328,7 @@ def test_an_end_that_was_not_told_is_not_told_once_the_run_goes_on(at: Stage) ->
     assert at.events() == ["training_started", "epoch 0", "epoch 1"]
 
 
-def test_a_model_that_is_known_from_elsewhere_gets_a_new_start(at: Stage) -> None:
+def test_a_model_from_elsewhere_gets_a_new_start(at: Stage) -> None:
     at.drain()
     first = at.run.model_id
     at.start(model=first)
@@ -337,7 +340,7 @@ def test_a_model_that_is_known_from_elsewhere_gets_a_new_start(at: Stage) -> Non
 
 
 @pytest.mark.parametrize("why", ["unknown", "ended"])
-def test_a_model_that_is_gone_or_over_is_followed_by_a_new_one(at: Stage, why: str) -> None:
+def test_a_deleted_or_ended_model_is_followed_by_a_new_one(at: Stage, why: str) -> None:
     at.end()
     at.drain()
     (first,) = at.hub.runs
@@ -355,7 +358,7 @@ def test_a_model_that_is_gone_or_over_is_followed_by_a_new_one(at: Stage, why: s
 
 @pytest.mark.parametrize("losses", [1, 2, 3, 5])
 @pytest.mark.parametrize("honours", [True, False])
-def test_lost_answers_to_a_start_make_no_row_of_twins(
+def test_lost_responses_to_a_start_make_at_most_one_twin(
     tmp_path: Path, clock: FakeClock, losses: int, honours: bool
 ) -> None:
     with Sandbox(tmp_path / "hub", honour_idempotency=honours) as hub, staged(hub, tmp_path, clock) as at:
@@ -365,14 +368,14 @@ def test_lost_answers_to_a_start_make_no_row_of_twins(
         at.drain()
 
         # A hub that knows the key of a repeated request has one model; at another one there are never more than
-        # three, however often the answer was lost, and all epochs are in one of them.
+        # three, however often the response was lost, and all epochs are in one of them.
         assert len(hub.runs) <= (2 if honours else 3)
         assert losses > 1 or len(hub.runs) == (1 if honours else 2)
         (full,) = [each for each in map(hub.run, hub.runs) if len(each.events) > 1]
         assert [each.data["epoch"] for each in full.events if each.event == "epoch_end"] == [0, 1]
 
 
-def test_a_start_that_nobody_took_is_repeated_as_it_was(at: Stage) -> None:
+def test_a_start_that_did_not_arrive_is_repeated_unchanged(at: Stage) -> None:
     at.hub.fail("registration:502:times=4")
     at.log(0)
     at.drain()
@@ -429,7 +432,7 @@ for each in range(2):
             assert [each.data["epoch"] for each in run.events if each.event == "epoch_end"] == list(range(80))
 
 
-def test_an_empty_budget_makes_everything_wait_and_the_status_says_until_when(
+def test_an_empty_budget_makes_everything_wait_and_the_status_shows_until_when(
     hub: Sandbox, tmp_path: Path, clock: FakeClock
 ) -> None:
     few = {"HUBQUEUE_DESTINATIONS__PLATFORM__REQUESTS_PER_MINUTE": "10"}
@@ -444,3 +447,18 @@ def test_an_empty_budget_makes_everything_wait_and_the_status_says_until_when(
         due = at.outbox.stats.next_due("platform", [Kind.METRICS])
         assert due is not None
         assert due > clock.wall()
+
+
+def test_a_claim_takes_the_requests_that_the_destination_declares(at: Stage) -> None:
+    at.step(2)
+    at.save(WEIGHTS)
+
+    at.worker.step()  # a heartbeat of two requests, and a checkpoint of two
+    assert at.worker.wait_free(PATIENCE)
+
+    allowed = Allowance(at.outbox.config.destination("platform").requests_per_minute)
+    with at.outbox.database.read() as connection:
+        free_at = connection.scalar(select(budgets.c.free_at).where(budgets.c.name == "requests"))
+    assert free_at - at.outbox.database.now() == pytest.approx(
+        4 * allowed.interval - allowed.saved, abs=timedelta(microseconds=4)
+    )

@@ -1,4 +1,4 @@
-"""A destination of a stranger's package, as the page shows it: from its configuration to what it delivered."""
+"""A destination of another package, as in docs/adding-a-destination.md: from the configuration to the deliveries."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def _forget_types() -> None:
     registry.declaration.cache_clear()
-    registry._strangers.cache_clear()
+    registry._entry_points.cache_clear()
     for name in [each for each in sys.modules if each.startswith("hubqueue_collector")]:
         del sys.modules[name]
 
@@ -83,7 +83,7 @@ def status(environ: dict[str, str]) -> dict[str, Any]:
     return shown
 
 
-def test_the_package_of_the_page_delivers_a_whole_training(
+def test_the_package_of_the_document_delivers_a_whole_training(
     home: Path, folder: Path, collector: Collector, tmp_path: Path
 ) -> None:
     environ = plugin_environ(home, folder)
@@ -117,7 +117,7 @@ def test_the_package_of_the_page_delivers_a_whole_training(
             assert not any(each.encode() in path.read_bytes() for each in (ID, SECRET)), path
 
 
-def test_pace_and_holds_are_those_of_every_destination(
+def test_pace_and_holds_work_as_for_every_destination(
     home: Path, installed: Path, collector: Collector
 ) -> None:
     configure(home, collector.url)
@@ -143,7 +143,7 @@ def test_pace_and_holds_are_those_of_every_destination(
 
 
 def _work(outbox: Outbox) -> None:
-    """All that a worker sends now."""
+    """Send everything that is due now."""
     worker = Worker(outbox, emit=lambda _fact: None)
     assert worker.start()
     while worker.step():
@@ -176,7 +176,7 @@ def test_a_key_has_all_its_secrets_from_one_source(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_both_secrets_are_stored_read_again_and_forgotten_together(tmp_path: Path) -> None:
+def test_both_secrets_are_stored_read_and_removed_together(tmp_path: Path) -> None:
     path = tmp_path / "credentials.toml"
     credentials = Credentials(path, {})
     here, there = _lab(), _lab("https://other.example.org")
@@ -206,7 +206,7 @@ def test_a_login_without_one_of_them_stores_nothing(tmp_path: Path, secret: str)
     assert not path.exists()
 
 
-def test_an_incomplete_pair_is_no_key_and_says_what_is_missing(
+def test_an_incomplete_pair_is_not_a_key_and_names_what_is_missing(
     home: Path, installed: Path, collector: Collector
 ) -> None:
     configure(home, collector.url)
@@ -316,7 +316,7 @@ def test_a_broken_package_holds_only_its_own_runs(
         ("from hubqueue.destinations.base import no_such_name", "ImportError"),
     ],
 )
-def test_whatever_a_package_raises_it_is_named(
+def test_any_error_of_a_package_is_reported_with_its_name(
     home: Path, folder: Path, installed: Path, line: str, why: str
 ) -> None:
     break_package(folder, line)
@@ -330,17 +330,17 @@ def test_whatever_a_package_raises_it_is_named(
         package.start_run("resnet50.pt", destination="lab", home=home, worker="none")
 
 
-def test_a_type_that_is_not_installed_is_an_error_with_what_to_do(home: Path) -> None:
+def test_a_type_that_is_not_installed_is_an_error_with_a_hint(home: Path) -> None:
     configure(home, "https://collector.example.org")
 
     done = hubqueue(environ_of(home), "status")
 
     assert done.returncode == 2
     assert "destinations.lab.type must be 'hub' or 'platform'" in done.stderr
-    assert "install that with pip" in done.stderr
+    assert "install it with pip" in done.stderr
 
 
-def test_the_rows_of_a_type_that_is_gone_stop_nothing(
+def test_the_rows_of_a_removed_type_stop_nothing(
     home: Path, installed: Path, collector: Collector, hub: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(home, collector.url)
@@ -368,7 +368,7 @@ def test_the_rows_of_a_type_that_is_gone_stop_nothing(
     assert any("lab" in each["what"] and "not configured" in each["what"] for each in shown["attention"])
 
 
-def test_a_damaged_outbox_gives_back_the_runs_of_a_type_that_is_gone(
+def test_salvage_recovers_the_runs_of_a_removed_type(
     home: Path, installed: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure(home, collector.url)
@@ -401,7 +401,7 @@ _BEGIN = 'self._root, self._open_body = f"/projects/{settings.project}/runs", op
     [("def send(", "def sent("), (_BEGIN, "1 / 0"), ("self._api.close()", "1 / 0")],
     ids=["cannot send", "cannot be opened", "cannot be closed"],
 )
-def test_what_a_strangers_code_raises_stops_no_other_destination(
+def test_an_error_in_a_packages_code_stops_no_other_destination(
     home: Path,
     installed: Path,
     collector: Collector,
@@ -423,10 +423,10 @@ def test_what_a_strangers_code_raises_stops_no_other_destination(
         checked = examine(str(home), None, online=True, set_aside=False)
 
     assert len(hub.models) == 1
-    told = [each.detail for each in checked if each.what == "destination"]
-    assert any("hub" in each and "accepts the key" in each for each in told)
+    details = [each.detail for each in checked if each.what == "destination"]
+    assert any("hub" in each and "accepts the key" in each for each in details)
     if now == "1 / 0":
-        assert any("lab cannot be asked: ZeroDivisionError" in each for each in told)
+        assert any("lab cannot be asked: ZeroDivisionError" in each for each in details)
 
 
 TO_A_FILE = """

@@ -1,4 +1,4 @@
-"""Other users of the machine: what they own or may write is not relied on, and what they leave lying about stops nothing."""
+"""Other users of the machine: files that they own or may write are refused, and their leftovers stop nothing."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_group_may_write_only_if_it_is_the_users_own(home: Home) -> None:
         home.create()
 
 
-def test_a_home_that_others_may_only_read_is_used_and_told(home: Home) -> None:
+def test_a_home_that_others_may_only_read_is_used_with_a_warning(home: Home) -> None:
     assert home.problems() == []
     home.path.chmod(0o755)
 
@@ -125,7 +125,7 @@ def test_a_home_that_others_may_only_read_is_used_and_told(home: Home) -> None:
 
 
 @pytest.mark.usefixtures("open_umask")
-def test_every_folder_that_is_made_is_private(tmp_path: Path) -> None:
+def test_every_new_folder_is_private(tmp_path: Path) -> None:
     home = Home(tmp_path / "a" / "b" / "home")
     home.create()
 
@@ -133,11 +133,13 @@ def test_every_folder_that_is_made_is_private(tmp_path: Path) -> None:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
 
 
-def test_a_home_below_a_folder_of_everybody_is_refused_unless_that_is_sticky(tmp_path: Path) -> None:
+def test_a_home_below_a_folder_that_every_user_may_write_is_refused_unless_that_is_sticky(
+    tmp_path: Path,
+) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
-    with pytest.raises(OutboxUnavailable, match="can be changed by everybody") as refused:
+    with pytest.raises(OutboxUnavailable, match="every user can write to") as refused:
         Home(shared / "deep" / "home").create()
     assert refused.value.hint is not None and f"chmod o-w {shared}" in refused.value.hint
 
@@ -149,7 +151,7 @@ def test_a_home_below_a_folder_of_everybody_is_refused_unless_that_is_sticky(tmp
 
 
 @needs_root
-def test_a_folder_that_a_stranger_made_in_a_sticky_one_holds_no_home(tmp_path: Path) -> None:
+def test_a_folder_of_another_user_in_a_sticky_one_holds_no_home(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
@@ -162,7 +164,7 @@ def test_a_folder_that_a_stranger_made_in_a_sticky_one_holds_no_home(tmp_path: P
             Home(home).create()
 
 
-def test_a_link_to_a_folder_of_our_own_is_followed(tmp_path: Path) -> None:
+def test_a_link_to_our_own_folder_is_followed(tmp_path: Path) -> None:
     (tmp_path / "large-disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "large-disk")
 
@@ -173,7 +175,7 @@ def test_a_link_to_a_folder_of_our_own_is_followed(tmp_path: Path) -> None:
 
 
 @needs_root
-def test_a_link_that_a_stranger_made_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_of_another_user_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "ours").mkdir()
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "ours")
@@ -186,7 +188,7 @@ def test_a_link_that_a_stranger_made_is_not_followed(tmp_path: Path) -> None:
 
 @needs_root
 @pytest.mark.parametrize("name", ["config.toml", "credentials.toml"])
-def test_a_file_of_a_stranger_is_not_believed(home: Home, name: str) -> None:
+def test_a_file_of_another_user_is_not_read(home: Home, name: str) -> None:
     file = home.path / name
     file.write_text('[hub]\nkey = "theirs"\n' if name.startswith("cred") else "[rate_limits]\nmetrics = 9\n")
     file.chmod(0o600)
@@ -197,7 +199,7 @@ def test_a_file_of_a_stranger_is_not_believed(home: Home, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.toml", "credentials.toml"])
-def test_a_file_that_others_may_write_is_not_believed(home: Home, name: str) -> None:
+def test_a_file_that_others_may_write_is_not_read(home: Home, name: str) -> None:
     file = home.path / name
     file.write_text("")
     file.chmod(0o666)
@@ -210,7 +212,7 @@ def test_a_file_that_others_may_write_is_not_believed(home: Home, name: str) -> 
     _read(home, name)
 
 
-def test_a_named_configuration_that_others_may_write_is_not_believed(home: Home, tmp_path: Path) -> None:
+def test_a_named_configuration_that_others_may_write_is_not_read(home: Home, tmp_path: Path) -> None:
     named = tmp_path / "named.toml"
     named.write_text("")
     named.chmod(0o606)
@@ -254,7 +256,7 @@ def test_a_training_survives_a_home_that_others_may_write(
     run.finish(timeout=5)
 
 
-# --- what lies in the place of a file
+# --- something other than a file at the path of a file
 
 
 @SPECIAL
@@ -262,7 +264,7 @@ def test_a_training_survives_a_home_that_others_may_write(
     "name", ["outbox.db", "outbox.db-wal", "outbox.db-journal", "locks/migrate.lock", "config.toml"]
 )
 @pytest.mark.timeout(20)
-def test_what_is_no_file_is_refused_without_waiting_for_it(
+def test_something_other_than_a_file_is_refused_without_blocking(
     home: Home, name: str, put: Callable[[Path], None]
 ) -> None:
     put(home.path / name)
@@ -275,7 +277,7 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(
 
 @SPECIAL
 @pytest.mark.timeout(20)
-def test_an_outbox_works_beside_what_is_no_file_in_the_place_of_helpers(
+def test_an_outbox_works_when_its_helper_files_are_not_plain_files(
     home: Home, put: Callable[[Path], None]
 ) -> None:
     for name in (
@@ -307,7 +309,7 @@ def test_keys_are_read_from_plain_files_only(tmp_path: Path, put: Callable[[Path
 
 
 @pytest.mark.parametrize("text", ["x = " + "[" * 100_000, "#" * (2 << 20), "\xff\xfe"])
-def test_keys_in_a_file_that_is_no_sane_toml_are_a_clear_error(tmp_path: Path, text: str) -> None:
+def test_keys_in_an_invalid_toml_file_are_a_clear_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "credentials.toml"
     path.write_bytes(text.encode("latin-1"))
 
@@ -319,7 +321,7 @@ def test_keys_in_a_file_that_is_no_sane_toml_are_a_clear_error(tmp_path: Path, t
 
 @pytest.mark.timeout(20)
 @SPECIAL
-def test_a_checkpoint_that_is_no_file_is_refused_without_waiting_for_it(
+def test_a_checkpoint_that_is_not_a_file_is_refused_without_blocking(
     tmp_path: Path, put: Callable[[Path], None]
 ) -> None:
     put(tmp_path / "last.pt")
@@ -330,7 +332,7 @@ def test_a_checkpoint_that_is_no_file_is_refused_without_waiting_for_it(
 
 @pytest.mark.timeout(20)
 @SPECIAL
-def test_a_snapshot_that_is_no_file_is_missing(tmp_path: Path, put: Callable[[Path], None]) -> None:
+def test_a_snapshot_that_is_not_a_file_is_missing(tmp_path: Path, put: Callable[[Path], None]) -> None:
     (tmp_path / "last.pt").write_bytes(b"x")
     spool = Spool(tmp_path / "spool", SpoolSettings(min_free_bytes=0))
     snapshot = spool.take(tmp_path / "last.pt", label="x")
@@ -343,7 +345,7 @@ def test_a_snapshot_that_is_no_file_is_missing(tmp_path: Path, put: Callable[[Pa
 
 @SPECIAL
 @pytest.mark.timeout(20)
-def test_a_private_file_is_a_plain_one(tmp_path: Path, put: Callable[[Path], None]) -> None:
+def test_only_a_plain_file_is_opened_as_a_private_one(tmp_path: Path, put: Callable[[Path], None]) -> None:
     put(tmp_path / "worker.log")
 
     with pytest.raises(OSError):
@@ -356,7 +358,7 @@ def test_a_private_file_is_a_plain_one(tmp_path: Path, put: Callable[[Path], Non
 
 
 @needs_root
-def test_only_our_own_snapshots_count_and_are_swept(tmp_path: Path) -> None:
+def test_only_our_own_snapshots_are_counted_and_swept(tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     folder.mkdir()
     folder.chmod(0o1777)

@@ -1,4 +1,4 @@
-"""The HUB transport against raw sockets: what counts as an answer, what it may cost, and what it gives away."""
+"""The HUB transport against raw sockets: what counts as a response, its limits, and that it reveals no secret."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def ckpt(body: bytes, *, final: bool = False) -> Batch:
     return batch(Kind.CKPT, payload=payload, snapshot=Snapshot("x.ckpt", len(body), 0), final=final)
 
 
-class Told:
-    """An attempt that remembers what it was told."""
+class Recorder:
+    """An attempt that records the reports of the transport."""
 
     def __init__(self) -> None:
         self.starts, self.sent = 0, [0]
@@ -78,7 +78,7 @@ class Told:
 
 
 def send(url: str, what: Batch | None = None, **options: object) -> Outcome:
-    return transport(url, **options).send(what or batch(), Told().attempt)  # type: ignore[arg-type]
+    return transport(url, **options).send(what or batch(), Recorder().attempt)  # type: ignore[arg-type]
 
 
 def sends(data: bytes, *, close: bool = False) -> Callable[[socket.socket, bytes], None]:
@@ -93,12 +93,12 @@ def sends(data: bytes, *, close: bool = False) -> Callable[[socket.socket, bytes
 # What counts.
 
 
-def test_a_good_answer_is_a_delivery() -> None:
+def test_a_good_response_is_a_delivery() -> None:
     with Peer(sends(answer())) as peer:
         assert send(peer.url) == Delivered()
 
 
-def test_no_cut_of_a_good_answer_is_a_delivery() -> None:
+def test_no_cut_of_a_good_response_is_a_delivery() -> None:
     whole = answer(headers="X-One: 1\r\nX-Two: 2\r\n")
 
     for cut in range(len(whole)):
@@ -107,14 +107,14 @@ def test_no_cut_of_a_good_answer_is_a_delivery() -> None:
             assert isinstance(outcome, RetryLater), (cut, outcome)
 
 
-def test_no_cut_of_an_answer_without_a_length_is_a_delivery() -> None:
+def test_no_cut_of_a_response_without_a_length_is_a_delivery() -> None:
     whole = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + GOOD
     for cut in range(len(whole) - 1):
         with Peer(sends(whole[:cut], close=True)) as peer:
             assert isinstance(send(peer.url), RetryLater), cut
 
 
-def test_no_cut_of_a_chunked_answer_is_a_delivery() -> None:
+def test_no_cut_of_a_chunked_response_is_a_delivery() -> None:
     whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
     with Peer(sends(whole)) as peer:
         assert send(peer.url) == Delivered()
@@ -124,8 +124,8 @@ def test_no_cut_of_a_chunked_answer_is_a_delivery() -> None:
             assert isinstance(outcome, RetryLater), (cut, outcome)
 
 
-def test_no_cut_of_a_refusal_is_one() -> None:
-    """A 404 that is cut off may be anything: it must not hold the run."""
+def test_no_cut_of_a_refusal_is_a_refusal() -> None:
+    """A truncated 404 proves nothing: it must not hold the run."""
     whole = answer(b"", status="404 Not Found", headers="X-One: 1\r\n")
     for cut in range(len(whole)):
         with Peer(sends(whole[:cut], close=True)) as peer:
@@ -154,17 +154,17 @@ def test_no_cut_of_a_refusal_is_one() -> None:
     ],
     ids=repr,
 )
-def test_an_answer_of_another_shape_is_no_delivery(body: bytes) -> None:
+def test_a_response_of_another_shape_is_no_delivery(body: bytes) -> None:
     with Peer(sends(answer(body))) as peer:
         assert isinstance(send(peer.url), RetryLater)
 
 
-def test_a_compressed_answer_is_no_delivery() -> None:
+def test_a_compressed_response_is_no_delivery() -> None:
     with Peer(sends(answer(gzip.compress(GOOD, mtime=0), headers="Content-Encoding: gzip\r\n"))) as peer:
         assert isinstance(send(peer.url), RetryLater)
 
 
-def test_a_long_answer_is_given_up() -> None:
+def test_a_long_response_is_aborted() -> None:
     with Peer(sends(answer(b'{"success": true, "x": "' + b"x" * 100_000 + b'"}'))) as peer:
         outcome = send(peer.url)
 
@@ -172,8 +172,8 @@ def test_a_long_answer_is_given_up() -> None:
     assert "64 KiB" in outcome.reason
 
 
-def test_what_follows_an_odd_answer_is_not_taken_for_the_next_one() -> None:
-    """Bytes behind an answer must not answer the next request on the same connection."""
+def test_bytes_after_a_response_are_not_the_next_response() -> None:
+    """Bytes after a response must not become the response to the next request on the same connection."""
     forged = answer()
 
     def act(connection: socket.socket, request: bytes) -> None:
@@ -183,7 +183,7 @@ def test_what_follows_an_odd_answer_is_not_taken_for_the_next_one() -> None:
 
     with Peer(act) as peer:
         hub = transport(peer.url)
-        outcomes = [hub.send(batch(), Told().attempt) for _ in range(3)]
+        outcomes = [hub.send(batch(), Recorder().attempt) for _ in range(3)]
 
     assert not any(isinstance(outcome, Delivered) for outcome in outcomes)
 
@@ -258,7 +258,7 @@ def test_the_scopes_of_holds() -> None:
         ("Retry-After: soon\r\n", None),
     ],
 )
-def test_a_429_says_how_long_and_for_whom(headers: str, seconds: int | None) -> None:
+def test_a_429_gives_the_wait_and_its_scope(headers: str, seconds: int | None) -> None:
     then = datetime.now(UTC) + timedelta(seconds=40)
     words = headers.format(
         date=f"{then:%a, %d %b %Y %H:%M:%S} GMT", unix=int(then.timestamp()), iso=f"{then:%Y-%m-%dT%H:%M:%SZ}"
@@ -275,20 +275,20 @@ def test_a_429_says_how_long_and_for_whom(headers: str, seconds: int | None) -> 
         assert seconds - 25 <= outcome.after.total_seconds() <= seconds
 
 
-# What it says.
+# The requests.
 
 
 def test_the_requests_are_the_hubs_own() -> None:
     body = os.urandom(3_000_000)
     with Peer(sends(answer())) as peer:
         hub = transport(peer.url, body=body)
-        assert hub.send(batch(Kind.REGISTRATION, payload='{"meta": {}}'), Told().attempt) == Delivered(
+        assert hub.send(batch(Kind.REGISTRATION, payload='{"meta": {}}'), Recorder().attempt) == Delivered(
             Remote(id=MODEL, url=f"https://hub.ultralytics.com/models/{MODEL}")
         )
-        assert hub.send(batch(), Told().attempt) == Delivered()
-        assert hub.send(ckpt(body), Told().attempt) == Delivered()
-        assert hub.send(ckpt(body, final=True), Told().attempt) == Delivered()
-        assert hub.send(batch(Kind.HEARTBEAT), Told().attempt) == Delivered(
+        assert hub.send(batch(), Recorder().attempt) == Delivered()
+        assert hub.send(ckpt(body), Recorder().attempt) == Delivered()
+        assert hub.send(ckpt(body, final=True), Recorder().attempt) == Delivered()
+        assert hub.send(batch(Kind.HEARTBEAT), Recorder().attempt) == Delivered(
             Remote(remember={"agent_id": "agent-1"})
         )
         assert hub.check() == Delivered()
@@ -331,27 +331,27 @@ def test_the_requests_are_the_hubs_own() -> None:
     assert heads[2]["Transfer-Encoding"] is None
 
 
-def test_an_answer_without_an_agent_takes_none_away() -> None:
+def test_a_response_without_an_agent_removes_none() -> None:
     with Peer(sends(answer(b'{"data": {}}'))) as peer:
         assert send(peer.url, batch(Kind.HEARTBEAT)) == Delivered(Remote())
 
 
 @pytest.mark.parametrize("found", ['"../../x"', '""', "7", "null", '"' + "x" * 65 + '"', '"a b"'])
-def test_an_odd_model_id_is_no_registration(found: str) -> None:
+def test_an_invalid_model_id_is_no_registration(found: str) -> None:
     with Peer(sends(answer(b'{"success": true, "data": {"id": %b}}' % found.encode()))) as peer:
         assert isinstance(send(peer.url, batch(Kind.REGISTRATION, payload="{}")), RetryLater)
 
 
-def test_the_attempt_hears_the_start_once_and_the_bytes_to_the_end() -> None:
+def test_the_attempt_receives_the_start_once_and_all_bytes() -> None:
     body = os.urandom(5_000_000)
-    told = Told()
+    recorder = Recorder()
     with Peer(sends(answer())) as peer:
-        transport(peer.url, body=body).send(ckpt(body), told.attempt)
+        transport(peer.url, body=body).send(ckpt(body), recorder.attempt)
 
-    assert told.starts == 1
-    assert told.sent == sorted(told.sent)
-    assert told.sent[-1] > len(body)
-    assert len(told.sent) > 10
+    assert recorder.starts == 1
+    assert recorder.sent == sorted(recorder.sent)
+    assert recorder.sent[-1] > len(body)
+    assert len(recorder.sent) > 10
 
 
 def test_an_attempt_whose_start_is_refused_sends_nothing() -> None:
@@ -367,7 +367,7 @@ def test_an_attempt_whose_start_is_refused_sends_nothing() -> None:
 
 
 @pytest.mark.parametrize("length", [999, 1001, 0])
-def test_a_body_that_is_not_as_long_as_announced_is_broken_off(length: int) -> None:
+def test_a_body_of_another_length_than_announced_is_aborted(length: int) -> None:
     with Peer(sends(answer())) as peer:
         outcome = send(peer.url, ckpt(b"x" * 1000), body=b"x" * length)
 
@@ -382,16 +382,16 @@ def _quick(**more: object) -> dict[str, object]:
     return {"answer_timeout": timedelta(seconds=1), "stall_window": timedelta(seconds=1), **more}
 
 
-def test_a_silent_peer_is_given_up() -> None:
+def test_a_silent_peer_is_disconnected() -> None:
     with Peer(lambda _connection, _request: threading.Event().wait(30) and None) as peer:  # type: ignore[func-returns-value]
         outcome = send(peer.url, **_quick())
 
     assert isinstance(outcome, RetryLater)
-    assert "answer" in outcome.reason
+    assert "response" in outcome.reason
 
 
 @pytest.mark.parametrize("where", ["head", "body"])
-def test_a_dripped_answer_is_given_up(where: str) -> None:
+def test_a_dripped_response_is_aborted(where: str) -> None:
     whole = answer(b" " * 400 + GOOD)
     start = 0 if where == "head" else whole.index(b"\r\n\r\n") + 4
 
@@ -405,10 +405,10 @@ def test_a_dripped_answer_is_given_up(where: str) -> None:
         outcome = send(peer.url, **_quick())
 
     assert isinstance(outcome, RetryLater)
-    assert "no complete answer" in outcome.reason
+    assert "no complete response" in outcome.reason
 
 
-def test_a_peer_that_does_not_read_is_given_up() -> None:
+def test_a_peer_that_does_not_read_is_disconnected() -> None:
     body = b"x" * 30_000_000
 
     def act(_connection: socket.socket, _request: bytes) -> None:
@@ -421,7 +421,7 @@ def test_a_peer_that_does_not_read_is_given_up() -> None:
     assert "stalled" in outcome.reason or "too long" in outcome.reason
 
 
-def test_a_slow_reader_above_the_rate_is_waited_for() -> None:
+def test_a_slow_reader_above_the_rate_is_not_disconnected() -> None:
     body = os.urandom(6_000_000)
 
     def slowly(connection: socket.socket, request: bytes) -> None:
@@ -445,7 +445,7 @@ def test_a_slow_reader_above_the_rate_is_waited_for() -> None:
 
 def test_stop_ends_an_upload() -> None:
     body = b"x" * 30_000_000
-    told = Told()
+    recorder = Recorder()
     reached = threading.Event()
 
     def act(_connection: socket.socket, _request: bytes) -> None:
@@ -455,16 +455,16 @@ def test_stop_ends_an_upload() -> None:
     with Peer(act, read_body=False) as peer:
         outcomes: list[Outcome] = []
         hub = transport(peer.url, body=body)
-        thread = threading.Thread(target=lambda: outcomes.append(hub.send(ckpt(body), told.attempt)))
+        thread = threading.Thread(target=lambda: outcomes.append(hub.send(ckpt(body), recorder.attempt)))
         thread.start()
         assert reached.wait(PATIENCE)
-        told.stop.set()
+        recorder.stop.set()
         thread.join(PATIENCE)
 
     assert outcomes == [Aborted("the worker stops")]
 
 
-def test_a_reset_and_a_refusal_are_told_in_words() -> None:
+def test_a_reset_and_a_refusal_have_readable_reasons() -> None:
     def reset(connection: socket.socket, _request: bytes) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         raise OSError
@@ -480,14 +480,14 @@ def test_a_reset_and_a_refusal_are_told_in_words() -> None:
     assert "127.0.0.1" in refused.reason
 
 
-def test_a_name_that_does_not_exist_is_trouble_and_no_hold() -> None:
+def test_an_unknown_host_is_retried_without_a_hold() -> None:
     outcome = send("http://no-such-host.invalid")
 
     assert isinstance(outcome, RetryLater)
     assert "no-such-host.invalid" in outcome.reason
 
 
-def test_a_wrong_certificate_holds_the_destination_and_gets_no_key(tmp_path: Path) -> None:
+def test_a_wrong_certificate_holds_the_destination_and_receives_no_key(tmp_path: Path) -> None:
     made = subprocess.run(
         [
             "openssl",
@@ -513,13 +513,13 @@ def test_a_wrong_certificate_holds_the_destination_and_gets_no_key(tmp_path: Pat
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
     listener = socket.create_server(("127.0.0.1", 0))
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     def serve() -> None:
         connection, _ = listener.accept()
         try:
             with context.wrap_socket(connection, server_side=True) as secure:
-                heard.append(secure.recv(65536))
+                received.append(secure.recv(65536))
         except OSError:
             return
 
@@ -532,7 +532,7 @@ def test_a_wrong_certificate_holds_the_destination_and_gets_no_key(tmp_path: Pat
     assert isinstance(outcome, Blocked)
     assert outcome.scope is Scope.DESTINATION
     assert "certificate" in outcome.reason
-    assert KEY.encode() not in b"".join(heard)
+    assert KEY.encode() not in b"".join(received)
 
 
 # What it gives away.
@@ -554,8 +554,8 @@ def test_the_environment_redirects_nothing(tmp_path: Path, monkeypatch: pytest.M
 def test_a_cookie_is_not_kept() -> None:
     with Peer(sends(answer(headers="Set-Cookie: tracked=1; Path=/\r\n"))) as peer:
         hub = transport(peer.url)
-        hub.send(batch(), Told().attempt)
-        hub.send(batch(), Told().attempt)
+        hub.send(batch(), Recorder().attempt)
+        hub.send(batch(), Recorder().attempt)
 
     assert b"cookie" not in peer.requests[1].lower()
 
@@ -573,7 +573,7 @@ def test_a_server_that_echoes_the_key_finds_it_nowhere() -> None:
     assert KEY not in outcome.reason
 
 
-def test_a_redirect_to_a_host_named_like_the_key_does_not_tell_half_of_it() -> None:
+def test_a_redirect_to_a_host_named_like_the_key_shows_no_part_of_it() -> None:
     key = "Zk7rq4m9x2Zk7rq4m9x2/Q4m9x2Zk7rq4m9x2"
     with Peer(sends(answer(status="302 Found", headers=f"Location: http://{key}.invalid/\r\n"))) as peer:
         outcome = send(peer.url, keys=(key,))
@@ -582,10 +582,10 @@ def test_a_redirect_to_a_host_named_like_the_key_does_not_tell_half_of_it() -> N
     assert key[:8].lower() not in outcome.reason.lower()
 
 
-@pytest.mark.parametrize("place", range(0, 120, 7))
-def test_no_half_of_a_key_is_left_by_a_cut(place: int) -> None:
-    """What a strange answer begins with is shown; the key in it is masked before that is cut."""
-    with Peer(sends(answer(b"x" * place + KEY.encode() * 2 + b" and more"))) as peer:
+@pytest.mark.parametrize("offset", range(0, 120, 7))
+def test_a_cut_text_contains_no_part_of_a_key(offset: int) -> None:
+    """A reason shows the beginning of an unexpected response; a key in it is masked before the cut."""
+    with Peer(sends(answer(b"x" * offset + KEY.encode() * 2 + b" and more"))) as peer:
         outcome = send(peer.url)
 
     assert isinstance(outcome, RetryLater)
@@ -596,8 +596,8 @@ def test_no_half_of_a_key_is_left_by_a_cut(place: int) -> None:
     "spelled", [KEY, f"a-{KEY.upper()}", "NWVjNGU3" * 6 + "NWVjNGU3"], ids=["plain", "upper", "base64"]
 )
 def test_a_hub_cannot_make_us_keep_the_key_as_an_id(spelled: str) -> None:
-    said = json.dumps({"success": True, "data": {"id": spelled, "agentId": spelled}}).encode()
-    with Peer(sends(answer(said))) as peer:
+    body = json.dumps({"success": True, "data": {"id": spelled, "agentId": spelled}}).encode()
+    with Peer(sends(answer(body))) as peer:
         registered, beaten = (send(peer.url, batch(kind)) for kind in (Kind.REGISTRATION, Kind.HEARTBEAT))
 
     assert isinstance(registered, RetryLater)
@@ -606,7 +606,7 @@ def test_a_hub_cannot_make_us_keep_the_key_as_an_id(spelled: str) -> None:
 
 
 @pytest.mark.parametrize("keys", [(), ("with blank",), ("ключ",), ("new\nline",)])
-def test_a_key_that_is_none_is_not_sent(keys: tuple[str, ...]) -> None:
+def test_an_invalid_key_is_not_sent(keys: tuple[str, ...]) -> None:
     with Peer(sends(answer())) as peer:
         outcome = send(peer.url, keys=keys)
 
@@ -622,7 +622,7 @@ def test_after_a_refused_key_the_next_one_is_tried() -> None:
 
     with Peer(act) as peer:
         hub = transport(peer.url, keys=("wrong-key", "right-key"))
-        first, second = (hub.send(batch(), Told().attempt) for _ in range(2))
+        first, second = (hub.send(batch(), Recorder().attempt) for _ in range(2))
         alone = send(peer.url, keys=("wrong-key",))
 
     assert isinstance(first, RetryLater)

@@ -350,7 +350,7 @@ def test_resume_tries_at_once_instead_of_after_the_backoff(outbox: Outbox, clock
             "redirect:to=http://127.0.0.2:9/",
             "waiting  hub: 302: 127.0.0.1 redirects to 127.0.0.2; not followed, for ",
         ),
-        ("cut-body", "waiting  hub: the answer was cut off, for "),
+        ("cut-body", "waiting  hub: the response was cut off, for "),
         ("503", "waiting  hub responds 503 Service Unavailable for "),
         ("close", "waiting  hub unreachable for "),
         ("reset", "waiting  hub unreachable for "),

@@ -1,4 +1,4 @@
-"""P2 against peers of every kind: the small scale of the torture, and the oracle that it is counted with."""
+"""P2 against peers of every kind: a small scale of the torture, and the oracle that counts its results."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torture.oracle import Broken, Proof, proof, read
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_no_bad_peer_passes_for_a_delivery(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_bad_peer_counts_as_a_delivery(capsys: pytest.CaptureFixture[str]) -> None:
     failed = peers.main(["--seed", "7", "--scale", "quick"])
 
     assert failed == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_the_oracle_takes_a_good_answer_and_no_cut_of_it(name: str) -> None:
+def test_the_oracle_accepts_a_good_response_and_no_cut_of_it(name: str) -> None:
     data, ending = GOOD[name]
 
     assert proof("metrics", data, closed=ending == "fin") is Proof.MUST

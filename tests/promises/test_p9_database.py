@@ -66,13 +66,13 @@ def test_no_command_shows_a_password_that_a_driver_quotes(home: Path, rest: str)
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
     )
 
-    said = "".join(each.stdout + each.stderr for each in (*shown, raised))
+    output = "".join(each.stdout + each.stderr for each in (*shown, raised))
     secret = PASSWORD if "sslmode" not in rest else "never shown"
     assert raised.returncode == 1
     assert "Traceback" in raised.stderr
-    assert secret not in said
+    assert secret not in output
     if f"sslmode={PASSWORD}" not in rest and "connect_timeout" not in rest:
-        assert SHORT not in said
+        assert SHORT not in output
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
@@ -92,6 +92,6 @@ def test_no_error_and_no_log_line_shows_the_values_of_a_statement(
                 {"payload": "the-payload-of-it", "state": "no-state-at-all", "id": entry},
             )
 
-    told = "".join(traceback.format_exception(caught.value)) + caplog.text
-    assert "UPDATE entries" in told
-    assert "the-payload-of-it" not in told
+    trace = "".join(traceback.format_exception(caught.value)) + caplog.text
+    assert "UPDATE entries" in trace
+    assert "the-payload-of-it" not in trace

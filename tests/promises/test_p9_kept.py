@@ -1,4 +1,4 @@
-"""P9: what a training hands over without a thought (arguments, results, errors, lines of output) keeps no key."""
+"""P9: what a training passes on (arguments, results, errors, lines of output) keeps no key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hubqueue.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("migrated_home")
 
-# No form gives these away: they are found by the name they stand under, or because the home knows them.
+# These do not look like keys: they are found by their name, or because the home knows them.
 NAMED = "SECRETZZZ"
 KNOWN = "Vx3-qL8w_Tn5bZk2Jr7"
 STORED = "Gh4+uE9p=Cs6mAd1Yf0"
@@ -46,7 +46,7 @@ def platform(tmp_path: Path) -> Iterator[Sandbox]:
 
 
 def _everything(folder: Path) -> str:
-    """What every file of a folder says, credentials aside."""
+    """The content of every file of a folder, except the credentials."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "credentials.toml"]
     return "".join(path.read_bytes().decode("utf-8", "replace") for path in files)
 
@@ -61,16 +61,16 @@ def test_no_key_that_a_training_hands_over_is_kept_or_sent(
     process = python(_TRAINING.replace("json.load(sys.stdin)", "json.loads(sys.argv[4])"), environ,
                      worker, "4", status, json.dumps([NAMED, KNOWN, STORED]))  # fmt: skip
 
-    said, _ = process.communicate(timeout=90)
+    output, _ = process.communicate(timeout=90)
 
-    assert process.returncode == 0, said
+    assert process.returncode == 0, output
     shown = [hubqueue(environ, *words.split()) for words in ("entries --json", "show 1")]
-    text = said + _everything(home) + "".join(each.stdout + each.stderr for each in shown)
+    text = output + _everything(home) + "".join(each.stdout + each.stderr for each in shown)
     text += _everything(platform.data)
     for secret in (NAMED, KNOWN, STORED, KNOWN[1:], STORED[:-1], STORED[:10], STORED[10:]):
         assert secret not in text
-    assert said.count("WARNING:hubqueue:masked, because they look like keys") == 1
-    assert "nested.HF_TOKEN" in said
+    assert output.count("WARNING:hubqueue:masked, because they look like keys") == 1
+    assert "nested.HF_TOKEN" in output
     for kept in (
         '"epochs": "3"',
         "token_accuracy" if status == "finished" else "was refused",
@@ -106,7 +106,7 @@ def test_an_argument_of_the_command_line_is_masked_before_it_is_saved(home: Path
 EVIL = "\x1b]0;owned\x07\x9b2J\u202e"
 
 
-def test_what_others_wrote_into_a_shared_database_is_shown_harmless(home: Path) -> None:
+def test_texts_of_a_shared_database_are_shown_without_escape_sequences(home: Path) -> None:
     environ = environ_of(home, "http://127.0.0.1:9")
     run = hubqueue(environ, "enqueue", "run", "yolo26n.pt").stdout.strip()
     hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "loss=1")
@@ -141,13 +141,13 @@ def test_what_others_wrote_into_a_shared_database_is_shown_harmless(home: Path) 
         "log",
     ):
         shown = hubqueue(environ, *words.split())
-        said = shown.stdout + shown.stderr
-        assert not set(said) & set("\x1b\x07\x9b\u202e"), words
-        assert "javascript:" not in said, words
-        assert "Traceback" not in said, words
+        output = shown.stdout + shown.stderr
+        assert not set(output) & set("\x1b\x07\x9b\u202e"), words
+        assert "javascript:" not in output, words
+        assert "Traceback" not in output, words
 
 
-def test_a_link_is_one_of_the_web_or_none() -> None:
+def test_a_shown_link_is_http_or_https() -> None:
     assert link("https://hub.example.org/models/a%20b") == "https://hub.example.org/models/a%20b"
     assert link("http://127.0.0.1:8080") == "http://127.0.0.1:8080"
     for bad in (None, "", "javascript:alert(1)", "data:text/html,x", "https://u:p@h/x", "https://h/x y", "https://h/x?k=1",
@@ -157,7 +157,7 @@ def test_a_link_is_one_of_the_web_or_none() -> None:
 
 @pytest.mark.parametrize("key", ["k", "a", "model"])
 def test_a_short_key_is_refused_with_a_clear_reason(hub: Sandbox, home: Path, key: str) -> None:
-    """It could not be masked, and its letters stand in every id."""
+    """It could not be masked: its letters occur in every id."""
     environ = environ_of(home, hub.url, HUB_API_KEY=key)
     hubqueue(environ, "enqueue", "run", "yolo26n.pt")
 

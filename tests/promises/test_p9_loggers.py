@@ -42,9 +42,9 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-def _shows_no_secret(said: str) -> None:
-    assert KEY not in said
-    assert re.search(r"signature|expires=|bearer", said, re.IGNORECASE) is None
+def _shows_no_secret(output: str) -> None:
+    assert KEY not in output
+    assert re.search(r"signature|expires=|bearer", output, re.IGNORECASE) is None
 
 
 def test_no_logger_of_a_training_shows_a_signed_url_or_a_key(
@@ -53,22 +53,22 @@ def test_no_logger_of_a_training_shows_a_signed_url_or_a_key(
     environ = platform_environ(home, platform.url, ULTRALYTICS_API_KEY=KEY)
 
     process = python(_TRAINING, environ, str(checkpoint), "thread")
-    said, _ = process.communicate(timeout=90)
+    output, _ = process.communicate(timeout=90)
 
-    assert process.returncode == 0, said
-    assert '"PUT /storage/' in said, "the library said nothing, so this proves nothing"
+    assert process.returncode == 0, output
+    assert '"PUT /storage/' in output, "the library logged nothing, so this proves nothing"
     assert any("/storage/" in request.path and request.status == 200 for request in platform.requests)
-    _shows_no_secret(said)
+    _shows_no_secret(output)
 
 
-def test_the_log_of_a_worker_that_says_everything_shows_no_signed_url(
+def test_the_verbose_log_of_a_worker_shows_no_signed_url(
     platform: Sandbox, home: Path, checkpoint: Path
 ) -> None:
     environ = platform_environ(home, platform.url, ULTRALYTICS_API_KEY=KEY)
     python(_TRAINING, environ, str(checkpoint), "none").communicate(timeout=90)
 
-    _, said = start_worker(environ, "--verbose", "--idle-exit", "0.5").communicate(timeout=90)
+    _, output = start_worker(environ, "--verbose", "--idle-exit", "0.5").communicate(timeout=90)
 
-    assert "ckpt delivered" in said
+    assert "ckpt delivered" in output
     logs = "".join(path.read_text() for path in home.glob("worker.log*"))
-    _shows_no_secret(said + logs)
+    _shows_no_secret(output + logs)

@@ -31,7 +31,7 @@ def other_host() -> Iterator[Sandbox]:
         yield sandbox
 
 
-def test_a_canary_key_is_nowhere_but_in_the_requests(
+def test_a_canary_key_appears_only_in_the_requests(
     hub: Sandbox, other_host: Sandbox, home: Path, tmp_path: Path
 ) -> None:
     # One of its own: the list of processes is that of the whole machine, where others may run this test, too.
@@ -54,14 +54,14 @@ print(run, vars(run))
         ["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True
     ).stdout
     wait_until(lambda: "ON HOLD" in hubqueue(environ, "status").stdout)
-    said = [out, hubqueue(environ, "status").stdout, hubqueue(environ, "resume", "hub").stdout]
+    outputs = [out, hubqueue(environ, "status").stdout, hubqueue(environ, "resume", "hub").stdout]
     wait_until(lambda: '"pending": 0' in hubqueue(environ, "status", "--json").stdout)
     for arguments in (["status", "--json"], ["entries"], ["log", "--json"], ["check"], ["runs", "--all"]):
         shown = hubqueue(environ, *arguments)
-        said += [shown.stdout, shown.stderr]
-    said.append(end(worker))
+        outputs += [shown.stdout, shown.stderr]
+    outputs.append(end(worker))
 
-    assert canary not in "".join(said)
+    assert canary not in "".join(outputs)
     assert canary not in command_lines
     assert files_with(home, canary) == []
     assert files_with(hub.data, canary) == []
@@ -72,7 +72,7 @@ print(run, vars(run))
 @pytest.mark.parametrize(
     "identifier", [f"{CANARY}_{MODEL}", f"https://hub.ultralytics.com/models/{MODEL}?api_key={CANARY}"]
 )
-def test_a_key_in_an_identifier_goes_to_the_credentials_and_nowhere_else(
+def test_a_key_in_an_identifier_is_stored_only_in_the_credentials(
     hub: Sandbox, home: Path, identifier: str
 ) -> None:
     code = "import hubqueue, sys; run = hubqueue.start_run(sys.stdin.read(), worker='none', strict=True); run.log_metrics({'loss': 1}, epoch=0); print(run, vars(run))"
@@ -159,13 +159,13 @@ def test_a_linked_checkpoint_is_refused(home: Path, tmp_path: Path) -> None:
     assert "symbolic link" in shown.stderr
 
 
-def test_the_text_of_a_server_is_made_harmless(home: Path, tmp_path: Path) -> None:
-    from hubqueue.destinations.wire.exchange import Answer, outcome_of_status
+def test_escape_sequences_are_removed_from_a_servers_text(home: Path, tmp_path: Path) -> None:
+    from hubqueue.destinations.wire.exchange import Response, outcome_of_status
     from hubqueue.domain.outcome import Blocked, Scope
 
     evil = '{"message": "\\u001b[2J\\u202e wipe ' + CANARY + " " + "x" * 5000 + '"}'
 
-    outcome = outcome_of_status(Answer(401, {}, evil.encode()), host="hub", secrets=(CANARY,))
+    outcome = outcome_of_status(Response(401, {}, evil.encode()), host="hub", secrets=(CANARY,))
 
     assert isinstance(outcome, Blocked)
     assert outcome.scope is Scope.DESTINATION

@@ -1,4 +1,4 @@
-"""P9 under torture: canary keys against a hub that repeats them, and links in every place of a home."""
+"""P9 under torture: canary keys against a hub that repeats them, and links at every path of a home."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torture import secrecy
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_key_is_told_to_nobody_whatever_happens(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_appears_nowhere_under_torture(capsys: pytest.CaptureFixture[str]) -> None:
     failed = secrecy.main(["--seed", "4", "--scale", "quick"])
 
     assert failed == 0, capsys.readouterr().out
@@ -39,7 +39,7 @@ def test_nothing_in_a_home_is_written_through_a_link(home: Path, tmp_path: Path,
     if run:
         checkpoint = ("checkpoint", "--run", run, "--epoch", "0", str(tmp_path / "last.pt"))
         shown.append(hubqueue(environ, "enqueue", *checkpoint))
-    # What a training starts by itself writes a lock and a log; what stands in their places it must leave alone.
+    # A worker that a training starts writes a lock and a log; it must not touch links at these paths.
     quiet = (
         ("worker", "--detached", "--idle-exit", "0")
         if name in ("locks", "worker.log")
@@ -53,7 +53,7 @@ def test_nothing_in_a_home_is_written_through_a_link(home: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("model", ["{key}_{id}", "https://hub.ultralytics.com/models/{id}?api_key={key}"])
-def test_a_key_among_the_arguments_is_refused_with_the_way_that_is_safe(home: Path, model: str) -> None:
+def test_a_key_among_the_arguments_is_refused_with_the_safe_command(home: Path, model: str) -> None:
     key = "c0ffee" * 7
 
     shown = hubqueue(environ_of(home), "enqueue", "run", model.format(key=key, id="abcdefghij0123456789"))

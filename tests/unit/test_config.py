@@ -88,7 +88,7 @@ def test_a_file_sets_every_kind_of_value() -> None:
     )
 
 
-def test_a_variable_goes_before_the_file_and_the_file_before_the_default() -> None:
+def test_a_variable_has_precedence_over_the_file_and_the_file_over_the_default() -> None:
     text = "rate_limits = {metrics = 10, ckpt = 20}"
 
     limits = read(text, HUBQUEUE_RATE_LIMITS__METRICS="1.5").rate_limits
@@ -156,13 +156,13 @@ def at(holder: object, path: tuple[str, ...]) -> object:
     return holder
 
 
-def test_a_byte_order_mark_is_no_part_of_the_file() -> None:
+def test_a_byte_order_mark_is_not_part_of_the_file() -> None:
     assert read("\ufeffrate_limits.metrics = 1").rate_limits.metrics == timedelta(seconds=1)
 
 
 @pytest.mark.parametrize("yes", ["true", "yes", "on", "1", " TRUE "])
 @pytest.mark.parametrize("no", ["false", "no", "off", "0"])
-def test_a_variable_says_yes_and_no_in_several_words(yes: str, no: str) -> None:
+def test_a_variable_accepts_several_words_for_yes_and_no(yes: str, no: str) -> None:
     assert read(HUBQUEUE_DESTINATIONS__HUB__INSECURE=yes).destination("hub").insecure is True
     assert (
         read("destinations.hub.insecure = true", HUBQUEUE_DESTINATIONS__HUB__INSECURE=no)
@@ -198,13 +198,13 @@ def test_settings_cannot_be_changed_afterwards() -> None:
             setattr(part, dataclasses.fields(part)[0].name, None)
 
 
-def test_an_empty_variable_is_not_set() -> None:
+def test_an_empty_variable_counts_as_unset() -> None:
     config = read(HUBQUEUE_OUTBOX__URL="", HUBQUEUE_RATE_LIMITS__METRICS="", ULTRALYTICS_HUB_API="")
 
     assert config == Config()
 
 
-def test_home_config_and_keys_are_no_settings() -> None:
+def test_home_config_and_keys_are_not_settings() -> None:
     config = read(HUBQUEUE_HOME="/x", HUBQUEUE_CONFIG="/y", HUBQUEUE_KEY_HUB=SECRET, HUB_API_KEY=SECRET)
 
     assert config == Config()
@@ -221,7 +221,7 @@ def test_the_hubs_own_variables_replace_the_default_addresses() -> None:
     assert hub.url_named
 
 
-def test_a_hub_at_an_address_of_its_own_shows_its_runs_there() -> None:
+def test_a_hub_at_its_own_address_shows_its_runs_there() -> None:
     ours = read('destinations.hub.url = "https://hub.example.org"').destination("hub")
     theirs = read('destinations.hub.url = "https://api.ultralytics.com"').destination("hub")
     apart = read("destinations.hub = {url = 'https://a.example.org', web_url = 'https://b.example.org'}")
@@ -232,7 +232,7 @@ def test_a_hub_at_an_address_of_its_own_shows_its_runs_there() -> None:
     assert apart.destination("hub").web_url == "https://b.example.org"
 
 
-def test_an_address_of_file_or_variable_goes_before_the_hubs_own_variables() -> None:
+def test_an_address_of_file_or_variable_has_precedence_over_the_hubs_own_variables() -> None:
     elsewhere = {"ULTRALYTICS_HUB_API": "https://elsewhere.example.org"}
 
     in_file = read('destinations.hub.url = "https://a.example.org"', **elsewhere)

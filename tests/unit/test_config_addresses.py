@@ -1,4 +1,4 @@
-"""Which addresses a configuration takes, and what it says to the others."""
+"""Which addresses a configuration accepts, and the problems of the others."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_plain_http_is_fine_on_this_machine(url: str) -> None:
         "http://[::2]",
     ],
 )
-def test_plain_http_to_another_machine_needs_a_word_for_it(url: str) -> None:
+def test_plain_http_to_another_machine_needs_insecure(url: str) -> None:
     text = f'destinations.hub.url = "{url}"\n'
 
     (problem,) = problems_of(text)

@@ -1,4 +1,4 @@
-"""What a configuration cannot say, and that every problem of it is told without repeating a secret."""
+"""Problems of a configuration: all are reported, and none repeats a secret."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_problem_is_reported_at_once_with_its_source() -> None:
         ("", {"ULTRALYTICS_HUB_API": "http://example.org"}, "the environment"),
     ],
 )
-def test_the_hint_names_only_where_the_problem_stands(
+def test_the_hint_names_only_the_source_of_the_problem(
     text: str, environ: dict[str, str], culprit: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -142,7 +142,7 @@ def test_the_hint_names_only_where_the_problem_stands(
         ),
     ],
 )
-def test_a_value_that_cannot_be_used_is_named_with_what_is_wanted(text: str, problem: str) -> None:
+def test_an_invalid_value_is_reported_with_what_is_expected(text: str, problem: str) -> None:
     assert problems_of(text) == (problem,)
 
 
@@ -157,7 +157,7 @@ def test_a_misspelt_variable_is_refused_with_a_guess(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["My Lab", "a__b", "-a", "ä", "a" * 41])
-def test_a_destination_has_a_name_that_a_variable_can_carry(name: str) -> None:
+def test_the_name_of_a_destination_fits_into_a_variable(name: str) -> None:
     (problem,) = problems_of(f'[destinations."{name}"]\n[destinations.hub]')
 
     assert "the name must be at most 40 small letters and digits" in problem
@@ -182,7 +182,7 @@ def test_two_destinations_cannot_share_their_variables() -> None:
         ("ok = 1\n[x", "line 2, column 3"),
     ],
 )
-def test_broken_toml_is_told_with_its_line_and_column(text: str, where: str) -> None:
+def test_invalid_toml_is_reported_with_line_and_column(text: str, where: str) -> None:
     (problem,) = problems_of(text)
 
     assert problem.startswith("not valid TOML: ")
@@ -190,7 +190,7 @@ def test_broken_toml_is_told_with_its_line_and_column(text: str, where: str) -> 
 
 
 @pytest.mark.parametrize("text", ["a = " + "[" * 50_000, "a = " + "9" * 10_000])
-def test_toml_that_no_reader_can_take_is_a_problem_too(text: str) -> None:
+def test_toml_that_makes_the_parser_fail_is_a_problem_too(text: str) -> None:
     (problem,) = problems_of(text)
 
     assert problem.startswith("not valid TOML: ")
@@ -203,14 +203,14 @@ def test_toml_that_no_reader_can_take_is_a_problem_too(text: str) -> None:
     "key", ["api_key", "apiKey", "token", "password", "hub-api-key", "client_secret", "credentials", "key"]
 )
 @pytest.mark.parametrize("section", ["", "[outbox]", "[destinations.hub]", "[destinations.hub.rate_limits]"])
-def test_a_key_in_the_file_is_refused_with_the_way_to_store_it(section: str, key: str) -> None:
+def test_a_key_in_the_file_is_refused_with_the_command_that_stores_it(section: str, key: str) -> None:
     (problem,) = problems_of(f"{section}\n{key} = '{SECRET}'")
 
     assert "keys do not belong in the config file; use: hubqueue login " in problem
 
 
 @pytest.mark.parametrize(
-    ("place", "login"),
+    ("setting", "login"),
     [
         ("api_key", "hubqueue login DESTINATION"),
         ("outbox.token", "hubqueue login DESTINATION"),
@@ -218,9 +218,11 @@ def test_a_key_in_the_file_is_refused_with_the_way_to_store_it(section: str, key
         ("destinations.lab.rate_limits.key", "hubqueue login lab"),
     ],
 )
-def test_a_key_in_the_file_is_told_the_login_of_its_destination(place: str, login: str) -> None:
-    assert problems_of(f"{place} = '{SECRET}'") == (
-        f"{place}: keys do not belong in the config file; use: {login}",
+def test_the_refusal_of_a_key_in_the_file_names_the_login_of_its_destination(
+    setting: str, login: str
+) -> None:
+    assert problems_of(f"{setting} = '{SECRET}'") == (
+        f"{setting}: keys do not belong in the config file; use: {login}",
     )
 
 
@@ -230,9 +232,9 @@ def test_a_key_in_a_settings_variable_is_refused_with_the_right_variable() -> No
     )
 
 
-PLACES = [".".join(path) for path, _ in places(Config)]
-PLACES += [".".join(path) for path, _ in places(DestinationSettings, ("destinations", "hub"))]
-PLACES += [
+SETTINGS = [".".join(path) for path, _ in places(Config)]
+SETTINGS += [".".join(path) for path, _ in places(DestinationSettings, ("destinations", "hub"))]
+SETTINGS += [
     "api_key",
     "outbox.token",
     "destinations.hub",
@@ -252,9 +254,9 @@ SHAPES = [
 ]
 
 
-@given(place=st.sampled_from(PLACES), shape=st.sampled_from(SHAPES))
-def test_no_problem_repeats_a_value(place: str, shape: str) -> None:
-    text = f"{place} = {shape.format(SECRET)}"
+@given(setting=st.sampled_from(SETTINGS), shape=st.sampled_from(SHAPES))
+def test_no_problem_repeats_a_value(setting: str, shape: str) -> None:
+    text = f"{setting} = {shape.format(SECRET)}"
 
     try:
         read(text)
@@ -263,10 +265,10 @@ def test_no_problem_repeats_a_value(place: str, shape: str) -> None:
         assert all(problem.isprintable() for problem in error.problems)
 
 
-@given(place=st.sampled_from(PLACES), shape=st.sampled_from(SHAPES))
-def test_no_problem_repeats_the_value_of_a_variable(place: str, shape: str) -> None:
+@given(setting=st.sampled_from(SETTINGS), shape=st.sampled_from(SHAPES))
+def test_no_problem_repeats_the_value_of_a_variable(setting: str, shape: str) -> None:
     try:
-        read(**{variable(*place.split(".")): shape.format(SECRET)})
+        read(**{variable(*setting.split(".")): shape.format(SECRET)})
     except ConfigError as error:
         assert SECRET not in f"{error} {error.hint} {error.__cause__!r}"
 

@@ -83,14 +83,14 @@ def test_bare_numbers_are_seconds_and_bytes() -> None:
 @pytest.mark.parametrize(
     "text", ["", "5", "min", "15 m", "15 fortnights", "-5 min", "5 min ago", "1e3 s", "5 MB", "1, 5 s"]
 )
-def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
+def test_an_invalid_duration_is_refused_with_an_example(text: str) -> None:
     assert problems_of(f'rate_limits.ckpt = "{text}"') == (
         'rate_limits.ckpt must be a number of seconds or a text such as "15 min"',
     )
 
 
 @pytest.mark.parametrize("text", ["", "5", "GB", "20 G", "20 GBit", "-1 GB", "1e3 B", "5 min", "1 GB 5 MB"])
-def test_what_is_no_size_is_refused_with_an_example(text: str) -> None:
+def test_an_invalid_size_is_refused_with_an_example(text: str) -> None:
     assert problems_of(f'spool.max_bytes = "{text}"') == (
         'spool.max_bytes must be a whole number of bytes or a text such as "20 GB"',
     )

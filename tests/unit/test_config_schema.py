@@ -1,4 +1,4 @@
-"""The JSON Schema takes what the reader takes, and refuses what it can."""
+"""The JSON Schema accepts what the reader accepts, and refuses what it can."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ DESTINATIONS = st.dictionaries(
 
 
 @given(_tables(Config), DESTINATIONS)
-def test_what_the_reader_takes_the_schema_takes(
+def test_the_schema_accepts_what_the_reader_accepts(
     tables: dict[str, object], destinations: dict[str, dict[str, object]]
 ) -> None:
     lines = [f"{key} = {_toml(value)}" for key, value in tables.items()]
@@ -201,7 +201,7 @@ def _toml(value: object) -> str:
         "destinations.hub.rate_limits = 3",
     ],
 )
-def test_what_the_reader_refuses_the_schema_refuses(text: str) -> None:
+def test_the_schema_refuses_what_the_reader_refuses(text: str) -> None:
     assert problems_of(text)
     assert refusals_of(text)
 

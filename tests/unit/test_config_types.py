@@ -1,4 +1,4 @@
-"""Each type of destination has settings of its own, a stranger's too."""
+"""Each type of destination has its own settings, also one of another package."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def own(settings: DestinationSettings) -> tuple[object, object, int]:
 
 
 @pytest.mark.usefixtures("_bucket")
-def test_a_type_brings_settings_and_defaults_of_its_own() -> None:
+def test_a_type_has_its_own_settings_and_defaults() -> None:
     lab = read(LAB).destination("lab")
 
     assert own(lab) == ("eu-central-1", 8_388_608, 7)
@@ -96,7 +96,7 @@ def test_a_key_of_another_type_is_refused_with_that_type() -> None:
 
 
 @pytest.mark.usefixtures("_bucket")
-def test_where_the_type_is_unknown_that_is_the_problem() -> None:
+def test_an_unknown_type_is_the_only_problem_of_a_destination() -> None:
     assert problems_of("[destinations.lab]\ntype = 'buckte'\nregion = 'us-east-1'\nulr = 'x'") == (
         "destinations.lab.type must be 'hub' or 'platform' or 'bucket'",
         "unknown key destinations.lab.ulr; did you mean 'url'?",
@@ -104,7 +104,7 @@ def test_where_the_type_is_unknown_that_is_the_problem() -> None:
 
 
 @pytest.mark.usefixtures("_bucket")
-def test_the_form_of_a_strangers_setting_is_checked() -> None:
+def test_the_form_of_another_packages_setting_is_checked() -> None:
     assert problems_of(
         LAB + "region = 3\npart_bytes = '1 MB'", HUBQUEUE_DESTINATIONS__LAB__PART_BYTES="x"
     ) == (
@@ -118,7 +118,7 @@ def test_the_form_of_a_strangers_setting_is_checked() -> None:
 
 
 @pytest.mark.usefixtures("_bucket")
-def test_a_limit_for_all_goes_before_the_default_of_a_type() -> None:
+def test_a_limit_for_all_has_precedence_over_the_default_of_a_type() -> None:
     untouched = read(LAB).destination("lab").rate_limits
     for_all = read("rate_limits = {heartbeat = 9, metrics = 8}\n" + LAB).destination("lab").rate_limits
     own = (
@@ -131,14 +131,14 @@ def test_a_limit_for_all_goes_before_the_default_of_a_type() -> None:
 
 
 @pytest.mark.usefixtures("_bucket")
-def test_the_example_shows_a_strangers_settings_too() -> None:
+def test_the_example_shows_the_settings_of_another_package_too() -> None:
     text = example((*BUILT_IN, "bucket"))
 
     assert '\nregion = "eu-central-1"          # the region\n' in text
     assert own(read(text).destination("bucket")) == ("eu-central-1", 8_388_608, 7)
 
 
-def test_a_type_that_cannot_be_loaded_stops_no_reading_and_its_settings_are_not_judged(
+def test_the_settings_of_a_type_that_cannot_be_loaded_are_not_checked(
     tmp_path: Path,
 ) -> None:
     text = LAB + "region = 'us-east-1'\nrate_limits.metrics = 7"

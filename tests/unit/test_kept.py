@@ -75,6 +75,6 @@ def test_real_values_of_hubs_are_kept() -> None:
 
 
 @given(found=st.text(max_size=60))
-def test_what_is_kept_is_one_plain_word(found: str) -> None:
+def test_a_kept_value_is_one_plain_word(found: str) -> None:
     if is_kept_name(found, []):
         assert found.isascii() and found.isprintable() and not set(found) & set(" ?#@\\\"'<>")

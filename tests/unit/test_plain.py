@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hubqueue.destinations.wire.exchange import Answer
+from hubqueue.destinations.wire.exchange import Response
 from hubqueue.domain.plain import DEEPEST, is_deep
 
 
@@ -75,6 +75,6 @@ def test_a_deep_response_does_not_break_finalizers(unraisable: list[object]) -> 
     assert unraisable, "control: a plain parser breaks the finalizer"
     unraisable.clear()
 
-    collect_while(Answer(200, {}, b"[" * 65_000).json)
+    collect_while(Response(200, {}, b"[" * 65_000).json)
 
     assert not unraisable

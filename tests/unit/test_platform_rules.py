@@ -1,4 +1,4 @@
-"""The pure rules of Platform: what a start and an epoch say, names, progress, and the budget of a minute."""
+"""The pure rules of Platform: the data of starts and epochs, names, progress, and the budget of a minute."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
     waits=st.lists(st.floats(0, 30), min_size=1, max_size=50),
     count=st.integers(1, 20),
 )
-def test_no_minute_sees_more_than_the_budget_allows(per_minute: int, waits: list[float], count: int) -> None:
+def test_no_minute_exceeds_the_budget(per_minute: int, waits: list[float], count: int) -> None:
     budget = Budget(per_minute, per_claim={Kind.CKPT: {"requests": count}})
     (allowance, _), free_at, now = budget.costs(Kind.CKPT)["requests"], START, START
     taken: list[datetime] = []
@@ -39,7 +39,7 @@ def test_no_minute_sees_more_than_the_budget_allows(per_minute: int, waits: list
         while free_at <= now:  # as the claim takes them
             free_at = max(free_at, now - allowance.saved) + allowance.interval * count
             taken += [now] * count
-    # More than `most` within a minute: then one of them and the one that is `most` places later are so near.
+    # More than `most` within a minute: then one of them is within a minute of the one `most` positions later.
     most = max(per_minute, count)
     for first, one_too_many in zip(taken, taken[most:], strict=False):
         assert one_too_many - first >= timedelta(seconds=60)
@@ -112,17 +112,17 @@ def test_slugs_of_names(written: str, name: str) -> None:
 
 
 def test_a_start_without_a_project_has_one() -> None:
-    told = training_started(
+    event = training_started(
         "yolo26n.pt", {"epochs": 5, "data": "https://x.example/d.zip?api_key=" + "k" * 40}
     )
 
-    assert (told["project"], told["name"]) == ("hubqueue", "train")
-    assert told["data"]["epochs"] == 5
-    assert "kkkk" not in json.dumps(told)
-    assert not {"command", "pythonExecutable"} & set(told["data"]["environment"])
+    assert (event["project"], event["name"]) == ("hubqueue", "train")
+    assert event["data"]["epochs"] == 5
+    assert "kkkk" not in json.dumps(event)
+    assert not {"command", "pythonExecutable"} & set(event["data"]["environment"])
 
 
-def test_an_epoch_says_what_stands_beside_its_metrics() -> None:
+def test_an_epoch_separates_its_metrics_from_other_values() -> None:
     logged = {"lr": 0.01, "fitness": None, "best_fitness": 0.5, "model/parameters": 3, "model/GFLOPs": 8.7}
 
     assert events.epoch_end(0, json.dumps(logged)) == {
@@ -136,10 +136,10 @@ def test_an_epoch_says_what_stands_beside_its_metrics() -> None:
 
 def test_an_end_is_bound_to_its_start_and_its_file() -> None:
     draft = completion_draft(RunState.FINISHED, results={"metrics": {}, "classNames": ["a"], "plots": [1]})
-    told = json.loads(draft.payload)
+    event = json.loads(draft.payload)
     run = replace(RUN, remembered={**RUN.remembered, "file": '{"modelPath": "gs://a", "modelSize": 3}'})
 
-    assert events.bound(told["event"], told["data"], run) == {
+    assert events.bound(event["event"], event["data"], run) == {
         "results": {"metrics": {}, "modelPath": "gs://a", "modelSize": 3},
         "classNames": ["a"],
         "plots": [1],
@@ -147,13 +147,17 @@ def test_an_end_is_bound_to_its_start_and_its_file() -> None:
     }
 
 
-def test_lines_of_the_console_belong_to_no_start() -> None:
-    told = json.loads(console_draft("a\nb", 2, 5).payload)
+def test_console_lines_carry_no_number_of_a_start() -> None:
+    event = json.loads(console_draft("a\nb", 2, 5).payload)
 
-    assert events.bound(told["event"], told["data"], RUN) == {"chunkId": 5, "content": "a\nb", "lineCount": 2}
+    assert events.bound(event["event"], event["data"], RUN) == {
+        "chunkId": 5,
+        "content": "a\nb",
+        "lineCount": 2,
+    }
 
 
-def test_stored_bytes_are_of_use_to_their_own_start_only() -> None:
+def test_stored_bytes_are_used_by_their_own_start_only() -> None:
     staged = upload.Staged.of({"gcsPath": "gs://a/b", "uploadPath": "b"})
     assert staged is not None
     kept = staged.progress(RUN)
@@ -165,11 +169,11 @@ def test_stored_bytes_are_of_use_to_their_own_start_only() -> None:
 
 
 @pytest.mark.parametrize("path", [None, "", 5, "x" * 3000, "a?signature=b", "a\nb"])
-def test_a_place_that_is_none(path: object) -> None:
+def test_an_invalid_upload_target(path: object) -> None:
     assert upload.Staged.of({"gcsPath": path}) is None
 
 
-def test_an_own_name_is_one_and_not_too_long() -> None:
+def test_an_own_name_is_valid_and_not_too_long() -> None:
     own = start.own_name({"project": "p", "name": "n" * 128}, RUN.id)
 
     assert len(own["name"]) == 128
@@ -197,7 +201,7 @@ def test_any_value_is_plain_json() -> None:
 
 
 @pytest.mark.parametrize("model", ["yolo26n.pt", "/data/my model.yaml", "0123456789abcdef01234567"])
-def test_what_names_a_model_on_platform(model: str) -> None:
+def test_identifiers_of_a_model_on_platform(model: str) -> None:
     found = identifier.parse(model)
 
     assert (found.filename or found.model_id) == model
@@ -206,7 +210,7 @@ def test_what_names_a_model_on_platform(model: str) -> None:
 @pytest.mark.parametrize(
     "model", ["yolo26n", "https://platform.ultralytics.com/bob/p/m", "", "ul_" + "a" * 70]
 )
-def test_what_names_none(model: str) -> None:
+def test_invalid_identifiers_on_platform(model: str) -> None:
     with pytest.raises(InvalidModel):
         identifier.parse(model)
 

@@ -16,7 +16,7 @@ _HEAD = """\
 # Durations are texts such as "90 s", "15 min" or "7 days", or numbers of seconds; sizes are texts such as "20 GB" or
 # "512 MiB", or numbers of bytes. Every key can be overridden by a variable: HUBQUEUE_<SECTION>__<KEY>, as
 # HUBQUEUE_RATE_LIMITS__METRICS=1.5. Do not put keys or passwords in this file: use `hubqueue login hub`.
-# The first line lets an editor complete and check this file, once there is a schema beside it:
+# The first line lets an editor complete and check this file, if the schema is in the same folder:
 # hubqueue config schema > hubqueue.schema.json. More: docs/configuration.md
 """
 _COLUMN, _WIDTH = 33, 120
@@ -28,7 +28,7 @@ def example(types: Sequence[str] = tuple(BUILT_IN)) -> str:
 
 
 def value_of(setting: Setting) -> str:
-    """The default of a setting as TOML; the example of one that has none."""
+    """The default of a setting as TOML, else its example."""
     return in_toml(setting.form.written(setting.default) if setting.has_value else setting.example)
 
 
@@ -49,20 +49,20 @@ def _sections(types: Sequence[str]) -> Iterator[str]:
 
 
 def _destination(type: str, *, like: str | None) -> Iterator[str]:
-    """The table of a destination; of one that is `like` another, what differs."""
+    """The table of a destination; if it is `like` another one, only what differs."""
     declared = declaration(type)
     known = {} if like is None else settings_of(declaration(like).settings)
     heading = f"[destinations.{type}]"
     yield (
         heading
         if like is None
-        else _commented(heading, f"the same keys; those of type {type} differ in these")
+        else _commented(heading, f"the same keys, with these differences for type {type}")
     )
     own = settings_of(declared.settings).values()
     shown = [each for each in own if each.key not in known or each.default != known[each.key].default]
     for each in shown:
         source = declared.address_variables.get(each.key)
-        replaced = f"{source} is used where this is not set" if source else ""
+        replaced = f"{source} applies if this is not set" if source else ""
         if each.key in known:
             yield _brief(each, replaced)
         else:
@@ -92,7 +92,7 @@ def _brief(setting: Setting, comment: str = "") -> str:
 
 
 def _commented(line: str, comment: str) -> str:
-    """The line and its comment, continued on further lines where it is too long."""
+    """The line and its comment, which continues on further lines if it is too long."""
     start = f"{line:<{_COLUMN - 1}} # " if len(line) < _COLUMN else f"{line}   # "
     return "\n".join(
         textwrap.wrap(

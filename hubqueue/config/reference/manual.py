@@ -13,11 +13,11 @@ from hubqueue.config.setting import Setting, settings_of, tables_of
 
 _MARKED = re.compile(r"(<!-- settings: (\S+) -->\n).*?(<!-- end of settings -->)", re.DOTALL)
 _HEAD = "| key | default | unit | variable | meaning |\n|---|---|---|---|---|\n"
-_PLACE = ("destinations", "<name>")
+_PATH = ("destinations", "<name>")
 
 
 def with_tables(text: str) -> str:
-    """The manual with its tables as the declarations have them. Raises `KeyError` for a marker of no table."""
+    """The manual with its tables from the declarations. Raises `KeyError` for a marker without a table."""
     tables = dict(_tables())
     return _MARKED.sub(lambda found: found[1] + _HEAD + tables[found[2]] + found[3], text)
 
@@ -28,7 +28,7 @@ def marked(text: str) -> list[str]:
 
 
 def names() -> list[str]:
-    """The tables that the manual has to have."""
+    """The tables that the manual must have."""
     return [name for name, _ in _tables()]
 
 
@@ -42,12 +42,12 @@ def _tables() -> Iterator[tuple[str, str]]:
         of_all = f"that of `[{key}]`" if key in tables_of(Config) else None
         yield (
             f"destinations.<name>.{key}",
-            "".join(_row(each, (*_PLACE, key, each.key), default=of_all) for each in rows),
+            "".join(_row(each, (*_PATH, key, each.key), default=of_all) for each in rows),
         )
 
 
 def _destination_rows() -> Iterator[str]:
-    """A row a key; where the types differ in its default, each is named."""
+    """A row for each key; if the types differ in its default, with the default of each type."""
     types = {each.type: settings_of(each.settings) for each in built_in()}
     for key in dict.fromkeys(key for settings in types.values() for key in settings):
         have = {type: settings[key] for type, settings in types.items() if key in settings}
@@ -58,9 +58,9 @@ def _destination_rows() -> Iterator[str]:
             defaults[next(iter(have))] if same else "; ".join(f"{t}: {text}" for t, text in defaults.items())
         )
         if key == "type":
-            shown = f"the name where it is a type, else `{next(iter(BUILT_IN))}`"
+            shown = f"the destination's name if it is a type, else `{next(iter(BUILT_IN))}`"
         only = "" if len(have) == len(types) else f"Type {', '.join(f'`{each}`' for each in have)} only: "
-        yield _row(first, (*_PLACE, key), default=shown, prefix=only)
+        yield _row(first, (*_PATH, key), default=shown, prefix=only)
 
 
 def _default_of(type: str, setting: Setting) -> str:

@@ -1,7 +1,7 @@
 """The JSON Schema (draft 2020-12) of the configuration file, from the declarations.
 
-It takes every file that the reader takes, and refuses what a schema can see in one file: unknown keys, wrong kinds of values,
-numbers out of bounds, keys of another type of destination. What variables set, it does not see.
+It accepts every file that the reader accepts, and refuses what is visible in one file: unknown keys, values of the wrong
+kind, numbers out of bounds, keys of another type of destination. It does not see environment variables.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _value(setting: Setting) -> Schema:
 
 
 def _destinations(types: Sequence[str]) -> Schema:
-    """By name: a destination that is called like a type is of that type unless it says otherwise, any other of the first."""
+    """By name. The default type is the one with the destination's name, else the first one."""
     others = rf"^(?!(?:{'|'.join(map(re.escape, types))})$){NAME}$"
     return {
         "description": "Where runs can go to, by name.",

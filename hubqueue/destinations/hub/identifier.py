@@ -1,7 +1,7 @@
-"""What a person writes to name a model of a HUB: a HUB address, a key with a model id, a model id, or a model file.
+"""The identifiers of a model of a HUB: a HUB address, a key with a model id, a model id, or a model file.
 
-Promises to understand every form that either generation of the HUB's own client took, each in one way only.
-Refuses the rest with a message that names the forms and never repeats a key. Touches no file by itself.
+Promises to read every form that either generation of the HUB's own client accepted, each in one way only.
+Refuses the rest with a message that names the forms and never repeats a key. Reads no file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FORMS = (
 
 
 def names_hub(identifier: str | PathLike[str]) -> bool:
-    """Whether an identifier has a form that only a HUB knows: an address, or KEY_MODELID."""
+    """Whether an identifier has a form that only a HUB accepts: an address, or KEY_MODELID."""
     written = fspath(identifier).strip()
     return "://" in written or _KEY_AND_ID.fullmatch(written) is not None
 
@@ -36,8 +36,8 @@ def parse(
 ) -> Identifier:
     """Read an identifier for a HUB. `web_url` is the web root of the destination, as in its settings.
 
-    `exists` tells whether a file of that name is there: then 20 letters and digits are its name and no model
-    id. Without it they are a model id. Raises `InvalidModel` for every other form.
+    `exists` returns whether a file with a name exists: then 20 letters and digits are the name of a file, else a model
+    id. Without `exists` they are a model id. Raises `InvalidModel` for every other form.
     """
     written = fspath(identifier).strip()
     if re.match(r"https?://", written, re.IGNORECASE):
@@ -73,7 +73,7 @@ def _from_address(written: str, web_url: str) -> Identifier:
 
 
 def _origin(parts: SplitResult) -> tuple[str | None, int | None]:
-    """Host and port. The scheme is left out: nothing is sent to this address, it only names a model."""
+    """Host and port, without the scheme: nothing is sent to this address, it only names a model."""
     port = parts.port
     return parts.hostname, None if port in (80, 443) else port
 

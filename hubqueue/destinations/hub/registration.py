@@ -1,7 +1,7 @@
-"""What a hub is told about a new model: the body of the create-model request.
+"""The body of the create-model request, which registers a new model at a HUB.
 
-Promises strict JSON values and no path of this machine in the model's name. Refuses nothing: an argument that
-JSON does not know is sent as its text.
+Promises strict JSON values and no path of this machine in the model's name. Refuses nothing: an argument of
+another type is sent as its text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hubqueue.domain.redact import hide_key
 
 
 def registration(model: Identifier, args: Mapping[str, object], *, continues: bool) -> Draft | None:
-    """What a start of a training owes: the registration of a model that the HUB does not know yet."""
+    """The draft for the start of a training: the registration of a model that is new to the HUB."""
     if model.filename is None or continues:
         return None
     return registration_draft(model.filename, args)
@@ -37,8 +37,8 @@ def create_model_payload(model: str | PathLike[str], args: Mapping[str, object])
     """The JSON object that registers `model` (a .pt, .yaml or .yml file, with or without folders) at a HUB.
 
     `args` are the training arguments: `data`, `batch`, `epochs`, `imgsz`, `patience`, `device`, `cache`; the
-    others are not sent. Defaults and shape are those of the HUB's own training session. `device` and `cache`
-    are always text: None becomes "None", False becomes "False".
+    others are not sent. Defaults and shape match the HUB's own training session. `device` and `cache` are always
+    text: None becomes "None", False becomes "False".
     """
     name = _file_name(model)
     return {
@@ -60,7 +60,7 @@ def create_model_payload(model: str | PathLike[str], args: Mapping[str, object])
 
 
 def _file_name(model: str | PathLike[str]) -> str:
-    # Both separators: a script written on Windows may hand its path to a run elsewhere.
+    # Both separators: a path written on Windows may reach a run on another system.
     return re.split(r"[/\\]", fspath(model))[-1]
 
 
@@ -71,19 +71,19 @@ def _architecture(name: str) -> str:
 
 
 def _dataset(data: object) -> str:
-    # A dataset may be an address with a key in it, and this text stays in the outbox.
+    # A dataset may be an address that contains a key, and the outbox stores this text.
     return "" if data is None else hide_key(str(data))
 
 
 def _plain(value: object) -> object:
-    """`value` as JSON knows it: numbers, text, null and flat lists of them stay, the rest becomes text."""
+    """`value` for JSON: numbers, text, null and flat lists of them stay, the rest becomes text."""
     if isinstance(value, list | tuple):
         return [_scalar(item) for item in value]
     return _scalar(value)
 
 
 def _scalar(value: object) -> object:
-    # Exact types: a number of another library looks like one and is none for the JSON encoder.
+    # Exact types: the JSON encoder refuses numbers of other libraries.
     if type(value) in (int, str, bool, type(None)) or (type(value) is float and math.isfinite(value)):
         return value
     return str(value)

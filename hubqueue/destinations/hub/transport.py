@@ -1,7 +1,7 @@
 """The protocol of Ultralytics HUB, as its own clients speak it (hub-sdk 0.0.25, ultralytics 8.2 to 8.3).
 
-A delivery is proved: 2xx, complete, JSON, and `success` true in it. A captive portal, a redirect, an empty or
-cut answer is none.
+The response proves a delivery: 2xx, complete, JSON, and `success` true in it. A captive portal, a redirect, an empty or
+truncated response proves nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.destinations.base import Attempt, Blocks, quiet
-from hubqueue.destinations.wire.api import Api, Told
+from hubqueue.destinations.wire.api import Api, ApiResponse
 from hubqueue.destinations.wire.body import Body, Bytes, File, Multipart, form_boundary
 from hubqueue.destinations.wire.kept import is_kept_id, is_kept_name
 from hubqueue.domain.entry import Entry, Kind, Snapshot
@@ -50,7 +50,7 @@ class HubTransport:
             case Kind.HEARTBEAT:
                 return self._beat(batch, attempt)
             case other:
-                raise ValueError(f"a HUB takes no {other}")
+                raise ValueError(f"a HUB accepts no {other}")
 
     def check(self) -> Outcome:
         """Ask `POST /v1/auth` whether the key is accepted."""
@@ -65,7 +65,7 @@ class HubTransport:
         if not isinstance(result, dict):
             return result, None
         data = result.get("data")
-        return (Delivered(), data) if isinstance(data, dict) else (self._api.lacks("model"), None)
+        return (Delivered(), data) if isinstance(data, dict) else (self._api.missing("model"), None)
 
     def close(self) -> None:
         self._api.close()
@@ -78,7 +78,7 @@ class HubTransport:
         data = result.get("data")
         found = data.get("id") if isinstance(data, dict) else None
         if not is_kept_id(found, self._keys(), longest=64):
-            return self._api.lacks("valid model id")
+            return self._api.missing("valid model id")
         return Delivered(Remote(id=found, url=f"{self._settings.web_url.rstrip('/')}/models/{found}"))
 
     def _send_metrics(self, batch: Batch, attempt: Attempt) -> Outcome:
@@ -92,16 +92,16 @@ class HubTransport:
         return self._send_to_model("/upload", body, attempt, batch, {"Content-Type": body.content_type})
 
     def _form(self, entry: Entry, idempotency_key: str) -> Multipart:
-        told, snapshot = json.loads(entry.payload), entry.snapshot
+        payload, snapshot = json.loads(entry.payload), entry.snapshot
         assert snapshot is not None, "a checkpoint has a snapshot"
-        fields = [("epoch", str(told["epoch"]))]
-        if told["final"]:
-            fields += [("type", "final"), ("map", str(float(told["map"])))]
+        fields = [("epoch", str(payload["epoch"]))]
+        if payload["final"]:
+            fields += [("type", "final"), ("map", str(float(payload["map"])))]
         else:
-            fields += [("type", "epoch"), ("isBest", str(bool(told["is_best"])))]
+            fields += [("type", "epoch"), ("isBest", str(bool(payload["is_best"])))]
         return Multipart(
             fields,
-            file_name="best.pt" if told["final"] else "last.pt",
+            file_name="best.pt" if payload["final"] else "last.pt",
             file=File(snapshot.size, lambda: self._open_body(snapshot)),
             boundary=form_boundary(idempotency_key),
         )
@@ -119,8 +119,8 @@ class HubTransport:
         model_id = batch.run.remote_id or ""
         if not _ID.fullmatch(model_id):
             return Blocked("invalid model id of the run", Scope.RUN)
-        told = {"agent": _agent(), "agentId": batch.run.remembered.get("agent_id")}
-        body = Bytes(json.dumps(told).encode())
+        payload = {"agent": _agent(), "agentId": batch.run.remembered.get("agent_id")}
+        body = Bytes(json.dumps(payload).encode())
         result = self._ask(
             "POST", f"/v1/agent/heartbeat/models/{model_id}", body, attempt, headers=_JSON, proof=False
         )
@@ -128,7 +128,7 @@ class HubTransport:
             return result
         data = result.get("data")
         agent_id = data.get("agentId") if isinstance(data, dict) else None
-        # An answer that names no agent does not take away the identity that the run has.
+        # A response without an agent does not remove the identity of the run.
         kept = agent_id if is_kept_name(agent_id, self._keys(), longest=128) else None
         return Delivered(Remote(remember={"agent_id": kept}))
 
@@ -144,19 +144,19 @@ class HubTransport:
         unknown: Scope = Scope.RUN,
         proof: bool = True,
     ) -> dict[str, Any] | Outcome:
-        """The JSON of an answer, or what came instead of it. `proof` asks for its `success`."""
+        """The JSON of the response, or the outcome if there is none. `proof` requires its `success`."""
         key = batch.idempotency_key if batch is not None else None
-        told = self._api.ask(
+        response = self._api.ask(
             method, path, body, attempt, headers=headers, idempotency_key=key, unknown=unknown
         )
-        if not isinstance(told, Told):
-            return told
-        if told.json is None or told.json.get("success", not proof) is not True:
-            return self._api.unproved(told)
-        return told.json
+        if not isinstance(response, ApiResponse):
+            return response
+        if response.json is None or response.json.get("success", not proof) is not True:
+            return self._api.unexpected(response)
+        return response.json
 
 
 def _agent() -> str:
-    """What the HUB's own clients call themselves; Colab is told by its environment variables."""
+    """The name that the HUB's own clients send. Environment variables identify Colab."""
     colab = "COLAB_RELEASE_TAG" in os.environ or "COLAB_BACKEND_VERSION" in os.environ
     return f"python-{platform.python_version()}-{'colab' if colab else 'local'}"

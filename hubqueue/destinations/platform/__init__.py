@@ -48,7 +48,7 @@ DESTINATION = Destination(
         Kind.HEARTBEAT,
     ),
     most_epochs=1,
-    # A heartbeat is two events; a checkpoint asks for an upload target, sends its bytes elsewhere and announces them.
+    # A heartbeat sends two events; a checkpoint requests an upload target, uploads its bytes there and announces them.
     costs={Kind.HEARTBEAT: {"requests": 2}, Kind.CKPT: {"requests": 2, "uploads": 1}},
     shows_newest=True,
     record="platform_model_id.txt",

@@ -1,4 +1,4 @@
-"""What Platform is sent beside metrics and checkpoints: the end of a training, and lines of its output."""
+"""Drafts for Platform besides metrics and checkpoints: the end of a training, and lines of its output."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _ENDED = {RunState.FAILED: "failed", RunState.INTERRUPTED: "ended without report
 def completion_draft(
     state: RunState, *, results: Mapping[str, object] | None = None, error: str | None = None
 ) -> Draft:
-    """The end of a training, for a hub that wants to hear of it (Platform).
+    """The end of a training, for a hub that expects it (Platform).
 
-    `classNames` and `plots` in `results` stand beside them, as that hub has it.
+    `classNames` and `plots` move from `results` to the data around it, as that hub expects.
     """
     if state is RunState.FINISHED:
-        told = hide_in(plain(results or {}))
-        beside = {"classNames": told.pop("classNames", None), "plots": told.pop("plots", [])}
-        payload = {"event": "training_complete", "data": {"results": told, **beside}}
+        safe = hide_in(plain(results or {}))
+        beside = {"classNames": safe.pop("classNames", None), "plots": safe.pop("plots", [])}
+        payload = {"event": "training_complete", "data": {"results": safe, **beside}}
     else:
         payload = {
             "event": "training_failed",
@@ -34,6 +34,6 @@ def completion_draft(
 
 
 def console_draft(content: str, lines: int, chunk: int) -> Draft:
-    """Some lines of the training's output. `chunk` numbers them, rising."""
+    """Some lines of the training's output. `chunk` is their rising number."""
     data = {"chunkId": chunk, "content": hide_key(content), "lineCount": lines}
     return Draft(Kind.EVENT, f"console-{chunk}", chunk, json.dumps({"event": "console_output", "data": data}))

@@ -1,6 +1,6 @@
-"""The events of a training that runs: its epochs, lines of its output, its end, and heartbeats.
+"""The events of a running training: its epochs, lines of its output, its end, and heartbeats.
 
-Field names are those of the contract in ultralytics-platform 0.1.99 (`training.metrics`) and of the callback in
+Field names follow the contract in ultralytics-platform 0.1.99 (`training.metrics`) and of the callback in
 ultralytics 8.4.190.
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 from hubqueue.destinations.base import Attempt, Batch, Delivered, Outcome, Rejected, Remote, RunRef
 from hubqueue.destinations.platform import machine
 from hubqueue.destinations.platform.webhooks import Webhooks
-from hubqueue.destinations.wire.api import Told
+from hubqueue.destinations.wire.api import ApiResponse
 from hubqueue.domain.redact import clean
 
-# What the package tells beside the metrics of an epoch, under the names that its own loggers give.
+# Values besides the metrics of an epoch, under the names of the package's own loggers.
 _BESIDE = ("fitness", "best_fitness")
 _MODEL_INFO = {
     "model/parameters": "parameters",
@@ -40,7 +40,7 @@ def send_event(webhooks: Webhooks, batch: Batch, attempt: Attempt) -> Outcome:
 
 
 def send_heartbeat(webhooks: Webhooks, batch: Batch, attempt: Attempt) -> Outcome:
-    """Say that the training is alive, and the load of its machine."""
+    """Report that the training is running, and the load of its machine."""
     name, run = "training_progress", batch.run
     alive = _deliver(webhooks, batch, attempt, name, bound(name, {}, run))
     if not isinstance(alive, Delivered):
@@ -51,7 +51,7 @@ def send_heartbeat(webhooks: Webhooks, batch: Batch, attempt: Attempt) -> Outcom
 
 
 def epoch_end(epoch: int, payload: str) -> dict[str, Any]:
-    """The data of an `epoch_end`: metrics, with fitness and the model's size beside them."""
+    """The data of an `epoch_end`: the metrics, the fitness and the model's size."""
     logged = json.loads(payload)
     beside = {*_BESIDE, *_MODEL_INFO}
     data: dict[str, Any] = {
@@ -64,36 +64,36 @@ def epoch_end(epoch: int, payload: str) -> dict[str, Any]:
 
 
 def number_of(run: RunRef) -> str | None:
-    """What the hub calls this start of the training, as JSON text; None at a hub that counts no starts."""
+    """The hub's number of this start of the training, as JSON text; None at a hub that does not count starts."""
     return _text(run, "run")
 
 
 def bound(event: str, data: Mapping[str, Any], run: RunRef) -> dict[str, Any]:
-    """The data of an event with what only the hub's answers told: the number of this start, the final file."""
-    told = dict(data)
+    """The data of an event with the values from earlier responses: the number of this start, the final file."""
+    fields = dict(data)
     number, file = number_of(run), _text(run, "file")
     if number is not None and event != "console_output":
-        told["runId"] = json.loads(number)
+        fields["runId"] = json.loads(number)
     if event == "training_complete" and file is not None:
-        told["results"] = {**told.get("results", {}), **json.loads(file)}
-    return told
+        fields["results"] = {**fields.get("results", {}), **json.loads(file)}
+    return fields
 
 
-def taken(webhooks: Webhooks, told: Told, what: str, remote: Remote) -> Outcome:
-    """What it means that the hub has received an event: it may ignore it all the same, or report a cancelled training."""
-    found = told.json or {}
+def received(webhooks: Webhooks, response: ApiResponse, what: str, remote: Remote) -> Outcome:
+    """The outcome of an event that the hub has received. It may still ignore the event, or report a cancelled training."""
+    found = response.json or {}
     ignored = found.get("ignored")
     if ignored:
         shown = clean(str(ignored), limit=60, secrets=webhooks.keys())
-        return Rejected(f"the hub ignores {what} ({shown}): this training was started anew somewhere else")
+        return Rejected(f"the hub ignores {what} ({shown}): this training was started again elsewhere")
     return Delivered(dataclasses.replace(remote, cancelled=found.get("cancelled") is True))
 
 
 def _deliver(
     webhooks: Webhooks, batch: Batch, attempt: Attempt, name: str, data: Mapping[str, Any]
 ) -> Outcome:
-    told = webhooks.event(batch, attempt, name, data)
-    return taken(webhooks, told, name, Remote()) if isinstance(told, Told) else told
+    response = webhooks.event(batch, attempt, name, data)
+    return received(webhooks, response, name, Remote()) if isinstance(response, ApiResponse) else response
 
 
 def _text(run: RunRef, name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What a person writes to name a model of Platform: a model file, or a model id."""
+"""The identifiers of a model of Platform: a model file, or a model id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ID = re.compile(r"[0-9A-Za-z_-]{16,64}")
 
 
 def parse(identifier: str | PathLike[str]) -> Identifier:
-    """Read an identifier. Raises `InvalidModel` for what is neither a model file nor a model id."""
+    """Read an identifier. Raises `InvalidModel` if it is neither a model file nor a model id."""
     written = fspath(identifier).strip()
     if "://" not in written and is_model_file(written):
         return Identifier(filename=written)

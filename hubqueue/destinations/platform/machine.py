@@ -1,4 +1,4 @@
-"""How this machine does: load, memory and disk, as far as the operating system tells without further packages."""
+"""The load, memory and disk of this machine, if the operating system reports them without further packages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _GIB = 1 << 30
 
 
 def load() -> dict[str, Any]:
-    """`cpu` and `memory` in percent, `disk` in GiB; what cannot be told is left out."""
+    """`cpu` and `memory` in percent, `disk` in GiB; unknown values are left out."""
     found: dict[str, Any] = {}
     if hasattr(os, "getloadavg"):
         found["cpu"] = round(min(100.0, 100.0 * os.getloadavg()[0] / (os.cpu_count() or 1)), 1)

@@ -11,9 +11,9 @@ _VENDOR = "https://platform.ultralytics.com"
 
 @dataclass(frozen=True, slots=True)
 class PlatformSettings(DestinationSettings):
-    """A Platform: by default the vendor's own, with the limits that were documented for it in 2026.
+    """A Platform: by default the vendor's own, with its limits as documented in 2026.
 
-    Its signed URLs are those of Google Cloud Storage.
+    Its signed URLs point to Google Cloud Storage.
     """
 
     type: str = "platform"

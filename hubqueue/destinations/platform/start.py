@@ -1,7 +1,7 @@
-"""The start of a training: its `training_started` event, how it is sent, and how a lost response is made good.
+"""The start of a training: its `training_started` event, how it is sent, and the recovery from a lost response.
 
-Promises strict JSON, the slugs that the ultralytics package makes of `project` and `name`, and no key, if there is none
-in the arguments. Refuses to send the command line and the paths of this machine, which the package sends.
+Promises strict JSON, the slugs that the ultralytics package makes of `project` and `name`, and masked keys. Does not send
+the command line and the paths of this machine, which the package sends.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from hubqueue.destinations.base import (
 from hubqueue.domain.redact import hide_key
 
 if TYPE_CHECKING:
-    # A training drafts its start, and the status reads the declaration, without what sends it.
+    # A training makes this draft, and the status reads the declaration, without loading the HTTP code.
     from hubqueue.destinations.platform.webhooks import Address, Webhooks
-    from hubqueue.destinations.wire.api import Told
+    from hubqueue.destinations.wire.api import ApiResponse
 
 _NAME, _PROJECT = "train", "hubqueue"
 _LONGEST = 128
 
 
 def registration(model: Identifier, args: Mapping[str, object], *, continues: bool) -> Draft | None:
-    """What a start of a training owes: `training_started`, each time, since each start has a number at Platform."""
+    """The draft for the start of a training: always `training_started`, since Platform numbers each start."""
     return start_draft(model.filename or model.model_id or "", args)
 
 
 def start_draft(model: str, args: Mapping[str, object]) -> Draft:
-    """The start of a training, for a hub that wants to hear of each start (Platform)."""
+    """The start of a training, for a hub that expects an event for each start (Platform)."""
     return Draft(
         Kind.REGISTRATION, "registration", 0, json.dumps(training_started(model, hide_secrets(args)))
     )
@@ -58,15 +58,15 @@ def start_draft(model: str, args: Mapping[str, object]) -> Draft:
 def training_started(model: str, args: Mapping[str, object]) -> dict[str, Any]:
     """`project`, `name` and the event's `data` for a training of `model` with these arguments.
 
-    `project` and `name` are the arguments of that name; without them they are "hubqueue" and "train".
+    `project` and `name` come from the arguments; the defaults are "hubqueue" and "train".
     """
-    told = {"model": model, **args}
+    arguments = {"model": model, **args}
     epochs = args.get("epochs")
     return {
         "project": project_slug(str(args.get("project") or "")) or _PROJECT,
         "name": slug(str(args.get("name") or "")) or _NAME,
         "data": {
-            "trainArgs": {name: hide_key(str(value)) for name, value in told.items()},
+            "trainArgs": {name: hide_key(str(value)) for name, value in arguments.items()},
             "epochs": int(epochs) if isinstance(epochs, int | float) else 0,
             "device": str(args.get("device") or ""),
             "environment": environment(),
@@ -80,18 +80,18 @@ def training_started(model: str, args: Mapping[str, object]) -> dict[str, Any]:
 def send_start(webhooks: Webhooks, batch: Batch, attempt: Attempt) -> Outcome:
     """Send `training_started`; the model and the number of this start are in the outcome."""
     (entry,) = batch.entries
-    told = json.loads(entry.payload)
-    plain = {"project": told["project"], "name": told["name"]}
+    payload = json.loads(entry.payload)
+    plain = {"project": payload["project"], "name": payload["name"]}
     tries, known = tries_in(entry.progress), batch.run.remote_id
     address: Address | Outcome = {"modelId": known} if known else plain
     if not known and tries:
         address = _address_again(webhooks, plain, tries, batch, attempt)
     if not isinstance(address, Mapping):
         return address
-    found = _started(webhooks, batch, attempt, address, told["data"], tries)
-    if known and not isinstance(found, Outcome) and is_over(found.answer.status, found.json):
-        # The model was deleted, or its training is over for good: this one becomes a new model.
-        found = _started(webhooks, batch, attempt, plain, told["data"], 0)
+    found = _started(webhooks, batch, attempt, address, payload["data"], tries)
+    if known and not isinstance(found, Outcome) and is_over(found.status, found.json):
+        # The model was deleted, or its training has ended for good: this training becomes a new model.
+        found = _started(webhooks, batch, attempt, plain, payload["data"], 0)
     return found if isinstance(found, Outcome) else _bound(webhooks, found.json or {})
 
 
@@ -102,8 +102,8 @@ def _started(
     address: Address,
     data: Mapping[str, Any],
     tries: int,
-) -> Told | Outcome:
-    """Send it once, with a note before that it may be taken, and none when it was not."""
+) -> ApiResponse | Outcome:
+    """Send it once. A note that the hub may have received it is stored before, and removed if the hub refused it."""
 
     def on_start() -> None:
         attempt.on_start()
@@ -122,16 +122,16 @@ def _started(
 def _bound(webhooks: Webhooks, found: Mapping[str, Any]) -> Outcome:
     model_id, url, run = found.get("modelId"), found.get("modelUrl"), found.get("runId")
     if not webhooks.is_id(model_id):
-        return webhooks.lacks("valid model id")
+        return webhooks.missing("valid model id")
     shown = url if webhooks.is_address(url) else None
     number = json.dumps(run) if webhooks.is_id(run) or type(run) is int else None
     cancelled = found.get("cancelled") is True
     return Delivered(Remote(id=model_id, url=shown, remember={"run": number}, cancelled=cancelled))
 
 
-def is_over(status: int, answer: Mapping[str, Any] | None) -> bool:
-    """Whether the model of a `training_started` is gone, or has ended for good."""
-    return status in (404, 410) or (answer or {}).get("cancelled") is True
+def is_over(status: int, response: Mapping[str, Any] | None) -> bool:
+    """Whether the model of a `training_started` was deleted, or its training has ended for good."""
+    return status in (404, 410) or (response or {}).get("cancelled") is True
 
 
 # After a response that was lost (decision 0013).
@@ -140,7 +140,7 @@ def is_over(status: int, answer: Mapping[str, Any] | None) -> bool:
 def _address_again(
     webhooks: Webhooks, plain: Address, tries: int, batch: Batch, attempt: Attempt
 ) -> Address | Outcome:
-    """How to ask again after tries that may have been taken without our knowing."""
+    """The address of the next request, after tries that the hub may have received without a response."""
     taken = _find(webhooks, plain, attempt)
     if taken is None or (isinstance(taken, str) and tries == 1):
         return plain
@@ -155,41 +155,41 @@ def _address_again(
 
 def _find(webhooks: Webhooks, address: Address, attempt: Attempt) -> str | Outcome | None:
     """The id of the model with a name; None when there is none."""
-    told = webhooks.upload_target({"filename": "best.pt", **address}, attempt, judged=(404,))
-    if isinstance(told, Outcome):
-        return told
-    if told.answer.status == 404:
+    response = webhooks.upload_target({"filename": "best.pt", **address}, attempt, judged=(404,))
+    if isinstance(response, Outcome):
+        return response
+    if response.status == 404:
         return None
-    found = (told.json or {}).get("modelId")
-    return found if webhooks.is_id(found) else webhooks.lacks("valid model id")
+    found = (response.json or {}).get("modelId")
+    return found if webhooks.is_id(found) else webhooks.missing("valid model id")
 
 
 def own_name(plain: Mapping[str, str], run_id: str) -> dict[str, str]:
-    """The address of a training under a name that no other training has."""
+    """The address of a training under a unique name."""
     return {"project": plain["project"], "name": f"{plain['name'][: _LONGEST - 13]}-{run_id[:12]}"}
 
 
 def tries_in(progress: str | None) -> int:
-    """How many `training_started` may have been taken without an answer."""
+    """How many `training_started` the hub may have received without a response."""
     return int((json.loads(progress) if progress else {}).get("tries", 0))
 
 
 def progress_of_tries(tries: int) -> str | None:
-    """What to remember of them."""
+    """The tries, as the progress of the entry."""
     return json.dumps({"tries": tries}) if tries else None
 
 
-# What it says: names as the package makes them, and this machine.
+# Its content: names as the package makes them, and this machine.
 
 
 def slug(text: str) -> str:
-    """As the ultralytics package has it: lower case, letters, digits and single dashes, at most 128."""
+    """A slug as in the ultralytics package: lower-case letters, digits and single dashes, at most 128 characters."""
     kept = re.sub(r"[^a-z0-9\s-]", "", text.lower()).replace(" ", "-")
     return re.sub(r"-+", "-", kept).strip("-")[:_LONGEST]
 
 
 def project_slug(text: str) -> str:
-    """The same for a project, which may stand behind its owner: `bob/My Project` is `bob/my-project`."""
+    """The same for a project, optionally with its owner: `bob/My Project` becomes `bob/my-project`."""
     if re.match(r"[./\\~]|[A-Za-z]:", text):
         return slug(re.split(r"[/\\]", text.rstrip("/\\"))[-1])  # a folder, as older versions used `project`
     owner, slash, rest = text.partition("/")
@@ -197,7 +197,7 @@ def project_slug(text: str) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """This machine, as far as nothing private is in it."""
+    """Facts about this machine, without private ones."""
     found: dict[str, Any] = {
         "hostname": socket.gethostname(),
         "os": platform.platform(),

@@ -1,6 +1,6 @@
 """The protocol of Ultralytics Platform, as its own package speaks it (ultralytics 8.4.190, ultralytics-platform 0.1.99).
 
-Each part of a run's life has a file: `start`, `events`, `upload`; `end` drafts what `events` sends last.
+Each phase of a run has a file: `start`, `events`, `upload`. `end` makes the draft that `events` sends last.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hubqueue.destinations.platform.events import send_epoch, send_event, send_h
 from hubqueue.destinations.platform.start import send_start
 from hubqueue.destinations.platform.upload import Uploads
 from hubqueue.destinations.platform.webhooks import Webhooks
-from hubqueue.destinations.wire.api import Told
+from hubqueue.destinations.wire.api import ApiResponse
 from hubqueue.destinations.wire.signed_url import Storage
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
@@ -60,8 +60,8 @@ class PlatformTransport:
 
     def check(self) -> Outcome:
         """Ask whether the key is accepted."""
-        told = self._webhooks.check()
-        return Delivered() if isinstance(told, Told) else told
+        response = self._webhooks.check()
+        return Delivered() if isinstance(response, ApiResponse) else response
 
     def close(self) -> None:
         self._webhooks.close()

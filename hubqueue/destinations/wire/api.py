@@ -1,4 +1,4 @@
-"""Asking a hub's own API: with a key, for a JSON object, and what an answer without one means."""
+"""Requests to a hub's own API: with a key, and a JSON object in the response."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hubqueue.config.settings import DestinationSettings
 from hubqueue.destinations.base import Attempt, Key
 from hubqueue.destinations.wire.body import Body
 from hubqueue.destinations.wire.endpoint import Endpoint
-from hubqueue.destinations.wire.exchange import Answer, Request, Wire, outcome_of_status
+from hubqueue.destinations.wire.exchange import Request, Response, Wire, outcome_of_status
 from hubqueue.domain.outcome import Blocked, Outcome, RetryLater, Scope
 from hubqueue.domain.redact import LEAST_KEY, clean, remember
 
@@ -24,12 +24,17 @@ _K = TypeVar("_K", bound=str)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """A complete answer: its JSON object, or None when it is none. What it proves is for the protocol to say."""
+class ApiResponse:
+    """A complete response. `json` is its JSON object, None if it has none. The protocol decides what it proves."""
 
     json: dict[str, Any] | None
-    answer: Answer
+    http: Response
     key: str
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self.http.status
 
 
 class Api(Generic[_K]):
@@ -47,7 +52,7 @@ class Api(Generic[_K]):
         self.keys = keys
         self._name, self._with_key = settings.name, with_key
         self._wire = Wire(Endpoint.of(settings))
-        # Hashes of keys that were refused: after a 401 the next candidate gets its turn.
+        # Hashes of refused keys: after a 401 the next key is tried.
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
@@ -62,10 +67,10 @@ class Api(Generic[_K]):
         idempotency_key: str | None = None,
         unknown: Scope = Scope.RUN,
         judged: Collection[int] = (),
-    ) -> Told | Outcome:
-        """What the hub said to a request, or what came instead.
+    ) -> ApiResponse | Outcome:
+        """The response to a request, or the outcome if there is none.
 
-        `unknown` is what a 404 holds; answers with a status in `judged` are for the caller to judge.
+        `unknown` is the scope that a 404 holds. The caller judges responses with a status in `judged`.
         """
         key = self._key()
         if not isinstance(key, str):
@@ -73,26 +78,26 @@ class Api(Generic[_K]):
         sent = {**(headers or {}), **self._with_key(key)}
         if idempotency_key is not None:
             sent["Idempotency-Key"] = idempotency_key
-        answer = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=_parts(key))
-        if not isinstance(answer, Answer):
-            return answer
-        if answer.status == 401:
-            return self._refuse(key, answer)
-        outcome = outcome_of_status(answer, host=self._wire.host, unknown=unknown, secrets=_parts(key))
-        if outcome is not None and answer.status not in judged:
+        response = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=_parts(key))
+        if not isinstance(response, Response):
+            return response
+        if response.status == 401:
+            return self._refuse(key, response)
+        outcome = outcome_of_status(response, host=self._wire.host, unknown=unknown, secrets=_parts(key))
+        if outcome is not None and response.status not in judged:
             return outcome
-        found = answer.json() if _is_plain(answer) else None
-        return Told(found if isinstance(found, dict) else None, answer, key)
+        found = response.json() if _is_plain(response) else None
+        return ApiResponse(found if isinstance(found, dict) else None, response, key)
 
-    def unproved(self, told: Told) -> RetryLater:
-        """A 2xx that does not prove a delivery, with the start of what it says."""
-        start = clean(told.answer.body.decode("utf-8", "replace"), limit=60, secrets=(told.key,))
+    def unexpected(self, response: ApiResponse) -> RetryLater:
+        """The outcome of a 2xx that does not prove a delivery, with the beginning of its body."""
+        start = clean(response.http.body.decode("utf-8", "replace"), limit=60, secrets=(response.key,))
         shown = f": {start}" if start else ""
-        said = f"{self._wire.host} responded {told.answer.status}, but not like a hub"
-        return RetryLater(f"{said} (login page or wrong URL?){shown}")
+        what = f"{self._wire.host} responded {response.status}, but not like a hub"
+        return RetryLater(f"{what} (login page or wrong URL?){shown}")
 
-    def lacks(self, what: str) -> RetryLater:
-        """A response without something that is needed. Its text is not shown: there may be a signed URL in it."""
+    def missing(self, what: str) -> RetryLater:
+        """The outcome of a response without a required field. Its text is not shown: it may contain a signed URL."""
         return RetryLater(f"the hub's response has no {what}; will retry")
 
     def close(self) -> None:
@@ -109,15 +114,15 @@ class Api(Generic[_K]):
             fresh = [key for key in candidates if _digest(key) not in self._refused]
         key = (fresh or list(candidates))[0]
         if not _USABLE_KEY.fullmatch(key):
-            return Blocked(f"the key for {self._name} has characters that no key has", Scope.DESTINATION)
+            return Blocked(f"the key for {self._name} has invalid characters", Scope.DESTINATION)
         if len(key) < LEAST_KEY:
             what = f"the key for {self._name} has fewer than {LEAST_KEY} characters"
             return Blocked(f"{what}, so it could not be masked", Scope.DESTINATION)
         return key
 
-    def _refuse(self, key: _K, answer: Answer) -> Outcome:
-        """A 401: the next candidate gets its turn; when there is none the destination is held."""
-        refused = outcome_of_status(answer, host=self._wire.host, secrets=_parts(key))
+    def _refuse(self, key: _K, response: Response) -> Outcome:
+        """The outcome of a 401: the next key is tried; without another one the destination is held."""
+        refused = outcome_of_status(response, host=self._wire.host, secrets=_parts(key))
         assert isinstance(refused, Blocked)
         with self._lock:
             self._refused.add(_digest(key))
@@ -127,8 +132,8 @@ class Api(Generic[_K]):
         return refused
 
 
-def _is_plain(answer: Answer) -> bool:
-    return answer.headers.get("Content-Encoding", "identity").strip().lower() in ("", "identity")
+def _is_plain(response: Response) -> bool:
+    return response.headers.get("Content-Encoding", "identity").strip().lower() in ("", "identity")
 
 
 def _parts(key: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Request bodies of a known length, taken in large blocks and never held in memory. Pure but for the file."""
+"""Request bodies of a known length, read in large blocks and never held in memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ BLOCK = 1024 * 1024
 
 
 class BodyChanged(Exception):
-    """The file was not as long as announced: the request is broken off, never padded."""
+    """The file is not as long as announced: the request is aborted, never padded."""
 
 
 class Body(Protocol):
-    """Something to send: its length in bytes, and its blocks, from the start each time it is asked."""
+    """Something to send: its length in bytes, and its blocks. Each iteration begins at the start."""
 
     def __len__(self) -> int: ...
 
@@ -24,7 +24,7 @@ class Body(Protocol):
 
 
 class Bytes:
-    """A body that is in memory already."""
+    """A body in memory."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -39,7 +39,7 @@ class Bytes:
 
 
 class File:
-    """The blocks of a file of a known size, opened anew for each reading."""
+    """The blocks of a file of a known size, opened for each iteration."""
 
     def __init__(self, size: int, open_file: Callable[[], Blocks]) -> None:
         self._size, self._open = size, open_file
@@ -86,5 +86,5 @@ class Multipart:
 
 
 def form_boundary(idempotency_key: str) -> str:
-    """A boundary that is the same for every attempt at a batch, so that a retry carries the same bytes."""
+    """The boundary of a form. Every attempt at a batch has the same one, so that a retry carries the same bytes."""
     return f"hubqueue-{idempotency_key}"

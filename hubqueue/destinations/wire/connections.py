@@ -1,11 +1,11 @@
-"""Connections that tell what they do: the sockets under `requests`.
+"""Connections that report to the watch of an exchange: the sockets under `requests`.
 
-The watch of an exchange knows the live socket, when the request leaves, and how much of it has left. What is said
-to a proxy before that is no part of the request. What comes back is read by `framing.py`.
+The watch knows the live socket, when the request leaves, and how much of it has left. The dialogue with a proxy before
+that is not part of the request. `framing.py` reads the response.
 
-Promises that no logger and no exception of these libraries gets to see a key or the query of a signed URL, whatever
-level it has: they know the request by its path, and only the connection puts the query to it. `debuglevel` of
-`http.client`, which prints the head of every request, does not reach these connections.
+Promises that no logger and no exception of these libraries sees a key or the query of a signed URL, at any level: they
+know only the path of the request, and the connection appends the query. `debuglevel` of `http.client`, which prints the
+head of every request, has no effect on these connections.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from hubqueue.destinations.wire.framing import WholeAnswer
+from hubqueue.destinations.wire.framing import WholeResponse
 from hubqueue.destinations.wire.watchdog import Watch
 
 
 class _Current(threading.local):
-    """The exchange that this thread is carrying out."""
+    """The exchange that this thread is running."""
 
     watch: Watch | None = None
     on_start: Callable[[], None] | None = None
-    target: str | None = None  # the path and query to ask for, where the path alone is not all of it
+    target: str | None = None  # path and query, if there is a query
 
 
 CURRENT = _Current()
 
 
-class _Telling:
-    """What both connection classes add."""
+class _Watched:
+    """The common part of both connection classes."""
 
     sock: Any
     piece: int
@@ -67,8 +67,8 @@ class _Telling:
             super().send(data)  # type: ignore[misc]
             return
         if CURRENT.on_start is not None:
-            # The head of the request, in one piece. From here on the watch bounds the sending: the socket's own
-            # timeout is that of the connect, and would end a slow upload.
+            # The head of the request, in one piece. From here on the watch limits the sending: the socket's own
+            # timeout is the connect timeout, and would end a slow upload.
             start, CURRENT.on_start = CURRENT.on_start, None
             watch.opened(self.sock, ready=True)
             start()
@@ -76,7 +76,7 @@ class _Telling:
             watch.sending()
             super().send(data)  # type: ignore[misc]
             if not watch.size:
-                watch.answering()
+                watch.awaiting_response()
             return
         left = memoryview(data)
         while left:
@@ -85,14 +85,14 @@ class _Telling:
             left = left[count:]
 
 
-class _Plain(_Telling, HTTPConnection):
-    piece = 1 << 20  # as much as there is room for is taken
-    response_class = WholeAnswer
+class _Plain(_Watched, HTTPConnection):
+    piece = 1 << 20  # the socket takes as much as its buffer has room for
+    response_class = WholeResponse
 
 
-class _Secure(_Telling, HTTPSConnection):
-    piece = 128 * 1024  # taken whole, so small enough that a slow peer's progress is seen in time
-    response_class = WholeAnswer
+class _Secure(_Watched, HTTPSConnection):
+    piece = 128 * 1024  # sent as a whole, so small enough to see the progress of a slow peer in time
+    response_class = WholeResponse
 
 
 class _PlainPool(HTTPConnectionPool):
@@ -106,15 +106,15 @@ class _SecurePool(HTTPSConnectionPool):
 _POOLS = {"http": _PlainPool, "https": _SecurePool}
 
 
-class TellingAdapter(HTTPAdapter):
-    """An adapter of `requests` with these connections. Nothing is retried here: that is the outbox's to do."""
+class WatchedAdapter(HTTPAdapter):
+    """An adapter of `requests` with these connections. It does not retry: the outbox does."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
         self.poolmanager.pool_classes_by_scheme = _POOLS
 
     def request_url(self, request: Any, proxies: Any) -> str:
-        """The path (for a proxy: the address) without its query, which the connection puts to it."""
+        """The path (for a proxy: the address) without its query, which the connection appends."""
         target = super().request_url(request, proxies)
         shown, query, _ = target.partition("?")
         CURRENT.target = target if query else None

@@ -1,4 +1,4 @@
-"""An endpoint: the address that requests go to, the way there, and the deadlines that hold on it."""
+"""An endpoint: the address that requests go to, the proxy and certificates for it, and its deadlines."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hubqueue.config.settings import DestinationSettings
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a `Wire` connects to.
+    """The address and the deadlines of a `Wire`.
 
-    `root` is an address of http or https without a slash at its end; paths of requests are put behind it. Connecting
-    takes at most `connect_timeout`; a body leaves with at least `stall_rate` bytes per second over each `stall_window`; a
+    `root` is an http or https address without a slash at its end; paths of requests are appended to it. Connecting takes
+    at most `connect_timeout`; a body leaves with at least `stall_rate` bytes per second over each `stall_window`; a
     response is complete within `answer_timeout` of the last byte of its request. `proxy` may carry a password, so no repr
     shows it.
     """
@@ -44,7 +44,7 @@ class Endpoint:
         )
 
     def at(self, root: str) -> Self:
-        """Another address, reached in the same way and with the same deadlines."""
+        """An endpoint at another address, with the same proxy, certificates and deadlines."""
         return dataclasses.replace(self, root=root)
 
     @property

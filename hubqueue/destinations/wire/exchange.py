@@ -1,8 +1,7 @@
-"""One request, one answer, one outcome: bounded, streamed, never redirected.
+"""One request, one response, one outcome: bounded, streamed, never redirected.
 
-Refuses what `requests` would do by itself: follow redirects, read .netrc and proxy variables, keep cookies,
-decompress, retry, take an answer to half a request for an answer. An `Answer` is complete, headers and body;
-everything else is an outcome.
+Refuses what `requests` does automatically: follow redirects, read .netrc and proxy variables, keep cookies, decompress,
+retry, accept the response to half a request. A `Response` is complete, headers and body; everything else is an outcome.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ from requests import exceptions
 from hubqueue.__about__ import __version__
 from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.wire.body import Body, BodyChanged
-from hubqueue.destinations.wire.connections import CURRENT, TellingAdapter
+from hubqueue.destinations.wire.connections import CURRENT, WatchedAdapter
 from hubqueue.destinations.wire.endpoint import Endpoint
-from hubqueue.destinations.wire.framing import AnswerBroken
+from hubqueue.destinations.wire.framing import MalformedResponse
 from hubqueue.destinations.wire.waits import asked_wait
 from hubqueue.destinations.wire.watchdog import WATCHDOG, Watch
 from hubqueue.domain.outcome import Aborted, Blocked, Outcome, Rejected, RetryLater, Scope
 from hubqueue.domain.plain import is_deep
 from hubqueue.domain.redact import clean
 
-MAX_ANSWER = 64 * 1024
+MAX_RESPONSE = 64 * 1024
 _POOL = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to send. `path` begins with a slash and is put behind the root of the endpoint."""
+    """What to send. `path` begins with a slash and is appended to the root of the endpoint."""
 
     method: str
     path: str
@@ -48,15 +47,15 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A complete answer. `body` is at most 64 KiB."""
+class Response:
+    """A complete response. `body` has at most 64 KiB."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON; None when it is not JSON (or is null), is nested absurdly deep, or contradicts itself."""
+        """The body as JSON; None when it is not JSON (or is null), is nested too deep, or contradicts itself."""
         if is_deep(self.body):
             return None
         try:
@@ -66,15 +65,15 @@ class Answer:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; one that says two things under one name is none."""
-    told = dict(pairs)
-    if len(told) < len(pairs) and any(told[name] != value for name, value in pairs):
+    """An object of JSON. Raises `ValueError` for two different values under one name."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs) and any(fields[name] != value for name, value in pairs):
         raise ValueError("it contradicts itself")
-    return told
+    return fields
 
 
 class _TooLong(Exception):
-    """The answer does not end within 64 KiB."""
+    """The response does not end within 64 KiB."""
 
 
 class Wire:
@@ -83,40 +82,41 @@ class Wire:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self.host = endpoint.host
-        # No session: it knows .netrc, proxy variables and cookies, and even when it does not follow a redirect it
-        # reads and decompresses all of its body.
-        self._adapter = TellingAdapter(pool_connections=4, pool_maxsize=_POOL, max_retries=0)
+        # No session: it uses .netrc, proxy variables and cookies, and even when it does not follow a redirect it
+        # reads and decompresses the whole body.
+        self._adapter = WatchedAdapter(pool_connections=4, pool_maxsize=_POOL, max_retries=0)
         self._proxies = {"http": endpoint.proxy, "https": endpoint.proxy} if endpoint.proxy else {}
         self._verify = str(endpoint.ca_bundle) if endpoint.ca_bundle else True
 
     def exchange(
         self, request: Request, attempt: Attempt, *, secrets: tuple[str, ...] = ()
-    ) -> Answer | Outcome:
-        """Send a request and read its answer. Network trouble comes back as an outcome, not as an exception."""
+    ) -> Response | Outcome:
+        """Send a request and read its response. A network error is returned as an outcome, not raised."""
         endpoint = self._endpoint
         watch = Watch(
             stop=attempt.stop,
             connect=endpoint.connect_timeout.total_seconds(),
             window=endpoint.stall_window.total_seconds(),
             rate=float(endpoint.stall_rate),
-            answer=endpoint.answer_timeout.total_seconds(),
+            response=endpoint.answer_timeout.total_seconds(),
             size=len(request.body),
             on_bytes=attempt.on_bytes,
         )
         CURRENT.watch, CURRENT.on_start = watch, attempt.on_start
         WATCHDOG.add(watch)
         try:
-            answer = self._read(self._send(request))
+            response = self._read(self._send(request))
             if ended := self._ended(watch):
-                return ended  # an answer without a length ends with the connection: it was the watch that ended it
-            if 200 <= answer.status < 300 and not watch.whole:
-                # urllib3 passes over a broken pipe and reads what the peer had said until then.
+                return ended  # a response without a length ends with the connection, and here the watch ended that
+            if 200 <= response.status < 300 and not watch.whole:
+                # urllib3 ignores a broken pipe and reads what the peer sent before.
                 return RetryLater(
-                    f"{self.host} responded {answer.status} before it had the whole request, which proves nothing"
+                    f"{self.host} responded {response.status} before it received the whole request, "
+                    "which proves no delivery"
                 )
-            return answer
+            return response
         except _TooLong:
-            return RetryLater(f"{self.host} responded with more than {MAX_ANSWER >> 10} KiB")
+            return RetryLater(f"{self.host} responded with more than {MAX_RESPONSE >> 10} KiB")
         except BodyChanged as error:
             return RetryLater(str(error))
         except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError) as error:
@@ -130,7 +130,7 @@ class Wire:
         self._adapter.close()
 
     def _ended(self, watch: Watch) -> Outcome | None:
-        """What it means that the watch ended the exchange, if it did."""
+        """The outcome if the watch ended the exchange."""
         if watch.stopped:
             return Aborted("the worker stops")
         return RetryLater(f"{self.host}: {watch.verdict}") if watch.verdict is not None else None
@@ -151,7 +151,7 @@ class Wire:
         ).prepare()
         if not len(request.body) and request.method != "GET":
             prepared.headers["Content-Length"] = "0"
-        answer = self._endpoint.answer_timeout.total_seconds()
+        response_timeout = self._endpoint.answer_timeout.total_seconds()
         with closing(body):
             return self._adapter.send(
                 prepared,
@@ -159,25 +159,25 @@ class Wire:
                 verify=self._verify,
                 proxies=self._proxies,
                 # A second line of defence: the watchdog enforces the deadlines, also against a dripped response.
-                timeout=(self._endpoint.connect_timeout.total_seconds(), answer + 5.0),
+                timeout=(self._endpoint.connect_timeout.total_seconds(), response_timeout + 5.0),
             )
 
-    def _read(self, response: requests.Response) -> Answer:
+    def _read(self, response: requests.Response) -> Response:
         try:
             body = bytearray()
             while block := response.raw.read(16 * 1024, decode_content=False):
                 body += block
-                if len(body) > MAX_ANSWER:
+                if len(body) > MAX_RESPONSE:
                     raise _TooLong
         except BaseException:
-            response.raw.close()  # an answer half read must not be taken for the next one's
+            response.raw.close()  # the next request must not read the rest of this response
             raise
         response.raw.release_conn()
-        return Answer(response.status_code, response.headers, bytes(body))
+        return Response(response.status_code, response.headers, bytes(body))
 
 
 class _Sized:
-    """A body as `requests` knows it: a length makes it send Content-Length and not chunks."""
+    """A body for `requests`: with a length, it sends Content-Length instead of chunks."""
 
     def __init__(self, body: Body) -> None:
         self._body = body
@@ -190,40 +190,40 @@ class _Sized:
         return self._reading.enter_context(closing(iter(self._body)))
 
     def close(self) -> None:
-        """End what was begun to be read: an error of urllib3 would keep its file open until it is collected."""
+        """Close the file being read: an error of urllib3 would keep it open until it is garbage-collected."""
         self._reading.close()
 
 
 def outcome_of_status(
-    answer: Answer, *, host: str, unknown: Scope = Scope.RUN, secrets: tuple[str, ...] = ()
+    response: Response, *, host: str, unknown: Scope = Scope.RUN, secrets: tuple[str, ...] = ()
 ) -> Outcome | None:
-    """What a status means; None for 2xx, which the caller has to prove by the body.
+    """The outcome of a status; None for 2xx, which the caller must prove by the body.
 
-    `unknown` is what 404 and 410 hold: the run that the hub does not know, or the destination that has no such
+    `unknown` is the scope that 404 and 410 hold: the run that the hub does not know, or the destination without such an
     endpoint. Unknown 4xx reject the entry, like 400.
     """
-    status = answer.status
+    status = response.status
     if 200 <= status < 300:
         return None
-    reason = _reason(answer, secrets)
-    wait = asked_wait(answer.headers, now=datetime.now(UTC))
+    reason = _reason(response, secrets)
+    wait = asked_wait(response.headers, now=datetime.now(UTC))
     if status == 429:
         return RetryLater(reason, wait, Scope.DESTINATION)
     if 300 <= status < 400:
-        target = clean(_target(answer, secrets), limit=80, secrets=secrets)
+        target = clean(_target(response, secrets), limit=80, secrets=secrets)
         return RetryLater(f"{status}: {host} redirects to {target}; not followed")
     if status in (401, 403):
         return Blocked(f"the key was refused: {reason}", Scope.DESTINATION)
     if status in (404, 410):
         return Blocked(f"{host} does not know this model or address ({reason})", unknown)
     if status in (408, 409, 423, 425) or status >= 500 or status < 200:
-        # 502 to 504 speak of a hub that is down; another 5xx may be this content's own doing.
+        # 502 to 504 mean that the hub is down; this very content may cause another 5xx.
         return RetryLater(reason, wait, suspect=status >= 500 and status not in (502, 503, 504))
     return Rejected(reason)
 
 
 def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...] = ()) -> Outcome:
-    """What an error of `requests`, `urllib3`, `ssl` or the socket means. The only place that knows them all."""
+    """The outcome of an error of `requests`, `urllib3`, `ssl` or the socket. Only this function knows them all."""
     chain = list(_chain(error))
     if any(isinstance(each, ssl.SSLCertVerificationError) for each in chain):
         verdict = next(each for each in chain if isinstance(each, ssl.SSLCertVerificationError))
@@ -231,9 +231,9 @@ def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...
         return Blocked(f"{host}: certificate refused: {said}", Scope.DESTINATION)
     contradicted = any(isinstance(each, urllib3.exceptions.InvalidHeader) for each in chain)
     if isinstance(error, _WRONG_SETTING) and not contradicted:
-        return Blocked(f"{host}: cannot be asked: {type(error).__name__}", Scope.DESTINATION)
+        return Blocked(f"{host}: invalid address or header: {type(error).__name__}", Scope.DESTINATION)
     for each in chain:
-        if isinstance(each, AnswerBroken):
+        if isinstance(each, MalformedResponse):
             return RetryLater(f"{host}: {each}")
     for kinds, words in _WORDS:
         if any(isinstance(each, kinds) for each in chain):
@@ -242,7 +242,7 @@ def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...
     return RetryLater(f"{host}: {type(chain[-1]).__name__}: {detail}")
 
 
-# Errors of the configuration, not of the network: no retry repairs them.
+# Errors of the configuration, not of the network: a retry does not help.
 _WRONG_SETTING = (
     exceptions.MissingSchema,
     exceptions.InvalidSchema,
@@ -254,26 +254,26 @@ _WRONG_SETTING = (
 )
 _WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((urllib3.exceptions.NameResolutionError,), "its name cannot be resolved"),
-    ((exceptions.ProxyError, urllib3.exceptions.ProxyError), "the proxy does not let it through"),
-    ((urllib3.exceptions.InvalidHeader,), "the answer contradicts itself about its length"),
+    ((exceptions.ProxyError, urllib3.exceptions.ProxyError), "the connection through the proxy failed"),
+    ((urllib3.exceptions.InvalidHeader,), "the response has contradictory lengths"),
     ((ConnectionRefusedError,), "connection refused"),
     ((exceptions.ConnectTimeout,), "no connection in time"),
     ((urllib3.exceptions.NewConnectionError,), "no connection"),
     (
         (exceptions.ReadTimeout, exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError),
-        "no answer in time",
+        "no response in time",
     ),
     ((ConnectionResetError, BrokenPipeError, ConnectionAbortedError), "connection reset"),
-    ((http.client.RemoteDisconnected,), "closed without an answer"),
-    ((http.client.IncompleteRead, urllib3.exceptions.IncompleteRead), "the answer was cut off"),
+    ((http.client.RemoteDisconnected,), "closed without a response"),
+    ((http.client.IncompleteRead, urllib3.exceptions.IncompleteRead), "the response was cut off"),
     ((exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError), "the encrypted connection failed"),
-    ((http.client.HTTPException,), "the answer is not HTTP, or was cut off"),
-    ((exceptions.ChunkedEncodingError,), "the answer was cut off"),
+    ((http.client.HTTPException,), "the response is not HTTP, or was cut off"),
+    ((exceptions.ChunkedEncodingError,), "the response was cut off"),
 )
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and everything it stands for, outermost first."""
+    """An error and all its causes, outermost first."""
     seen: set[int] = set()
     waiting: list[object] = [error]
     while waiting:
@@ -284,20 +284,20 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             waiting += [getattr(each, "reason", None), *each.args, each.__cause__, each.__context__]
 
 
-def _target(answer: Answer, secrets: tuple[str, ...]) -> str:
-    """The host that a redirect names. Keys are masked before it is taken apart: half a key is still half a key."""
-    location = clean(answer.headers.get("Location", ""), limit=MAX_ANSWER, secrets=secrets)
+def _target(response: Response, secrets: tuple[str, ...]) -> str:
+    """The host that a redirect names. Keys are masked before the URL is split, so that no part of a key remains."""
+    location = clean(response.headers.get("Location", ""), limit=MAX_RESPONSE, secrets=secrets)
     try:
         return urlsplit(location).hostname or "itself"
     except ValueError:
         return "an invalid address"
 
 
-def _reason(answer: Answer, secrets: tuple[str, ...]) -> str:
-    """The status and what the server says to it, in one safe line."""
-    told = answer.json()
-    said = ""
-    if isinstance(told, dict):
-        said = next((told[name] for name in ("message", "error") if isinstance(told.get(name), str)), "")
-    phrase = http.client.responses.get(answer.status, "")
-    return clean(f"{answer.status} {phrase}" + (f": {said}" if said else ""), secrets=secrets)
+def _reason(response: Response, secrets: tuple[str, ...]) -> str:
+    """The status and the server's message, in one safe line."""
+    body = response.json()
+    message = ""
+    if isinstance(body, dict):
+        message = next((body[name] for name in ("message", "error") if isinstance(body.get(name), str)), "")
+    phrase = http.client.responses.get(response.status, "")
+    return clean(f"{response.status} {phrase}" + (f": {message}" if message else ""), secrets=secrets)

@@ -1,8 +1,8 @@
-"""What a hub's answer says and a row keeps: one check for every such field.
+"""The fields of a hub's response that are kept in a row: one check for every such field.
 
-Promises that what passes is a short name or address without a key, a long part of one, a query, user info, a blank or a
-control character, and that an address is one of http or https. Nothing else that a hub says is kept word by word: reasons
-are cleaned, and a signed URL is used within its attempt and never written down.
+Promises that a field passes only as a short name or address without a key, a long part of one, a query, user info, a blank
+or a control character, and that an address is http or https. Nothing else of a response is kept verbatim: reasons are
+cleaned, and a signed URL is used within its attempt and never stored.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Putting the bytes of a checkpoint where a signed URL says.
+"""Uploading the bytes of a checkpoint to a signed URL.
 
-Promises: no key goes there; only the hub's own origin (scheme, host and port) is asked, and hosts that the configuration
-allows, over https at port 443 or the port that it names; neither the URL nor its signature appears in a log, a message
-or a row. A 2xx is no proof yet: the hub says later whether it has the object.
+Promises: no key is sent; requests go only to the hub's own origin (scheme, host and port) and to hosts that the
+configuration allows, over https at port 443 or the configured port; neither the URL nor its signature appears in a log, a
+message or a row. A 2xx proves no delivery: the hub reports later whether it has the object.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hubqueue.config.settings import DestinationSettings
 from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.wire.body import File
 from hubqueue.destinations.wire.endpoint import Endpoint
-from hubqueue.destinations.wire.exchange import Answer, Request, Wire
+from hubqueue.destinations.wire.exchange import Request, Response, Wire
 from hubqueue.destinations.wire.waits import asked_wait
 from hubqueue.domain.outcome import Blocked, Outcome, Rejected, RetryLater, Scope
 from hubqueue.domain.redact import clean
@@ -26,7 +26,7 @@ _TYPE = {"Content-Type": "application/octet-stream"}
 _LONGEST_URL = 8192
 _INVALID = RetryLater("the hub gave an invalid upload URL")
 _HTTP, _HTTPS = 80, 443
-# A signed URL that is not taken is worth nothing any more; with the next attempt comes a new one.
+# A refused signed URL is useless; the next attempt asks for a new one.
 _NEW_URL = timedelta(seconds=1)
 
 
@@ -41,17 +41,15 @@ class Storage:
         self._lock = threading.Lock()
 
     def put(self, url: str, body: File, attempt: Attempt) -> Outcome | None:
-        """Put a body there; None when the storage has taken it."""
+        """Upload a body; None when the storage has accepted it."""
         parts = self._allowed(url)
         if not isinstance(parts, SplitResult):
             return parts
         target = f"{parts.path}?{parts.query}" if parts.query else parts.path
         secrets = (target, *(value for _, value in parse_qsl(parts.query) if len(value) >= 8))
         wire = self._wire(parts)
-        answer = wire.exchange(Request("PUT", target, _TYPE, body), attempt, secrets=secrets)
-        if not isinstance(answer, Answer):
-            return answer
-        return _outcome(answer, wire.host)
+        response = wire.exchange(Request("PUT", target, _TYPE, body), attempt, secrets=secrets)
+        return _outcome(response, wire.host) if isinstance(response, Response) else response
 
     def close(self) -> None:
         """Close the connections that are kept alive."""
@@ -78,15 +76,15 @@ class Storage:
             if at_other_ports:
                 shown = f"port {port} of {shown}"
             return Blocked(
-                f"the hub wants checkpoints sent to {shown}, which is not allowed; "
-                f'if that is right, add "{entry}" to {setting}',
+                f"the hub directs checkpoints to {shown}, which is not allowed; "
+                f'if this host is correct, add "{entry}" to {setting}',
                 Scope.DESTINATION,
             )
         if (
             is_plain_remote(f"{scheme}://{parts.netloc}", self._settings.proxy)
             and not self._settings.insecure
         ):
-            return Blocked(f"the hub wants checkpoints sent to {shown} unencrypted", Scope.DESTINATION)
+            return Blocked(f"the hub directs checkpoints to {shown} without encryption", Scope.DESTINATION)
         return parts
 
     def _wire(self, parts: SplitResult) -> Wire:
@@ -97,20 +95,20 @@ class Storage:
             return self._wires[origin]
 
 
-def _outcome(answer: Answer, host: str) -> Outcome | None:
-    """What the storage's status means. Its text is not shown: it may repeat the URL."""
-    status = answer.status
+def _outcome(response: Response, host: str) -> Outcome | None:
+    """The outcome of the storage's status. The text of the response is not shown: it may repeat the URL."""
+    status = response.status
     if 200 <= status < 300:
         return None
-    wait = asked_wait(answer.headers, now=datetime.now(UTC))
+    wait = asked_wait(response.headers, now=datetime.now(UTC))
     if status == 413:
-        return Rejected(f"413: {host} does not take a checkpoint of this size")
+        return Rejected(f"413: {host} does not accept a checkpoint of this size")
     if 300 <= status < 400:
         return RetryLater(f"{status}: {host} redirects the upload; not followed")
     if status in (408, 429) or status >= 500:
-        return RetryLater(f"{status}: {host} does not take the checkpoint now", wait)
+        return RetryLater(f"{status}: {host} does not accept the checkpoint now", wait)
     return RetryLater(
-        f"{status}: {host} did not take the upload URL; a new one is asked for", wait or _NEW_URL
+        f"{status}: {host} refused the upload URL; the next attempt asks for a new one", wait or _NEW_URL
     )
 
 
@@ -128,7 +126,7 @@ def _with_port(host: str) -> tuple[str, int]:
 
 
 def _is_usable(url: str, parts: SplitResult) -> bool:
-    """Whether every program reads this URL alike: no user info, and no path that means another one."""
+    """Whether every program reads this URL in the same way: no user info, and no path with another spelling."""
     segments = unquote(parts.path).split("/")
     return (
         re.fullmatch(r"[!-\[\]-~]+", url) is not None

@@ -1,12 +1,12 @@
-"""How long an answer asks us to stay away: Retry-After and the rate-limit fields.
+"""The wait that a response asks for: Retry-After and the rate-limit fields.
 
-Promises a wait between zero and a day, or None; never an exception, whatever stands in the headers. Moments
-are compared with the answer's own `Date` where it has one, so that a wrong clock on this machine does not
-change the wait. Refuses to guess: a field that cannot be read counts as absent.
+Promises a wait between zero and a day, or None; never an exception, whatever the headers contain. Moments are compared
+with the `Date` of the response if it has one, so that a wrong clock on this machine does not change the wait. Refuses to
+guess: a field that cannot be read counts as absent.
 
 Sources: RFC 9110, sections 5.6.7 (dates) and 10.2.3 (Retry-After); the IETF drafts "RateLimit header fields
 for HTTP", the structured form of the recent ones and the key-value and three-field forms of the early ones;
-`X-RateLimit-Reset` as found in the field (Unix seconds, Unix milliseconds, ISO 8601, seconds from now).
+`X-RateLimit-Reset` as used in practice (Unix seconds, Unix milliseconds, ISO 8601, seconds from now).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 MAX_WAIT = timedelta(days=1)
-"""The longest wait that is believed. A server that means more will say so again tomorrow."""
+"""The longest wait that is accepted. After it the server can ask for another one."""
 
 _NUMBER = re.compile(r"[0-9]{1,20}(\.[0-9]{0,20})?")
 _EARLY = re.compile(r"\s*(limit|remaining|reset)\s*=", re.IGNORECASE)
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
-# No field that means a moment or a wait is longer; what is longer is not worth the parsing.
+# A longer field is no valid moment or wait, and is not parsed.
 _MAX_FIELD = 1024
 # A number below the first is seconds from now (three years), below the second Unix seconds, else Unix
 # milliseconds.
@@ -30,10 +30,10 @@ _UNIX_SECONDS_FROM, _UNIX_MILLISECONDS_FROM = 1e8, 1e11
 
 
 def asked_wait(headers: Mapping[str, str], *, now: datetime) -> timedelta | None:
-    """The longest wait that the headers of an answer ask for, at most `MAX_WAIT`; None when they ask none.
+    """The longest wait that the headers of a response ask for, at most `MAX_WAIT`; None when they ask for none.
 
-    `now` is the local time (aware), used where the answer has no `Date`. A reset moment counts only when its
-    remaining quota is 0 or not told.
+    `now` is the local time (aware), used if the response has no `Date`. A reset moment counts only when its
+    remaining quota is 0 or not given.
     """
     fields = {name.lower(): value.strip() for name, value in headers.items() if len(value) <= _MAX_FIELD}
     reference = _http_date(fields.get("date", "")) or now
@@ -45,8 +45,8 @@ def asked_wait(headers: Mapping[str, str], *, now: datetime) -> timedelta | None
         waits.append(_seconds(fields.get("ratelimit-reset", "")))
     if _is_used_up(fields, "x-ratelimit-remaining"):
         waits.append(_x_reset(fields.get("x-ratelimit-reset", ""), reference))
-    told = [wait for wait in waits if wait is not None]
-    return min(max(told), MAX_WAIT) if told else None
+    requested = [wait for wait in waits if wait is not None]
+    return min(max(requested), MAX_WAIT) if requested else None
 
 
 def _retry_after(text: str, reference: datetime) -> timedelta | None:
@@ -55,10 +55,10 @@ def _retry_after(text: str, reference: datetime) -> timedelta | None:
 
 
 def _rate_limit(text: str) -> Iterator[timedelta | None]:
-    """`"default";r=0;t=30`, several of them with commas between, or `limit=10, remaining=0, reset=30`."""
+    """`"default";r=0;t=30`, several of them separated by commas, or `limit=10, remaining=0, reset=30`."""
     policies = _QUOTED.sub("quoted", text).split(",")
     if any(_EARLY.match(policy) for policy in policies):
-        # The early form is one policy whose parts are parted by commas.
+        # The early form is one policy whose parts are separated by commas.
         policies = [";" + ";".join(policies)]
     for policy in policies:
         parameters = dict(_parameters(policy))
@@ -92,7 +92,7 @@ def _x_reset(text: str, reference: datetime) -> timedelta | None:
 
 
 def _until(moment: datetime, reference: datetime) -> timedelta | None:
-    """A moment that has passed asks for nothing."""
+    """The time until a moment; None if it has passed."""
     return moment - reference if moment >= reference else None
 
 
@@ -121,5 +121,5 @@ def _iso_moment(text: str) -> datetime | None:
 
 
 def _as_utc(moment: datetime) -> datetime:
-    # A moment without a zone: HTTP dates are GMT whatever they say, and servers mean UTC by a bare ISO one.
+    # A moment without a zone: an HTTP date is always GMT, and servers mean UTC by an ISO one.
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

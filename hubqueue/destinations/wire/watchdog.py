@@ -1,8 +1,8 @@
 """The watchdog: deadlines that hold against any peer.
 
-A socket's own timeouts bound neither a peer that reads slowly nor one that drips its answer. So one thread
-looks at every exchange a few times a second, and shuts the socket down when the exchange is too slow or has to
-stop; the thread that is blocked in it then wakes with an error.
+A socket's own timeouts limit neither a peer that reads slowly nor one that drips its response. So one thread
+checks every exchange a few times a second, and shuts the socket down when the exchange is too slow or has to
+stop. The thread that is blocked in the exchange then wakes with an error.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from dataclasses import dataclass, field
 
 from hubqueue.domain import quantities
 
-_LOOK = 0.2
+_INTERVAL = 0.2
 
 
 @dataclass(eq=False, slots=True)
 class Watch:
     """One exchange under watch. Times are in seconds, `rate` in bytes per second.
 
-    Connecting: within `connect`, with the proxy and the encryption. Sending: at least `rate` on average over each
-    `window`. Answering: complete within `answer` of the last request byte. `verdict` says why the exchange was
-    ended, if it was; `whole` whether all of the request has left.
+    Connecting takes at most `connect`, including proxy and encryption. Sending keeps at least `rate` on average over each
+    `window`. The response is complete within `response` of the last request byte. `verdict` is the reason if the watch
+    ended the exchange; `whole` whether the whole request has left.
     """
 
     stop: threading.Event
     connect: float
     window: float
     rate: float
-    answer: float
+    response: float
     size: int
     on_bytes: Callable[[int], None]
     verdict: str | None = None
@@ -45,13 +45,13 @@ class Watch:
     _mark_sent: int = 0
     _ready_by: float = float("inf")
     _whole_by: float = float("inf")
-    _answer_by: float = float("inf")
+    _response_by: float = float("inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def opened(self, connection: socket.socket, *, ready: bool) -> None:
-        """The connection stands (`ready`), or is still to agree with a proxy, or on its encryption."""
-        # A descriptor of our own: the connection's passes to another object before the encryption is agreed on,
-        # and what is shut down here must be this connection and not whoever has its number by then.
+        """The connection is open. `ready` is False while the proxy or the encryption is still being set up."""
+        # Our own descriptor: the connection's one moves to another object before the TLS handshake, and its number
+        # could belong to another connection by the time it is shut down here.
         handle = socket.fromfd(connection.fileno(), connection.family, connection.type)
         with self._lock:
             self._drop()
@@ -67,20 +67,20 @@ class Watch:
         self._whole_by = now + self.window + self.size / self.rate
 
     def sent(self, count: int) -> None:
-        """So many more bytes of the body have left."""
+        """`count` more bytes of the body have left."""
         self._sent += count
         self.on_bytes(self._sent)
         if self._sent >= self.size:
-            self.answering()
+            self.awaiting_response()
 
-    def answering(self) -> None:
-        """The request is out; the answer is due."""
+    def awaiting_response(self) -> None:
+        """The whole request has left; the time limit of the response begins."""
         self.whole = True
         self._mark_at, self._whole_by = 0.0, float("inf")
-        self._answer_by = time.monotonic() + self.answer
+        self._response_by = time.monotonic() + self.response
 
-    def look(self, now: float) -> None:
-        """End the exchange if it has to end."""
+    def check(self, now: float) -> None:
+        """Shut the exchange down if a deadline has passed or the worker stops."""
         with self._lock:
             if self.verdict is None and not self._over:
                 self.verdict = self._judge(now)
@@ -88,7 +88,7 @@ class Watch:
                     self._shut()
 
     def over(self) -> None:
-        """The exchange has ended: its connection may be another's by now and is left alone."""
+        """The exchange has ended: its connection may serve another one now, so it is not touched any more."""
         with self._lock:
             self._over = True
             self._drop()
@@ -99,8 +99,8 @@ class Watch:
             return "the worker stops"
         if now > self._ready_by:
             return f"no connection within {self.connect:g} s"
-        if now > self._answer_by:
-            return f"no complete answer within {self.answer:g} s"
+        if now > self._response_by:
+            return f"no complete response within {self.response:g} s"
         if now > self._whole_by:
             return f"the upload of {quantities.size(self.size)} took too long"
         if self._mark_at and now - self._mark_at >= self.window:
@@ -114,8 +114,8 @@ class Watch:
         if self._handle is None:
             return
         try:
-            # The handle is a plain socket: an SSL socket would drop the encryption first, and what the sending
-            # thread writes in that instant would leave in plain text.
+            # The handle is a plain socket: an SSL socket would drop the encryption first, and bytes that the sending
+            # thread writes at that moment would leave in plain text.
             self._handle.shutdown(socket.SHUT_RDWR)
         except OSError:
             return  # closed already
@@ -127,7 +127,7 @@ class Watch:
 
 
 class Watchdog:
-    """The thread that looks. It sleeps as long as nothing is under watch."""
+    """The thread that checks the exchanges. It sleeps while there is none."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None
@@ -136,7 +136,7 @@ class Watchdog:
             os.register_at_fork(after_in_child=self._arm)
 
     def add(self, watch: Watch) -> None:
-        """Begin to look at an exchange."""
+        """Start watching an exchange."""
         with self._changed:
             self._watches.add(watch)
             if self._thread is None:
@@ -160,13 +160,13 @@ class Watchdog:
     def _guard(self) -> None:
         while True:
             with self._changed:
-                # Exchanges that follow one another do not wake it each time: it is up, and looks when it is time.
+                # A new exchange wakes the thread only from its sleep: otherwise the next check is due soon anyway.
                 self._asleep = not self._watches
-                self._changed.wait(None if self._asleep else _LOOK)
+                self._changed.wait(None if self._asleep else _INTERVAL)
                 watches = list(self._watches)
             now = time.monotonic()
             for watch in watches:
-                watch.look(now)
+                watch.check(now)
 
 
 WATCHDOG = Watchdog()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hubqueue.config.declaration import Destination
-from hubqueue.config.ownership import read_small
+from hubqueue.config.filesystem.ownership import read_small
 from hubqueue.domain.identifier import FILE_SUFFIXES
 
 _LOG = logging.getLogger("hubqueue")

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hubqueue.config.ownership import open_plain, read_small
+from hubqueue.config.filesystem.ownership import open_plain, read_small
 from hubqueue.domain.errors import OutboxAlien, OutboxDamaged, OutboxUnavailable
 from hubqueue.outbox.database.schema import APPLICATION_ID
 from hubqueue.outbox.database.turns import Turns

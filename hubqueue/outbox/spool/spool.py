@@ -21,8 +21,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO
 
+from hubqueue.config.filesystem.ownership import open_plain
 from hubqueue.config.home import make_private_folder, open_private, sync_folder, sync_names, unsynced
-from hubqueue.config.ownership import open_plain
 from hubqueue.config.reader import SpoolSettings
 from hubqueue.domain.entry import Snapshot
 from hubqueue.domain.errors import (

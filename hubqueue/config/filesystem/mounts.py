@@ -1,4 +1,4 @@
-"""What kind of file system a path is on: some have no safe write-ahead log, others no permission bits of their own."""
+"""What kind of file system a path is on: some have no safe write-ahead log, others no permission bits per file."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _NETWORK = frozenset(
     ]
 )
 _LOCAL_FUSE = frozenset({"fuseblk", "fuse.fuse-overlayfs"})
-# Their permission bits are those of the mount: no chmod changes them, and they say nothing about a single file.
+# Permission bits belong to the mount: chmod does not change them, and they say nothing about a single file.
 _WITHOUT_MODES = frozenset(
     {"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "cifs", "smb3", "smbfs", "9p", "drvfs", "vboxsf"}
 )
 
 
 def type_of(path: Path) -> str:
-    """The type of the file system a path is on, such as ext4 or nfs4; "unknown" where nobody tells."""
+    """The type of the file system a path is on, such as ext4 or nfs4; "unknown" if the system does not say."""
     try:
         mounts = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
@@ -49,7 +49,7 @@ def is_network(type: str) -> bool:
 
 
 def has_modes(path: Path) -> bool:
-    """Whether permission bits mean something on the file system of a path."""
+    """Whether the file system of a path has permission bits per file."""
     return type_of(path) not in _WITHOUT_MODES
 
 
@@ -63,7 +63,7 @@ def type_of_mount(path: str, mounts: Iterable[str]) -> str:
             continue
         point = _unescape(fields[4])
         under = path == point or path.startswith(point.rstrip("/") + "/")
-        if under and len(point) >= best:  # of two mounts at one place the later one is seen
+        if under and len(point) >= best:  # a later mount at the same path hides the earlier one
             best, found = len(point), after.split(" ")[0]
     return found
 

@@ -1,8 +1,8 @@
-"""Who may change what we rely on. What a stranger could write, or put another file in the place of, is refused.
+"""Who may change the files that we rely on. Files that another user could write or replace are refused.
 
-Promises: nothing that is opened here is waited for (a pipe, a device), nothing is read without end, and each refusal
-has the command that fixes it. Root is trusted, and so is the user's private group: a group of that one user's name
-with nobody else in it. Refuses to change anything itself.
+Promises: opening never blocks (on a pipe, a device), every read has a limit, and each refusal has the command that
+fixes it. Root is trusted, and so is the user's private group: a group with the user's name and no other member.
+Changes nothing itself.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from hubqueue.config import mounts
+from hubqueue.config.filesystem import mounts
 from hubqueue.domain.errors import OutboxUnavailable
 
 LARGEST = 1 << 20
-"""What a file of settings may have, in bytes."""
+"""The largest file of settings that is read, in bytes."""
 
 _ELSEWHERE = "choose another home: HUBQUEUE_HOME"
-# An opened pipe is found out at once, and an opened terminal does not become ours.
+# Opening a pipe does not block, and a terminal does not become our controlling terminal.
 _WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_CLOEXEC", 0)
 _HAS_OWNERS = hasattr(os, "geteuid")
 
@@ -32,7 +32,7 @@ def is_ours(found: os.stat_result) -> bool:
 
 
 def open_plain(path: str | os.PathLike[str], flags: int, mode: int = 0o600) -> int:
-    """Open a plain file without ever waiting for it; the descriptor. Raises OSError for anything else."""
+    """Open a plain file without blocking, and return the descriptor. Raises OSError for anything else."""
     descriptor = os.open(path, flags | _WITHOUT_WAITING | getattr(os, "O_BINARY", 0), mode)
     kind = os.fstat(descriptor).st_mode
     if stat.S_ISREG(kind):
@@ -44,16 +44,16 @@ def open_plain(path: str | os.PathLike[str], flags: int, mode: int = 0o600) -> i
 
 
 def read_small(path: Path, *, follow: bool = True) -> bytes:
-    """A small file whole. Raises OSError: it is not there, not a plain file, or larger than `LARGEST`."""
+    """The content of a small file. Raises OSError if it is missing, not a plain file, or larger than `LARGEST`."""
     content, _ = _read(path, follow=follow)
     return content
 
 
 def read_trusted(path: Path, *, follow: bool = True, named: bool = False) -> tuple[bytes, os.stat_result]:
-    """A small file that only this user (or root) can change, and what the system says about it.
+    """The content and the status of a small file that only this user (or root) can change.
 
-    One that was `named` by the user may belong to whomever the user trusts. Raises OSError as `read_small` does, and
-    `OutboxUnavailable` with the command that fixes it.
+    A file `named` by the user may belong to another user. Raises OSError as `read_small` does, and `OutboxUnavailable`
+    with the command that fixes it.
     """
     content, found = _read(path, follow=follow)
     if not named and not is_ours(found):
@@ -64,7 +64,7 @@ def read_trusted(path: Path, *, follow: bool = True, named: bool = False) -> tup
 
 
 def refuse_folder(path: Path) -> None:
-    """Refuse a folder that is somebody else's, or that others may write. Raises `OutboxUnavailable`."""
+    """Refuse a folder that belongs to another user, or that others may write. Raises `OutboxUnavailable`."""
     found = path.stat()
     if not is_ours(found):
         raise _of_another(
@@ -74,8 +74,8 @@ def refuse_folder(path: Path) -> None:
         raise _open_to_others(path, found)
 
 
-def refuse_way(path: Path) -> None:
-    """Refuse a path whose folder a stranger could swap for another: by a link, or above it.
+def refuse_unsafe_path(path: Path) -> None:
+    """Refuse a path that another user could point to another folder, by a link or in a folder above it.
 
     Raises `OutboxUnavailable`.
     """
@@ -94,7 +94,7 @@ def refuse_way(path: Path) -> None:
         if each != real and found.st_mode & stat.S_IWOTH and mounts.has_modes(each):
             quoted = shlex.quote(str(each))
             if not found.st_mode & stat.S_ISVTX:
-                why = f"{each} can be changed by everybody (mode {_mode(found)}), who could put another folder in the place of {path}"
+                why = f"every user can write to {each} (mode {_mode(found)}), and so could replace {path}"
                 raise OutboxUnavailable(why, hint=f"chmod o-w {quoted} (its owner can), or {_ELSEWHERE}")
             if below is not None and not is_ours(below):
                 raise OutboxUnavailable(
@@ -103,14 +103,14 @@ def refuse_way(path: Path) -> None:
         below = found
 
 
-def doubts(path: Path) -> Iterator[tuple[str, str]]:
-    """What is not refused, but worth knowing about a folder: a line and its hint each."""
+def warnings(path: Path) -> Iterator[tuple[str, str]]:
+    """What is unsafe about a folder, but not refused: a line and its hint each."""
     if not _HAS_OWNERS or not path.is_dir():
         return
     found = path.stat()
     if not mounts.has_modes(path):
         yield (
-            f"{path} is on {mounts.type_of(path)}, where files have no owner's rights of their own",
+            f"{path} is on {mounts.type_of(path)}, which has no permissions per file",
             _ELSEWHERE,
         )
     elif found.st_mode & 0o055:
@@ -131,7 +131,7 @@ def _read(path: Path, *, follow: bool) -> tuple[bytes, os.stat_result]:
 
 
 def _steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """The path and the folders above it, as far as they are there."""
+    """The path and the folders above it; those that do not exist are left out."""
     for each in (path, *path.parents):
         try:
             yield each, each.lstat()
@@ -148,9 +148,9 @@ def _others_write(path: Path, found: os.stat_result) -> bool:
 
 
 def _is_private_group(found: os.stat_result) -> bool:
-    """Whether the group is that of this one user, as systems with a umask of 002 have it.
+    """Whether the group has this user as its only member, as on systems with a umask of 002.
 
-    The group of root never is: containers put users of any number into it.
+    The group of root never counts: containers put any user into it.
     """
     import grp
     import pwd
