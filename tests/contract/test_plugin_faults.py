@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from hubqueue.config.declaration import Key
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.errors import ConfigError
 from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.database.sqlite import set_aside
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.worker.janitor import Janitor
 from hubqueue.worker.readdressing import moves
@@ -122,6 +125,25 @@ def test_a_package_that_wants_the_end_since_its_upgrade_gets_it(
 
         assert {outbox.stats.run(each)["state"] for each in runs} == {RunState.INTERRUPTED}
     assert [path for path, _, _ in collector.requests if path.endswith("/end")] != []
+
+
+def test_a_salvaged_run_of_a_broken_package_gets_the_lanes_that_it_had(
+    home: Path, module: Path, collector: Collector
+) -> None:
+    configure(home, collector.url)
+    _log_in(home)
+    run = _abandon(home)
+    break_package(module.parent.parent)
+    _forget_types()
+    with closing(sqlite3.connect(home / "outbox.db")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    set_aside(home / "outbox.db")
+
+    with open_outbox(home) as outbox:
+        Janitor(outbox, lambda _fact: None).salvage()
+        (saved,) = outbox.stats.runs(run_id=run)
+
+    assert {lane["kind"] for lane in saved["lanes"]} == {"registration", "metrics", "ckpt", "completion"}
 
 
 @pytest.mark.parametrize("draft", ["None", "'the end'", "Draft(Kind.COMPLETION, 'end', 0, '\\ud800')"])
