@@ -336,3 +336,23 @@ def test_what_is_delivered_stays_so_when_a_reopened_transport_cannot_be_closed(
         worker.stop(timedelta(0))
 
         assert totals(outbox) == {"enqueued": 1, "delivered": 1}
+
+
+def test_a_destination_that_registers_nothing_is_sent_to(
+    home: Path, module: Path, collector: Collector
+) -> None:
+    _replace(module, LANES, "lanes=(Kind.METRICS, Kind.COMPLETION)")
+    _replace(module, "    if continues:\n        return None\n", "    return None\n")
+    configure(home, collector.url)
+    _log_in(home)
+    run = package.start_run("resnet50.pt", destination="lab", home=home, worker="none")
+    run.log_metrics({"loss": 1.0}, epoch=0)
+    run.finish(timeout=0)
+
+    with open_outbox(home) as outbox:
+        _work(outbox)
+
+        assert totals(outbox) == {"enqueued": 2, "delivered": 2}
+    assert {path for path, _, _ in collector.requests} == {
+        f"/projects/vision/runs/{run.id}/{what}" for what in ("metrics", "end")
+    }
