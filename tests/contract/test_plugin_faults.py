@@ -356,3 +356,41 @@ def test_a_destination_that_registers_nothing_is_sent_to(
     assert {path for path, _, _ in collector.requests} == {
         f"/projects/vision/runs/{run.id}/{what}" for what in ("metrics", "end")
     }
+
+
+WITHOUT_KEY = """
+from hubqueue.destinations.base import Delivered, Remote
+
+
+class CollectorTransport:
+    def __init__(self, settings, keys, open_body):
+        pass
+
+    def send(self, batch, attempt):
+        return Delivered(Remote(id=batch.run.id))
+
+    def close(self):
+        pass
+"""
+
+
+def test_runs_of_a_destination_that_needs_no_key_any_more_can_be_sent(
+    home: Path, module: Path, collector: Collector
+) -> None:
+    configure(home, collector.url)
+    _log_in(home)
+    package.start_run("resnet50.pt", destination="lab", home=home, worker="none")
+    _replace(module, '(Secret("id"), Secret("secret"))', "()")
+    transport = module.parent / "transport.py"
+    transport.write_text(WITHOUT_KEY)
+
+    with open_outbox(home) as outbox:
+        _work(outbox)
+        (concern,) = outbox.status()["attention"]
+        assert totals(outbox) == {"enqueued": 1, "pending": 1}
+        assert concern["hint"] == "send them without one: hubqueue readdress lab"
+        (move,) = moves(outbox, ["lab"], run_id=None, to=None)
+        move.carry_out()
+        _work(outbox)
+
+        assert totals(outbox) == {"enqueued": 1, "delivered": 1}
