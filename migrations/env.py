@@ -1,4 +1,4 @@
-"""Alembic's entry: hubqueue hands in the open connection, under its migration lock."""
+"""Alembic's entry point: hubqueue passes the open connection, under its migration lock."""
 
 from alembic import context
 

@@ -1,7 +1,7 @@
-"""How much a hub lets one key ask in a minute, shared by all runs and processes of an outbox. Pure rules.
+"""How many requests a hub accepts from one key in a minute, shared by all runs and processes of an outbox. Pure rules.
 
-A leaky bucket that only remembers from when on it has room (`free_at`): in no span of 60 seconds more than
-`per_minute` are taken, a tenth of them at once (the generic cell rate algorithm of ITU-T I.371).
+A leaky bucket whose only state is the moment from which it has room (`free_at`): at most `per_minute` in any 60 seconds,
+a tenth of them at once (the generic cell rate algorithm of ITU-T I.371).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ COSTS: Mapping[str, Mapping[Kind, int]] = {
     "requests": dict.fromkeys(Kind, 1),
     "uploads": {Kind.CKPT: 1},
 }
-"""The limits, and what one claim of a kind takes of each where its destination declares nothing else."""
+"""The limits, and the default cost of one claim of a kind in each."""
 PerClaim = Mapping[Kind, Mapping[str, int]]
-"""What a destination declares: by kind, how many one claim takes of each limit."""
+"""What a destination declares: by kind, the cost of one claim in each limit."""
 _LEAST_ROOM = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """So many a minute: each takes an `interval`, and what was not used is saved up for a `burst`.
+    """A limit of `per_minute`: each use takes an `interval`, and unused time is saved for a `burst`.
 
-    One claim takes up to `room` at once, which may exceed the bucket by the rest.
+    One claim takes up to `room` at once, which may exceed the bucket.
     """
 
     per_minute: int
@@ -35,25 +35,25 @@ class Allowance:
 
     @property
     def burst(self) -> int:
-        """How many may go at once."""
+        """How many may be used at once."""
         return max(1, self.per_minute // 10)
 
     @property
     def interval(self) -> timedelta:
-        """The time between two in the long run."""
+        """The average time between two uses."""
         return _MINUTE / max(1, self.per_minute - self.burst - self.room)
 
     @property
     def saved(self) -> timedelta:
-        """How far `free_at` may lie in the past at most: time that was not used before is lost."""
+        """The furthest that `free_at` may be in the past: older unused time is lost."""
         return (self.burst - 1) * self.interval
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a destination allows in a minute: requests of all kinds, and among them uploads. 0 is no limit.
+    """What a destination allows in a minute: requests of all kinds, and among them uploads. 0 means no limit.
 
-    `per_claim` is what its declaration says of costs; see `check_costs`.
+    `per_claim` are the costs that it declares; see `check_costs`.
     """
 
     requests: int = 0
@@ -61,7 +61,7 @@ class Budget:
     per_claim: PerClaim = field(default_factory=dict, hash=False)
 
     def costs(self, kind: Kind) -> Mapping[str, tuple[Allowance, int]]:
-        """What one claim of a kind takes: by the name of the limit, its allowance and how many."""
+        """The cost of one claim of a kind: by the name of the limit, its allowance and how many."""
         allowed = {"requests": self.requests, "uploads": self.uploads}
         return {
             name: (Allowance(allowed[name], self._room(name)), self._count(kind, name))
@@ -77,7 +77,7 @@ class Budget:
 
 
 def check_costs(costs: PerClaim) -> None:
-    """Raise `ValueError` for costs that no claim obeys: of a limit that there is not, or of a kind that it is not for."""
+    """Raise `ValueError` for costs of an unknown limit, of a kind that the limit does not count, or below 0."""
     for kind, counts in costs.items():
         for name, count in counts.items():
             if kind not in COSTS.get(name, {}) or count < 0:

@@ -12,11 +12,11 @@ from hubqueue.domain.entry import Entry, Kind
 
 @dataclass(frozen=True, slots=True)
 class RunRef:
-    """What a transport may know of a run. `remote_id` is None until the hub has answered its registration.
+    """What a transport may know of a run. `remote_id` is None until the hub has confirmed its registration.
 
-    `destination` is the row that the run belongs to (see addresses.py), `label` what the configuration calls it.
+    `destination` is the row of the run (see addresses.py), `label` its name in the configuration.
     `remembered` is read-only: what the destination's earlier outcomes had in `Remote.remember`, under its own names.
-    `damaged` says that it cannot be read any more; nothing is sent for such a run until a person resumes it.
+    `damaged` means that it cannot be read; nothing is sent for such a run until a person resumes it.
     """
 
     id: str
@@ -35,8 +35,8 @@ class RunRef:
 class Batch:
     """What one request carries: entries of one lane, in order (none for a heartbeat).
 
-    `idempotency_key` depends only on the entries, so that every attempt at the same batch carries the same. `size` is
-    the bytes of all bodies in it.
+    `idempotency_key` depends only on the entries, so that every attempt at a batch carries the same key. `size` is the
+    total of its bodies in bytes.
     """
 
     run: RunRef
@@ -55,7 +55,7 @@ class Lease:
 
     `token` is raised by each claim and checked at settle. `failures` counts the attempts that failed in a row
     before this one, `attempts` those of the batch, this one included. `attempt_id` is its row in the history.
-    `pace` is the lane's at the claim; `paced_until` is what held before it, for an attempt that never starts.
+    `pace` is the pace of the lane at the claim. `paced_until` is the value before it, for an attempt that never starts.
     """
 
     lane_id: int

@@ -9,12 +9,12 @@ from datetime import timedelta
 from enum import StrEnum
 from types import MappingProxyType
 
-# The most characters, as JSON, that the outbox keeps of what a destination must remember of one run.
+# The limit of what a destination can have remembered of one run, in characters of JSON.
 MOST_REMEMBERED = 16_384
 
 
 class Scope(StrEnum):
-    """How far an outcome reaches beyond the batch that met it."""
+    """What an outcome applies to, beyond its batch."""
 
     LANE = "lane"
     RUN = "run"
@@ -50,7 +50,7 @@ class Remote:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A validated answer: the hub has the batch."""
+    """A validated response: the hub has the batch."""
 
     remote: Remote = Remote()
 
@@ -59,8 +59,8 @@ class Delivered:
 class RetryLater:
     """Not now. `after` is what the server asked for; `scope` DESTINATION makes every lane there wait for it.
 
-    `suspect` marks an answer that reads like a crash over this very content (500): after several of them a batch
-    is taken apart, so that one entry does not dam up the others.
+    `suspect` marks a response that looks like a crash on this content (500): after several of them the batch is
+    split, so that one entry does not block the others.
     """
 
     reason: str
@@ -71,14 +71,14 @@ class RetryLater:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The hub rejects the entry itself (400, 413, 422): the same bytes will never be taken."""
+    """The hub rejects the entry itself (400, 413, 422): the same bytes will never be accepted."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Not a rejection of the entry: a person has to act. `scope` is held, everything is kept.
+    """Not a rejection of the entry: a person has to act. `scope` is held, every entry is kept.
 
     Raises `ValueError` for a scope that is neither RUN nor DESTINATION.
     """
@@ -94,14 +94,14 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True)
 class Aborted:
-    """The worker itself stopped the attempt, because it ends: the attempt does not count."""
+    """The worker stopped the attempt because it shuts down: the attempt does not count."""
 
     reason: str
 
 
 Outcome = Delivered | RetryLater | Rejected | Blocked | Aborted
 
-# What a reason says of a host from which nothing came at all: `HOST: connection refused`.
+# The reasons of attempts without any response, after the host: `HOST: connection refused`.
 _SILENCE = (
     "its name cannot be resolved",
     "connection refused",
@@ -113,5 +113,5 @@ _SILENCE = (
 
 
 def is_silence(reason: str) -> bool:
-    """Whether a reason of `RetryLater` says that no response came, so that the destination counts as unreachable."""
+    """Whether a reason of `RetryLater` means that no response came, so that the destination counts as unreachable."""
     return reason.partition(": ")[2].startswith(_SILENCE)

@@ -91,7 +91,7 @@ def remember(secrets: Iterable[str]) -> None:
         _KNOWN.pop(oldest, None)
 
 
-def tells(text: str, secrets: Iterable[str] = ()) -> bool:
+def contains_secret(text: str, secrets: Iterable[str] = ()) -> bool:
     """Whether `text` contains one of the `secrets` or a known key, in any spelling, or a long part of one."""
     known = _longest_first(secrets)
     return (

@@ -1,9 +1,9 @@
-"""Where runs are addressed to: a row for each destination, address and account that a run was started for.
+"""The upload targets of runs: a row for each destination, address and account that a run was started for.
 
 Promises: a run belongs to one row from its start on, and a worker claims only for the rows that its own configuration
-and keys match (see `routes.py`). What a hub asks for, and what holds it, is kept by row: two addresses, or two accounts
-at one address, never stop each other. A row without an account belongs to a run that was started without a key: it goes
-with the first key for its address. A destination that needs no key has only such a row.
+and keys match (see `routes.py`). Waits that a hub asks for, and holds, are kept by row: two addresses, or two accounts
+at one address, never stop each other. A row without an account is for runs that were started without a key: the first
+key for its address takes them over. A destination that needs no key has only such a row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hubqueue.outbox.database.schema import EPOCH, destinations, lanes, runs
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One row. `name` is its own, `label` what the configuration calls the destination.
+    """One row. `name` identifies it, `label` is the name of the destination in the configuration.
 
     `account` is a salted hash of the key, None where there was none.
     """
@@ -38,7 +38,7 @@ class Address:
 
     @classmethod
     def of_run(cls, row: Mapping[str, Any]) -> Self:
-        """The row that a run belongs to, out of what `Stats.run` tells."""
+        """The row of a run, from the result of `Stats.run`."""
         return cls(row["destination"], row["label"], row["type"], row["address"], row["account"])
 
     def fits(self, target: DestinationSettings) -> bool:
@@ -46,13 +46,16 @@ class Address:
         return (self.label, self.type, self.url) == (target.name, target.type, target.url)
 
     def is_for(self, key: str | None) -> bool:
-        """Whether it is the row of runs that are started with this key: none, or one that could not be read, included."""
+        """Whether this is the row of runs that are started with this key.
+
+        None is no key, `UNKNOWN` a key that could not be read.
+        """
         if key is None or key == UNKNOWN:
             return self.account == key
         return self.key_among([key]) is not None
 
     def key_among(self, keys: Sequence[str]) -> int | None:
-        """The position of the key of this account among some keys; None when it is not there."""
+        """The position of the key of this account among some keys; None when it is missing."""
         if self.account is None:
             return None
         return next((at for at, key in enumerate(keys) if opens(key, self.account)), None)
@@ -70,15 +73,15 @@ class Addresses:
             return _rows(connection)
 
     def count(self) -> int:
-        """How many rows there are: none is ever deleted, so a new number means new ones."""
+        """The number of rows. Rows are never deleted, so another number means new rows."""
         with self.database.read() as connection:
             ((found,),) = _COUNT.run(connection, {})
         return int(found)
 
     def note(self, target: DestinationSettings, key: str | None) -> str:
-        """The name of the row for a destination and a key; made when it is missing.
+        """The name of the row for a destination and a key; created when it is missing.
 
-        Runs that were started for the address without a key are taken along: this is their first key.
+        Runs that were started for the address without a key move to it: this is their first key.
         """
         known, takes = self.all(), key is not None and key != UNKNOWN
         found, open_to = _pick(known, target, key), _pick(known, target, None)
@@ -91,7 +94,7 @@ class Addresses:
         return found.name
 
     def keep(self, label: str, type: str, url: str, account: str | None) -> str:
-        """The name of a row that comes from another outbox, with the account that it has there."""
+        """The name of the row with the values of a row in another outbox; created when it is missing."""
         wanted = (label, type, url, account)
         with self.database.write() as tx:
             _alone(tx)
@@ -108,9 +111,9 @@ class Addresses:
         run_ids: Collection[str] = (),
         names: Collection[str] = (),
     ) -> int:
-        """Address runs anew, those named or all of some rows; how many. Only a person decides this.
+        """Give runs a new address: the named runs, or all of some rows. Returns how many. Only a person decides this.
 
-        What is under way for them to the old address is not believed any more: its leases end.
+        The leases of their lanes end, so an upload that is running to the old address can no longer be settled.
         """
         with self.database.write() as tx:
             _alone(tx, lanes)
@@ -125,7 +128,7 @@ class Addresses:
             return tx.execute(update(runs).where(which).values(destination=to.name, held=None)).rowcount
 
     def claim_unknown(self, target: DestinationSettings, key: str) -> None:
-        """Give the runs whose key could not be read when they began to the key that this home keeps for their address."""
+        """Move runs whose key could not be read when they began to the key that this home has for their address."""
         theirs = [each.name for each in self.all() if each.account == UNKNOWN and each.fits(target)]
         if any(self.runs_of(name) for name in theirs):
             self.move(target, key, names=theirs)
@@ -151,9 +154,9 @@ _COUNT = Prepared(select(func.count()).select_from(destinations))
 
 
 def _alone(tx: Connection, *more: Table) -> None:
-    """Keep other homes from adding the same row meanwhile. On SQLite nobody else writes during a transaction.
+    """Exclude other homes, which could add the same row. On SQLite no other process writes during a transaction.
 
-    In the order in which a settle takes its rows, or the two would wait for each other.
+    Locks in the order in which a settle locks its rows: in another order the two would deadlock.
     """
     if tx.dialect.name == "postgresql":
         names = ", ".join(each.name for each in (*more, runs, destinations))

@@ -1,7 +1,7 @@
-"""Locks that say who lives: the kernel frees them with their process, however it ends.
+"""Locks that say which processes live: the kernel releases them with their process, however it ends.
 
-Built on `filelock`, which knows both platforms and what a fork does to a lock. Lock files stay where they are;
-whether somebody holds one is found out by trying.
+Built on `filelock`, which handles Windows, POSIX and forks. Lock files are not deleted on release; a try to take
+the lock shows whether a process holds it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from hubqueue.domain.errors import OutboxUnavailable
 
-# A probe holds the lock for an instant: whoever finds it held asks again before believing it.
+# A probe holds the lock for an instant: a process that finds the lock held tries again to be sure.
 _PROBES = 3
 _INSTANT = 0.001
 _PROBED = 1.0
@@ -37,7 +37,7 @@ class Lock:
         return self._lock.is_locked
 
     def try_acquire(self) -> bool:
-        """Take the lock unless somebody really holds it; a probe's instant is waited for."""
+        """Take the lock unless another process holds it for longer than a probe does."""
         return self.acquire(_PROBED)
 
     def acquire(self, timeout: float) -> bool:
@@ -54,7 +54,7 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """Give the lock back; the file stays."""
+        """Release the lock; the file stays."""
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -70,9 +70,9 @@ class Lock:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some living process holds the lock. A file that is not there is not held, and is not made.
+    """Whether a living process holds the lock. A missing file is not held, and is not created.
 
-    Neither is held what is no plain file: nobody can have locked it, and looking must not wait for it.
+    Nor is anything but a plain file held: it cannot have been locked, and opening it could block.
     """
     pause = threading.Event()
     for _ in range(_PROBES):
@@ -92,22 +92,22 @@ def is_held(path: Path) -> bool:
 
 
 def serving(folder: Path, destination: str) -> Path:
-    """The lock that a worker holds which sends for a row of `destinations`."""
+    """The lock of a worker that sends for a row of `destinations`."""
     return folder / f"serves-{_digest(destination)}.lock"
 
 
 def waiting(folder: Path, destination: str) -> Path:
-    """The lock that a worker holds which will send for a row of `destinations` as soon as there is a key."""
+    """The lock of a worker that will send for a row of `destinations` as soon as there is a key."""
     return folder / f"waits-{_digest(destination)}.lock"
 
 
 def _digest(name: str) -> str:
-    # A name out of a database is no file name.
+    # A name from a database may not be a valid file name.
     return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def forget(path: Path) -> None:
-    """Remove the file of a lock that nobody holds and nobody will take again."""
+    """Delete the file of a lock that no process holds or will take again."""
     if not _may_be_locked(path):
         return
     lock = _file_lock(path)
@@ -122,15 +122,15 @@ def forget(path: Path) -> None:
 
 
 def _may_be_locked(path: Path) -> bool:
-    """Whether there is a plain file, or nothing yet."""
+    """Whether the path is a plain file, or does not exist yet."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
-        return True  # not there yet, or the attempt says why not
+        return True  # it does not exist yet, or taking the lock raises the reason
 
 
 def _file_lock(path: Path) -> FileLock:
-    # Never the soft fall-back: a lock that outlives its process would tell a lie.
+    # Never the soft fallback: its lock outlives the process, and so would report a dead one as living.
     return FileLock(path, mode=0o600, thread_local=False, fallback_to_soft=False, preserve_lock_file=True)
 
 

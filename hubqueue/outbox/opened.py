@@ -1,4 +1,4 @@
-"""What the readers of an opened outbox need of it: its rooms, and the paths of its locks."""
+"""What the readers of an opened outbox need of it: its parts, and the paths of its locks."""
 
 from __future__ import annotations
 

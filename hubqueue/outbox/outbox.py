@@ -1,6 +1,6 @@
 """One opened outbox: the home, its settings, its database and its spool, ready for use.
 
-Everything that reads or writes goes through the rooms of this object; it adds no statement of its own.
+All reads and writes go through the parts of this object; it adds no statement of its own.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from hubqueue.outbox.moves.settle import Settlement
     from hubqueue.outbox.stats import Stats
 
-# A worker leaves the others this much room after each of its write transactions, enough for one that looks again in the
-# next instant (see `sqlite.begin_immediate`); one that waits longer asks for its turn.
+# A worker pauses this long after each of its write transactions. Another process tries again within that time (see
+# `sqlite.begin_immediate`); one that waits longer asks for its turn.
 COURTESY = timedelta(milliseconds=0.5)
-# Nobody waits for a worker, so it waits for the others: in a storm of trainings it must not give up its start.
+# No training waits for a worker, so the worker can wait long: its start must not fail while many trainings write.
 _WORKER_PATIENCE = timedelta(seconds=30)
 
 
@@ -51,9 +51,10 @@ class Outbox:
         self.database = database
         self.credentials = Credentials(home.credentials, environ)
         self.spool = Spool(config.spool.path or home.spool, config.spool)
-        self.set_aside: Path | None = None  # where a damaged predecessor was put when this one was opened
+        # The path of the damaged outbox that this one replaced when it was opened.
+        self.set_aside: Path | None = None
 
-    # Each room is loaded when it is first entered: a look at the status enters one of them.
+    # Each part is imported when it is first used: the status uses few of them.
 
     @cached_property
     def entries(self) -> Entries:
@@ -64,7 +65,7 @@ class Outbox:
 
     @cached_property
     def addresses(self) -> Addresses:
-        """Where runs are addressed to."""
+        """The upload targets of runs."""
         from hubqueue.outbox.addresses import Addresses
 
         return Addresses(self.database)
@@ -108,11 +109,11 @@ class Outbox:
         return self.home.locks / f"run-{run_id}.lock"
 
     def serving_lock(self, destination: str) -> Path:
-        """The lock that a worker holds which sends for a row of `destinations`."""
+        """The lock of a worker that sends for a row of `destinations`."""
         return serving(self.home.locks, destination)
 
     def waiting_lock(self, destination: str) -> Path:
-        """The lock that a worker holds which waits for the key of a row of `destinations`."""
+        """The lock of a worker that waits for the key of a row of `destinations`."""
         return waiting(self.home.locks, destination)
 
     def worker_lock(self, worker: str) -> Path:
@@ -120,15 +121,15 @@ class Outbox:
         return self.home.locks / f"worker-{worker}.lock"
 
     def note_destinations(self) -> None:
-        """Write down the destinations of the configuration, with the account that this environment has at each."""
+        """Record the destinations of the configuration, with the account that this environment has at each."""
         for each in self.config.destinations.values():
-            if absent(each.type) is None:  # else nobody knows what its key is
+            if absent(each.type) is None:  # else the names of its secrets are unknown
                 self.addresses.note(each, self.key(each))
 
     def key(self, target: DestinationSettings) -> str | None:
         """The key of this environment for a destination: the account of the runs that are started in it.
 
-        `addresses.UNKNOWN` where there may be one that cannot be read now; `status` and `check` say why.
+        `UNKNOWN` where there may be one that cannot be read now; `status` and `check` show why.
         """
         try:
             return next(iter(self.credentials.keys(target)), None)
@@ -136,9 +137,9 @@ class Outbox:
             return UNKNOWN
 
     def readable_key(self, target: DestinationSettings) -> str | None:
-        """The key of this environment for a destination, for what a person decides now.
+        """The key of this environment for a destination, for a command of a person.
 
-        Raises `ConfigError` when it cannot be read: that is neither no key nor an unknown one.
+        Raises `ConfigError` when it cannot be read: a person's decision needs the actual key.
         """
         try:
             return next(iter(self.credentials.keys(target)), None)
@@ -146,18 +147,18 @@ class Outbox:
             raise ConfigError((str(error),), hint=error.hint) from error
 
     def discard(self, moved: Moved) -> None:
-        """Remove the snapshots of entries that need them no more. What stays behind is swept later."""
+        """Delete the snapshots that entries no longer need. A sweep deletes those that remain."""
         for name in moved.snapshots:
             self.spool.remove(name)
 
     def reopen(self) -> None:
-        """Check the file again, as at first, and open it. Raises the `OutboxError`s."""
+        """Check the file again, as at the first opening, and open it. Raises the `OutboxError`s."""
         self.home.create()
         self.set_aside = None
         self.database.open(lock=Lock(self.home.locks / "migrate.lock"))
 
     def close(self) -> None:
-        """Close the database. The outbox opens again by itself when it is used again."""
+        """Close the database. The next use opens it again."""
         self.database.close()
 
     def __enter__(self) -> Self:
@@ -178,23 +179,23 @@ def open_outbox(
     courtesy: timedelta = timedelta(0),
     set_aside_damaged: bool = False,
 ) -> Outbox:
-    """Open the outbox of a home, making it where there is none, and bring its schema up to date.
+    """Open the outbox of a home, create a missing one, and upgrade its schema.
 
-    `home` and `config` are looked up as everywhere: the argument, HUBQUEUE_HOME and HUBQUEUE_CONFIG, the
-    default. `courtesy` is a worker's (see `Database`), which may use up the ballast to open on a full disk.
+    Precedence for `home` and `config`: the argument, then HUBQUEUE_HOME and HUBQUEUE_CONFIG, then the default.
+    `courtesy` is for a worker (see `Database`), which may delete the ballast to open on a full disk.
     `set_aside_damaged` renames a database that cannot be read and starts a new one beside it.
     Raises `ConfigError` and the `OutboxError`s.
     """
     environ = os.environ if environ is None else environ
-    place = Home.locate(home, environ)
-    settings = place.load_config(Path(config) if config is not None else None, environ)
+    located = Home.locate(home, environ)
+    settings = located.load_config(Path(config) if config is not None else None, environ)
     return open_with(
-        place, settings, environ, clock=clock, courtesy=courtesy, set_aside_damaged=set_aside_damaged
+        located, settings, environ, clock=clock, courtesy=courtesy, set_aside_damaged=set_aside_damaged
     )
 
 
 def open_with(
-    place: Home,
+    home: Home,
     settings: Config,
     environ: Mapping[str, str],
     *,
@@ -203,43 +204,43 @@ def open_with(
     set_aside_damaged: bool = False,
 ) -> Outbox:
     """`open_outbox` where home and settings are known."""
-    learn_keys(place.credentials, environ, settings.destinations.values())
-    place.create()
+    learn_keys(home.credentials, environ, settings.destinations.values())
+    home.create()
     aside: Path | None = None
     try:
         try:
-            database = _open(place, settings, clock, courtesy)
+            database = _open(home, settings, clock, courtesy)
         except OutboxUnavailable:
-            # On a disk without a free byte SQLite cannot even make its side files; a worker has something to give.
-            if not (courtesy and Ballast(place.ballast).release()):
+            # On a full disk SQLite cannot create even its side files; a worker can free the ballast.
+            if not (courtesy and Ballast(home.ballast).release()):
                 raise
-            database = _open(place, settings, clock, courtesy)
+            database = _open(home, settings, clock, courtesy)
     except OutboxDamaged:
         if not set_aside_damaged:
             raise
-        aside = replace_damaged(place, settings)
-        database = _open(place, settings, clock, courtesy)
-    outbox = Outbox(place, settings, database, environ)
+        aside = replace_damaged(home, settings)
+        database = _open(home, settings, clock, courtesy)
+    outbox = Outbox(home, settings, database, environ)
     outbox.set_aside = aside
     return outbox
 
 
 def replace_damaged(home: Home, config: Config) -> Path | None:
-    """Set a damaged outbox aside, with its spool, to make room for a new one; where it is now.
+    """Set a damaged outbox aside, with its spool, so that a new one can be created. Returns its new path.
 
-    None when the outbox is sound, or not a file of ours. Nothing is overwritten: what is in it may be saved.
+    None when the outbox is sound, or not a file of ours. Nothing is overwritten, so that its entries can be recovered.
     """
     if config.outbox.url or not home.outbox.exists():
         return None
     home.create()
     with Lock(home.locks / "migrate.lock"):
-        # Under the lock, and only what is damaged still: another process may have been here first.
+        # Checked again under the lock: another process may have replaced it first.
         if _is_sound(home, config):
             return None
         aside = sqlite.set_aside(home.outbox)
         spool = config.spool.path or home.spool
         if spool.is_dir():
-            # Its snapshots belong to the entries of the old outbox; the new one would sweep them as orphans.
+            # Its snapshots belong to entries of the old outbox; the new one would sweep them as orphans.
             spool.rename(spool.with_name(f"{spool.name}{aside.name.removeprefix(home.outbox.name)}"))
     home.create()
     return aside

@@ -1,7 +1,7 @@
-"""Who can send what a run owes: a worker that lives, this environment, or neither, and then what a person can do.
+"""Who can send what a run owes: a living worker, this environment, or neither, and then what a person can do.
 
-A run belongs to an address and an account (see `addresses.py`). What this environment does not match is left alone; the
-reason names both addresses, and never a key.
+A run belongs to an address and an account (see `addresses.py`). Runs that this environment does not match are not sent;
+the reason names both addresses, and never a key.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Obstacle:
 
 
 def is_served(outbox: Opened, name: str) -> bool:
-    """Whether a worker of this home lives that sends for a row. Costs microseconds."""
+    """Whether a living worker of this home sends for a row. Takes microseconds."""
     return is_held(outbox.serving_lock(name))
 
 
@@ -48,7 +48,7 @@ def served(outbox: Opened) -> frozenset[str]:
 
 
 def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
-    """What keeps this environment from sending for a row; None when nothing does."""
+    """Why this environment cannot send for a row; None when it can."""
     target = outbox.config.destinations.get(address.label)
     if target is None:
         hint = f"add [destinations.{address.label}] with url = {safe_url(address.url)!r} to the configuration"
@@ -89,7 +89,7 @@ def _needs_no_key(address: Address) -> bool:
 
 
 def no_key(outbox: Opened, target: DestinationSettings) -> Obstacle:
-    """That there is no key for a destination, or only a part of one, and where one that is there may not go."""
+    """The obstacle of a destination without a complete key. It also names a key that may not be sent to this address."""
     try:
         incomplete, elsewhere = outbox.credentials.incomplete(target), outbox.credentials.elsewhere(target)
     except CredentialsError:
@@ -105,7 +105,7 @@ def no_key(outbox: Opened, target: DestinationSettings) -> Obstacle:
 
 
 def cure(destination: str, url: str, held: str) -> str:
-    """What to do about a destination that is on hold, by the reason that holds it."""
+    """The hint for a destination that is on hold, by the reason of the hold."""
     then = f"then: hubqueue resume {destination}"
     if "certificate" in held:
         return f"set destinations.{destination}.ca_bundle, or correct the clock of this machine; {then}"
@@ -115,5 +115,5 @@ def cure(destination: str, url: str, held: str) -> str:
 
 
 def is_about_key(held: str | None) -> bool:
-    """Whether a destination is on hold because of the key: refused, too short, or with signs that no key has."""
+    """Whether a destination is on hold because of the key: refused, too short, or with invalid characters."""
     return held is not None and held.startswith("the key ")

@@ -1,6 +1,6 @@
-"""What people and tools ask: the runs with their lanes, the entries, the attempts, and whether the counts are right.
+"""Queries for people and tools: the runs with their lanes, the entries, the attempts, and whether the counts are right.
 
-Reads change nothing and hold nothing. Kinds and states come out as they stand in the database: a kind that a newer
+Reads change nothing and lock nothing. Kinds and states are returned as they are in the database: a kind that a newer
 hubqueue wrote is shown, with the reason why it waits.
 """
 
@@ -51,7 +51,7 @@ COUNTED = ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled"
 
 
 class Survey:
-    """The questions of status, check and the commands that look."""
+    """The queries of status, check and the reading commands."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -75,7 +75,7 @@ class Survey:
     def failing(self, destination: str) -> tuple[datetime | None, str | None]:
         """Since when no attempt at a destination has succeeded (None: the last one did), and why the last one failed.
 
-        Only the newest attempts are looked at: an outage that is longer is told as long as they reach back.
+        Only the newest attempts are read: a longer outage is reported only as far back as they reach.
         """
         newest = select(attempts).order_by(attempts.c.id.desc()).limit(_NEWEST).subquery()
         ended = (
@@ -93,7 +93,7 @@ class Survey:
         return since, reason
 
     def workers(self) -> list[Mapping[str, Any]]:
-        """The workers on the list, newest first; whether they live is for their locks to say."""
+        """The workers on the list, newest first. Their locks say whether they live."""
         return self._all(select(workers).order_by(workers.c.seen_at.desc()))
 
     def totals(self) -> dict[str, int]:
@@ -111,7 +111,7 @@ class Survey:
     def runs(self, *, run_id: str | None = None, finished: int | None = 10) -> list[dict[str, Any]]:
         """Runs, newest first, each with its `lanes`.
 
-        Without `run_id`: every run that goes on, owes something or has dead entries, and the `finished` newest
+        Without `run_id`: every run that is running, owes something or has dead entries, and the `finished` newest
         of the others (None: all of them).
         """
         query = select(runs, *OF_DESTINATION).join(destinations).order_by(runs.c.created_at.desc(), runs.c.id)
@@ -149,18 +149,18 @@ class Survey:
         return [dict(row) for row in self._all(query.order_by(entries.c.id.desc()).limit(limit))]
 
     def payload(self, entry_id: int) -> str | None:
-        """What an entry carries, as JSON text."""
+        """The payload of an entry, as JSON text."""
         found: str | None = self._scalar(select(entries.c.payload).where(entries.c.id == entry_id))
         return found
 
     def payloads(self, state: State) -> Iterator[tuple[int, str, str, int | None]]:
-        """The entries in a state, each with what it carries."""
+        """The entries in a state: id, key, payload and checksum."""
         columns = (entries.c.id, entries.c.key, entries.c.payload, entries.c.checksum)
         for row in self._all(select(*columns).where(entries.c.state == state)):
             yield row["id"], row["key"], row["payload"], row["checksum"]
 
     def snapshots(self, state: State) -> Iterator[tuple[int, Snapshot]]:
-        """The entries in a state that have a snapshot, each with it."""
+        """The entries in a state that have a snapshot: id and snapshot."""
         named = ("snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256")
         query = select(entries).where(entries.c.state == state, entries.c.snapshot.is_not(None))
         for row in self._all(query):
@@ -180,9 +180,9 @@ class Survey:
         return [dict(row) for row in self._all(query.order_by(attempts.c.id.desc()).limit(limit))]
 
     def miscounted(self) -> list[str]:
-        """Lanes whose counters disagree with their rows (pending, dead), or which owe and are not found.
+        """Lanes whose counters disagree with their rows (pending, dead), or whose `owing` is wrong.
 
-        None, unless the file was tampered with.
+        Empty, unless the file was tampered with.
         """
         real = (
             select(
@@ -233,7 +233,7 @@ class Survey:
         return grouped
 
     def _moving(self) -> dict[int, dict[str, int]]:
-        """For each lane with entries that were tried and still wait: how many are in flight, how many retry."""
+        """For each lane with entries that were tried and still wait: how many are in flight, and how many retry."""
         flying = _in_flight(self.database.now())
         tried = and_(WAITING, entries.c.batch.is_not(None))
         query = (
@@ -260,7 +260,7 @@ class Survey:
             return connection.scalar(query)
 
 
-# The runs that go on, owe something or have dead entries: each found in a partial index, past the thousands of others.
+# The runs that are running, owe something or have dead entries: partial indexes find them among thousands of others.
 _DEAD = select(entries.c.lane_id).where(entries.c.state == literal_column("'dead'"))
 _CONCERNED = union_all(
     select(runs.c.id).where(runs.c.state == literal_column(f"'{RunState.RUNNING}'")),

@@ -1,8 +1,8 @@
-"""What can still be read of a damaged outbox is owed by the one that took its place.
+"""Copies what can still be read of a damaged outbox into the outbox that replaced it.
 
-Promises: the damaged file and its spool stay as they are; a run is brought over with all its readable entries in one
-step, and only once, whatever dies meanwhile; what was delivered, or has a newer value, is not owed again; how much came
-over, and how much did not, is written beside the file. An entry whose last moments are lost may be sent twice.
+Promises: the damaged file and its spool are not changed; a run is copied with all its readable entries in one
+transaction, and only once, also after a crash; what was delivered, or has a newer value, is not owed again; a report of
+what was copied, and what was not, is written beside the file. An entry whose latest state is lost may be sent twice.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from hubqueue.outbox.outbox import Outbox
 
 _LOG = logging.getLogger("hubqueue")
 _TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
-# The columns as the migrations have made them; rows written before a later one have fewer.
+# The columns in the order of the migrations; rows from before a later migration have fewer.
 COLUMNS = {
     "destinations": (
         "name",
@@ -89,7 +89,7 @@ _ADDED = {"destinations": 4, "runs": 5, "lanes": 1, "entries": 2}
 
 @dataclass(slots=True)
 class Saved:
-    """What came over from one damaged outbox."""
+    """What was saved from one damaged outbox."""
 
     path: Path
     runs: int = 0
@@ -110,14 +110,14 @@ class _Found:
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     lanes: dict[int, dict[str, Any]] = field(default_factory=dict)
     entries: dict[int, dict[str, Any]] = field(default_factory=dict)
-    # Out of the indexes: a lane's run and kind, and by the rowid of a run its id, destination and model.
+    # From the indexes: a lane's run and kind; by the rowid of a run its id, and its destination and remote id.
     lane_hints: dict[int, tuple[str, str]] = field(default_factory=dict)
     run_hints: dict[int, str] = field(default_factory=dict)
     model_hints: dict[int, tuple[str, str]] = field(default_factory=dict)
 
 
 def salvage(outbox: Outbox) -> list[Saved]:
-    """Bring over what can be read of every damaged outbox beside this one that was not looked at yet."""
+    """Copy what can be read of every damaged outbox beside this one that has no report yet."""
     if outbox.config.outbox.url:
         return []
     return [_salvage(outbox, path) for path in asides(outbox.home.outbox) if report_of(path) is None]
@@ -126,24 +126,24 @@ def salvage(outbox: Outbox) -> list[Saved]:
 def _salvage(outbox: Outbox, path: Path) -> Saved:
     saved, found = Saved(path), _read(path)
     owed: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    homeless = 0
+    without_run = 0
     for entry in _owed(found):
         lane = found.lanes.get(entry["lane_id"])
         if lane is None or lane["run_id"] not in found.runs:
-            homeless += 1
+            without_run += 1
         else:
             owed[lane["run_id"]].append({**entry, "kind": lane["kind"]})
-    if homeless:
-        saved.lost.append(f"{plural(homeless, 'entry', 'entries')} whose run cannot be read")
+    if without_run:
+        saved.lost.append(f"{plural(without_run, 'entry', 'entries')} whose run cannot be read")
     counted = sum(max(0, lane["pending"]) for lane in found.lanes.values())
-    seen = sum(map(len, owed.values())) + homeless
+    seen = sum(map(len, owed.values())) + without_run
     if counted > seen:
         unread = plural(counted - seen, "entry", "entries")
         saved.lost.append(f"{unread} that cannot be read")
     if not found.entries and not found.runs:
         saved.lost.append("nothing in it can be read")
     for run_id, entries in owed.items():
-        _bring(outbox, found, found.runs[run_id], entries, saved)
+        _copy_run(outbox, found, found.runs[run_id], entries, saved)
     _write_report(saved)
     return saved
 
@@ -154,14 +154,14 @@ def _read(path: Path) -> _Found:
         if row.rowid is None:
             _take_hint(found, row.values)
             continue
-        for table, judge in _JUDGES.items():
+        for table, is_valid in _CHECKS.items():
             names = COLUMNS[table]
             if not len(names) - _ADDED[table] <= len(row.values) <= len(names):
                 continue
             values = dict.fromkeys(names) | dict(zip(names, row.values, strict=False))
             if table in ("lanes", "entries") and values["id"] is None:
                 values["id"] = row.rowid  # an INTEGER PRIMARY KEY is the rowid
-            if judge(values):
+            if is_valid(values):
                 _keep(getattr(found, table), values[names[0]], values)
                 break
     _complete(found)
@@ -169,7 +169,7 @@ def _read(path: Path) -> _Found:
 
 
 def _take_hint(found: _Found, values: tuple[pages.Value, ...]) -> None:
-    """What an index tells of a row whose own page may be lost."""
+    """Note what an index contains of a row whose own page may be lost."""
     match values:
         case (str(run_id), str(kind), int(lane_id)) if _is_run_id(run_id) and kind in set(Kind):
             found.lane_hints[lane_id] = (run_id, kind)
@@ -180,32 +180,32 @@ def _take_hint(found: _Found, values: tuple[pages.Value, ...]) -> None:
 
 
 def _complete(found: _Found) -> None:
-    """Lanes and runs that are only known from the indexes: enough to send by."""
+    """Add lanes and runs that are known from the indexes only: that is enough to send."""
     for lane_id, (run_id, kind) in found.lane_hints.items():
         found.lanes.setdefault(lane_id, {"id": lane_id, "run_id": run_id, "kind": kind, "pending": 0})
     for rowid, run_id in found.run_hints.items():
         if rowid in found.model_hints:
             destination, remote_id = found.model_hints[rowid]
-            told = {"id": run_id, "destination": destination, "remote_id": remote_id, "model": remote_id}
-            row = dict.fromkeys(COLUMNS["runs"]) | told | {"state": RunState.INTERRUPTED}
+            known = {"id": run_id, "destination": destination, "remote_id": remote_id, "model": remote_id}
+            row = dict.fromkeys(COLUMNS["runs"]) | known | {"state": RunState.INTERRUPTED}
             found.runs.setdefault(run_id, row)
 
 
 def _keep(table: dict[Any, dict[str, Any]], key: Any, values: dict[str, Any]) -> None:
-    """Of two copies of an entry (a page that was freed keeps its rows) the one that is settled is the later one."""
+    """Keep one of two copies of an entry (a freed page still has its rows): the settled one is newer."""
     known = table.get(key)
     if known is None or known.get("state") == State.PENDING:
         table[key] = values
 
 
 def _owed(found: _Found) -> list[dict[str, Any]]:
-    """Pending and dead entries, oldest first, without those that a newer one of their place has overtaken."""
+    """Pending and dead entries, oldest first, without those that a newer one with their key has replaced."""
     newest: dict[tuple[int, str], int] = {}
     finals: dict[int, int] = {}
     for entry in found.entries.values():
         if entry["state"] in (State.PENDING, State.DELIVERED):
-            place = (entry["lane_id"], entry["key"])
-            newest[place] = max(newest.get(place, 0), entry["id"])
+            key = (entry["lane_id"], entry["key"])
+            newest[key] = max(newest.get(key, 0), entry["id"])
             if entry["rank"] == FINAL_RANK:
                 finals[entry["lane_id"]] = max(finals.get(entry["lane_id"], 0), entry["id"])
     return [
@@ -217,10 +217,10 @@ def _owed(found: _Found) -> list[dict[str, Any]]:
     ]
 
 
-def _bring(
+def _copy_run(
     outbox: Outbox, found: _Found, run: Mapping[str, Any], entries: list[dict[str, Any]], saved: Saved
 ) -> None:
-    """One run with its entries, snapshots first."""
+    """Copy one run with its entries, snapshots first."""
     kept = found.destinations.get(run["destination"]) or {}
     label = kept.get("label") or run["destination"].partition("@")[0]
     target = outbox.config.destinations.get(label)
@@ -228,7 +228,7 @@ def _bring(
     url, account = kept.get("url") or "", kept.get("account") if kept else UNKNOWN
     if not kept:
         saved.lost.append(
-            f"the address of run {run['id']}: hubqueue readdress --run sends it where you choose"
+            f"the address of run {run['id']}: hubqueue readdress --run sends it to another address"
         )
     drafts, missing = [], 0
     for entry in entries:
@@ -246,7 +246,7 @@ def _bring(
         ):
             saved.runs += 1
             saved.entries += len(drafts)
-    except Exception as error:  # a value that no check has thought of must not cost the other runs
+    except Exception as error:  # an unexpected value must not lose the other runs
         _LOG.warning(
             "run %s cannot be saved from %s",
             run["id"],
@@ -279,7 +279,7 @@ def _draft(entry: Mapping[str, Any], snapshot: Snapshot | None) -> Draft:
 
 
 def _snapshot(outbox: Outbox, path: Path, entry: Mapping[str, Any]) -> Snapshot | None:
-    """The snapshot of an entry, in the spool of now; None when there is no such file any more."""
+    """The snapshot of an entry, in the current spool; None when its file is gone."""
     if not entry["snapshot"]:
         return None
     spool = outbox.spool.path
@@ -318,7 +318,7 @@ def _is_count(value: object) -> bool:
 
 def _is_destination(row: Mapping[str, Any]) -> bool:
     named = all(isinstance(row[name], str) for name in ("name", "type", "url"))
-    # The type may be one that is not installed here, or not any more.
+    # The type may not be installed here.
     return named and (
         is_known(row["type"]) or (_TYPE.fullmatch(row["type"]) is not None and "://" in row["url"])
     )
@@ -341,9 +341,9 @@ def _is_entry(row: Mapping[str, Any]) -> bool:
     )
     named = isinstance(row["key"], str) and row["state"] in set(State) and row["final"] in (0, 1)
     texts = isinstance(row["payload"], str) and isinstance(row["checksum"], int | None)
-    # A header that lost a column moves the checksum into the one before it, and nothing would vouch for the payload.
+    # A damaged header that lost a column would put the checksum into `progress`, and the payload would be unproven.
     texts = texts and isinstance(row["progress"], str | None)
     return numbers and named and texts and is_intact(row["key"], row["payload"], row["checksum"])
 
 
-_JUDGES = {"entries": _is_entry, "lanes": _is_lane, "runs": _is_run, "destinations": _is_destination}
+_CHECKS = {"entries": _is_entry, "lanes": _is_lane, "runs": _is_run, "destinations": _is_destination}

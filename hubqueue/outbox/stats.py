@@ -1,4 +1,4 @@
-"""What worker and producer ask: what is owed, and when next. What people ask is in `runs.py`."""
+"""Queries for worker and producer: what is owed, and when a lane may send next. Those for people are in `runs.py`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from hubqueue.outbox.runs import OF_DESTINATION, Survey
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """What is still pending: entries, their bytes, and how many of them nobody can send now (held)."""
+    """What is still pending: entries, their bytes, and how many of them cannot be sent now (held)."""
 
     entries: int
     bytes: int
@@ -45,21 +45,21 @@ class Owed:
 
 
 class Stats(Survey):
-    """The questions that doors, worker and janitor ask."""
+    """The queries of command line, producer, worker and janitor."""
 
     # For the worker.
 
     def next_due(self, destination: str, kinds: Collection[Kind]) -> datetime | None:
-        """When the next lane of these kinds may send; None when nothing is ready, however long one waits.
+        """When the next lane of these kinds may send; None when waiting makes none ready.
 
-        Heartbeats are asked for apart from what is owed.
+        Heartbeats are queried separately.
         """
         with self.database.read() as connection:
             ((due,),) = _next_due(tuple(kinds)).run(connection, {"destination": destination})
         return None if due is None else moment_of(due)
 
     def running(self, within: Collection[str] | None = None) -> list[str]:
-        """The ids of the runs whose script has not ended, as far as the outbox knows; of some destinations or of all."""
+        """The ids of the runs that are recorded as running; of some destinations or of all."""
         which = runs.c.state == literal_column(f"'{RunState.RUNNING}'")
         if within is not None:
             which = and_(which, runs.c.destination.in_(within))
@@ -92,9 +92,9 @@ class Stats(Survey):
         return counts, tuple(row["reason"] for row in self._all(why) if row["reason"])
 
     def saved(self, run_id: str, draft: Draft, *, after: int) -> int | None:
-        """The entry that a draft became, among those with an id above `after`; None when it became none.
+        """The id of the entry that a draft became, among those with an id above `after`; None without one.
 
-        For whoever has lost the confirmation of a commit. A draft with the same value in the same place counts: then
+        For a caller that has lost the confirmation of a commit. An entry with the same key and value counts: then
         there is nothing to add.
         """
         if draft.snapshot is not None:
@@ -110,7 +110,7 @@ class Stats(Survey):
         return int(newest["id"]) if newest is not None and newest["same"] else None
 
     def run(self, run_id: str) -> Mapping[str, Any] | None:
-        """One run's row, with its destination's hold; None when there is none."""
+        """The row of a run, with the hold of its destination; None for an unknown run."""
         with self.database.read() as connection:
             rows = _RUN.run(connection, {"run": run_id})
         if not rows:
@@ -130,7 +130,7 @@ class Stats(Survey):
         return int(self._scalar(select(func.coalesce(func.sum(lanes.c.dead), 0)).where(which)) or 0)
 
     def has_failed(self, run_id: str, kind: Kind) -> bool:
-        """Whether something of a lane was not delivered at its last attempt, or is dead. One row is read."""
+        """Whether the last attempt of a lane failed, or an entry of it is dead. Reads one row."""
         which = and_(lanes.c.run_id == run_id, lanes.c.kind == kind)
         return bool(self._scalar(select(or_(lanes.c.failures > 0, lanes.c.dead > 0)).where(which)))
 
@@ -141,7 +141,7 @@ class Stats(Survey):
         return int(newest or 0)
 
     def texts(self, run_id: str, kind: Kind, *, failed: bool) -> Iterator[tuple[int, str, str]]:
-        """The id, key and payload of what waits in a lane, oldest first: never sent, or (`failed`) sent in vain."""
+        """The id, key and payload of what waits in a lane, oldest first: never sent, or (`failed`) tried without success or dead."""
         tried = and_(lanes.c.failures > 0, entries.c.attempts > 0)
         waiting = and_(WAITING, tried if failed else ~tried)
         which = or_(waiting, entries.c.state == State.DEAD) if failed else waiting
@@ -151,7 +151,7 @@ class Stats(Survey):
             yield row["id"], row["key"], row["payload"]
 
 
-# What each run asks, most of them at its end.
+# The queries of each run, most of them at its end.
 def _owed(free: ColumnElement[bool]) -> Select[Any]:
     waits = case((free, 0), else_=lanes.c.pending)
     known = lanes.c.kind.in_([literal_column(f"'{kind}'") for kind in Kind])
@@ -173,7 +173,7 @@ _RUN = Prepared(
 _NEWEST_ENTRY = Prepared(select(func.max(entries.c.id)))
 
 
-# What an idle worker asks twice a second.
+# The query of an idle worker, twice a second.
 @cache
 def _next_due(kinds: tuple[Kind, ...]) -> Prepared:
     ready, due_at = due_among(kinds)

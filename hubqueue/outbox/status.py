@@ -1,7 +1,7 @@
-"""The status: everything a person or a program asks about an outbox, as one dictionary (see docs/status.md).
+"""The status: everything a person or a program needs to know of an outbox, as one dictionary (see docs/status.md).
 
-Honest also when everything else is dead: whether a worker or a training process lives is asked of the lock it
-holds, which the kernel frees with the process, and not of what it once wrote.
+Correct also when every other process is dead: a worker or a training process lives while it holds its lock, which the
+kernel releases with the process. What it once wrote does not count.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hubqueue.config.reader import Config
     from hubqueue.outbox.opened import Opened
 
-_NOBODY = {
+_NO_WORKER = {
     "alive": False,
     "id": None,
     "pid": None,
@@ -37,7 +37,7 @@ _NOBODY = {
     "seen_at": None,
     "starting": False,
 }
-# How long after the start of a training its worker may need to appear.
+# How long a worker may need to appear after the start of its training.
 _STARTING = timedelta(seconds=10)
 _LANE_COUNTS = (
     "pending",
@@ -55,7 +55,7 @@ _LANE_COUNTS = (
 def status(outbox: Opened, *, run_id: str | None = None, finished: int | None = 10) -> dict[str, Any]:
     """The status of an outbox, or of one of its runs (the totals stay those of the outbox).
 
-    Of the runs that owe nothing any more the `finished` newest are shown (None: all).
+    Of the runs that owe nothing the `finished` newest are shown (None: all).
     """
     now = outbox.database.now()
     totals = outbox.stats.totals()
@@ -89,17 +89,17 @@ def status(outbox: Opened, *, run_id: str | None = None, finished: int | None = 
 
 
 def _is_barred(destination: Mapping[str, Any]) -> bool:
-    """Whether nobody can send there for now: no worker does, and this environment cannot."""
+    """Whether nothing can be sent there now: no worker sends, and this environment cannot."""
     return destination["obstacle"] is not None and not destination["served"]
 
 
 def _is_shared(outbox: Opened, worker: Mapping[str, Any]) -> bool:
-    """Whether a worker of another home may send: on a shared database it says only that it lives."""
+    """Whether a worker of another home may send: a shared database shows only that it lives."""
     return outbox.config.outbox.url is not None and bool(worker["alive"])
 
 
 def nothing_yet(home: Home, config: Config) -> dict[str, Any]:
-    """The status of a home without an outbox. Looking at it makes none."""
+    """The status of a home without an outbox. It creates none."""
     damaged = [_aside(path) for path in asides(home.outbox)]
     return {
         "healthy": not damaged,
@@ -119,7 +119,7 @@ def nothing_yet(home: Home, config: Config) -> dict[str, Any]:
             "max_bytes": config.spool.max_bytes,
             "free_bytes": None,
         },
-        "worker": dict(_NOBODY),
+        "worker": dict(_NO_WORKER),
         "totals": dict.fromkeys((*COUNTED, "in_flight", "retrying"), 0),
         "destinations": [],
         "runs": [],
@@ -133,7 +133,7 @@ def _attention(
     runs: list[dict[str, Any]],
     worker: Mapping[str, Any],
 ) -> list[dict[str, str]]:
-    """What needs a person: each with what it is and what to do."""
+    """What needs a person: each problem with a hint."""
     found = []
     for destination in destinations:
         name, where = destination["name"], f"{destination['name']} ({destination['url']})"
@@ -178,13 +178,16 @@ def _attention(
 
 
 def _aside(path: Path) -> dict[str, str]:
-    said = report_of(path)
-    hint = "hubqueue check tells more; once you have looked at it, move the file away"
-    return {"what": f"a damaged outbox was set aside: {path}" + (f"; {said}" if said else ""), "hint": hint}
+    report = report_of(path)
+    hint = "see the details: hubqueue check; then move the file away"
+    return {
+        "what": f"a damaged outbox was set aside: {path}" + (f"; {report}" if report else ""),
+        "hint": hint,
+    }
 
 
 def _worker(outbox: Opened, now: datetime) -> dict[str, Any]:
-    nobody = dict(_NOBODY)
+    newest = dict(_NO_WORKER)
     for row in outbox.stats.workers():
         shown = {
             "alive": _lives(outbox, row, now),
@@ -196,20 +199,20 @@ def _worker(outbox: Opened, now: datetime) -> dict[str, Any]:
         }
         if shown["alive"]:
             return shown
-        nobody = nobody if nobody["id"] else shown
-    return nobody
+        newest = newest if newest["id"] else shown
+    return newest
 
 
 def _starts(outbox: Opened, runs: list[dict[str, Any]], now: datetime) -> bool:
-    """Whether a worker is about to come: it has its lock before it is on the list, or a training has just begun.
+    """Whether a worker is starting: it has its lock before it is on the list, or a training has just begun.
 
-    Of a training that starts no worker this is wrong, for the first seconds.
+    For a training that starts no worker this is wrong, in its first seconds.
     """
     workers = outbox.stats.workers()
     listed = {outbox.worker_lock(row["id"]) for row in workers}
     if any(is_held(lock) for lock in outbox.home.locks.glob("worker-*.lock") if lock not in listed):
         return True
-    # One that is on the list and dead has come since, and will not come again by itself at once.
+    # A dead worker on the list has started since then, and does not restart automatically.
     since = max([now - _STARTING, *(row["started_at"] for row in workers)])
     newest = outbox.database.to_wall(since).isoformat()
     return any(
@@ -221,7 +224,7 @@ def _starts(outbox: Opened, runs: list[dict[str, Any]], now: datetime) -> bool:
 
 
 def _failing(outbox: Opened, destination: str) -> tuple[str | None, str | None]:
-    """Since when nothing gets through to a destination, and what the last attempt said."""
+    """Since when every attempt at a destination fails, and the reason of the last one."""
     since, reason = outbox.stats.failing(destination)
     return _shown(outbox, since), None if reason is None else clean(reason)
 
@@ -230,19 +233,19 @@ def _lives(outbox: Opened, worker: Mapping[str, Any], now: datetime) -> bool:
     lock = outbox.worker_lock(worker["id"])
     if lock.exists():
         return is_held(lock)
-    # A worker of another home on the same database: all we have is when it last wrote.
+    # A worker of another home on the same database: only the time of its last write is known.
     return bool(now - worker["seen_at"] < 2 * outbox.config.worker.lease)
 
 
 def _destinations(outbox: Opened, now: datetime) -> list[dict[str, Any]]:
-    """The rows that runs belong to, and those that the configuration of this environment names."""
+    """The rows that have runs, and those that the configuration of this environment names."""
     named = [each for name, each in outbox.config.destinations.items() if name not in outbox.config.implied]
     owed = outbox.stats.owed_by_destination()
     found = []
     for row in outbox.stats.destinations():
         address = Address(*(row[name] for name in ("name", "label", "type", "url", "account")))
         if row["runs"] or any(map(address.fits, named)):
-            # Whatever held one that has no runs any more, is over.
+            # The hold of a row without runs does not matter any more.
             shown = row if row["runs"] else {**row, "held": None}
             found.append(_destination(outbox, shown, address, owed.get(row["name"], 0), now))
     return found
@@ -270,7 +273,7 @@ def _destination(
 
 def _run(outbox: Opened, row: Mapping[str, Any], now: datetime, *, sendable: bool) -> dict[str, Any]:
     state = row["state"]
-    # A run whose process is gone is interrupted, whether or not a worker was alive to notice.
+    # A run whose process is gone is interrupted, whether or not a worker has recorded that.
     lock = outbox.run_lock(row["id"])
     if state == RunState.RUNNING and lock.exists() and not is_held(lock):
         state = RunState.INTERRUPTED
@@ -316,7 +319,7 @@ def _lane(outbox: Opened, lane: Mapping[str, Any], now: datetime, *, sendable: b
 
 
 def _uploading(outbox: Opened, lane: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How far the upload of a lane in flight is, as its worker tells."""
+    """The upload progress of a lane in flight, as its worker reports it."""
     found = (
         upload_of(outbox.home, lane["run_id"]) if lane["kind"] == Kind.CKPT and lane["in_flight"] else None
     )
@@ -332,7 +335,7 @@ def _uploading(outbox: Opened, lane: Mapping[str, Any]) -> dict[str, Any] | None
 
 
 def _due(outbox: Opened, moment: datetime | None, now: datetime) -> str | None:
-    """A moment of sending; what is overdue is due now."""
+    """When a lane is due; an overdue lane is due now."""
     return None if moment is None else _shown(outbox, max(moment, now))
 
 

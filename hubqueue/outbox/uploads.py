@@ -1,9 +1,9 @@
-"""How far the running uploads are, for the processes that wait for them or show them: one small file a run, in the locks' folder.
+"""The progress of running uploads, for processes that wait for them or show them: one small file a run, in the locks' folder.
 
 The worker writes it (see `worker/progress.py`).
 
-Best effort: never synced, never in the way of an upload, and gone when the upload has ended. What a killed worker left
-behind is not shown: the file names its worker, whose lock says whether it lives.
+Best effort: never synced, never delays an upload, and deleted when the upload ends. The file of a killed worker is not
+shown: it names the worker, whose lock says whether it lives.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PREFIX = "upload-"
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A running upload: bytes sent, bytes in all, bytes a second (None as long as it cannot be told)."""
+    """A running upload: bytes sent, bytes in total, bytes a second (None while the rate is unknown)."""
 
     sent: int
     size: int
@@ -31,22 +31,22 @@ class Upload:
 
     @property
     def seconds_left(self) -> float | None:
-        """How long it still takes at this rate."""
+        """The remaining seconds at this rate."""
         return (self.size - self.sent) / self.rate if self.rate else None
 
 
 def upload_of(home: Home, run_id: str) -> Upload | None:
-    """How far a run's running upload is; None when there is none, or nobody tells."""
+    """The progress of a run's running upload; None without one, or when it is unknown."""
     clock = SystemClock()
     try:
-        told = json.loads(read_small(upload_file(home, run_id)))
-        sent, size, since, then = (told[name] for name in ("sent", "size", "since", "sent_then"))
-        silent = clock.elapsed() - told["at"] - told["gap"]
-        if told["boot"] != clock.boot_id or not 0 <= then <= sent <= size:
+        fields = json.loads(read_small(upload_file(home, run_id)))
+        sent, size, since, then = (fields[name] for name in ("sent", "size", "since", "sent_then"))
+        silent = clock.elapsed() - fields["at"] - fields["gap"]
+        if fields["boot"] != clock.boot_id or not 0 <= then <= sent <= size:
             return None
-        # Silence that is longer than usual counts as well: a line that stands still shows a rate that falls.
-        passed = told["at"] - since + max(0.0, silent)
-        if told["worker"] is not None and not is_held(home.locks / f"worker-{told['worker']}.lock"):
+        # A longer pause than usual counts as well: on a stalled connection the rate falls.
+        passed = fields["at"] - since + max(0.0, silent)
+        if fields["worker"] is not None and not is_held(home.locks / f"worker-{fields['worker']}.lock"):
             return None
     except (OSError, ValueError, LookupError, TypeError):
         return None

@@ -90,7 +90,7 @@ def count_safely(outbox: Outbox | None, run_id: str | None, *, unsaved: int, why
         return Leftover(unsaved=max(1, unsaved), unsaved_why=why or str(error))
 
 
-def word(left: Leftover) -> str:
+def describe(left: Leftover) -> str:
     """One line that states what is left and what to do."""
     parts, see = [], []
     if left.dead:

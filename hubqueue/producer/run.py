@@ -30,7 +30,7 @@ from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer import metrics as values
 from hubqueue.producer.called_with import check_path, check_start, ending
-from hubqueue.producer.leftover import Leftover, word
+from hubqueue.producer.leftover import Leftover, describe
 from hubqueue.producer.opening import Start
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run_page import run_page
@@ -172,7 +172,7 @@ class Run:
         finally:
             self._saving.opening.give_back()
         if left:
-            _LOG.warning("run %s: %s", self.id, word(left))
+            _LOG.warning("run %s: %s", self.id, describe(left))
         if end.problem:
             raise end.problem
         return left

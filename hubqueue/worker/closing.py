@@ -34,7 +34,7 @@ def close_run(
             raise missing.error
         draft = _drafted(row["type"], run_id, state, results, error)
     try:
-        return outbox.registry.end_run(run_id, state, told=draft)
+        return outbox.registry.end_run(run_id, state, completion=draft)
     except HubqueueError:
         raise
     except Exception:  # a draft that no row can have

@@ -1,7 +1,7 @@
 """The outbox: runs, lanes, entries, attempts.
 
-Revision 0001. Moments are integers (microseconds of steady UTC); see hubqueue/outbox/database/schema.py for what each means. Outboxes
-made before revision 0004 was released may have AUTOINCREMENT on two tables, and keep it: see docs/decisions/0019-pages-of-an-enqueue.md.
+Revision 0001. Moments are integers (microseconds of steady UTC); hubqueue/outbox/database/schema.py explains each column. Outboxes
+from before the release of revision 0004 may have AUTOINCREMENT on two tables, and keep it: see docs/decisions/0019-pages-of-an-enqueue.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
-# Says whose file this is ("hubq" in ASCII); frozen here, as the whole revision is.
+# Marks the file as hubqueue's ("hubq" in ASCII); a copy, because a revision never changes.
 _APPLICATION_ID = 0x68756271
 _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 

@@ -1,4 +1,4 @@
-"""What Ultralytics Platform needs: a budget a minute, uploads in several steps, the number of a start.
+"""What Ultralytics Platform needs: a budget per minute, uploads in several steps, the number of a start.
 
 Revision 0002.
 """

@@ -1,6 +1,6 @@
-"""A checksum of what each entry carries, so that a damaged epoch or number is not sent as it stands.
+"""A checksum of the key and payload of each entry, so that a damaged epoch or number is not sent.
 
-Revision 0003. Entries of before have none.
+Revision 0003. Earlier entries have none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Fewer pages that an enqueue has to write: see docs/decisions/0019-pages-of-an-enqueue.md.
+"""An enqueue writes fewer pages: see docs/decisions/0019-pages-of-an-enqueue.md.
 
-Revision 0004. `lanes.owing` says whether a lane has entries that wait, and changes only when that does; the index of the
-keys of waiting entries goes, because their ranks lead to them.
+Revision 0004. `lanes.owing` says whether a lane has entries that wait, and changes only when that does. The index of the
+keys of waiting entries is dropped, because the index of their ranks finds them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from alembic import op
 revision = "0004"
 down_revision = "0003"
 
-# A generated column would do, were its index not written anew whenever `pending` changes.
+# Not a generated column: SQLite would rewrite its index whenever `pending` changes.
 _ON_SQLITE = (
     "ALTER TABLE lanes ADD COLUMN owing BOOLEAN DEFAULT false NOT NULL",
     "UPDATE lanes SET owing = true WHERE pending > 0",
@@ -32,7 +32,7 @@ _ON_POSTGRESQL = (
 
 def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
-        # In the order in which trainings and workers of the revision before take them: they may be at work.
+        # In the order in which trainings and workers of the previous revision lock them: these may be running.
         op.execute("LOCK TABLE lanes, entries IN ACCESS EXCLUSIVE MODE")
     op.drop_index("entries_waiting_key", "entries")
     op.drop_index("lanes_owing", "lanes")

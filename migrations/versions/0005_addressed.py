@@ -1,7 +1,7 @@
-"""A run belongs to the address and the account that it was started for, and remembers what could not be saved.
+"""A run belongs to the address and the account that it was started for, and counts what could not be saved.
 
-Revision 0005. A destination of before keeps its name and its address; its account is not known, so its runs go with the
-first key for that address. `name` stays the primary key: trainings of the revision before may be at work.
+Revision 0005. An earlier destination keeps its name and its address. Its account is unknown, so the first key for that
+address takes over its runs. `name` stays the primary key: trainings of the previous revision may be running.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ down_revision = "0004"
 
 def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
-        # In the order in which trainings and workers of the revision before take them: they may be at work.
+        # In the order in which trainings and workers of the previous revision lock them: these may be running.
         op.execute("LOCK TABLE runs, destinations IN ACCESS EXCLUSIVE MODE")
     label = sa.Column("label", sa.Text(), server_default=sa.text("''"), nullable=False)
     op.add_column("destinations", label)

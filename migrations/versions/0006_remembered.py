@@ -1,9 +1,9 @@
 """What a destination must remember of a run is one JSON column, and budgets are rows: docs/decisions/0021-remembered.md.
 
-Revision 0006. Nothing is dropped: trainings and workers of the revision before may be at work, and take a column that has
-gone for damage. What they write into `agent_id`, `remote_run` and `remote_file` is read, and these are written for them
-(hubqueue/outbox/moves/remembered.py). Their budgets stay in `requests_free_at` and `uploads_free_at`: as long as an old and
-a new worker send to one destination, each keeps to the whole budget, and a hub that gets too much asks both to wait.
+Revision 0006. Nothing is dropped: trainings and workers of the previous revision may be running, and treat a missing column
+as damage. What they write into `agent_id`, `remote_run` and `remote_file` is read, and these are written for them
+(hubqueue/outbox/moves/remembered.py). Their budgets stay in `requests_free_at` and `uploads_free_at`: while an old and a new
+worker send to one destination, each uses the whole budget, and a hub that gets too many requests asks both to wait.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from alembic import op
 revision = "0006"
 down_revision = "0005"
 
-# A value may be damaged, and SQLite makes no JSON of a BLOB.
+# A value may be damaged, and SQLite's JSON functions refuse a BLOB.
 _MOVE_ON_SQLITE = """
 UPDATE runs SET remembered = json_patch('{}', json_object(
     'agent_id', CAST(agent_id AS TEXT), 'run', CAST(remote_run AS TEXT), 'file', CAST(remote_file AS TEXT)))
@@ -34,8 +34,8 @@ _BUDGETS = (
 def upgrade() -> None:
     on_postgresql = op.get_bind().dialect.name == "postgresql"
     if on_postgresql:
-        # The only lock that keeps others out. `destinations` is read as it stands: who holds a row of it may be about to
-        # read `runs`.
+        # The only lock that excludes others. `destinations` is read without a lock: a process that holds a row of it may
+        # be about to read `runs`.
         op.execute("LOCK TABLE runs IN ACCESS EXCLUSIVE MODE")
     remembered = sa.Column("remembered", sa.Text(), server_default=sa.text("'{}'"), nullable=False)
     op.add_column("runs", remembered)

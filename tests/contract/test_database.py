@@ -1,4 +1,4 @@
-"""The database: opened safely, migrated once, with a time that never goes back."""
+"""The database: opened safely, migrated once, with a steady time that never goes back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("new_home")
 YEAR = 31_536_000
 
 
-def test_the_migrations_build_what_the_schema_declares(any_outbox: Outbox) -> None:
+def test_the_migrations_create_what_the_schema_declares(any_outbox: Outbox) -> None:
     declared = create_engine("sqlite://")
     schema.metadata.create_all(declared)
     want, have = inspect(declared), inspect(any_outbox.database._engine)
@@ -56,7 +56,7 @@ def test_alembic_finds_nothing_to_change(outbox: Outbox) -> None:
     assert differences == []
 
 
-def test_the_newest_migration_is_the_one_the_program_wants() -> None:
+def test_the_newest_migration_is_the_declared_revision() -> None:
     from alembic.script import ScriptDirectory
 
     from hubqueue.outbox.database.migration import _scripts
@@ -64,21 +64,21 @@ def test_the_newest_migration_is_the_one_the_program_wants() -> None:
     assert ScriptDirectory(str(_scripts())).get_heads() == [schema.REVISION]
 
 
-def test_many_processes_make_one_outbox(home: Path) -> None:
+def test_many_processes_create_one_outbox(home: Path) -> None:
     code = "from hubqueue.outbox.outbox import open_outbox; import os; print(open_outbox(os.environ['HUBQUEUE_HOME']).database.outbox_id)"
     processes = [python(code, environ_of(home)) for _ in range(6)]
 
-    said = [process.communicate(timeout=90)[0].strip() for process in processes]
+    ids = [process.communicate(timeout=90)[0].strip() for process in processes]
 
-    assert len(set(said)) == 1, said
-    assert len(said[0]) == 36
+    assert len(set(ids)) == 1, ids
+    assert len(ids[0]) == 36
 
 
-def test_a_schema_that_appears_between_two_looks_is_no_damage(tmp_path: Path) -> None:
+def test_a_schema_created_during_the_check_is_not_damage(tmp_path: Path) -> None:
     engine = create_engine(f"sqlite:///{tmp_path / 'young.db'}")
 
     @event.listens_for(engine, "handle_error")
-    def another_process_makes_it(_context: object) -> None:
+    def another_process_creates_it(_context: object) -> None:
         with contextlib.closing(sqlite3.connect(tmp_path / "young.db")) as other:
             other.execute("CREATE TABLE alembic_version (version_num TEXT)")
             other.execute("INSERT INTO alembic_version VALUES ('0001')")
@@ -102,7 +102,7 @@ def test_opening_again_needs_no_write(home: Path) -> None:
     assert (home / "outbox.db").stat().st_mtime_ns == before
 
 
-def test_a_locked_database_is_waited_for_and_then_said_in_one_line(home: Path) -> None:
+def test_a_write_waits_for_a_locked_database_and_then_fails_with_one_line(home: Path) -> None:
     with open_outbox(home, environ={"HUBQUEUE_OUTBOX__BUSY_TIMEOUT": "0.2"}) as outbox:
         run = new_run(outbox)
         other = open_outbox(home, environ={})
@@ -113,7 +113,7 @@ def test_a_locked_database_is_waited_for_and_then_said_in_one_line(home: Path) -
         assert log(outbox, run, 0)
 
 
-def test_writers_of_many_threads_and_processes_meet_no_lock_error(home: Path) -> None:
+def test_writers_in_many_threads_and_processes_get_no_lock_error(home: Path) -> None:
     code = """
 import os, sys
 from hubqueue.outbox.outbox import open_outbox
@@ -139,33 +139,35 @@ print("done")
             thread.start()
         for thread in threads:
             thread.join()
-        said = [process.communicate(timeout=90)[0].strip() for process in processes]
+        output = [process.communicate(timeout=90)[0].strip() for process in processes]
 
-        assert (errors, said) == ([], ["done"] * 3)
+        assert (errors, output) == ([], ["done"] * 3)
         assert outbox.stats.totals()["pending"] == 750
         assert outbox.stats.miscounted() == []
 
 
 def test_a_new_connection_begins_one_transaction_for_one_write(outbox: Outbox) -> None:
-    said: list[str] = []
+    statements: list[str] = []
     outbox.close()
     event.listen(
-        outbox.database._engine, "connect", lambda driven, _record: driven.set_trace_callback(said.append)
+        outbox.database._engine,
+        "connect",
+        lambda driven, _record: driven.set_trace_callback(statements.append),
     )
 
     with outbox.database.write():
         pass
 
-    # Another one before it would wait in SQLite's own way, which is not fair: trainings starved at their start.
-    assert said.count("BEGIN IMMEDIATE") == 1, said
+    # A BEGIN before it would wait in SQLite's busy handler, which is not fair: trainings starved at their start.
+    assert statements.count("BEGIN IMMEDIATE") == 1, statements
 
 
-def test_a_write_inside_a_write_of_its_thread_is_refused_and_the_outer_one_is_whole(outbox: Outbox) -> None:
+def test_a_nested_write_is_refused_and_the_outer_one_is_complete(outbox: Outbox) -> None:
     run = new_run(outbox)
 
     with outbox.database.write() as tx:
         outbox.entries.put(tx, run, metrics_draft('{"loss": 1}', 0))
-        with pytest.raises(OutboxUnavailable, match="under way"):  # as the handler of a signal would
+        with pytest.raises(OutboxUnavailable, match="under way"):  # as in a signal handler
             log(outbox, run, 1)
         outbox.entries.put(tx, run, metrics_draft('{"loss": 1}', 2))
     log(outbox, run, 3)
@@ -194,20 +196,20 @@ def test_a_write_on_a_rollback_journal_waits_once(home: Path) -> None:
         if outbox.database.describe()["journal_mode"] != "delete":
             pytest.skip("Python's own SQLite is safe with a write-ahead log here")
         other = sqlite3.connect(home / "outbox.db", isolation_level=None)
-        said: list[str] = []
+        statements: list[str] = []
         driven = outbox.database._held(reading=False).connection.driver_connection
         assert driven is not None
-        driven.set_trace_callback(said.append)
+        driven.set_trace_callback(statements.append)
         other.execute("BEGIN IMMEDIATE")
 
         with pytest.raises(OutboxUnavailable, match="locked"), outbox.database.write():
             pass
         other.close()
 
-    assert said.count("BEGIN IMMEDIATE") == 1, said
+    assert statements.count("BEGIN IMMEDIATE") == 1, statements
 
 
-def test_an_alien_database_is_not_touched(home: Path) -> None:
+def test_another_programs_database_is_not_changed(home: Path) -> None:
     home.mkdir()
     with sqlite3.connect(home / "outbox.db") as connection:
         connection.execute("CREATE TABLE recipes (name)")
@@ -225,7 +227,7 @@ def test_a_damaged_database_is_set_aside_with_its_journal(home: Path) -> None:
     with open_outbox(home, environ={}) as outbox:
         log(outbox, new_run(outbox), *range(100))
     (home / "outbox.db").write_bytes(b"\0" * 8192)
-    (home / "outbox.db-wal").write_bytes(b"the last words")
+    (home / "outbox.db-wal").write_bytes(b"the last writes")
 
     with pytest.raises(OutboxDamaged):
         open_outbox(home, environ={})
@@ -233,7 +235,7 @@ def test_a_damaged_database_is_set_aside_with_its_journal(home: Path) -> None:
         assert fresh.stats.totals()["enqueued"] == 0
         assert fresh.set_aside is not None
         assert fresh.set_aside.read_bytes() == b"\0" * 8192
-        assert fresh.set_aside.with_name(fresh.set_aside.name + "-wal").read_bytes() == b"the last words"
+        assert fresh.set_aside.with_name(fresh.set_aside.name + "-wal").read_bytes() == b"the last writes"
 
 
 @pytest.mark.parametrize("url", ["mysql://host/name", "nonsense", "oracle://x"])
@@ -263,7 +265,7 @@ def test_time_never_goes_back(home: Path, clock: FakeClock) -> None:
         assert later.database.now() == clock.wall()
 
 
-def test_time_does_not_go_back_when_the_history_was_pruned(home: Path, clock: FakeClock) -> None:
+def test_time_does_not_go_back_after_a_prune(home: Path, clock: FakeClock) -> None:
     with open_outbox(home, environ={}, clock=clock) as first:
         log(first, new_run(first), 0)
         ack(first, must_claim(first))
@@ -328,7 +330,7 @@ def _compare(_context: object, _inspected: object, _meta: object, _have: object,
 
 
 @pytest.mark.parametrize("revision", ["0001", "0002", "0003"])
-def test_an_outbox_of_an_earlier_revision_goes_on_as_it_was(
+def test_an_outbox_of_an_earlier_revision_is_upgraded_with_its_entries(
     home: Path, revision: str, clock: FakeClock
 ) -> None:
     from alembic import command
@@ -361,7 +363,7 @@ def test_an_outbox_of_an_earlier_revision_goes_on_as_it_was(
 
 
 def _give_autoincrement(connection: Connection, *tables: str) -> None:
-    """Make these tables anew as hubqueue 0.1.0 has made them."""
+    """Create these tables again as hubqueue 0.1.0 created them."""
     for table in tables:
         kept = "SELECT sql FROM sqlite_master WHERE tbl_name = ? AND sql IS NOT NULL ORDER BY type = 'index'"
         made, *indexes = connection.exec_driver_sql(kept, (table,)).scalars().all()
@@ -382,7 +384,7 @@ _OLD_ROWS = (
 )
 
 
-def test_a_lane_says_itself_whether_it_owes(any_outbox: Outbox) -> None:
+def test_owing_follows_the_pending_entries_of_a_lane(any_outbox: Outbox) -> None:
     run = new_run(any_outbox)
     assert _owing(any_outbox) == []
 
@@ -399,7 +401,7 @@ def test_a_lane_says_itself_whether_it_owes(any_outbox: Outbox) -> None:
     assert _owing(any_outbox) == []
 
 
-def test_a_lane_that_does_not_say_so_is_found(outbox: Outbox) -> None:
+def test_a_lane_with_a_wrong_owing_is_found(outbox: Outbox) -> None:
     run = new_run(outbox)
     log(outbox, run, 0)
     with outbox.database.write() as tx:
@@ -416,9 +418,7 @@ def _owing(outbox: Outbox) -> list[str]:
 
 
 @pytest.mark.parametrize("torn", [False, True], ids=["whole header", "torn header"])
-def test_a_power_cut_in_the_very_first_transaction_is_rolled_back(
-    tmp_path: Path, home: Path, torn: bool
-) -> None:
+def test_a_power_cut_in_the_first_transaction_is_rolled_back(tmp_path: Path, home: Path, torn: bool) -> None:
     elsewhere = tmp_path / "elsewhere.db"
     connection = sqlite3.connect(elsewhere, isolation_level=None)
     connection.execute("PRAGMA user_version = 1")
@@ -440,8 +440,8 @@ def test_a_power_cut_in_the_very_first_transaction_is_rolled_back(
         assert not (home / "outbox.db-journal").exists()
 
 
-def test_an_error_of_one_thread_leaves_the_other_its_connection(outbox: Outbox) -> None:
-    """A failed commit and a read at the same time: each forgets its own connection only."""
+def test_an_error_in_one_thread_does_not_close_the_connection_of_another(outbox: Outbox) -> None:
+    """A failed commit during a read: only the connection of the commit is closed."""
     database = outbox.database
     with database.read() as reading:
         failed = threading.Thread(target=_fail_a_write, args=(outbox,))
@@ -457,11 +457,11 @@ def _fail_a_write(outbox: Outbox) -> None:
     with outbox.database.write() as tx:
         tx.exec_driver_sql("PRAGMA query_only = ON")
     with pytest.raises(OutboxUnavailable):
-        log(outbox, "anybody", 1)
+        log(outbox, "any", 1)
 
 
-def test_a_copy_of_a_migrated_outbox_is_as_a_new_one_with_a_name_of_its_own(tmp_path: Path) -> None:
-    """What most tests begin with (`template`)."""
+def test_a_copy_of_a_migrated_outbox_equals_a_new_one_but_for_its_id(tmp_path: Path) -> None:
+    """Most tests begin with such a copy (`template`)."""
     names, dumps = set(), []
     homes = [template.lay(tmp_path / "copy"), template.lay(tmp_path / "another"), tmp_path / "new"]
 

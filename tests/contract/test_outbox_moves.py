@@ -1,4 +1,4 @@
-"""The moves of the outbox, on every database: each ends where it has to, and everything stays accounted."""
+"""The moves of the outbox, on every database: each ends in the right state, and every entry stays counted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hubqueue.testing import FakeClock
 OTHER = Terms("worker-2", TERMS.lease, TERMS.max_entries, TERMS.max_bytes)
 
 
-def test_metrics_go_by_epoch_in_one_batch(any_outbox: Outbox) -> None:
+def test_metrics_are_sent_by_epoch_in_one_batch(any_outbox: Outbox) -> None:
     run = new_run(any_outbox)
     log(any_outbox, run, 2, 0, 1)
 
@@ -38,7 +38,7 @@ def test_an_ack_delivers_the_whole_batch(any_outbox: Outbox) -> None:
     assert any_outbox.stats.owed().bytes == 0
 
 
-def test_the_same_epoch_again_supersedes_what_waits(any_outbox: Outbox) -> None:
+def test_logging_an_epoch_again_supersedes_the_waiting_entry(any_outbox: Outbox) -> None:
     run = new_run(any_outbox)
     log(any_outbox, run, 0, value=1.0)
 
@@ -49,9 +49,7 @@ def test_the_same_epoch_again_supersedes_what_waits(any_outbox: Outbox) -> None:
     assert totals(any_outbox) == {"enqueued": 2, "pending": 1, "superseded": 1, "in_flight": 1}
 
 
-def test_what_is_in_flight_is_left_to_finish_and_the_newer_value_follows(
-    any_outbox: Outbox, clock: FakeClock
-) -> None:
+def test_a_newer_value_follows_an_entry_in_flight(any_outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(any_outbox)
     log(any_outbox, run, 0, value=1.0)
     lease = must_claim(any_outbox)
@@ -64,9 +62,7 @@ def test_what_is_in_flight_is_left_to_finish_and_the_newer_value_follows(
     assert must_claim(any_outbox).batch.entries[0].payload == '{"loss": 2.0}'
 
 
-def test_an_older_value_that_failed_does_not_go_again_behind_a_newer_one(
-    any_outbox: Outbox, clock: FakeClock
-) -> None:
+def test_a_failed_older_value_is_not_sent_after_a_newer_one(any_outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(any_outbox)
     log(any_outbox, run, 0, value=1.0)
     lease = must_claim(any_outbox)
@@ -86,7 +82,7 @@ def test_a_lane_is_leased_once(any_outbox: Outbox, clock: FakeClock) -> None:
     must_claim(any_outbox)
 
     log(any_outbox, run, 1)
-    clock.advance(TERMS.lease.total_seconds() / 2)  # the pace is long over
+    clock.advance(TERMS.lease.total_seconds() / 2)  # much longer than the pace
 
     assert claim(any_outbox, terms=OTHER) is None
 
@@ -130,10 +126,10 @@ def test_a_crash_counts_as_an_attempt(any_outbox: Outbox, clock: FakeClock) -> N
 @pytest.mark.parametrize(
     "other", ["enqueued_at = enqueued_at + 1", "checksum = checksum + 1", "checksum = NULL", "id = id + 1"]
 )
-def test_an_entry_that_differs_in_anything_has_another_key(
+def test_an_entry_with_any_difference_has_another_idempotency_key(
     any_outbox: Outbox, clock: FakeClock, other: str
 ) -> None:
-    """An outbox that is restored from a copy gives the same ids again, to other entries."""
+    """An outbox that is restored from a copy gives the same ids to other entries."""
     log(any_outbox, new_run(any_outbox), 0)
     first = must_claim(any_outbox)
     any_outbox.settlement.release(first, reason="given back", started_at=None)
@@ -162,9 +158,7 @@ def test_a_retry_carries_the_same_batch_and_the_same_key(any_outbox: Outbox, clo
     assert second.batch.entries[0].payload == first.batch.entries[0].payload
 
 
-def test_a_refused_batch_is_split_until_the_guilty_one_stands_alone(
-    any_outbox: Outbox, clock: FakeClock
-) -> None:
+def test_a_refused_batch_is_split_until_the_bad_entry_is_alone(any_outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(any_outbox)
     log(any_outbox, run, *range(16))
     sent = []
@@ -185,7 +179,7 @@ def test_a_refused_batch_is_split_until_the_guilty_one_stands_alone(
     assert [row["key"] for row in any_outbox.stats.entries() if row["state"] == "dead"] == ["11"]
 
 
-def test_a_released_attempt_is_given_back(any_outbox: Outbox) -> None:
+def test_a_release_refunds_the_attempt(any_outbox: Outbox) -> None:
     run = new_run(any_outbox)
     log(any_outbox, run, 0)
     lease = must_claim(any_outbox)
@@ -225,7 +219,7 @@ def test_a_held_run_does_not_stop_another(any_outbox: Outbox) -> None:
     assert {lease.batch.run.id, other.batch.run.id} == {first, second}
 
 
-def test_nothing_goes_before_the_registration(any_outbox: Outbox) -> None:
+def test_nothing_is_sent_before_the_registration(any_outbox: Outbox) -> None:
     run = new_run(any_outbox, remote_id=None)
     log(any_outbox, run, 0)
     assert claim(any_outbox) is None
@@ -240,7 +234,7 @@ def test_nothing_goes_before_the_registration(any_outbox: Outbox) -> None:
     assert (sent.batch.kind, sent.batch.run.remote_id) == (Kind.METRICS, "model-9")
 
 
-def test_completion_goes_last(any_outbox: Outbox, clock: FakeClock) -> None:
+def test_the_completion_is_sent_last(any_outbox: Outbox, clock: FakeClock) -> None:
     run, _ = any_outbox.registry.start_run(
         destination="hub", model="m", kinds=(Kind.METRICS, Kind.COMPLETION), remote_id="model-1"
     )
@@ -259,7 +253,7 @@ def test_completion_goes_last(any_outbox: Outbox, clock: FakeClock) -> None:
     assert last.batch.kind is Kind.COMPLETION
 
 
-def test_a_newer_snapshot_supersedes_the_waiting_one_of_its_place(any_outbox: Outbox) -> None:
+def test_a_newer_snapshot_supersedes_the_waiting_one_with_its_key(any_outbox: Outbox) -> None:
     run = new_run(any_outbox)
     ckpt(any_outbox, run, "last", rank=-1)
     ckpt(any_outbox, run, "best", rank=-2)
@@ -270,7 +264,7 @@ def test_a_newer_snapshot_supersedes_the_waiting_one_of_its_place(any_outbox: Ou
     assert keys(must_claim(any_outbox)) == ["last"]
 
 
-def test_a_final_checkpoint_takes_all_places_and_ignores_the_pace(any_outbox: Outbox) -> None:
+def test_a_final_checkpoint_supersedes_all_waiting_ones_and_ignores_the_pace(any_outbox: Outbox) -> None:
     run = new_run(any_outbox)
     ckpt(any_outbox, run, "last")
     ack(any_outbox, must_claim(any_outbox))
@@ -290,7 +284,7 @@ def test_a_final_checkpoint_takes_all_places_and_ignores_the_pace(any_outbox: Ou
     }
 
 
-def test_a_periodic_checkpoint_in_flight_does_not_go_again_after_the_final_one(
+def test_a_periodic_checkpoint_in_flight_is_not_retried_after_the_final_one(
     any_outbox: Outbox, clock: FakeClock
 ) -> None:
     run = new_run(any_outbox)
@@ -308,7 +302,7 @@ def test_a_periodic_checkpoint_in_flight_does_not_go_again_after_the_final_one(
     assert totals(any_outbox) == {"enqueued": 2, "delivered": 1, "superseded": 1}
 
 
-def test_dead_entries_come_back(any_outbox: Outbox) -> None:
+def test_a_redrive_makes_dead_entries_pending_again(any_outbox: Outbox) -> None:
     run = new_run(any_outbox)
     log(any_outbox, run, 0)
     any_outbox.settlement.bury(must_claim(any_outbox), reason="400", started_at=None)
@@ -321,12 +315,12 @@ def test_dead_entries_come_back(any_outbox: Outbox) -> None:
     assert lease.attempts == 1
 
 
-def test_a_dead_entry_does_not_come_back_over_a_newer_value(any_outbox: Outbox, clock: FakeClock) -> None:
+def test_a_redrive_does_not_overwrite_a_newer_value(any_outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(any_outbox)
     log(any_outbox, run, 0, value=1.0)
     any_outbox.settlement.bury(must_claim(any_outbox), reason="400", started_at=None)
     log(any_outbox, run, 0, value=2.0)
-    log(any_outbox, run, 1)  # the newest entry of all stays in any case
+    log(any_outbox, run, 1)  # the newest entry is never pruned
     clock.advance(10)
     ack(any_outbox, must_claim(any_outbox))
     clock.advance(1_000_000)
@@ -339,7 +333,7 @@ def test_a_dead_entry_does_not_come_back_over_a_newer_value(any_outbox: Outbox, 
     assert totals(any_outbox) == {"enqueued": 3, "delivered": 2, "superseded": 1}
 
 
-def test_a_cancelled_entry_in_flight_ignores_its_answer(any_outbox: Outbox) -> None:
+def test_a_response_to_a_cancelled_entry_is_ignored(any_outbox: Outbox) -> None:
     run = new_run(any_outbox)
     (entry_id,) = log(any_outbox, run, 0)
     lease = must_claim(any_outbox)
@@ -350,7 +344,7 @@ def test_a_cancelled_entry_in_flight_ignores_its_answer(any_outbox: Outbox) -> N
     assert totals(any_outbox) == {"enqueued": 1, "cancelled": 1}
 
 
-def test_no_id_is_given_twice_whatever_was_pruned(any_outbox: Outbox, clock: FakeClock) -> None:
+def test_ids_are_not_reused_after_a_prune(any_outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(any_outbox)
     before = log(any_outbox, run, 0, 1)
     ack(any_outbox, must_claim(any_outbox))
@@ -363,7 +357,7 @@ def test_no_id_is_given_twice_whatever_was_pruned(any_outbox: Outbox, clock: Fak
     assert after > max(before)
 
 
-def test_pruning_takes_only_what_is_finished_and_old_and_keeps_the_counts(
+def test_a_prune_deletes_only_old_finished_entries_and_keeps_the_counts(
     any_outbox: Outbox, clock: FakeClock
 ) -> None:
     run = new_run(any_outbox)
@@ -382,18 +376,18 @@ def test_pruning_takes_only_what_is_finished_and_old_and_keeps_the_counts(
     assert totals(any_outbox) == {"enqueued": 3, "delivered": 2, "pending": 1}
 
 
-def test_a_run_of_the_same_model_goes_on(any_outbox: Outbox) -> None:
+def test_a_run_of_the_same_model_continues(any_outbox: Outbox) -> None:
     run = new_run(any_outbox, remote_id="model-7")
     log(any_outbox, run, 0)
 
-    again, goes_on = any_outbox.registry.start_run(
+    again, continues = any_outbox.registry.start_run(
         destination="hub", model="yolov8n.pt", kinds=[Kind.METRICS], remote_id="model-7"
     )
 
-    assert (again, goes_on) == (run, True)
+    assert (again, continues) == (run, True)
 
 
-def test_the_database_refuses_what_does_not_add_up(any_outbox: Outbox) -> None:
+def test_the_database_refuses_wrong_sums(any_outbox: Outbox) -> None:
     run = new_run(any_outbox)
     log(any_outbox, run, 0)
 
@@ -403,7 +397,7 @@ def test_the_database_refuses_what_does_not_add_up(any_outbox: Outbox) -> None:
     assert totals(any_outbox) == {"enqueued": 1, "pending": 1}
 
 
-def test_a_kind_of_a_newer_version_is_left_waiting_and_said_so(any_outbox: Outbox) -> None:
+def test_entries_of_an_unknown_kind_wait_and_the_status_shows_why(any_outbox: Outbox) -> None:
     run = new_run(any_outbox)
     with any_outbox.database.write() as tx:
         tx.execute(
@@ -420,9 +414,7 @@ def test_a_kind_of_a_newer_version_is_left_waiting_and_said_so(any_outbox: Outbo
     assert any_outbox.stats.owed().held == 1
 
 
-def test_a_batch_that_was_given_back_keeps_its_place_and_its_key(
-    any_outbox: Outbox, clock: FakeClock
-) -> None:
+def test_a_released_batch_keeps_its_position_and_its_key(any_outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(any_outbox)
     log(any_outbox, run, 3, 4)
     first = must_claim(any_outbox)

@@ -1,4 +1,4 @@
-"""What only PostgreSQL can do: let a writer wait for a row, end one of two that wait for each other, serve several homes."""
+"""PostgreSQL only: a writer that waits for a row, deadlocks, and several homes on one database."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hubqueue.domain.errors import OutboxUnavailable
 from hubqueue.outbox.outbox import Outbox, open_outbox
 
 
-def test_twins_that_waited_for_one_lane_leave_one_of_them_waiting(home: Path, postgres: Postgres) -> None:
+def test_of_two_concurrent_enqueues_of_one_key_one_stays_pending(home: Path, postgres: Postgres) -> None:
     url = postgres.new_database()
     with (
         open_outbox(home, environ={"HUBQUEUE_OUTBOX__URL": url}) as first,
@@ -36,7 +36,7 @@ def test_twins_that_waited_for_one_lane_leave_one_of_them_waiting(home: Path, po
         for each in twins:
             each.join(60)
 
-        # Whoever came second asked before the first one had committed.
+        # The second one had read before the first one committed.
         assert {name: count for name, count in totals(first).items() if count} == {
             "enqueued": 2,
             "pending": 1,
@@ -44,13 +44,13 @@ def test_twins_that_waited_for_one_lane_leave_one_of_them_waiting(home: Path, po
         }
 
 
-def test_a_writer_that_gave_up_waiting_says_so_in_our_words(home: Path, postgres: Postgres) -> None:
+def test_a_lock_timeout_is_raised_as_an_outbox_error(home: Path, postgres: Postgres) -> None:
     url = postgres.new_database()
     with open_outbox(home, environ={"HUBQUEUE_OUTBOX__URL": url}) as outbox:
         run = new_run(outbox)
         with connect(url) as operator:
             operator.execute(f"ALTER DATABASE {make_url(url).database} SET lock_timeout = '100ms'")
-        outbox.close()  # the next connection knows it
+        outbox.close()  # the next connection has the setting
 
         with connect(url) as holder:
             holder.execute("LOCK TABLE lanes")
@@ -63,7 +63,7 @@ def test_a_writer_that_gave_up_waiting_says_so_in_our_words(home: Path, postgres
 
 
 @pytest.mark.parametrize("move", ["redrive", "cancel", "resume"])
-def test_what_an_operator_does_waits_for_a_lane_with_nothing_in_its_hands(
+def test_a_move_of_an_operator_waits_for_a_lane_without_holding_locks(
     home: Path, postgres: Postgres, move: str
 ) -> None:
     url = postgres.new_database()
@@ -84,14 +84,14 @@ def test_what_an_operator_does_waits_for_a_lane_with_nothing_in_its_hands(
             settling.execute("UPDATE lanes SET attempts = attempts")
             moving = pool.submit(moves[move])
             wait_for_waiting(url, 1)
-            # As a settle goes on. Were any of these held by the one that waits, PostgreSQL would end one of the two.
+            # As a settle continues. If the waiting move held any of these rows, PostgreSQL would end one of the two.
             settling.execute("UPDATE entries SET attempts = attempts")
             settling.execute("UPDATE destinations SET held = held")
             settling.commit()
             moving.result(60)
 
 
-def test_an_upgrade_waits_for_a_training_with_nothing_in_its_hands(home: Path, postgres: Postgres) -> None:
+def test_an_upgrade_waits_for_a_training_without_holding_locks(home: Path, postgres: Postgres) -> None:
     url = postgres.new_database()
     at_revision(url, "0003")
     with ThreadPoolExecutor() as pool, connect(url) as training:
@@ -119,7 +119,7 @@ def test_two_homes_upgrade_one_database_once(tmp_path: Path, postgres: Postgres)
             each.result(60)
 
 
-def test_two_homes_make_one_database_once(tmp_path: Path, postgres: Postgres) -> None:
+def test_several_homes_create_one_database_once(tmp_path: Path, postgres: Postgres) -> None:
     url = postgres.new_database()
 
     def open_from(name: str) -> None:

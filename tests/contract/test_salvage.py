@@ -1,4 +1,4 @@
-"""What comes over from a damaged outbox: everything readable that is owed, once, in its order, and an honest count."""
+"""What is saved from a damaged outbox: every readable entry that is owed, once, in its order, and a correct count."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAGE = 4096
 
 
 def spoil(home: Path, *, keep: frozenset[int] = frozenset({0})) -> int:
-    """Zero every page of the outbox that is no leaf of a table (and not in `keep`); how many."""
+    """Zero every page of the outbox that is no leaf of a table (and not in `keep`). Returns how many."""
     path = home / "outbox.db"
     data = bytearray(path.read_bytes())
     count = 0
@@ -37,13 +37,13 @@ def spoil(home: Path, *, keep: frozenset[int] = frozenset({0})) -> int:
 
 def set_aside(home: Path) -> Path:
     with open_outbox(home, environ={}, set_aside_damaged=True) as outbox:
-        config, place = outbox.config, outbox.home
-    aside = replace_damaged(place, config)
+        config, located = outbox.config, outbox.home
+    aside = replace_damaged(located, config)
     return aside or asides(home / "outbox.db")[-1]
 
 
 def checkpointed(home: Path) -> None:
-    """Bring the write-ahead log into the file, as the last close of a database does."""
+    """Write the write-ahead log into the file, as the last close of a database does."""
     connection = sqlite3.connect(home / "outbox.db")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
@@ -89,8 +89,8 @@ def test_long_rows_are_read_from_their_overflow_pages(tmp_path: Path) -> None:
     assert [row.values for row in pages.rows(tmp_path / "a.db") if row.values[:1] != ("table",)] == rows
 
 
-def test_a_row_whose_header_has_lost_a_value_is_not_believed(tmp_path: Path) -> None:
-    """Else a payload that was damaged too would have no checksum to show it."""
+def test_a_row_whose_header_has_lost_a_value_is_left_out(tmp_path: Path) -> None:
+    """Otherwise no checksum would show that its payload is damaged too."""
     path = tmp_path / "short.db"
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE entries (id INTEGER PRIMARY KEY, key TEXT, checksum INTEGER)")
@@ -120,7 +120,7 @@ def test_rows_of_the_write_ahead_log_count(home: Path) -> None:
     assert [row.values[2] for row in found] == ["0", "1"]
 
 
-def test_what_is_owed_comes_over_and_is_delivered(home: Path, hub: Sandbox, tmp_path: Path) -> None:
+def test_what_is_owed_is_saved_and_delivered(home: Path, hub: Sandbox, tmp_path: Path) -> None:
     environ = environ_of(home, hub.url)
     (tmp_path / "best.pt").write_bytes(b"weights " * 50_000)
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
@@ -145,7 +145,7 @@ def test_what_is_owed_comes_over_and_is_delivered(home: Path, hub: Sandbox, tmp_
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_a_worker_saves_it_by_itself_and_once(home: Path, hub: Sandbox, gone: bool) -> None:
+def test_a_worker_saves_it_automatically_and_once(home: Path, hub: Sandbox, gone: bool) -> None:
     environ = environ_of(home, hub.url)
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
     hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "loss=1")
@@ -154,7 +154,7 @@ def test_a_worker_saves_it_by_itself_and_once(home: Path, hub: Sandbox, gone: bo
     set_aside(home)
     if gone:
         for each in home.glob("outbox.db"):
-            each.unlink()  # nobody has made a new one yet
+            each.unlink()  # no process has created a new one yet
 
     assert hubqueue(environ, "drain", "--timeout", "60").returncode == 0
     assert hubqueue(environ, "drain", "--timeout", "60").returncode == 0
@@ -163,7 +163,7 @@ def test_a_worker_saves_it_by_itself_and_once(home: Path, hub: Sandbox, gone: bo
     assert [each.kind for each in hub.requests if each.kind == "metrics"] == ["metrics"]
 
 
-def test_the_damaged_file_stays_as_it_is(home: Path) -> None:
+def test_the_damaged_file_is_not_changed(home: Path) -> None:
     with open_outbox(home, environ={}) as outbox:
         log(outbox, new_run(outbox), 0)
     checkpointed(home)
@@ -176,12 +176,12 @@ def test_the_damaged_file_stays_as_it_is(home: Path) -> None:
     assert aside.read_bytes() == before
 
 
-def test_a_row_whose_columns_have_moved_is_not_believed(home: Path) -> None:
+def test_a_row_whose_columns_have_moved_is_left_out(home: Path) -> None:
     with open_outbox(home, environ={}) as outbox:
         run = new_run(outbox)
         log(outbox, run, 0, 1)
     connection = sqlite3.connect(home / "outbox.db")
-    # As a flipped bit of a record's header leaves it: the checksum (no text) stands where the progress belongs.
+    # The effect of a flipped bit in a record's header: the checksum (no text) is in the column of the progress.
     moved = "UPDATE entries SET progress = CAST(checksum AS BLOB), checksum = NULL, payload = '{\"x\": 2}' WHERE key = '1'"
     assert connection.execute(moved).rowcount == 1
     connection.commit()
@@ -195,14 +195,14 @@ def test_a_row_whose_columns_have_moved_is_not_believed(home: Path) -> None:
         assert texts(outbox, run) == ["0"]
 
 
-def test_what_was_delivered_or_overtaken_is_not_owed_again(home: Path, clock: FakeClock) -> None:
+def test_what_was_delivered_or_replaced_is_not_owed_again(home: Path, clock: FakeClock) -> None:
     with open_outbox(home, environ={}, clock=clock) as outbox:
         run = new_run(outbox)
         log(outbox, run, 0)
         ack(outbox, must_claim(outbox))
         clock.advance(10)
         log(outbox, run, 1)
-        lease = must_claim(outbox)  # in flight, so the newer value does not take its place yet
+        lease = must_claim(outbox)  # in flight, so the newer value does not supersede it yet
         log(outbox, run, 1, value=2.0)
         outbox.settlement.bury(lease, reason="refused", started_at=None)
         ckpt(outbox, run, "final", final=True)
@@ -218,7 +218,7 @@ def test_what_was_delivered_or_overtaken_is_not_owed_again(home: Path, clock: Fa
         ]
 
 
-def test_a_death_between_two_runs_saves_none_twice(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_between_two_runs_saves_no_run_twice(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_outbox(home, environ={}) as outbox:
         first, second = new_run(outbox), new_run(outbox, remote_id="model-2")
         log(outbox, first, 0)
@@ -241,7 +241,7 @@ def _die(_saved: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_what_cannot_be_read_is_told(home: Path) -> None:
+def test_what_cannot_be_read_is_reported(home: Path) -> None:
     with open_outbox(home, environ={}) as outbox:
         log(outbox, new_run(outbox), 0)
     (home / "outbox.db").write_bytes(b"\xff" * 50_000)
@@ -254,7 +254,7 @@ def test_what_cannot_be_read_is_told(home: Path) -> None:
     assert report_of(aside) == "0 owed entries were saved from it, of 0 runs; not: nothing in it can be read"
 
 
-def test_a_checkpoint_without_its_file_is_told(home: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_its_file_is_reported(home: Path, tmp_path: Path) -> None:
     environ = environ_of(home)
     (tmp_path / "last.pt").write_bytes(b"weights")
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
@@ -270,5 +270,5 @@ def test_a_checkpoint_without_its_file_is_told(home: Path, tmp_path: Path) -> No
     assert "1 checkpoints of run" in str(report_of(aside))
 
 
-def test_the_rank_of_a_final_one_is_the_one_of_the_drafts() -> None:
+def test_the_rank_of_a_final_checkpoint_is_that_of_the_drafts() -> None:
     assert Draft(Kind.CKPT, "final", FINAL_RANK, "{}").rank == FINAL_RANK

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("new_home")
 
 
 def found(outbox: Outbox, *statements: str) -> list[str]:
-    """What is found after these statements."""
+    """The differences after these statements."""
     with outbox.database._engine.connect() as connection:
         for statement in statements:
             connection.exec_driver_sql(statement)
@@ -21,12 +21,12 @@ def found(outbox: Outbox, *statements: str) -> list[str]:
         return differences(connection)
 
 
-def test_a_schema_of_ours_has_no_differences(any_outbox: Outbox) -> None:
+def test_a_new_schema_has_no_differences(any_outbox: Outbox) -> None:
     assert found(any_outbox) == []
 
 
-def test_what_is_missing_and_what_is_not_ours_is_named(any_outbox: Outbox) -> None:
-    told = found(
+def test_missing_and_unknown_objects_are_named(any_outbox: Outbox) -> None:
+    lines = found(
         any_outbox,
         "DROP INDEX entries_waiting",
         "CREATE UNIQUE INDEX strange ON runs (model)",
@@ -40,13 +40,13 @@ def test_what_is_missing_and_what_is_not_ours_is_named(any_outbox: Outbox) -> No
         "column runs.spy is not ours",
         "table workers is missing",
     ):
-        assert line in told
-    assert len(told) == 4
+        assert line in lines
+    assert len(lines) == 4
 
 
-def test_a_strange_trigger_is_found(any_outbox: Outbox) -> None:
+def test_an_unknown_trigger_is_found(any_outbox: Outbox) -> None:
     if any_outbox.database.backend == "sqlite":
-        told = found(
+        lines = found(
             any_outbox,
             "CREATE TRIGGER spy AFTER INSERT ON entries BEGIN UPDATE entries SET key = 'x' WHERE id = NEW.id; END",
             "DROP TRIGGER lanes_owing_insert",
@@ -54,14 +54,14 @@ def test_a_strange_trigger_is_found(any_outbox: Outbox) -> None:
             "CREATE TRIGGER lanes_owing_update AFTER UPDATE OF pending ON lanes BEGIN DELETE FROM entries; END",
             "CREATE VIEW seen AS SELECT * FROM entries",
         )
-        assert sorted(told) == [
+        assert sorted(lines) == [
             "trigger lanes_owing_insert of lanes is missing",
             "trigger lanes_owing_update of lanes is not as declared",
             "trigger spy of entries is not ours",
             "view seen is not ours",
         ]
         return
-    told = found(
+    lines = found(
         any_outbox,
         "CREATE FUNCTION spy() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.key = ''x''; RETURN NEW; END'",
         "CREATE TRIGGER spy BEFORE INSERT ON entries FOR EACH ROW EXECUTE FUNCTION spy()",
@@ -69,14 +69,14 @@ def test_a_strange_trigger_is_found(any_outbox: Outbox) -> None:
         "CREATE POLICY hidden ON lanes USING (false)",
         "CREATE TABLE of_another_program (id int)",
     )
-    assert sorted(told) == [
+    assert sorted(lines) == [
         "policy hidden of lanes is not ours",
         "rule deaf of runs is not ours",
         "trigger spy of entries is not ours",
     ]
 
 
-def test_a_name_with_an_escape_sequence_is_shown_harmless(any_outbox: Outbox) -> None:
+def test_a_name_with_an_escape_sequence_is_shown_escaped(any_outbox: Outbox) -> None:
     if any_outbox.database.backend != "sqlite":
         pytest.skip("one backend is enough for the name")
     (line,) = found(any_outbox, 'CREATE VIEW "a\x1b[2Jb" AS SELECT 1')
@@ -84,7 +84,7 @@ def test_a_name_with_an_escape_sequence_is_shown_harmless(any_outbox: Outbox) ->
     assert line == "view a\\x1b[2Jb is not ours"
 
 
-def test_a_check_that_was_weakened_is_found(any_outbox: Outbox) -> None:
+def test_a_weakened_check_is_found(any_outbox: Outbox) -> None:
     if any_outbox.database.backend == "sqlite":
         with any_outbox.database.write() as tx:
             tx.execute(text("PRAGMA writable_schema = ON"))
@@ -97,5 +97,5 @@ def test_a_check_that_was_weakened_is_found(any_outbox: Outbox) -> None:
         any_outbox.database.close()
         assert found(any_outbox) == ["check lanes_accounted of lanes is not as declared"]
         return
-    told = found(any_outbox, "ALTER TABLE lanes DROP CONSTRAINT lanes_accounted")
-    assert told == ["check lanes_accounted of lanes is missing"]
+    lines = found(any_outbox, "ALTER TABLE lanes DROP CONSTRAINT lanes_accounted")
+    assert lines == ["check lanes_accounted of lanes is missing"]

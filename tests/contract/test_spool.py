@@ -1,4 +1,4 @@
-"""The spool: a snapshot is the file as it was, or a clear refusal, and nothing in between."""
+"""The spool: a snapshot is the exact file, or its copy is clearly refused."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A really small file system."""
+    """A small real file system."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
@@ -67,7 +67,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class SlowDisk:
-    """A disk that deletes nothing before `go`; `asked` when it is to."""
+    """A disk that deletes nothing before `go` is set. `asked` is set when a deletion begins."""
 
     def __init__(self) -> None:
         self.asked, self.go = threading.Event(), threading.Event()
@@ -111,7 +111,7 @@ def test_a_change_in_place_does_not_reach_the_snapshot(spool: Spool, source: Pat
     assert _read(spool, snapshot) == before
 
 
-def test_a_file_that_grows_under_the_copy_is_refused(spool: Spool, source: Path) -> None:
+def test_a_file_that_grows_during_the_copy_is_refused(spool: Spool, source: Path) -> None:
     done = threading.Event()
 
     def grow() -> None:
@@ -134,7 +134,7 @@ def test_a_file_that_grows_under_the_copy_is_refused(spool: Spool, source: Path)
     assert list(spool.path.iterdir()) == []
 
 
-def test_a_file_that_comes_to_rest_is_taken(spool: Spool, source: Path) -> None:
+def test_a_file_that_stops_growing_is_taken(spool: Spool, source: Path) -> None:
     done = threading.Event()
 
     def grow_a_little() -> None:
@@ -153,7 +153,9 @@ def test_a_file_that_comes_to_rest_is_taken(spool: Spool, source: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "link", "pipe", "device", "empty"])
-def test_what_is_no_finished_file_is_refused(spool: Spool, source: Path, tmp_path: Path, kind: str) -> None:
+def test_anything_but_a_finished_file_is_refused(
+    spool: Spool, source: Path, tmp_path: Path, kind: str
+) -> None:
     path = tmp_path / kind
     if kind == "folder":
         path.mkdir()
@@ -184,7 +186,7 @@ def test_the_cap_counts_everything_in_the_spool(tmp_path: Path, source: Path) ->
     assert spool.bytes_used() == 10_000_000
 
 
-def test_a_disk_that_is_really_full_leaves_nothing_behind(small_disk: Path, source: Path) -> None:
+def test_a_full_disk_leaves_no_partial_copy(small_disk: Path, source: Path) -> None:
     spool = Spool(small_disk / "spool", ROOMY)
     spool.path.mkdir()
     (small_disk / "filler").write_bytes(b"x" * 1_000_000)
@@ -237,7 +239,7 @@ def test_a_missing_or_altered_snapshot_is_found(spool: Spool, source: Path, dama
     assert found.value.hint
 
 
-def test_a_copy_waits_for_a_deletion_that_makes_room_for_it(
+def test_a_copy_waits_for_a_deletion_that_frees_its_room(
     tmp_path: Path, source: Path, slow_disk: SlowDisk
 ) -> None:
     spool = Spool(tmp_path / "spool", SpoolSettings(max_bytes=11_000_000, min_free_bytes=0))
@@ -265,7 +267,7 @@ def test_a_copy_with_enough_room_waits_for_no_deletion(
     slow_disk.go.set()
 
 
-def test_a_deletion_makes_no_room_that_is_not_there(
+def test_a_deletion_that_frees_nothing_makes_no_room(
     tmp_path: Path, source: Path, slow_disk: SlowDisk
 ) -> None:
     spool = Spool(tmp_path / "spool", SpoolSettings(max_bytes=6_000_000, min_free_bytes=0))
@@ -342,7 +344,7 @@ def test_the_end_of_a_process_leaves_no_superseded_snapshot(home: Path, source: 
     assert len(list((home / "spool").iterdir())) == 1
 
 
-def test_what_a_kill_before_the_deletion_leaves_is_swept(home: Path, source: Path) -> None:
+def test_a_snapshot_left_by_a_kill_is_swept(home: Path, source: Path) -> None:
     code = """
 def dies(*given, **named):
     os.kill(os.getpid(), 9)
@@ -365,10 +367,10 @@ threading.Event().wait(60)
     assert [path.name for path in (home / "spool").iterdir()] == [owed.name]
 
 
-@pytest.mark.parametrize("place", [0, 2_500_000, -1], ids=["first", "middle", "last"])
-def test_the_last_block_of_an_altered_body_is_not_given_away(spool: Spool, source: Path, place: int) -> None:
+@pytest.mark.parametrize("offset", [0, 2_500_000, -1], ids=["first", "middle", "last"])
+def test_the_last_block_of_an_altered_body_is_withheld(spool: Spool, source: Path, offset: int) -> None:
     snapshot = spool.take(source, label="x")
-    _flip(spool.path / snapshot.name, place)
+    _flip(spool.path / snapshot.name, offset)
 
     given: list[int] = []
     with closing(spool.open(snapshot)) as body, pytest.raises(SnapshotAltered, match="not what was enqueued"):
@@ -378,7 +380,9 @@ def test_the_last_block_of_an_altered_body_is_not_given_away(spool: Spool, sourc
 
 
 @pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK])
-def test_an_altered_body_of_one_block_is_found_by_a_look(spool: Spool, source: Path, size: int) -> None:
+def test_an_altered_body_of_one_block_is_found_before_it_is_sent(
+    spool: Spool, source: Path, size: int
+) -> None:
     source.write_bytes(os.urandom(size))
     snapshot = spool.take(source, label="x")
     spool.look_at(snapshot)
@@ -389,7 +393,7 @@ def test_an_altered_body_of_one_block_is_found_by_a_look(spool: Spool, source: P
 
 
 @pytest.mark.parametrize("damage", ["gone", "shorter", "longer"])
-def test_a_large_body_that_is_gone_or_of_another_size_is_found_by_a_look(
+def test_a_large_body_that_is_gone_or_of_another_size_is_found_before_it_is_sent(
     spool: Spool, source: Path, damage: str
 ) -> None:
     snapshot = spool.take(source, label="x")
@@ -404,7 +408,7 @@ def test_a_large_body_that_is_gone_or_of_another_size_is_found_by_a_look(
 
 
 @pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 4 * BLOCK, 4 * BLOCK + 1, 9 * BLOCK + 7])
-def test_a_body_is_read_whole_whatever_its_size(spool: Spool, source: Path, size: int) -> None:
+def test_a_body_of_any_size_is_read_completely(spool: Spool, source: Path, size: int) -> None:
     source.write_bytes(os.urandom(size))
     snapshot = spool.take(source, label="x")
 
@@ -413,20 +417,20 @@ def test_a_body_is_read_whole_whatever_its_size(spool: Spool, source: Path, size
         assert _read(spool, each) == source.read_bytes()
 
 
-def test_a_body_without_a_hash_is_known_by_its_time(spool: Spool, source: Path) -> None:
-    """A reflink is made without reading a byte."""
+def test_a_body_without_a_hash_is_verified_by_its_time(spool: Spool, source: Path) -> None:
+    """A reflink reads no bytes, so it has no hash."""
     snapshot = dataclasses.replace(spool.take(source, label="x"), sha256=None)
     spool.look_at(snapshot)
     body = spool.open(snapshot)
     _flip(spool.path / snapshot.name, -1)
 
-    for look in (spool.look_at, spool.verify, lambda _snapshot: list(body)):
+    for check in (spool.look_at, spool.verify, lambda _snapshot: list(body)):
         with pytest.raises(SnapshotAltered):
-            look(snapshot)
+            check(snapshot)
     body.close()
 
 
-def test_a_body_that_is_left_in_its_middle_keeps_no_thread_and_no_file(spool: Spool, source: Path) -> None:
+def test_a_half_read_body_keeps_no_thread_and_no_file(spool: Spool, source: Path) -> None:
     snapshot = spool.take(source, label="x")
     threads, files = _threads_and_files()
 
@@ -434,23 +438,23 @@ def test_a_body_that_is_left_in_its_middle_keeps_no_thread_and_no_file(spool: Sp
         next(body)
     spool.open(snapshot).close()
 
-    # What others have left behind may end meanwhile; nothing may have been added.
+    # Threads and files of other tests may disappear; none may be added.
     threads_after, files_after = _threads_and_files()
     assert (threads_after - threads, files_after - files) == (set(), set())
 
 
 @pytest.mark.parametrize("name", ["../outbox.db", "/etc/passwd", ".hidden.ckpt", "a/b.ckpt", "x.part", ""])
-def test_a_name_out_of_the_database_leads_nowhere_else(spool: Spool, name: str) -> None:
+def test_a_name_from_the_database_stays_in_the_spool_folder(spool: Spool, name: str) -> None:
     with pytest.raises(SnapshotMissing):
         spool.open(Snapshot(name, 1, 0))
     with pytest.raises(SnapshotMissing):
         spool.remove(name)
 
 
-def test_the_sweep_takes_only_what_is_old_and_unknown(spool: Spool, source: Path) -> None:
+def test_the_sweep_deletes_only_old_unknown_files(spool: Spool, source: Path) -> None:
     kept, orphan = spool.take(source, label="kept"), spool.take(source, label="orphan")
     (spool.path / "half-0.ckpt.part").write_bytes(b"x")
-    (spool.path / "notes.txt").write_text("somebody's own")
+    (spool.path / "notes.txt").write_text("of a person")
     now = (spool.path / kept.name).stat().st_ctime
 
     assert spool.sweep(lambda names: {kept.name}, older_than=timedelta(hours=1), now=now) == ()
@@ -460,8 +464,8 @@ def test_the_sweep_takes_only_what_is_old_and_unknown(spool: Spool, source: Path
     assert {path.name for path in spool.path.iterdir()} == {kept.name, "notes.txt"}
 
 
-def test_a_snapshot_that_was_swept_before_its_row_is_made_again(home: Path, source: Path) -> None:
-    """A process that slept for an hour between the copy and the row finds the copy gone."""
+def test_a_snapshot_that_was_swept_before_its_commit_is_taken_again(home: Path, source: Path) -> None:
+    """A process that was suspended for an hour between the copy and the commit finds no copy."""
     code = """
 import os, sys, hubqueue
 from hubqueue.outbox.spool import spool
@@ -508,7 +512,7 @@ def test_a_copy_that_cannot_be_read_back_has_no_hash(tmp_path: Path) -> None:
         behind.digest()
 
 
-def test_a_disk_that_fails_for_a_moment_buries_no_checkpoint(
+def test_a_temporary_disk_error_buries_no_checkpoint(
     spool: Spool, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = spool.take(source, label="run-1")
@@ -521,10 +525,10 @@ def test_a_disk_that_fails_for_a_moment_buries_no_checkpoint(
         spool.verify(snapshot)
 
 
-def test_a_disk_that_fails_while_it_is_read_is_not_taken_for_the_network(source: Path) -> None:
+def test_a_disk_error_during_a_read_is_not_a_network_error(source: Path) -> None:
     class Broken(io.FileIO):
         def readinto(self, _buffer: object) -> int:
-            raise BrokenPipeError(32, "a bad disk")  # the one that the HTTP client would pass over
+            raise BrokenPipeError(32, "a bad disk")  # the one that the HTTP client would ignore
 
     size = source.stat().st_size
     body = SnapshotBody(Broken(source), Snapshot("x.ckpt", size, 0, "0" * 64))  # type: ignore[arg-type]
@@ -547,10 +551,10 @@ def _read(spool: Spool, snapshot: Snapshot) -> bytes:
         return b"".join(bytes(block) for block in body)
 
 
-def _flip(path: Path, place: int) -> None:
-    """One bit, and nothing else about the file."""
+def _flip(path: Path, offset: int) -> None:
+    """Flip one bit and change nothing else of the file."""
     with path.open("r+b") as file:
-        file.seek(place, os.SEEK_SET if place >= 0 else os.SEEK_END)
+        file.seek(offset, os.SEEK_SET if offset >= 0 else os.SEEK_END)
         (found,) = file.read(1)
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([found ^ 1]))

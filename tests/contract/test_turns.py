@@ -1,4 +1,4 @@
-"""Whose turn it is to write: manners between processes, through a file that nobody has to tidy."""
+"""Whose turn it is to write: requests between processes, in a file that needs no cleaning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "outbox.db-turn"
 
 
-def test_who_came_later_stands_back_for_the_one_who_asks(path: Path) -> None:
+def test_a_later_process_waits_for_the_one_that_asks(path: Path) -> None:
     mine, others = Turns(path), Turns(path)
     since = time.monotonic_ns() - _SECOND
 
@@ -30,7 +30,7 @@ def test_who_came_later_stands_back_for_the_one_who_asks(path: Path) -> None:
     assert others.is_mine(since - 1)
 
 
-def test_the_one_who_has_waited_longest_is_heard(path: Path) -> None:
+def test_the_process_that_has_waited_longest_goes_first(path: Path) -> None:
     first, second, third = Turns(path), Turns(path), Turns(path)
     since = time.monotonic_ns() - _SECOND
 
@@ -43,7 +43,7 @@ def test_the_one_who_has_waited_longest_is_heard(path: Path) -> None:
     assert third.is_mine(time.monotonic_ns())
 
 
-def test_a_short_wait_is_no_reason_to_ask(path: Path) -> None:
+def test_a_short_wait_makes_no_request(path: Path) -> None:
     mine, others = Turns(path), Turns(path)
 
     mine.ask(time.monotonic_ns())
@@ -51,8 +51,8 @@ def test_a_short_wait_is_no_reason_to_ask(path: Path) -> None:
     assert others.is_mine(time.monotonic_ns())
 
 
-@pytest.mark.parametrize("until", [-1, 3600 * _SECOND], ids=["of one who died", "of another clock"])
-def test_a_request_that_is_over_or_cannot_be_stops_nobody(path: Path, until: int) -> None:
+@pytest.mark.parametrize("until", [-1, 3600 * _SECOND], ids=["expired", "of another clock"])
+def test_an_expired_or_impossible_request_stops_no_process(path: Path, until: int) -> None:
     turns = Turns(path)
     now = time.monotonic_ns()
     path.write_bytes(struct.pack("=QQ", now - _SECOND, now + until))
@@ -61,7 +61,9 @@ def test_a_request_that_is_over_or_cannot_be_stops_nobody(path: Path, until: int
 
 
 @pytest.mark.parametrize("trouble", ["no folder", "a link", "too short"])
-def test_without_the_file_nobody_waits_and_nothing_fails(tmp_path: Path, path: Path, trouble: str) -> None:
+def test_without_the_file_no_process_waits_and_nothing_fails(
+    tmp_path: Path, path: Path, trouble: str
+) -> None:
     if trouble == "no folder":
         path = tmp_path / "missing" / "turn"
     elif trouble == "a link":

@@ -1,4 +1,4 @@
-"""An outbox of an earlier revision, with entries that wait, and with processes of before that are at work on it."""
+"""An outbox of an earlier revision, with entries that wait and older processes that still use it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def remembered(outbox: Outbox) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
-def test_what_the_columns_had_is_in_the_row_of_the_run_and_the_budgets(
+def test_the_values_of_the_old_columns_move_to_the_run_and_the_budgets(
     home: Path, clock: FakeClock, backend: str, request: pytest.FixtureRequest
 ) -> None:
     if backend == "sqlite":
@@ -86,7 +86,7 @@ def test_what_the_columns_had_is_in_the_row_of_the_run_and_the_budgets(
         assert {batch.run.id: dict(batch.run.remembered) for batch in batches} == KNOWN
 
 
-def test_a_value_that_is_none_does_not_stop_an_upgrade(home: Path, clock: FakeClock) -> None:
+def test_an_invalid_value_does_not_stop_an_upgrade(home: Path, clock: FakeClock) -> None:
     damage = f"UPDATE runs SET agent_id = x'ff00', remote_file = 17 WHERE id = '{RUN}'"
     at_revision(sqlite_url(home), "0005", *BEFORE_0006, damage)
 
@@ -116,7 +116,7 @@ def test_a_kill_at_any_statement_of_an_upgrade_leaves_one_revision_or_the_other(
 
 
 def _killed_at(home: Path, statement: int) -> bool:
-    """Open the outbox in a process that is killed after so many statements; False when it had fewer."""
+    """Open the outbox in a process that is killed after `statement` statements; False when it had fewer."""
     child = os.fork()
     if child == 0:
         left = [statement]
@@ -134,7 +134,7 @@ def _killed_at(home: Path, statement: int) -> bool:
 
 
 def test_rows_of_both_layouts_are_saved_from_one_damaged_outbox(home: Path, clock: FakeClock) -> None:
-    """A row that nobody has written since the upgrade has no value for the new column."""
+    """A row that was not written since the upgrade has no value for the new column."""
     at_revision(sqlite_url(home), "0005", *BEFORE_0006)
     (home / "outbox.db").rename(home / "outbox.db.damaged-20260101T000000")
     at_revision(sqlite_url(home), "0006", *BEFORE_0006[:1])
@@ -150,11 +150,11 @@ def test_rows_of_both_layouts_are_saved_from_one_damaged_outbox(home: Path, cloc
         assert remembered(outbox) == KNOWN
 
 
-# --- processes of before
+# --- processes of an older hubqueue
 
 
-class Before:
-    """A training and a worker of revision 0005 in one process: it has the file open, and runs what their code ran."""
+class Older:
+    """A training and a worker of revision 0005 in one process: it has the file open and runs their statements."""
 
     def __init__(self, home: Path) -> None:
         command = [sys.executable, "-c", _BEFORE, str(home / "outbox.db")]
@@ -168,15 +168,15 @@ class Before:
         self._process.stdin.close()
         assert self._process.wait(PATIENCE) == 0
 
-    def does(self, act: str, *given: object) -> object:
+    def call(self, move: str, *given: object) -> object:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([act, *given]) + "\n")
+        self._process.stdin.write(json.dumps([move, *given]) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
 
-# Statements as hubqueue ran them at revision 0005; shortened where it is of no matter here.
+# The statements of hubqueue at revision 0005, shortened where the rest does not matter here.
 _BEFORE = """
 import json, sys
 try:
@@ -209,7 +209,7 @@ def claim(kind, now=NOW):
     db.execute("COMMIT")
     return {"lane": lane[0], "token": taken, "spent": spent, "keys": keys, "agent_id": lane[10], "run": lane[11], "file": lane[12]}
 
-def ack(lane, token, count, told):
+def ack(lane, token, count, news):
     db.execute("BEGIN IMMEDIATE")
     mine = db.execute("UPDATE lanes SET retry_at=0, failures=0, last_error=NULL, lease_until=0, lease_worker=NULL WHERE lanes.id = ? AND lanes.lease_token = ? RETURNING id", (lane, token)).fetchone()
     if mine is None:
@@ -217,7 +217,7 @@ def ack(lane, token, count, told):
         return False
     db.execute("UPDATE entries SET state='delivered', reason=NULL, settled_at=? WHERE entries.lane_id = ? AND entries.state = 'pending' AND entries.batch IS NOT NULL AND entries.claim_token = ?", (NOW, lane, token))
     db.execute("UPDATE lanes SET pending=(lanes.pending - ?), delivered=(lanes.delivered + ?), bytes=(lanes.bytes - 2 * ?) WHERE lanes.id = ?", (count, count, count, lane))
-    for column, value in told.items():
+    for column, value in news.items():
         db.execute("UPDATE runs SET " + column + "=? WHERE runs.id = ?", (value, RUN))
     db.execute("COMMIT")
     return True
@@ -231,24 +231,24 @@ for line in sys.stdin:
 """
 
 
-def test_a_training_and_a_worker_of_before_go_on_beside_a_new_one(home: Path, clock: FakeClock) -> None:
+def test_an_older_training_and_worker_continue_beside_a_new_worker(home: Path, clock: FakeClock) -> None:
     at_revision(sqlite_url(home), "0005", *BEFORE_0006)
-    with Before(home) as before:
-        under_way = before.does("claim", "metrics")
-        assert isinstance(under_way, dict)
-        assert under_way["keys"] == ["0", "1"]
+    with Older(home) as older:
+        in_flight = older.call("claim", "metrics")
+        assert isinstance(in_flight, dict)
+        assert in_flight["keys"] == ["0", "1"]
 
         with open_outbox(home, environ={}, clock=clock) as outbox, Bench(outbox) as bench:
             assert outbox.database.describe()["revision"] == REVISION
-            # The training saves, and reads its run; the worker settles what it had sent, with what the hub said of it.
-            before.does("enqueue", 1, "2")
-            before.does("enqueue", 2, "5")
-            assert before.does("run") == RUN
+            # The training saves, and reads its run; the worker settles what it had sent, with the response of the hub.
+            older.call("enqueue", 1, "2")
+            older.call("enqueue", 2, "5")
+            assert older.call("run") == RUN
             bench.step()
             assert [batch.run.id for batch in bench.transport.batches if batch.kind is Kind.METRICS] == [BEAT]
-            assert before.does("ack", 1, under_way["token"], 2, {"remote_run": '"no. 8"'}) is True
+            assert older.call("ack", 1, in_flight["token"], 2, {"remote_run": '"no. 8"'}) is True
 
-            # The new worker knows it, and what it learns itself the old one knows, each of the newest.
+            # The new worker reads that, and the old worker reads what the new one writes: each sees the newest.
             bench.transport._answer = lambda _batch: Delivered(
                 Remote(remember={"file": "f", "agent_id": "b"})
             )
@@ -257,17 +257,17 @@ def test_a_training_and_a_worker_of_before_go_on_beside_a_new_one(home: Path, cl
             sent = {batch.kind: batch for batch in bench.transport.batches if batch.run.id == RUN}
             assert [entry.key for entry in sent[Kind.METRICS].entries] == ["2"]
             assert sent[Kind.METRICS].run.remembered["run"] == '"no. 8"'
-            before.does("enqueue", 2, "6")
+            older.call("enqueue", 2, "6")
             clock.advance(1000)
-            again = before.does("claim", "ckpt", microseconds(outbox.database.now()))
+            again = older.call("claim", "ckpt", microseconds(outbox.database.now()))
             assert isinstance(again, dict)
             assert (again["keys"], again["spent"]) == (["6"], 2)
             assert (again["agent_id"], again["run"], again["file"]) == ("b", '"no. 8"', "f")
 
-            # The old worker dies: the new one takes its lease over, and refuses what it says later.
+            # The lease of the old worker expires: the new one takes it over, and the late settle is refused.
             clock.advance(3600)
             bench.step()
-            assert before.does("ack", 2, again["token"], 1, {}) is False
+            assert older.call("ack", 2, again["token"], 1, {}) is False
             assert totals(outbox) == {"enqueued": 6, "delivered": 6}
             carried = [
                 [entry.key for entry in batch.entries]
@@ -277,19 +277,19 @@ def test_a_training_and_a_worker_of_before_go_on_beside_a_new_one(home: Path, cl
             assert sorted(carried) == [["2"], ["5"], ["6"]]
 
 
-def test_what_a_process_of_before_writes_last_is_what_counts(home: Path, clock: FakeClock) -> None:
+def test_the_last_write_of_an_older_process_counts(home: Path, clock: FakeClock) -> None:
     at_revision(sqlite_url(home), "0005", *BEFORE_0006)
-    with Before(home) as before, open_outbox(home, environ={}, clock=clock) as outbox:
+    with Older(home) as older, open_outbox(home, environ={}, clock=clock) as outbox:
         lease = must_claim(outbox)
         remote = Remote(remember={"run": "8", "agent_id": "b"})
         outbox.settlement.ack(lease, started_at=None, remote=remote)
         assert lease.batch.run.id == RUN
-        before.does("enqueue", 2, "5")
-        claimed = before.does("claim", "ckpt")
+        older.call("enqueue", 2, "5")
+        claimed = older.call("claim", "ckpt")
         assert isinstance(claimed, dict)
         assert (claimed["run"], claimed["agent_id"]) == ("8", "b")
-        before.does("ack", 2, claimed["token"], 1, {"remote_run": "9"})
-        before.does("enqueue", 1, "7")
+        older.call("ack", 2, claimed["token"], 1, {"remote_run": "9"})
+        older.call("enqueue", 1, "7")
         clock.advance(10)
 
         again = [must_claim(outbox) for _ in range(2)]
@@ -299,10 +299,8 @@ def test_what_a_process_of_before_writes_last_is_what_counts(home: Path, clock: 
 
 
 @pytest.mark.parametrize("first", ["runs", "destinations"])
-def test_an_upgrade_and_a_worker_of_before_never_wait_for_each_other(
-    home: Path, postgres: Postgres, first: str
-) -> None:
-    """A settle writes on a run or a destination, and the claim in its transaction reads and writes the other one."""
+def test_an_upgrade_and_an_older_worker_never_deadlock(home: Path, postgres: Postgres, first: str) -> None:
+    """A settle updates a run or a destination, and the claim in its transaction reads and writes the other one."""
     url = postgres.new_database()
     at_revision(url, "0005", *BEFORE_0006)
     with ThreadPoolExecutor() as pool, connect(url) as settling:
@@ -319,7 +317,7 @@ def test_an_upgrade_and_a_worker_of_before_never_wait_for_each_other(
         upgrading.result(60)
 
 
-def test_the_columns_of_before_are_there_for_them() -> None:
-    """Without them a worker of before takes the outbox for damaged, claims nothing, and keeps its lock."""
+def test_the_columns_of_older_processes_remain() -> None:
+    """Without them an older worker treats the outbox as damaged, claims nothing, and keeps its lock."""
     assert {"agent_id", "remote_run", "remote_file"} <= set(runs.c.keys())
     assert {"requests_free_at", "uploads_free_at"} <= set(destinations.c.keys())

@@ -206,7 +206,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     worker.terminate()
     worker.communicate(timeout=60)
 
-    assert sent(at_hub, "training_failed")[0]["error"] == "the training went away without a word"
+    assert sent(at_hub, "training_failed")[0]["error"] == "the training ended without reporting"
 
 
 def test_p11_an_announcement_that_is_refused_keeps_the_bytes_for_a_person(at: Stage) -> None:

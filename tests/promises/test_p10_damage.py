@@ -62,8 +62,7 @@ def test_an_invalid_number_is_damage(home: Path, damage: str) -> None:
         _execute(home, f"UPDATE {damage}")
 
         assert (
-            outbox.database.integrity()
-            == f"a number in {damage.replace(' SET ', '.').split(' =')[0]} is none"
+            outbox.database.integrity() == f"invalid number in {damage.replace(' SET ', '.').split(' =')[0]}"
         )
         if "size" in damage:
             with pytest.raises(OutboxDamaged):

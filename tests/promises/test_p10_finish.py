@@ -10,7 +10,7 @@ import pytest
 import hubqueue as package
 from hubqueue.domain.errors import HubqueueError
 from hubqueue.outbox.outbox import open_outbox
-from hubqueue.producer.leftover import Leftover, word
+from hubqueue.producer.leftover import Leftover, describe
 from hubqueue.producer.run import Run
 from hubqueue.sandbox import Sandbox
 
@@ -96,7 +96,7 @@ def test_finish_without_a_limit_waits_until_everything_is_delivered(at_hub: Path
     ],
 )
 def test_what_is_left_is_a_plain_sentence(left: Leftover, sentence: str) -> None:
-    assert word(left) == sentence
+    assert describe(left) == sentence
 
 
 def test_unsaved_data_is_reported_with_its_run(

@@ -1,7 +1,7 @@
 """P1: when an enqueue returns, the entry (and the whole checkpoint) survives kill -9 and a power cut.
 
-Kills are real. Of a power cut, what it takes is asserted here: the journal mode and the synchronous level that lose
-nothing, read back from the connection, and the order copy, fsync, row. What one leaves is in test_p1_power.py.
+Kills are real. For power cuts these tests assert the settings: the journal mode and the synchronous level that lose
+nothing, read back from the connection. What a power cut leaves is in test_p1_power.py.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def test_what_was_acknowledged_survives_kill_9(home: Path, tmp_path: Path, seed:
     threading.Event().wait(delay)
     trainer.kill()
     lines += trainer.communicate()[0].splitlines()
-    said = [line.split() for line in lines if line.strip()]
-    run_id = said[0][1]
-    epochs = {words[1] for words in said if words[0] == "metrics"}
-    snapshots = [words for words in said if words[0] == "ckpt" and len(words) == 3]
+    printed = [line.split() for line in lines if line.strip()]
+    run_id = printed[0][1]
+    epochs = {words[1] for words in printed if words[0] == "metrics"}
+    snapshots = [words for words in printed if words[0] == "ckpt" and len(words) == 3]
 
     with open_outbox(home, environ={}) as outbox:
         kept = outbox.stats.entries(run_id=run_id, limit=10_000)

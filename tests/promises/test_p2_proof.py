@@ -1,7 +1,7 @@
-"""P2: an entry becomes delivered only on a validated answer.
+"""P2: an entry becomes delivered only on a validated response.
 
-Whatever the hub says that is not its complete, parseable yes leaves the entry pending (or dead, where it was
-refused for good). The sandbox misbehaves over real sockets.
+Any response but a complete, parseable success leaves the entry pending (or dead, where it was refused for good).
+The sandbox injects faults over real sockets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hubqueue.worker.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("migrated_home")
 
-LIES = [
+INVALID = [
     "cut-head",
     "cut-body",
     "reset",
@@ -61,12 +61,12 @@ def _step(worker: Worker) -> None:
     assert worker.wait_free(PATIENCE)
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_what_is_no_proof_is_no_delivery(
-    registered: tuple[Outbox, Worker], hub: Sandbox, clock: FakeClock, lie: str
+@pytest.mark.parametrize("fault", INVALID)
+def test_an_invalid_response_is_no_delivery(
+    registered: tuple[Outbox, Worker], hub: Sandbox, clock: FakeClock, fault: str
 ) -> None:
     outbox, worker = registered
-    hub.fail(f"metrics:{lie}:times=1")
+    hub.fail(f"metrics:{fault}:times=1")
 
     _step(worker)
     assert totals(outbox) == {"enqueued": 2, "delivered": 1, "pending": 1, "retrying": 1}
@@ -79,9 +79,7 @@ def test_what_is_no_proof_is_no_delivery(
 
 
 @pytest.mark.parametrize("status", LATER)
-def test_trouble_of_the_hub_is_waited_for(
-    registered: tuple[Outbox, Worker], hub: Sandbox, status: str
-) -> None:
+def test_a_hub_error_is_retried(registered: tuple[Outbox, Worker], hub: Sandbox, status: str) -> None:
     outbox, worker = registered
     hub.fail(f"metrics:{status}:times=1")
 
@@ -91,7 +89,7 @@ def test_trouble_of_the_hub_is_waited_for(
 
 
 @pytest.mark.parametrize(("status", "state"), REFUSALS.items())
-def test_what_the_hub_refuses_is_dead_with_its_reason(
+def test_a_refused_entry_is_dead_with_its_reason(
     registered: tuple[Outbox, Worker], hub: Sandbox, status: str, state: str
 ) -> None:
     outbox, worker = registered
@@ -138,7 +136,7 @@ def test_an_unknown_model_holds_only_its_run(
     assert shown["totals"]["pending"] == 1
 
 
-def test_a_silent_hub_is_given_up_after_the_answer_timeout(
+def test_an_attempt_at_a_silent_hub_ends_after_the_answer_timeout(
     registered: tuple[Outbox, Worker], hub: Sandbox
 ) -> None:
     outbox, worker = registered
@@ -150,14 +148,16 @@ def test_a_silent_hub_is_given_up_after_the_answer_timeout(
     assert totals(outbox)["retrying"] == 1
 
 
-@pytest.mark.parametrize("lie", ["null", "html", "cut-body"])
-def test_a_registration_without_an_id_is_none(hub: Sandbox, home: Path, clock: FakeClock, lie: str) -> None:
+@pytest.mark.parametrize("fault", ["null", "html", "cut-body"])
+def test_a_registration_without_an_id_is_retried(
+    hub: Sandbox, home: Path, clock: FakeClock, fault: str
+) -> None:
     from hubqueue.destinations.hub.registration import registration_draft
 
     with open_outbox(home, environ=environ_of(home, hub.url), clock=clock) as outbox:
         run = new_run(outbox, remote_id=None)
         outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
-        hub.fail(f"registration:{lie}:times=1")
+        hub.fail(f"registration:{fault}:times=1")
         worker = Worker(outbox, emit=lambda _fact: None)
         worker.start()
 

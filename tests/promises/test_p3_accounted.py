@@ -1,7 +1,7 @@
 """P3: at every moment enqueued = pending + delivered + dead + superseded + cancelled.
 
-Random lives of many entries, with everything that can happen to them; after each step the identity holds, the
-rows agree with the counters, and nothing has vanished without a state.
+Random moves of many entries; after each step the equation holds, the rows agree with the counters, and no entry
+has disappeared without a state.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Lives(RuleBasedStateMachine):
         ]
         assert not live, "a lane has two live leases"
         keys = [entry.key for entry in lease.batch.entries]
-        assert len(keys) == len(set(keys)), "a batch has a place twice"
+        assert len(keys) == len(set(keys)), "a batch has a key twice"
         final = any(entry.final for entry in lease.batch.entries)
         before, now = self.starts.get(lease.lane_id), self.clock.elapsed()
         if before is not None and not final:
@@ -156,7 +156,7 @@ class Lives(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(300)
-def test_nothing_leaves_the_accounting(tmp_path: Path) -> None:
+def test_every_entry_stays_counted(tmp_path: Path) -> None:
     Lives.home = tmp_path
     machine = Lives.TestCase
     machine.settings = settings(
@@ -171,7 +171,7 @@ def test_nothing_leaves_the_accounting(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", ["dead", "superseded", "cancelled"])
-def test_every_end_has_a_reason(outbox: Outbox, state: str) -> None:
+def test_every_final_state_has_a_reason(outbox: Outbox, state: str) -> None:
     from stage import must_claim, new_run
 
     run = new_run(outbox)

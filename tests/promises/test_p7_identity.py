@@ -22,7 +22,7 @@ from hubqueue.sandbox import Sandbox
 pytestmark = pytest.mark.usefixtures("migrated_home")
 
 
-def test_a_lost_answer_makes_no_duplicate_where_the_hub_honours_the_key(hub: Sandbox, home: Path) -> None:
+def test_a_lost_response_makes_no_duplicate_where_the_hub_honours_the_key(hub: Sandbox, home: Path) -> None:
     environ = environ_of(home, hub.url)
     with open_outbox(home, environ=environ) as outbox:
         run = new_run(outbox, remote_id=None)
@@ -51,7 +51,7 @@ def test_what_is_sent_is_what_was_enqueued(hub: Sandbox, home: Path, tmp_path: P
         run = new_run(outbox, remote_id=None)
         outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
         save_snapshot(outbox, run, Checkpoint(source, 5, is_best=True, final=True))
-    # In place, as torch.save does it: the same inode.
+    # In place, as torch.save writes: the same inode.
     with source.open("r+b") as file:
         file.write(os.urandom(1_000_000))
         file.truncate()
@@ -76,10 +76,10 @@ def test_an_altered_snapshot_of_one_block_is_found_before_a_byte_is_sent(
     assert not [request for request in hub.requests if request.kind == "ckpt"]
 
 
-@pytest.mark.parametrize("place", [0, 4_000_000, 7_999_999], ids=["first", "middle", "last"])
-def test_an_altered_snapshot_never_arrives(hub: Sandbox, home: Path, tmp_path: Path, place: int) -> None:
+@pytest.mark.parametrize("offset", [0, 4_000_000, 7_999_999], ids=["first", "middle", "last"])
+def test_an_altered_snapshot_never_arrives(hub: Sandbox, home: Path, tmp_path: Path, offset: int) -> None:
     environ = environ_of(home, hub.url)
-    entry = _enqueue_altered(home, environ, tmp_path, 8_000_000, place)
+    entry = _enqueue_altered(home, environ, tmp_path, 8_000_000, offset)
 
     hubqueue(environ, "drain", "--timeout", "90")
 
@@ -106,8 +106,8 @@ def test_a_snapshot_that_is_gone_or_of_another_size_is_found_before_a_byte_is_se
     assert not [request for request in hub.requests if request.kind == "ckpt"]
 
 
-def _enqueue_altered(home: Path, environ: dict[str, str], folder: Path, size: int, place: int) -> int:
-    """A checkpoint one bit of whose snapshot is another one; the entry."""
+def _enqueue_altered(home: Path, environ: dict[str, str], folder: Path, size: int, offset: int) -> int:
+    """Enqueue a checkpoint and flip one bit of its snapshot. Returns the id of the entry."""
     (folder / "best.pt").write_bytes(os.urandom(size))
     with open_outbox(home, environ=environ) as outbox:
         run = new_run(outbox, remote_id=None)
@@ -115,9 +115,9 @@ def _enqueue_altered(home: Path, environ: dict[str, str], folder: Path, size: in
         entry = save_snapshot(outbox, run, Checkpoint(folder / "best.pt", 5, is_best=True, final=True))
     (snapshot,) = (home / "spool").iterdir()
     with snapshot.open("r+b") as file:
-        file.seek(place)
+        file.seek(offset)
         (found,) = file.read(1)
-        file.seek(place)
+        file.seek(offset)
         file.write(bytes([found ^ 1]))
     return entry
 
@@ -174,10 +174,10 @@ for epoch in range(100_000):
     environ = environ_of(home, hub.url, HUBQUEUE_WORKER__IDLE_EXIT="1")
     trainer = python(code, environ)
     assert trainer.stdout is not None
-    said = [trainer.stdout.readline() for _ in range(200)]
+    printed = [trainer.stdout.readline() for _ in range(200)]
     trainer.kill()
-    said += trainer.communicate()[0].splitlines()
-    acknowledged = {int(line) for line in said if line.strip().isdigit()}
+    printed += trainer.communicate()[0].splitlines()
+    acknowledged = {int(line) for line in printed if line.strip().isdigit()}
 
     drained = hubqueue(environ, "drain", "--timeout", "60")
 
@@ -188,9 +188,7 @@ for epoch in range(100_000):
     wait_until(lambda: '"alive": false' in hubqueue(environ, "status", "--json").stdout)
 
 
-def test_an_outbox_restored_from_a_copy_is_not_taken_for_a_replay(
-    hub: Sandbox, home: Path, tmp_path: Path
-) -> None:
+def test_entries_of_a_restored_copy_are_not_replays(hub: Sandbox, home: Path, tmp_path: Path) -> None:
     environ = environ_of(home, hub.url)
     with open_outbox(home, environ=environ) as outbox:
         run = new_run(outbox, remote_id=None)
@@ -198,9 +196,9 @@ def test_an_outbox_restored_from_a_copy_is_not_taken_for_a_replay(
     assert hubqueue(environ, "drain").returncode == 0
     shutil.copytree(home, tmp_path / "copy", ignore=shutil.ignore_patterns("locks"))
 
-    for place, epoch in ((home, 1), (tmp_path / "copy", 2)):
-        with open_outbox(place, environ=environ) as outbox:
+    for each, epoch in ((home, 1), (tmp_path / "copy", 2)):
+        with open_outbox(each, environ=environ) as outbox:
             log(outbox, run, epoch)
-        assert hubqueue(environ_of(place, hub.url), "drain").returncode == 0
+        assert hubqueue(environ_of(each, hub.url), "drain").returncode == 0
 
     assert sorted(hub.metrics(hub.models[0])) == [1, 2]

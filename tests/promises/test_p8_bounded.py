@@ -81,7 +81,7 @@ def test_the_spool_has_a_cap(home: Path, tmp_path: Path) -> None:
         assert outbox.spool.bytes_used() == 600
 
 
-def test_a_reserve_of_free_space_is_left(home: Path, tmp_path: Path) -> None:
+def test_a_reserve_of_free_space_remains(home: Path, tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"x" * 600)
     with open_outbox(home, environ={"HUBQUEUE_SPOOL__MIN_FREE_BYTES": str(1 << 60)}) as outbox:
         run = new_run(outbox)
@@ -90,7 +90,7 @@ def test_a_reserve_of_free_space_is_left(home: Path, tmp_path: Path) -> None:
             save_snapshot(outbox, run, Checkpoint(tmp_path / "last.pt", 0))
 
 
-def test_snapshots_go_when_their_entries_need_them_no_more(
+def test_snapshots_are_deleted_when_their_entries_no_longer_need_them(
     outbox: Outbox, tmp_path: Path, clock: FakeClock
 ) -> None:
     (tmp_path / "last.pt").write_bytes(b"x" * 600)
@@ -118,34 +118,36 @@ def test_a_dead_checkpoint_keeps_its_snapshot_until_it_is_cancelled(outbox: Outb
     assert outbox.spool.bytes_used() == 0
 
 
-def test_an_epoch_costs_few_statements_on_its_way(home: Path, clock: FakeClock) -> None:
-    """A guard of the speed, which no clock of a noisy machine could be: each statement costs what it costs."""
+def test_an_epoch_costs_few_statements(home: Path, clock: FakeClock) -> None:
+    """Guards the speed without a clock, which would be noisy: the number of statements decides the cost."""
     with open_outbox(home, environ={}, clock=clock) as outbox:
-        run, said = new_run(outbox), list[str]()
+        run, statements = new_run(outbox), list[str]()
         log(outbox, run, 0)
         ack(outbox, must_claim(outbox))
         clock.advance(10)
-        outbox.database._held(reading=False).connection.driver_connection.set_trace_callback(said.append)
+        outbox.database._held(reading=False).connection.driver_connection.set_trace_callback(
+            statements.append
+        )
 
-        def told() -> list[str]:
-            # A statement is told again by a trigger that it sets off.
-            distinct = list(dict.fromkeys(said))
-            said.clear()
+        def executed() -> list[str]:
+            # SQLite reports a statement again for a trigger that it fires.
+            distinct = list(dict.fromkeys(statements))
+            statements.clear()
             return distinct
 
         log(outbox, run, 1)
-        enqueued = told()
+        enqueued = executed()
         assert [each.split()[0] for each in enqueued] == ["BEGIN", "UPDATE", "INSERT", "COMMIT"], enqueued
         lease = must_claim(outbox)
-        claimed = told()
+        claimed = executed()
         assert len(claimed) <= 10, claimed
         ack(outbox, lease)
-        settled = told()
+        settled = executed()
         assert len(settled) <= 6, settled
 
 
-def test_an_epoch_costs_few_pages_on_its_way_to_the_disk(home: Path) -> None:
-    """The entry, its place in the line and the counters of the lane: each a page."""
+def test_an_epoch_writes_few_pages(home: Path) -> None:
+    """The entry, its index entry and the counters of the lane: one page each."""
     with open_outbox(home, environ={}) as outbox:
         if outbox.database.describe()["journal_mode"] != "wal":
             pytest.skip("without a write-ahead log there is nothing to count")
@@ -161,13 +163,13 @@ def test_an_epoch_costs_few_pages_on_its_way_to_the_disk(home: Path) -> None:
 
 
 def test_no_statement_of_the_hot_paths_is_planned_again(home: Path, clock: FakeClock) -> None:
-    """SQLite plans a statement anew at each use where a parameter stands in the place of a limit, or beside the
-    condition of an index: ten times what the statement itself costs."""
+    """SQLite plans a statement again at each use where a parameter is its limit, or is compared with the condition of
+    a partial index: ten times the cost of the statement itself."""
     with open_outbox(home, environ={}, clock=clock) as outbox:
         run, planned = new_run(outbox), list[tuple[object, ...]]()
         budgeted = replace(TERMS, budget=Budget(requests=100, uploads=10))
 
-        def go_round(epoch: int) -> None:
+        def one_epoch(epoch: int) -> None:
             clock.advance(10)
             log(outbox, run, epoch)
             assert outbox.stats.next_due("hub", [Kind.METRICS])
@@ -181,32 +183,32 @@ def test_no_statement_of_the_hot_paths_is_planned_again(home: Path, clock: FakeC
             handle = outbox.database._held(reading=reading).connection.driver_connection
             assert handle is not None
             handle.set_authorizer(lambda *what: planned.append(what) or 0)
-        go_round(0)
-        assert planned, "nobody was asked"
+        one_epoch(0)
+        assert planned, "the authorizer was not called"
         planned.clear()
 
-        go_round(1)
+        one_epoch(1)
 
         # BEGIN and COMMIT have nothing to plan; the drivers compile them each time.
         assert [what for what in planned if what[1] not in ("BEGIN", "COMMIT")] == []
 
 
-def test_a_request_of_a_long_line_costs_one_transaction(home: Path, clock: FakeClock) -> None:
+def test_a_request_of_a_long_backlog_costs_one_transaction(home: Path, clock: FakeClock) -> None:
     environ = {"HUBQUEUE_RATE_LIMITS__METRICS": "0", "HUBQUEUE_WORKER__BATCH_ENTRIES": "1"}
     with open_outbox(home, environ=environ, clock=clock) as outbox:
-        run, said = new_run(outbox), list[str]()
+        run, statements = new_run(outbox), list[str]()
         log(outbox, run, *range(5))
         outbox.registry.end_run(run, RunState.FINISHED)
         with Bench(outbox) as bench:
             handle = outbox.database._held(reading=False).connection.driver_connection
             assert handle is not None
-            handle.set_trace_callback(said.append)
+            handle.set_trace_callback(statements.append)
             bench.step()
             handle.set_trace_callback(None)
 
     assert [keys for _, keys in bench.sent] == [["0"], ["1"], ["2"], ["3"], ["4"]]
     # The first claim, and five settles: each but the last has the next claim in it.
-    assert said.count("COMMIT") == 1 + 5, said
+    assert statements.count("COMMIT") == 1 + 5, statements
 
 
 def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: FakeClock) -> None:
@@ -227,7 +229,7 @@ def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: Fake
         clock.advance(10)
         claim(outbox)
         clock.advance(TERMS.lease.total_seconds() + 10)
-        claim(outbox)  # what is left behind, and was sent before
+        claim(outbox)  # entries of a lost lease, sent before
         outbox.stats.next_due("hub", [Kind.METRICS])
         outbox.stats.next_due("hub", [Kind.HEARTBEAT])
         outbox.stats.running()
@@ -236,12 +238,12 @@ def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: Fake
         for handle in handles:
             assert handle is not None
             handle.set_trace_callback(None)
-        told = [
+        planned = [
             each for each in statements if each.startswith(("SELECT", "UPDATE", "INSERT", "WITH", "DELETE"))
         ]
         reader = handles[1]
         assert reader is not None
-        plans = {each: [row[3] for row in reader.execute(f"EXPLAIN QUERY PLAN {each}")] for each in told}
+        plans = {each: [row[3] for row in reader.execute(f"EXPLAIN QUERY PLAN {each}")] for each in planned}
 
     scans = {
         statement: step
@@ -252,13 +254,13 @@ def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: Fake
         and "INDEX" not in step
     }
     assert len(plans) > 20
-    # Owing lanes lead to their runs: the other way leads past every run that a home has ever had.
+    # From owing lanes to their runs: the other direction scans every run that a home has ever had.
     assert not [
         plan for plan in plans.values() if any("runs_remote (destination=?)" in step for step in plan)
     ]
     assert any("INSERT INTO entries" in each for each in plans)
     assert scans == {}
-    # The two that the training and the worker do most find their rows directly, however long the line is.
+    # The most frequent statements of training and worker find their rows directly, also in a long backlog.
     supersedes = [
         plan for each, plan in plans.items() if each.startswith("UPDATE entries SET state='superseded'")
     ]
@@ -288,9 +290,7 @@ def test_a_drain_of_a_long_backlog_uses_few_requests(hub: Sandbox, home: Path, p
     assert [len(request.epochs) for request in sent] == [1000, 1000, 500]
 
 
-def test_a_worker_beside_others_that_write_holds_the_database_for_few_entries_only(
-    home: Path, clock: FakeClock
-) -> None:
+def test_a_worker_claims_few_entries_while_others_write(home: Path, clock: FakeClock) -> None:
     terms = replace(TERMS, max_entries=1000)
 
     def claimed(outbox: Outbox, pace: float) -> int:
@@ -306,14 +306,14 @@ def test_a_worker_beside_others_that_write_holds_the_database_for_few_entries_on
     ):
         run = new_run(training)
         log(training, run, *range(500))
-        assert claimed(worker, pace=0) == 50  # somebody has just written all that
+        assert claimed(worker, pace=0) == 50  # another process has just written these
         log(training, run, 500)
         assert claimed(worker, pace=0) == 50
         log(training, run, 501)
-        assert claimed(worker, pace=3) == 402  # a request that is rarely allowed takes whatever it can
+        assert claimed(worker, pace=3) == 402  # a rarely allowed request carries as many as possible
         log(training, run, *range(502, 902))
         assert claimed(worker, pace=0) == 50
-        assert claimed(worker, pace=0) == 350, "nobody else has written meanwhile"
+        assert claimed(worker, pace=0) == 350, "no other process has written since"
 
 
 def test_a_batch_has_a_cap_of_bytes(home: Path, clock: FakeClock) -> None:
@@ -331,7 +331,7 @@ def test_a_batch_has_a_cap_of_bytes(home: Path, clock: FakeClock) -> None:
 
 
 @pytest.mark.parametrize("move", ["prune", "cancel", "redrive"])
-def test_a_move_that_finds_nothing_does_not_grow_with_what_is_kept(outbox: Outbox, move: str) -> None:
+def test_the_cost_of_a_move_that_finds_nothing_does_not_grow_with_history(outbox: Outbox, move: str) -> None:
     run, idle, long_ago = new_run(outbox), new_run(outbox), outbox.database.now() - timedelta(days=1)
     handle = outbox.database._held(reading=False).connection.driver_connection
     assert handle is not None
@@ -361,7 +361,7 @@ def test_a_move_that_finds_nothing_does_not_grow_with_what_is_kept(outbox: Outbo
     assert instructions() <= few
 
 
-def test_finished_rows_make_room_again(outbox: Outbox, clock: FakeClock) -> None:
+def test_finished_rows_are_pruned(outbox: Outbox, clock: FakeClock) -> None:
     from hubqueue.worker.janitor import Janitor
 
     run = new_run(outbox)
@@ -369,7 +369,7 @@ def test_finished_rows_make_room_again(outbox: Outbox, clock: FakeClock) -> None
     ack(outbox, must_claim(outbox))
     clock.advance(40 * 86_400)
 
-    assert Janitor(outbox, lambda _fact: None).prune() == 19  # the newest entry stays, and the newest attempt
+    assert Janitor(outbox, lambda _fact: None).prune() == 19  # the newest entry and the newest attempt stay
 
     assert [entry["key"] for entry in outbox.stats.entries()] == ["19"]
     assert outbox.stats.totals()["delivered"] == 20

@@ -1,4 +1,4 @@
-"""P8 in a process that trains again and again: a finished run holds nothing, and the next one opens little anew."""
+"""P8 in a process that trains repeatedly: a finished run holds no handles, and the next one reuses the outbox."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def descriptors() -> list[str]:
-    """What the process has open, by name."""
+    """The open files of the process, by name."""
     found = []
     for each in Path("/proc/self/fd").iterdir():
         try:
@@ -46,8 +46,8 @@ def test_finished_runs_hold_no_descriptor(home: Path) -> None:
 
     runs = [train(worker="none") for _ in range(20)]
 
-    assert all(run.url is None for run in runs)  # and none after a look
-    assert Counter(descriptors()) <= Counter(before)  # what earlier tests left may go
+    assert all(run.url is None for run in runs)  # reading `url` opens none either
+    assert Counter(descriptors()) <= Counter(before)  # handles of earlier tests may disappear
 
 
 @needs_proc
@@ -62,7 +62,7 @@ def test_finished_runs_with_a_worker_of_their_own_hold_no_descriptor(
     runs = [train(worker="thread") for _ in range(5)]
 
     assert all(run.url for run in runs)
-    # The sockets are those of the hub, which lives in this process too.
+    # The sockets belong to the sandbox, which runs in this process too.
     assert Counter(each for each in descriptors() if "socket" not in each) <= Counter(before)
 
 
@@ -77,7 +77,7 @@ def test_the_next_run_of_a_process_opens_the_same_outbox() -> None:
     assert len(first.outbox.database._engine._compiled_cache) == known  # type: ignore[arg-type]
 
 
-def test_the_end_of_one_run_is_nothing_to_the_others() -> None:
+def test_the_end_of_one_run_does_not_affect_another() -> None:
     first = package.start_run("yolov8n.pt", worker="none", strict=True)
     second = package.start_run("yolov8s.pt", worker="none", strict=True)
     assert first.outbox is second.outbox is not None
@@ -95,7 +95,7 @@ def test_other_settings_are_another_outbox(monkeypatch: pytest.MonkeyPatch) -> N
     assert train(worker="none").outbox is not first.outbox
 
 
-def test_an_outbox_that_is_gone_is_noticed_by_the_next_run(home: Path) -> None:
+def test_the_next_run_creates_a_deleted_outbox_again(home: Path) -> None:
     train(worker="none")
     shutil.rmtree(home)
 
@@ -105,7 +105,7 @@ def test_an_outbox_that_is_gone_is_noticed_by_the_next_run(home: Path) -> None:
         assert len(outbox.stats.runs()) == 1
 
 
-def test_an_outbox_that_is_gone_is_noticed_by_a_run_that_goes_on(home: Path) -> None:
+def test_a_running_run_creates_a_deleted_outbox_again(home: Path) -> None:
     run = package.start_run("yolov8n.pt", worker="none", strict=True)
     shutil.rmtree(home)
 
@@ -116,7 +116,7 @@ def test_an_outbox_that_is_gone_is_noticed_by_a_run_that_goes_on(home: Path) -> 
     run.finish(timeout=0)
 
 
-def test_a_process_that_ends_runs_in_a_fork_leaves_those_of_its_parent_alone() -> None:
+def test_a_run_that_ends_in_a_fork_does_not_affect_those_of_the_parent() -> None:
     run = package.start_run("yolov8n.pt", destination="hub", worker="none", strict=True)
     child = os.fork()
     if child == 0:

@@ -1,4 +1,4 @@
-"""The budget of a key: what it may ask at once, and when it may ask again."""
+"""The budget of a key: how many requests it may make at once, and when it may make the next one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_no_budget_is_no_limit() -> None:
     assert {budget.take("key", now=0.0) for _ in range(10_000)} == {0}
 
 
-def test_a_minute_holds_as_many_as_were_given_and_each_key_has_its_own() -> None:
+def test_each_key_has_its_own_budget_of_a_minute() -> None:
     budget = Budget(10)
 
     taken = [budget.take("key", now=5.0) for _ in range(11)]
@@ -27,7 +27,7 @@ def test_a_minute_holds_as_many_as_were_given_and_each_key_has_its_own() -> None
     per_minute=st.integers(1, 1000),
     gaps=st.lists(st.floats(0, 100), min_size=1, max_size=200),
 )
-def test_who_waits_as_told_is_served_and_nobody_gets_more(per_minute: int, gaps: list[float]) -> None:
+def test_a_client_that_waits_as_asked_is_served_within_its_budget(per_minute: int, gaps: list[float]) -> None:
     budget, now = Budget(per_minute), 0.0
 
     for served, gap in enumerate(gaps, start=1):

@@ -11,7 +11,7 @@ from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.plain import plain
 from hubqueue.domain.redact import hide_key
 
-_ENDED = {RunState.FAILED: "failed", RunState.INTERRUPTED: "went away without a word"}
+_ENDED = {RunState.FAILED: "failed", RunState.INTERRUPTED: "ended without reporting"}
 
 
 def completion_draft(

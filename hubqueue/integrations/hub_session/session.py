@@ -27,7 +27,7 @@ from hubqueue.integrations.hub_session import request_queue as requesting
 from hubqueue.integrations.hub_session.account import Account
 from hubqueue.integrations.hub_session.epoch_texts import EpochTexts
 from hubqueue.integrations.hub_session.model import Model
-from hubqueue.producer.leftover import word
+from hubqueue.producer.leftover import describe
 from hubqueue.producer.metrics import metrics_mapping, numbers_only
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run import Run, start_run
@@ -295,7 +295,7 @@ class HUBTrainingSession:
         with UploadBar(self._home, run.id) as bar:
             left = run.wait(timeout=self._deadline, each=bar.show)
         if left:
-            _LOG.warning("run %s: %s", run.id, word(left))
+            _LOG.warning("run %s: %s", run.id, describe(left))
 
 
 def _hub(home: Home, config: str | os.PathLike[str] | None, destination: str | None) -> DestinationSettings:

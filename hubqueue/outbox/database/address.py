@@ -1,7 +1,7 @@
 """The address of a database, and errors of its driver, without the passwords in them.
 
-A password stands before the host, or in the query (`?password=`, `sslpassword`, `passfile`, `options`). Drivers quote
-what they were given: the address that is wrong, the row that is refused. What leaves here shows neither.
+A password is before the host, or in the query (`?password=`, `sslpassword`, `passfile`, `options`). Drivers quote their
+input in errors: the wrong address, the refused row. Neither is shown.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote
 
 from hubqueue.domain.redact import LEAST_KEY, MASK, hide_key, hide_known, remember
 
-# What may be shown of a query. Everything else is masked: a driver has dozens of words, and a typing error has no name.
+# The query parameters that may be shown. The others are masked: drivers have dozens, and a name may be misspelt.
 _SHOWN = frozenset(
     {
         "host",
@@ -24,17 +24,17 @@ _SHOWN = frozenset(
         "target_session_attrs",
     }
 )
-# Masked too, and no passwords: their words may stand in any message.
-_PLACES = frozenset({"passfile", "service", "options", "sslkey", "sslcert", "sslrootcert", "sslcrl"})
-# As SQLAlchemy reads it: a password may have any sign but `@`.
+# Masked in the address but not removed from messages: these are no passwords, and their values are common words.
+_NOT_SECRET = frozenset({"passfile", "service", "options", "sslkey", "sslcert", "sslrootcert", "sslcrl"})
+# As SQLAlchemy reads it: a password may have any character but `@`.
 _USER_INFO = re.compile(r"^([^/]*//)([^:/@]*)(?::([^@]*))?@")
-# What PostgreSQL puts behind its message: the refused row, the values of a statement.
+# PostgreSQL appends these to its message: the refused row, the values of a statement.
 _VALUES = re.compile(r"\n(?:DETAIL|CONTEXT):.*", re.DOTALL)
 _LONGEST_MESSAGE = 4000
 
 
 class Address:
-    """The address of a database. Its passwords are masked in all that this process writes."""
+    """The address of a database. This process masks its passwords in all that it writes."""
 
     def __init__(self, url: str) -> None:
         self.shown = _shown(url)
@@ -45,7 +45,7 @@ class Address:
         return f"<Address {self.shown}>"
 
     def scrub(self, error: BaseException) -> None:
-        """Take the passwords, and the values of statements, out of an error and of all that it came from."""
+        """Remove the passwords, and the values of statements, from an error and from its causes."""
         seen, waiting = set[int](), [error]
         while waiting:
             each = waiting.pop()
@@ -53,7 +53,7 @@ class Address:
                 continue
             seen.add(id(each))
             each.args = tuple(self._scrubbed(part) if isinstance(part, str) else part for part in each.args)
-            if hasattr(each, "hide_parameters"):  # one of SQLAlchemy's
+            if hasattr(each, "hide_parameters"):  # an error of SQLAlchemy
                 each.hide_parameters, each.params = True, None  # type: ignore[attr-defined]
             inner = (getattr(each, "orig", None), each.__cause__, each.__context__)
             waiting += [found for found in inner if isinstance(found, BaseException)]
@@ -67,22 +67,22 @@ class Address:
 
 
 def _shown(url: str) -> str:
-    """`url` without its password, and with the harmless part of its query only."""
-    place, mark, query = _USER_INFO.sub(rf"\1{MASK}@", url).partition("?")
+    """`url` with its password and all but the harmless part of its query masked."""
+    base, mark, query = _USER_INFO.sub(rf"\1{MASK}@", url).partition("?")
     pairs = [pair.partition("=") for pair in query.split("&")] if mark else []
     kept = [
         f"{name}={value if name.lower() in _SHOWN else MASK}" if equals else MASK
         for name, equals, value in pairs
     ]
-    return hide_key(place + mark + "&".join(kept))
+    return hide_key(base + mark + "&".join(kept))
 
 
 def _secrets_in(url: str) -> tuple[str, ...]:
-    """Its passwords, as they are written and as they are meant."""
+    """Its passwords, as they are written and decoded."""
     info = _USER_INFO.match(url)
     found = [info[3] or "", unquote(info[3] or "")] if info else []
     for pair in _USER_INFO.sub("", url).partition("?")[2].split("&"):
         name, _, value = pair.partition("=")
-        if name.lower() not in _SHOWN | _PLACES:
+        if name.lower() not in _SHOWN | _NOT_SECRET:
             found += [value, *(each for _, each in parse_qsl(pair))]
     return tuple(dict.fromkeys(each for each in found if each))

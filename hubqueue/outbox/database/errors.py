@@ -1,7 +1,7 @@
-"""What a driver's error means: a damaged file, values that were refused, or trouble of the storage.
+"""What a driver's error means: a damaged file, refused values, or a storage problem.
 
-Only what is known to be about the given values stays as it is. Every other error, known or not, is the storage's, so
-whoever wanted to save something keeps it and tries again.
+Only an error that is known to be about the given values keeps its type. Every other error counts as a storage problem,
+so the caller keeps what it wanted to save and tries again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _ABOUT_THE_VALUES = ("22", "23")
 
 
 def translate(error: BaseException, where: object, *, in_file: bool) -> NoReturn:
-    """Raise a driver's error as hubqueue's own. `where` names the outbox, which is SQLite's when it is `in_file`."""
+    """Raise a driver's error as hubqueue's own. `where` names the outbox; `in_file` says that it is a SQLite file."""
     cause = getattr(error, "orig", None) or error
-    # The second is what a driver makes of a message of SQLite's with damaged text in it.
+    # A driver raises UnicodeDecodeError when SQLite's message quotes damaged text.
     if isinstance(error, (DamagedNumber, UnicodeDecodeError)) or (
         in_file and (sqlite.is_damage(cause) or sqlite.is_foreign_schema(cause))
     ):

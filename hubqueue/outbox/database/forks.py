@@ -1,7 +1,7 @@
-"""Forks of a process that has databases open: nobody is inside one at that moment, and the child gets new handles.
+"""Forks of a process that has databases open: no thread is using one at that moment, and the child gets new handles.
 
-SQLite notes its locks in the memory of the process. A child that inherits the note of a transaction, which a thread of
-its parent has open, could never write again.
+SQLite records its locks in the memory of the process. A child that inherits the record of a transaction which a thread
+of its parent has open could never write again.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ import threading
 import weakref
 from typing import Any, Protocol
 
-# How long a fork waits for a thread that is inside a database, in seconds.
-_STILLNESS = 5.0
+# How long a fork waits for a thread that is using a database, in seconds.
+_LOCK_TIMEOUT = 5.0
 
 
 class Forked(Protocol):
-    """What a fork has to spare: locks that are held while a thread is inside, and handles to be made new."""
+    """What a fork needs of a database: the locks of the threads that use it, and new handles in the child."""
 
     def locks(self) -> tuple[Any, ...]: ...
 
     def after_fork(self) -> None: ...
 
 
-_LIVING: weakref.WeakSet[Any] = weakref.WeakSet()
+_WATCHED: weakref.WeakSet[Any] = weakref.WeakSet()
 _GATE = threading.Lock()
 _HELD: list[Any] = []
 
 
 def watch(each: Forked) -> None:
-    """Keep it whole through forks, as long as it lives."""
-    _LIVING.add(each)
+    """Protect it in every fork, until it is garbage-collected."""
+    _WATCHED.add(each)
 
 
 def _before() -> None:
     _GATE.acquire()
-    for each in list(_LIVING):
-        _HELD.extend(lock for lock in each.locks() if lock.acquire(timeout=_STILLNESS))
+    for each in list(_WATCHED):
+        _HELD.extend(lock for lock in each.locks() if lock.acquire(timeout=_LOCK_TIMEOUT))
 
 
 def _in_parent() -> None:
@@ -48,7 +48,7 @@ def _in_parent() -> None:
 def _in_child() -> None:
     _HELD.clear()
     _GATE.release()
-    for each in list(_LIVING):
+    for each in list(_WATCHED):
         each.after_fork()
 
 

@@ -1,7 +1,7 @@
-"""Bringing the schema up to date, once, however many processes start at the same moment.
+"""Upgrades the schema once, however many processes start at the same moment.
 
-The usual case costs one SELECT. Alembic is imported only when the schema is behind, and runs under a lock:
-unlocked, racing upgrades fail each other.
+The usual case costs one SELECT. Alembic is imported only when the schema is behind. It runs under a lock: without one,
+concurrent upgrades make each other fail.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def current_revision(connection: Connection) -> str | None:
         connection.rollback()
         if not inspect(connection).has_table("alembic_version"):
             return None
-        # Another process may have made it between the two looks. If it is damaged, it still is.
+        # Another process may have created it since the first SELECT. If it is damaged, this SELECT fails as well.
         return connection.execute(_CURRENT).scalar()
 
 
 def upgrade(connection: Connection) -> None:
-    """Bring the schema to this program's revision. The caller holds the lock of the migrations.
+    """Upgrade the schema to this program's revision. The caller holds the lock of the migrations.
 
     Raises `OutboxTooNew` for a revision that this program does not know.
     """
@@ -52,7 +52,7 @@ def upgrade(connection: Connection) -> None:
 
 @contextmanager
 def _alone(connection: Connection) -> Iterator[None]:
-    """Keep out the other homes of one PostgreSQL database: the caller's lock is of its own home."""
+    """Exclude the other homes of a PostgreSQL database: the caller's lock excludes only processes of its own home."""
     if connection.dialect.name != "postgresql":
         yield
         return
@@ -60,7 +60,7 @@ def _alone(connection: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        connection.rollback()  # what failed left a transaction that takes nothing more
+        connection.rollback()  # a failed transaction accepts no more statements
         connection.execute(_UNLOCK)
         connection.commit()
 
@@ -69,7 +69,7 @@ def _upgrade(connection: Connection) -> None:
     found = current_revision(connection)
     if found == REVISION:
         return  # another process did it while this one waited for the lock
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # before the import, which already talks
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # before the import, which already logs
     from alembic import command
     from alembic.script import ScriptDirectory
 

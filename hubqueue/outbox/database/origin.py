@@ -1,4 +1,4 @@
-"""Where an outbox begins: its name among all others, and the moment from which its steady time counts."""
+"""The identity of an outbox: its id, and the moment from which its steady time counts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _ALONE = text("LOCK TABLE about IN SHARE ROW EXCLUSIVE MODE")
 
 
 def identify(tx: Connection) -> str:
-    """The id of the outbox; given now when it has none. Keeps others who open it waiting until the end of the transaction."""
+    """The id of the outbox; created when it has none. Others who open it wait until this transaction ends."""
     if tx.dialect.name == "postgresql":
-        tx.execute(_ALONE)  # SQLite's writers are alone anyway
+        tx.execute(_ALONE)  # in SQLite there is one writer at a time anyway
     found = tx.scalar(select(about.c.outbox_id))
     if found is None:
         found = str(uuid.uuid4())
@@ -25,16 +25,16 @@ def identify(tx: Connection) -> str:
 
 
 def known_anchor(clock: Clock) -> Select[datetime]:
-    """The moment at which this boot of the machine began, as far as the outbox has seen it."""
+    """The steady moment at which this boot of the machine began; no row when the outbox has not seen the boot."""
     return select(boots.c.starts_at).where(boots.c.boot_id == clock.boot_id)
 
 
 def anchor(tx: Connection, clock: Clock) -> datetime:
-    """The same, noted now for a boot not seen before."""
+    """The same moment; it is recorded now for a boot not seen before."""
     known = tx.scalar(known_anchor(clock))
     if known is not None:
         return known
-    # A boot not seen before. Its clock may be wrong; time must not go back behind what is recorded.
+    # The clock of this boot may be wrong; steady time must not go back behind what is recorded.
     wall = max(clock.wall(), _last_moment(tx) or clock.wall())
     starts_at = wall - timedelta(seconds=clock.elapsed())
     tx.execute(insert(boots).values(boot_id=clock.boot_id, starts_at=starts_at))

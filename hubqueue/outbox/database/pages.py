@@ -1,7 +1,7 @@
-"""Rows out of a damaged SQLite file: every leaf page of a table or an index is read by itself, whatever points to it.
+"""Rows out of a damaged SQLite file: every leaf page of a table or an index is read, also where nothing points to it.
 
 Format: sqlite.org/fileformat2.html, sections 1.6 (b-tree pages), 2.1 (records) and 4 (write-ahead log). Promises never
-to fail on any bytes: what cannot be read is left out. Which table a row belongs to is for the reader to see.
+to fail on any bytes: unreadable rows are left out. The caller finds out which table a row belongs to.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Row:
 
 
 class _Unreadable(Exception):
-    """These bytes are no record."""
+    """These bytes are not a record."""
 
 
 def rows(path: Path) -> Iterator[Row]:
@@ -50,15 +50,15 @@ def rows(path: Path) -> Iterator[Row]:
 
 
 def _page_size(data: bytes) -> int:
-    told = int.from_bytes(data[16:18], "big")
-    told = 65536 if told == 1 else told
-    return told if told in _SIZES else _USUAL_SIZE
+    size = int.from_bytes(data[16:18], "big")
+    size = 65536 if size == 1 else size
+    return size if size in _SIZES else _USUAL_SIZE
 
 
 def _frames(wal: bytes, size: int) -> dict[int, bytes]:
     """The newest copy of each page in a write-ahead log, by page (from 0).
 
-    Frames of the log's own generation count, also behind a damaged one, where SQLite itself reads no further.
+    Frames of the log's current generation count, also after a damaged one, where SQLite stops reading.
     """
     found: dict[int, bytes] = {}
     salt = wal[_WAL_HEADER + 8 : _WAL_HEADER + 16]
@@ -105,7 +105,7 @@ def _row_at(pages: dict[int, bytes], page: bytes, at: int, size: int, *, of_tabl
 
 
 def _local(length: int, size: int, *, most: int) -> int:
-    """How much of a record stands on its own page (section 1.6)."""
+    """How much of a record is on its own page (section 1.6)."""
     if length <= most:
         return length
     least = (size - 12) * 32 // 255 - 23
@@ -143,7 +143,7 @@ def _values(record: bytes) -> tuple[Value, ...]:
         found.append(_value(kind, content))
         at += width
     if at != len(record):
-        raise _Unreadable  # a kind in the header was damaged: a checksum that is not seen any more vouches for nothing
+        raise _Unreadable  # a kind in the header is damaged: the checksum may be missing, so the values are unproven
     return tuple(found)
 
 

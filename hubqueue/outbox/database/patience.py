@@ -1,4 +1,4 @@
-"""How long a call waits for other writers: what the configuration says, or less where a thread has said so."""
+"""How long a call waits for other writers: the configured time, or less where a thread has set a limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LIMITS = threading.local()
 
 @contextmanager
 def impatient(seconds: float) -> Iterator[None]:
-    """Within this, the calls of this thread wait for other writers no longer than so many seconds each."""
+    """In this context each call of this thread waits at most `seconds` for other writers."""
     before, _LIMITS.seconds = limit(), seconds
     try:
         yield
@@ -22,14 +22,14 @@ def impatient(seconds: float) -> Iterator[None]:
 
 
 def limit() -> float | None:
-    """How long the calls of this thread wait at most; None where it has not said so."""
+    """The limit of this thread in seconds; None without one."""
     found: float | None = getattr(_LIMITS, "seconds", None)
     return found
 
 
 @contextmanager
 def alone(lock: threading.RLock) -> Iterator[None]:
-    """One thread of this process at a time. Raises `OutboxUnavailable` where this one may not wait that long."""
+    """Hold `lock`. Raises `OutboxUnavailable` when that takes longer than the limit of this thread."""
     seconds = limit()
     if not lock.acquire(timeout=-1 if seconds is None else seconds):
         hint = "save it again a moment later"

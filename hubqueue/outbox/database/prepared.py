@@ -1,8 +1,8 @@
 """Statements that run often: written in Core, compiled once, run on the driver's own cursor.
 
-Core's way from a cached statement to the driver costs several times what SQLite needs for it, and building one anew more
-still. The enqueue, the claim, the settle and the looks of an idle worker take this shorter way; parameters go to the
-driver as they are, so moments are given as `microseconds`.
+Core needs several times as long for a cached statement as SQLite itself, and longer still to build one. Enqueue, claim,
+settle and the polling of an idle worker avoid that. Parameters reach the driver unchanged, so moments are given as
+`microseconds`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class Prepared:
     def run(
         self, tx: Connection, parameters: dict[str, Any], *, returns: bool = True
     ) -> list[tuple[Any, ...]]:
-        """Execute it in a transaction; its rows, when it `returns` any."""
+        """Execute it in a transaction. Returns its rows, where it `returns` any."""
         name = tx.dialect.name
         if name not in self._compiled:
             compiled = self._statement.compile(dialect=tx.dialect, column_keys=self._columns)  # type: ignore[attr-defined]
             positions = compiled.positiontup
-            # Values of SQLAlchemy's own, such as the OFFSET that it gives every LIMIT of SQLite's.
+            # Values that SQLAlchemy adds, such as the OFFSET to every LIMIT for SQLite.
             own = {
                 each: str(value)
                 if isinstance(value, str)
-                else value  # no enumeration: drivers differ over those
+                else value  # drivers differ in how they take an enumeration
                 for each, value in compiled.params.items()
                 if each not in (self._columns or ()) and value is not None
             }
@@ -53,15 +53,15 @@ class Prepared:
 
 
 def first(count: int, query: Select[Any]) -> Select[Any]:
-    """The first rows of a query. A limit that is a parameter would make SQLite plan the statement anew at each use."""
+    """The first rows of a query. SQLite would plan a statement with a parameter as limit again at each use."""
     return query.limit(literal_column(str(count))).offset(literal_column("0"))
 
 
 def microseconds(moment: datetime) -> int:
-    """A moment as the tables keep it."""
+    """A moment as the tables store it."""
     return (moment - EPOCH) // _MICROSECOND
 
 
 def plain_of(value: object) -> object:
-    """A value as a driver takes it: a moment as the tables keep it, anything else as it is."""
+    """A value for a driver: a moment as the tables store it, anything else unchanged."""
     return microseconds(value) if isinstance(value, datetime) else value

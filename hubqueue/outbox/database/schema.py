@@ -1,11 +1,11 @@
-"""The tables of the outbox, declared once. A test compares them with what the migrations build.
+"""The tables of the outbox, declared once. A test compares them with what the migrations create.
 
-Moments are integers, microseconds of steady UTC (see `Database.now`); 0 stands for "long ago", so that
-deadlines compare without NULLs. A lane's counters are kept by the statement that moves an entry, and a CHECK
-refuses any transaction after which they do not add up.
+Moments are integers, microseconds of steady UTC (see `Database.now`); 0 means "long ago", so that deadlines
+compare without NULLs. The statement that moves an entry also updates the counters of its lane. A CHECK refuses
+a transaction after which they do not add up.
 
 The partial indexes are declared for SQLite only, because naming PostgreSQL here would load its dialect with
-every `hubqueue status`; the migrations build them on both.
+every `hubqueue status`; the migrations create them on both.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Moment(TypeDecorator[datetime]):
 
 
 def moment_of(microseconds: int) -> datetime:
-    """The moment that a table keeps as so many microseconds. Raises `DamagedNumber`."""
+    """The moment of a stored number of microseconds. Raises `DamagedNumber`."""
     try:
         return EPOCH + timedelta(microseconds=microseconds)
     except (OverflowError, TypeError) as error:
@@ -69,16 +69,16 @@ def moment_of(microseconds: int) -> datetime:
 
 
 class DamagedNumber(ValueError):
-    """What stands in the place of a number or a moment cannot be one."""
+    """A stored value is not a valid number or moment."""
 
 
-def strangers(table: Table) -> Executable:
-    """Which columns have something else than their numbers or moments (in SQLite, whose columns take anything)."""
+def invalid_numbers(table: Table) -> Executable:
+    """Which columns have invalid numbers or moments (in SQLite, whose columns accept any type)."""
     columns = [column for column in table.columns if isinstance(column.type, Integer | Moment)]
-    return select(*[func.max(_is_none(column)).label(column.name) for column in columns])
+    return select(*[func.max(_is_invalid(column)).label(column.name) for column in columns])
 
 
-def _is_none(column: Column[Any]) -> ColumnElement[bool]:
+def _is_invalid(column: Column[Any]) -> ColumnElement[bool]:
     wrong = func.typeof(column) != "integer"
     if isinstance(column.type, Moment):
         latest = (datetime.max.replace(tzinfo=UTC) - EPOCH) // _MICROSECOND
@@ -121,7 +121,7 @@ about = Table(
     CheckConstraint("id = 1", name="one_row"),
 )
 
-# For every boot of a machine: what to add to its elapsed seconds to have steady UTC.
+# For every boot of a machine: the moment to add its elapsed seconds to, for steady UTC.
 boots = Table(
     "boots",
     metadata,
@@ -134,22 +134,22 @@ destinations = Table(
     "destinations",
     metadata,
     Column("name", Text, primary_key=True),
-    # What the configuration calls it.
+    # Its name in the configuration.
     Column("label", Text, nullable=False, server_default=text("''")),
-    # A salted hash of the key; none where a run was started without one.
+    # A salted hash of the key; NULL where a run was started without one.
     Column("account", Text),
     Column("type", Text, nullable=False),
     Column("url", Text, nullable=False),
     Column("held", Text),
     Column("held_at", Moment),
     _deadline("resumes_at"),
-    # Not used: `budgets` has them. A worker of before revision 0006 may live, and stops for ever without them.
+    # Unused since revision 0006: see `budgets`. An older worker may still run, and stops forever without them.
     _deadline("requests_free_at"),
     _deadline("uploads_free_at"),
 )
 
-# From when on a limit of a destination has room again (see budget.py); a limit without a row has been free long since. No
-# foreign key: to add one, an upgrade would wait for workers that update `destinations`, and they for the upgrade.
+# The moment from which a limit of a destination has room again (see budget.py); a limit without a row has room. There is
+# no foreign key: to add one, an upgrade would wait for workers that update `destinations`, and they for the upgrade.
 budgets = Table(
     "budgets",
     metadata,
@@ -166,7 +166,7 @@ runs = Table(
     Column("model", Text, nullable=False),
     Column("remote_id", Text),
     Column("url", Text),
-    # For workers of before revision 0006 only: see moves/remembered.py.
+    # For workers from before revision 0006 only: see moves/remembered.py.
     Column("agent_id", Text),
     Column("remote_run", Text),
     Column("remote_file", Text),
@@ -176,7 +176,7 @@ runs = Table(
     Column("created_at", Moment, nullable=False),
     Column("finished_at", Moment),
     Column("last_beat_at", Moment),
-    # How many metrics and checkpoints never reached the disk, and why the last of them did not.
+    # How many metrics and checkpoints could not be saved, and the reason for the last of them.
     _counter("unsaved"),
     Column("unsaved_why", Text),
     # A JSON object that belongs to the destination (see moves/remembered.py).
@@ -195,7 +195,7 @@ lanes = Table(
     metadata,
     Column("id", _Id, primary_key=True, autoincrement=True),
     Column("run_id", Text, ForeignKey("runs.id"), nullable=False),
-    # No CHECK on the kind: a newer hubqueue may know more, and this one leaves those lanes alone.
+    # No CHECK on the kind: a newer hubqueue may know more kinds, and this one ignores those lanes.
     Column("kind", Text, nullable=False),
     # Accounting.
     _counter("enqueued"),
@@ -205,7 +205,7 @@ lanes = Table(
     _counter("superseded"),
     _counter("cancelled"),
     _counter("bytes"),
-    # Pacing: `paced_until` keeps the spacing of request starts, `retry_at` the backoff and the hub's wishes.
+    # Pacing: `paced_until` keeps the spacing of request starts, `retry_at` the backoff and the wait that the hub asks for.
     _deadline("paced_until"),
     _deadline("retry_at"),
     _counter("failures"),
@@ -215,8 +215,8 @@ lanes = Table(
     _counter("lease_token"),
     _deadline("lease_until"),
     Column("lease_worker", Text),
-    # Whether `pending` is more than 0, written by the database itself, and only when that changes: an index of it is
-    # not written anew by each enqueue.
+    # Whether `pending` is more than 0. The database writes it, and only when that changes, so that an enqueue does not
+    # rewrite its index.
     Column("owing", Boolean, nullable=False, server_default=text("false")),
     Index("lanes_run_kind", "run_id", "kind", unique=True),
     Index("lanes_owing", "id", sqlite_where=text("owing = true")),
@@ -247,11 +247,11 @@ entries = Table(
     Column("snapshot_size", BigInteger),
     Column("snapshot_mtime_ns", BigInteger),
     Column("snapshot_sha256", Text),
-    # The batch this entry was first sent in: a retry sends the same batch, so that its bytes stay the same.
+    # The batch in which this entry was first sent: a retry sends the same batch, so that its bytes stay the same.
     Column("batch", BigInteger),
-    # How far the upload came, in its transport's words: where the next attempt goes on.
+    # How far the upload came, in a format of the transport: the next attempt continues there.
     Column("progress", Text),
-    # CRC-32 of key and payload (see plain.py); none where an older hubqueue has written the entry.
+    # CRC-32 of key and payload (see plain.py); NULL where an older hubqueue wrote the entry.
     Column("checksum", BigInteger),
     Column("claim_token", BigInteger, nullable=False, server_default=_ZERO),
     Column("attempts", Integer, nullable=False, server_default=_ZERO),
@@ -259,7 +259,7 @@ entries = Table(
     Column("enqueued_at", Moment, nullable=False),
     Column("settled_at", Moment),
     CheckConstraint(_one_of("state", State), name="state"),
-    # Every index leaves the finished entries out of the way of enqueue and claim.
+    # The indexes of enqueue and claim leave out the finished entries.
     Index(
         "entries_waiting",
         "lane_id",

@@ -1,7 +1,7 @@
-"""Whether a database has the schema that this program declares, and nothing that acts on its tables besides.
+"""Whether a database has the schema that this program declares, and nothing else that acts on its tables.
 
-Whoever else may write to a shared database may also add to it: a trigger, a rule or a policy could copy rows, change
-them or hide them from a worker. Read only; nothing is repaired here.
+Others with write access to a shared database can add a trigger, a rule or a policy that copies rows, changes them or
+hides them from a worker. Read only; nothing is repaired here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sqlalchemy import CheckConstraint, Connection, inspect, text
 from hubqueue.domain.redact import clean
 from hubqueue.outbox.database.schema import Moment, metadata
 
-# Those of revision 0004. PostgreSQL has a generated column in their place.
+# Those of revision 0004. PostgreSQL has a generated column instead.
 _OWING = "FOR EACH ROW WHEN NEW.owing <> (NEW.pending > 0) BEGIN UPDATE lanes SET owing = NEW.pending > 0 WHERE id = NEW.id; END"
 _TRIGGERS = {
     "lanes_owing_insert": f"CREATE TRIGGER lanes_owing_insert AFTER INSERT ON lanes {_OWING}",
@@ -36,20 +36,20 @@ ORDER BY 1, 3, 2
 
 
 def differences(connection: Connection) -> list[str]:
-    """What is otherwise than this program declares it, one line each; empty when nothing is."""
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # before the import, which already talks
+    """The differences from the declared schema, one line each; empty without any."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # before the import, which already logs
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
     context = MigrationContext.configure(connection, opts={"compare_type": _compare_type})
     with warnings.catch_warnings():
-        # Older versions of Alembic say of each computed column that they would not change it. Nobody asks them to.
+        # Older versions of Alembic warn for each computed column that they would not change it.
         warnings.simplefilter("ignore", UserWarning)
         compared = compare_metadata(context, metadata)
     found = [
         line for each in compared for line in _worded(each, everything=connection.dialect.name == "sqlite")
     ]
-    return [*found, *_checks(connection), *_strangers(connection)]
+    return [*found, *_checks(connection), *_foreign_objects(connection)]
 
 
 def _compare_type(
@@ -99,14 +99,14 @@ def _checks(connection: Connection) -> Iterator[str]:
             yield f"check {_name(name)} of {table.name} is missing"
         for name in sorted(there.keys() - wanted.keys()):
             yield f"check {_name(name)} of {table.name} is not ours"
-        if connection.dialect.name == "sqlite":  # PostgreSQL words them its own way
+        if connection.dialect.name == "sqlite":  # PostgreSQL rewrites the text of a CHECK
             for name in sorted(there.keys() & wanted.keys()):
                 if there[name] != wanted[name]:
                     yield f"check {_name(name)} of {table.name} is not as declared"
 
 
-def _strangers(connection: Connection) -> Iterator[str]:
-    """Triggers, rules, policies and views that are not ours, and triggers of ours that are missing."""
+def _foreign_objects(connection: Connection) -> Iterator[str]:
+    """Triggers, rules, policies and views that are not hubqueue's, and missing triggers of hubqueue."""
     if connection.dialect.name != "sqlite":
         for row in connection.execute(_ON_POSTGRESQL, {"tables": list(metadata.tables)}):
             yield f"{row.type} {_name(row.name)} of {_name(row.tbl_name)} is not ours"

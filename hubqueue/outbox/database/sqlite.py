@@ -1,10 +1,10 @@
-"""How a SQLite outbox is opened so that what was acknowledged survives a power cut.
+"""How a SQLite outbox is opened so that every committed write survives a power cut.
 
 Which journal is safe depends on the library: from 3.51.3 on write-ahead logging with synchronous = FULL; before
 that the WAL-reset bug can corrupt a database that two connections write, so a rollback journal with
 synchronous = EXTRA is used (FULL alone loses the last commit when the folder entry of the journal comes back).
 Network file systems have no shared memory for a WAL and get the rollback journal too. The settings are made on
-every connection and read back: a connection that did not take them is refused.
+every connection and read back: a connection that did not accept them is refused.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from hubqueue.outbox.database.turns import Turns
 
 _MAGIC = b"SQLite format 3\x00"
 _WAL_IS_SAFE_FROM = (3, 51, 3)
-# SQLite's own busy handler sleeps for longer and longer and loses every race against a worker that comes
-# back at once; short even pauses are fair.
+# SQLite's busy handler sleeps longer after each try and loses every race against a worker that asks again
+# immediately. Short equal pauses are fair.
 _PAUSE = 0.0003
 _BUSY = {
     "SQLITE_BUSY",
@@ -45,14 +45,14 @@ _DAMAGED = {
     "SQLITE_CORRUPT_VTAB",
 }
 # Where the header of a SQLite file keeps the application id.
-_MARK_AT = slice(68, 72)
-SET_ASIDE = "keep it aside and start anew: hubqueue check --set-aside"
+_APPLICATION_ID_AT = slice(68, 72)
+SET_ASIDE = "set it aside and start with a new one: hubqueue check --set-aside"
 _ASIDE = re.compile(r".+\.damaged-[0-9T]+")
 SIDE_FILES = ("-wal", "-shm", "-journal")
 
 
 def load_driver(name: str) -> ModuleType:
-    """The DB-API module: `pysqlite3` (carries a recent SQLite), `sqlite3` (Python's own) or `auto`, the first there is.
+    """The DB-API module: `pysqlite3` (carries a recent SQLite), `sqlite3` (Python's own) or `auto`, the first that is installed.
 
     One process must use one of them only: the file locks of two SQLite libraries cancel each other.
     """
@@ -70,12 +70,12 @@ def load_driver(name: str) -> ModuleType:
 
 
 def journal_for(version: tuple[int, ...], *, network: bool) -> tuple[str, str]:
-    """The (journal_mode, synchronous) that lose nothing with this library on this file system."""
+    """The (journal_mode, synchronous) that lose no commit with this library on this file system."""
     return ("wal", "FULL") if version >= _WAL_IS_SAFE_FROM and not network else ("delete", "EXTRA")
 
 
 def prepare_file(path: Path, driver: ModuleType, *, create: bool) -> None:
-    """Refuse what is not ours to open, and create the file private (SQLite would use the umask)."""
+    """Refuse a file that is not hubqueue's. Create a missing one readable by its owner only (SQLite would use the umask)."""
     if path.is_symlink():
         raise OutboxUnavailable(
             f"{path} is a symbolic link", hint="hubqueue does not follow links; use the real folder as home"
@@ -86,7 +86,7 @@ def prepare_file(path: Path, driver: ModuleType, *, create: bool) -> None:
             try:
                 descriptor = os.open(path, flags, 0o600)
             except FileExistsError:
-                pass  # another process was faster, and made it the same way
+                pass  # another process was faster, and created it the same way
             else:
                 if hasattr(os, "fchmod"):
                     os.fchmod(descriptor, 0o600)
@@ -99,53 +99,53 @@ def prepare_file(path: Path, driver: ModuleType, *, create: bool) -> None:
         ) from error
     for suffix in SIDE_FILES:
         side = path.with_name(path.name + suffix)
-        # SQLite would wait for a pipe in the place of its journal for ever.
+        # SQLite would wait forever for a pipe with the name of its journal.
         if side.is_symlink() or (side.exists() and not side.is_file()):
             hint = f"move it away: mv {side} {side}.not-a-file"
             raise OutboxUnavailable(f"{side} is not a plain file", hint=hint)
     if head and not head.startswith(_MAGIC):
         if path.with_name(path.name + "-journal").exists():
-            return  # the very first transaction, torn by a power cut: SQLite rolls it back, or refuses the file
+            return  # a power cut interrupted the first transaction: SQLite rolls it back, or refuses the file
         raise OutboxDamaged(f"{path} is not a SQLite database", hint=SET_ASIDE)
-    if head and head[_MARK_AT] != APPLICATION_ID.to_bytes(4, "big"):
+    if head and head[_APPLICATION_ID_AT] != APPLICATION_ID.to_bytes(4, "big"):
         _refuse_alien(path, driver)
 
 
 def _refuse_alien(path: Path, driver: ModuleType) -> None:
-    """Look inside, without changing anything: tables that hubqueue has not made are another program's.
+    """Read the file without changing it, and refuse tables that hubqueue has not created.
 
-    The mark of a young outbox may still be in its write-ahead log, so the header alone does not decide.
+    The application id of a new outbox may still be in its write-ahead log, so the header alone does not decide.
     """
     try:
         try:
-            tables, mark = _look_inside(path, driver, "mode=ro")
+            tables, found_id = _inspect(path, driver, "mode=ro")
         except driver.Error as error:
             if not error_name(error).startswith("SQLITE_READONLY"):
                 raise
-            # A transaction that a power cut ended waits to be rolled back. The first page tells enough without that.
-            tables, mark = _look_inside(path, driver, "immutable=1")
+            # A transaction that a power cut interrupted has to be rolled back. The first page is enough without that.
+            tables, found_id = _inspect(path, driver, "immutable=1")
     except driver.Error as error:
         if is_damage(error):
             raise OutboxDamaged(f"{path} is damaged: {error}", hint=SET_ASIDE) from error
         raise OutboxUnavailable(f"cannot open the outbox {path}: {error}", hint=_hint_for(path)) from error
-    if tables and mark != APPLICATION_ID:
-        hint = "point outbox.url or the home somewhere else; it was left as it is"
+    if tables and found_id != APPLICATION_ID:
+        hint = "choose another outbox.url or home; this file was not changed"
         raise OutboxAlien(f"{path} is the database of another program", hint=hint)
 
 
-def _look_inside(path: Path, driver: ModuleType, how: str) -> tuple[int, int]:
-    """How many tables, and whose mark."""
+def _inspect(path: Path, driver: ModuleType, how: str) -> tuple[int, int]:
+    """The number of tables, and the application id."""
     connection = driver.connect(f"{path.resolve().as_uri()}?{how}", uri=True)
     try:
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        mark = connection.execute("PRAGMA application_id").fetchone()[0]
+        found_id = connection.execute("PRAGMA application_id").fetchone()[0]
     finally:
         connection.close()
-    return tables, mark
+    return tables, found_id
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged outbox (with its journal files), so that nothing overwrites what may be saved from it."""
+    """Rename a damaged outbox (with its journal files), so that nothing overwrites what may be recovered from it."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
     aside = path.with_name(f"{path.name}.damaged-{stamp}")
     for suffix in SIDE_FILES:
@@ -157,7 +157,7 @@ def set_aside(path: Path) -> Path:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another one in its place; None where there is none."""
+    """Device and inode, which tell a file apart from another one at the same path; None without a file."""
     try:
         found = path.stat()
     except OSError:
@@ -172,12 +172,12 @@ def asides(path: Path) -> tuple[Path, ...]:
 
 
 def report_beside(aside: Path) -> Path:
-    """The file that tells what was saved from a damaged outbox."""
+    """The file that reports what was saved from a damaged outbox."""
     return aside.with_name(aside.name + ".saved")
 
 
 def report_of(aside: Path) -> str | None:
-    """What was saved from a damaged outbox, in words; None when nobody has looked yet."""
+    """What was saved from a damaged outbox, in words; None while nothing has been tried."""
     try:
         return str(json.loads(read_small(report_beside(aside)))["said"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -186,16 +186,16 @@ def report_of(aside: Path) -> str | None:
 
 def configure(connection: Any, *, journal: str, synchronous: str, busy_timeout: float) -> None:
     """Make the settings on a new DB-API connection and read them back."""
-    # A flipped bit in a text must not keep all rows around it from being read.
+    # A flipped bit in a text must not make the rows around it unreadable.
     connection.text_factory = partial(str, encoding="utf-8", errors="replace")
     cursor = connection.cursor()
     try:
         cursor.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
-        # While others make the first connections to a new file, the busy handler is not asked about this.
-        took = str(_patiently(connection, f"PRAGMA journal_mode = {journal}", busy_timeout).fetchone()[0])
-        if took != journal:
+        # SQLite does not call the busy handler for this while others make the first connections to a new file.
+        found = str(_patiently(connection, f"PRAGMA journal_mode = {journal}", busy_timeout).fetchone()[0])
+        if found != journal:
             raise OutboxUnavailable(
-                f"the outbox stayed in journal mode {took!r} instead of {journal!r}",
+                f"the outbox stayed in journal mode {found!r} instead of {journal!r}",
                 hint="another program holds it open with an older SQLite; close it and try again",
             )
         cursor.execute(f"PRAGMA synchronous = {synchronous}")
@@ -208,12 +208,12 @@ def configure(connection: Any, *, journal: str, synchronous: str, busy_timeout: 
 
 
 def begin_immediate(connection: Any, *, patience: float, turns: Turns | None = None) -> None:
-    """BEGIN IMMEDIATE, waiting in short even pauses for at most `patience` seconds, each in its turn."""
+    """BEGIN IMMEDIATE. Waits in short equal pauses for at most `patience` seconds; with `turns`, the longest wait goes first."""
     _patiently(connection, "BEGIN IMMEDIATE", patience, turns)
 
 
 def _patiently(connection: Any, statement: str, patience: float, turns: Turns | None = None) -> Any:
-    """Execute a statement, again while others hold the database, for at most `patience` seconds; its cursor."""
+    """Execute a statement, and repeat it while others lock the database, for at most `patience` seconds; its cursor."""
     since = time.monotonic_ns()
     deadline = since + int(patience * 1e9)
     while True:
@@ -243,15 +243,15 @@ def is_damage(error: BaseException) -> bool:
 
 
 def is_foreign_schema(error: BaseException) -> bool:
-    """Whether the error says that a table is not as the migrations have made it."""
-    said = str(error)
-    return said.startswith(("no such column", "no such table")) or said.endswith("already exists")
+    """Whether the error says that a table is not as the migrations created it."""
+    message = str(error)
+    return message.startswith(("no such column", "no such table")) or message.endswith("already exists")
 
 
 def refuses_the_values(error: BaseException) -> bool:
-    """Whether the error may be about the very values of a statement: a constraint, a wrong type, or too long a text.
+    """Whether the error may be about the values of a statement: a constraint, a wrong type, or too long a text.
 
-    A trigger's refusal is not: there is none in an outbox that refuses anything.
+    The error of a trigger is not: the triggers of an outbox refuse no values.
     """
     name = error_name(error)
     if name.startswith("SQLITE_CONSTRAINT"):
@@ -260,7 +260,7 @@ def refuses_the_values(error: BaseException) -> bool:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the error says that there is no room left."""
+    """Whether the error says that the disk is full."""
     return error_name(error) in {
         "SQLITE_FULL",
         "SQLITE_IOERR_WRITE",

@@ -1,11 +1,11 @@
-"""Whose turn it is to write: who has waited long for the database asks the others to stand back.
+"""Whose turn it is to write: a process that has waited long asks the others to wait.
 
-SQLite hands its lock to whoever asks at the right instant. On a busy machine that is nearly always a process which is
-running already: one that sleeps between its tries wakes in the middle of another's transaction, again and again, and
-waited for seconds. So the request of the one that waits longest stands in a small file beside the database, with the
-moment until which it holds: nobody has to take it back, and one that dies is obeyed for an instant only.
+SQLite gives its lock to the process that asks at the right instant. On a busy machine that is nearly always a process
+that is already running. One that sleeps between its tries wakes up during another's transaction again and again, and
+waited for seconds. So the process that waits longest writes a request into a small file beside the database. The request
+expires: it need not be withdrawn, and that of a dead process delays the others for an instant only.
 
-Promises no more than manners: whoever does not look, or cannot, loses nothing but its fair share. Refuses to fail.
+This is advisory: a process that cannot read the file loses its fair share and nothing else. Never raises.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 
 from hubqueue.config.home import open_private
 
-# Since when somebody waits, and until when the others stand back: nanoseconds of the monotonic clock.
+# Since when a process waits, and until when the others let it go first: nanoseconds of the monotonic clock.
 _REQUEST = struct.Struct("=QQ")
-_NOBODY = _REQUEST.pack(0, 0)
-# Long enough for the one who asks to get a processor of a busy machine and try.
+_NO_REQUEST = _REQUEST.pack(0, 0)
+# Long enough for the waiting process to be scheduled on a busy machine and to try.
 _HOLDS = 100_000_000
-# Who waits shorter than that does not ask: most waits end by themselves, and sooner.
+# A shorter wait makes no request: most waits end sooner without one.
 _LONG = 5_000_000
 
 
@@ -37,25 +37,25 @@ class Turns:
                 self._file = open_private(path, os.O_RDWR | os.O_CREAT)
 
     def is_mine(self, since: int) -> bool:
-        """Whether nobody who has waited longer than `since` asks to go first."""
+        """Whether no process that has waited longer, from before `since`, asks to go first."""
         earlier, until = self._read()
         now = time.monotonic_ns()
-        # A request from before a reboot, or of another clock, is none.
+        # A request from before a reboot, or by another clock, does not count.
         return not (now < until <= now + _HOLDS and earlier < since)
 
     def ask(self, since: int) -> None:
-        """Ask those who came later to stand back, once that is worth it."""
+        """Ask those who started to wait later to let this process go first, after a long wait only."""
         now = time.monotonic_ns()
         if now - since > _LONG and self.is_mine(since):
             self._write(_REQUEST.pack(since, now + _HOLDS))
 
     def take(self, since: int) -> None:
-        """The one who asked has what it waited for."""
+        """Withdraw the own request: this process has the lock."""
         if time.monotonic_ns() - since > _LONG and self._read()[0] == since:
-            self._write(_NOBODY)
+            self._write(_NO_REQUEST)
 
     def close(self) -> None:
-        """Look and ask no more."""
+        """Close the file: from now on no request is read or written."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

@@ -1,4 +1,4 @@
-"""Which entries go into one request, and when a batch is taken apart. Pure rules."""
+"""Which entries go into one request, and when a batch is split. Pure rules."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Iterable, Sequence
 
 from hubqueue.domain.entry import Entry, Kind
 
-# Only metrics are merged: the hub takes many epochs in one request.
+# Only metrics are merged: the hub accepts many epochs in one request.
 COALESCED = frozenset({Kind.METRICS})
-# After so many failures in a row the rest of the lane goes ahead of the batch that fails: one batch that
-# upsets the hub must not dam up its lane. Fewer would spread one outage over many small batches.
+# After this many failures in a row the rest of the lane is sent before the failing batch: one bad batch must not
+# block its lane. A smaller number would spread one outage over many small batches.
 STUCK_AFTER = 3
-# After so many answers that look like a crash over this very content, the batch is taken apart.
+# After this many responses that look like a crash on this content, the batch is split.
 SUSPECT_AFTER = 6
 
 
 def coalesce(waiting: Sequence[Entry], *, kind: Kind, max_entries: int, max_bytes: int) -> int:
-    """How many of `waiting`, from the front, share one request: at least one of a non-empty line.
+    """How many of `waiting`, from the front, share one request: at least one, unless it is empty.
 
-    A key that comes twice ends the batch: two values of one epoch cannot stand in the same request, and the
-    newer one has to follow.
+    A repeated key ends the batch: one request cannot carry two values of an epoch, and the newer one has to be
+    sent later.
     """
     if kind not in COALESCED:
         return min(1, len(waiting))
@@ -37,15 +37,15 @@ def coalesce(waiting: Sequence[Entry], *, kind: Kind, max_entries: int, max_byte
 
 
 def halves(count: int) -> tuple[int, int]:
-    """How a refused batch of `count` entries is split, until the rejected one stands alone."""
+    """How a refused batch of `count` entries is split, until the rejected entry is the only one."""
     return count // 2, count - count // 2
 
 
 def idempotency_key(outbox_id: str, contents: Iterable[tuple[object, ...]]) -> str:
-    """The same for every attempt at the same entries of an outbox, different for any others (a UUID).
+    """A UUID: the same for every attempt at the same entries of an outbox, another one for other entries.
 
-    `contents` is what tells each entry apart. Its id alone does not: an outbox that is restored from a copy gives
-    the same ids again, to other entries, and the hub would take those for replays. Damage is no reason to fail here.
+    `contents` identifies each entry. Its id alone does not: an outbox that is restored from a copy gives the same
+    ids to other entries, and the hub would treat those as replays. Damaged values are accepted.
     """
     digest = hashlib.sha256(json.dumps(list(contents), default=repr).encode()).hexdigest()
     return str(uuid.uuid5(uuid.UUID(outbox_id), digest))

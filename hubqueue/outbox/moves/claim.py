@@ -1,7 +1,7 @@
-"""Claiming: a worker takes the right to send for a lane, and the batch to send.
+"""Claiming: a worker gets the right to send for a lane, and the batch to send.
 
 Promises: one lease a lane, so a lane is ordered; an attempt is counted when it is claimed, so a crash counts; a
-retry carries the batch it carried before. Where a lease ended without an answer, the next claim takes over.
+retry carries the same batch as before. After a lease that ended without a settle, the next claim takes over.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from hubqueue.outbox.moves.readiness import LANES_OF_RUNS, due_among
 
 _MICROSECOND = timedelta(microseconds=1)
 START_GRACE = timedelta(seconds=1)
-# What a claim takes while others write and it may be followed by the next one at once (docs/decisions/0014-turns.md).
-_BESIDE_OTHERS = 50
+# The largest batch while others write, where the next claim may follow immediately (docs/decisions/0014-turns.md).
+_MOST_BESIDE_OTHERS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On which terms a worker claims: its id, how long a lease lasts, and what fits into a request.
+    """The terms of a worker's claims: its id, the duration of a lease, and how much a request carries.
 
-    `start_grace` is the time that may pass between a claim and the start of its request before the spacing has
-    to be stamped anew (`Settlement.restamp`). `budget` is what the hub allows in a minute.
+    `start_grace` is the longest time between a claim and the start of its request for which the spacing needs no
+    new stamp (`Settlement.restamp`). `budget` is what the hub allows in a minute.
     """
 
     worker: str
@@ -84,8 +84,8 @@ class Claims:
     ) -> Lease | None:
         """Lease the lane that has been due longest among the kinds of `paces`; None when none is due.
 
-        Heartbeats are claimed apart from what is owed. The spacing of the lane is stamped for the case that this
-        process dies right after the request starts. `within` is the transaction that settles the attempt before.
+        Heartbeats are claimed separately. The spacing of the lane is stamped now, in case this process dies right
+        after the request starts. `within` is the transaction that settles the attempt before.
         """
         with self.database.write(within) as tx:
             now = self.database.now()
@@ -94,12 +94,12 @@ class Claims:
             if lane is None:
                 return None
             kind = Kind(lane.kind)
-            most = terms.max_entries if paces[kind] else self._modest(tx, terms.max_entries)
+            most = terms.max_entries if paces[kind] else self._most_entries(tx, terms.max_entries)
             batch = pick(tx, lane.id, kind, lane.failures, most, terms.max_bytes, now)
             return self._lease(tx, lane, batch, paces[kind], terms, now)
 
     def reclaim(self, dead_workers: Sequence[str]) -> int:
-        """End the leases of workers that are gone, at once instead of when they run out; how many."""
+        """End the leases of dead workers before they expire. Returns how many."""
         with self.database.write() as tx:
             left = and_(lanes.c.lease_worker.in_(dead_workers), lanes.c.lease_until > EPOCH)
             return tx.execute(update(lanes).where(left).values(lease_until=EPOCH)).rowcount
@@ -127,20 +127,20 @@ class Claims:
         if not _TAKE.run(tx, taken):
             return None
         if before.lease_worker is not None:
-            # An earlier holder left it without an answer: the history says so.
+            # An earlier holder did not settle: the history records that.
             _LOST.run(tx, {**taken, "now": microseconds(now)}, returns=False)
         return before
 
-    def _modest(self, tx: Connection, most: int) -> int:
-        """How many entries to claim where the next request may follow at once.
+    def _most_entries(self, tx: Connection, most: int) -> int:
+        """How many entries to claim where the next request may follow immediately.
 
-        A large batch makes the most of a request. Beside others who write it would only keep them waiting, again and again.
+        A large batch needs fewer requests. While others write, each large batch would make them wait.
         """
         seen, self._seen = self._seen, self.database.version(tx)
-        return most if seen == self._seen else min(most, _BESIDE_OTHERS)
+        return most if seen == self._seen else min(most, _MOST_BESIDE_OTHERS)
 
     def _spend(self, tx: Connection, lane: _Lane, budget: Budget, now: datetime) -> bool:
-        """Take what a claim costs of each limit, or of none: False when another claim has just emptied one."""
+        """Take the cost of a claim from every limit, or from none. False when another claim has just used one up."""
         taken: list[dict[str, Any]] = []
         for name, (allowance, count) in budget.costs(Kind(lane.kind)).items():
             used, since = (
@@ -166,7 +166,7 @@ class Claims:
     ) -> Lease | None:
         token, kind = lane.lease_token + 1, Kind(lane.kind)
         if not found and kind is not Kind.HEARTBEAT:
-            # Everything in the lane was outdated: nothing to send after all.
+            # Everything in the lane was outdated: there is nothing to send.
             tx.execute(
                 update(lanes)
                 .where(lanes.c.id == lane.id)
@@ -208,13 +208,13 @@ class Claims:
 
 
 def _content(entry: Entry) -> tuple[object, ...]:
-    # The checksum stands for the payload, where there is one.
-    told = entry.payload if entry.checksum is None else entry.checksum
-    return entry.id, entry.enqueued_at, told, entry.snapshot and entry.snapshot.name
+    # The checksum represents the payload, where there is one.
+    content = entry.payload if entry.checksum is None else entry.checksum
+    return entry.id, entry.enqueued_at, content, entry.snapshot and entry.snapshot.name
 
 
 class _Lane(NamedTuple):
-    """A lane before it is taken, with its run."""
+    """A lane before its claim, with its run."""
 
     id: int
     run_id: str
@@ -231,8 +231,8 @@ class _Lane(NamedTuple):
 
 
 def _lane(row: tuple[Any, ...]) -> _Lane:
-    told = len(row) - len(remembered.COLUMNS)
-    return _Lane._make((*row[:told], row[told:]))
+    split = len(row) - len(remembered.COLUMNS)
+    return _Lane._make((*row[:split], row[split:]))
 
 
 @cache
@@ -249,7 +249,7 @@ def _first_due(kinds: tuple[Kind, ...]) -> Prepared:
     return Prepared(first(1, query).with_for_update(skip_locked=True, of=lanes))
 
 
-# Written out, because Core's upsert is another one for each database.
+# As text, because Core has a different upsert for each database.
 _SPEND = Prepared(
     text("""
 INSERT INTO budgets (destination, name, free_at) VALUES (:destination, :name, :spent)
@@ -258,7 +258,7 @@ DO UPDATE SET free_at = CASE WHEN budgets.free_at > :since THEN budgets.free_at 
  WHERE budgets.free_at <= :now
 RETURNING free_at""")
 )
-# Of what this transaction has taken: nobody else has seen it, and what was saved up for longer is lost anyway.
+# This transaction took it, so no other has seen it; unused time from longer ago is lost anyway.
 _GIVE_BACK = Prepared(
     update(budgets)
     .where(budgets.c.destination == bindparam("destination"), budgets.c.name == bindparam("name"))

@@ -1,8 +1,7 @@
 """The producer's and the operator's moves: enqueue, cancel, redrive, prune.
 
 Promises: each move is one guarded statement with its counting in the same transaction; an entry that
-`enqueue` returned is durable; nothing leaves the accounting. The worker's moves are in `claim.py` and
-`settle.py`.
+`enqueue` returned is durable; every entry stays counted. The worker's moves are in `claim.py` and `settle.py`.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _LONG_TEXT = 500
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What a move did: how many entries, and the snapshots that nobody needs any more."""
+    """What a move did: how many entries, and the snapshots that are no longer needed."""
 
     count: int
     snapshots: tuple[str, ...] = ()
@@ -65,17 +64,17 @@ class Entries:
             return self.put(tx, run_id, draft)
 
     def put(self, tx: Connection, run_id: str, draft: Draft) -> tuple[int, Moved]:
-        """`enqueue` inside a transaction of somebody else's."""
+        """`enqueue` inside the transaction of the caller."""
         snapshot = draft.snapshot
         now = microseconds(self.database.now())
         size, (lowest, highest) = draft.size, draft.ranks
-        place = {"place": draft.key, "lowest": lowest, "highest": highest}
-        lane = {"run": run_id, "of_kind": str(draft.kind), "more": size, **place}
-        ((lane_id, taken),) = _ADD_TO_LANE.run(tx, lane)
-        # On PostgreSQL the lane was waited for after the question was asked: what came meanwhile is not in its answer.
-        place_is_free = tx.dialect.name == "sqlite" and not taken
-        places = [*([] if place_is_free else [draft.key]), *draft.replaces]
-        superseded = self._supersede(tx, lane_id, places, draft.ranks, now) if places else Moved(0)
+        same = {"same_key": draft.key, "lowest": lowest, "highest": highest}
+        lane = {"run": run_id, "of_kind": str(draft.kind), "more": size, **same}
+        ((lane_id, waits),) = _ADD_TO_LANE.run(tx, lane)
+        # PostgreSQL evaluates `waits` before it waits for the lane, and misses what was enqueued in that time.
+        is_first = tx.dialect.name == "sqlite" and not waits
+        keys = [*([] if is_first else [draft.key]), *draft.replaces]
+        superseded = self._supersede(tx, lane_id, keys, draft.ranks, now) if keys else Moved(0)
         row = {
             "lane_id": lane_id,
             "key": draft.key,
@@ -95,7 +94,7 @@ class Entries:
         return entry_id, superseded
 
     def outdate(self, tx: Connection, run_id: str, kind: Kind, reason: str) -> Moved:
-        """Take what waits in a lane out of what is owed, because something newer makes it wrong."""
+        """Supersede what waits in a lane, because something newer makes it wrong."""
         lane = select(lanes.c.id).where(lanes.c.run_id == run_id, lanes.c.kind == kind)
         return self._retire(
             tx, [State.PENDING, State.DEAD], State.SUPERSEDED, entries.c.lane_id.in_(lane), reason
@@ -104,7 +103,7 @@ class Entries:
     def cancel(self, *, ids: Collection[int] = (), run_id: str | None = None) -> Moved:
         """Give entries up: those with these ids, or all that a run still owes. Delivered ones stay as they are.
 
-        An entry in flight is cancelled as well; should its answer still come, it is ignored.
+        An entry in flight is cancelled as well; a later response to it is ignored.
         """
         which: ColumnElement[bool]
         theirs: ColumnElement[bool]  # lanes
@@ -119,10 +118,10 @@ class Entries:
             return self._retire(tx, [State.PENDING, State.DEAD], State.CANCELLED, which, "cancelled by hand")
 
     def redrive(self, *, ids: Collection[int] | None = None) -> tuple[Moved, Moved]:
-        """Bring dead entries back (all of them when `ids` is None); what went back, and what was superseded.
+        """Bring dead entries back (all of them when `ids` is None). Returns what is pending again, and what was superseded.
 
-        A dead entry for whose place a newer one was enqueued meanwhile is superseded instead: an older value
-        never overwrites a newer one at the hub.
+        A dead entry with the same key as a newer one is superseded instead: an older value never overwrites a
+        newer one at the hub.
         """
         which = literal(True) if ids is None else entries.c.id.in_(ids)
         newer = entries.alias("newer")
@@ -150,11 +149,11 @@ class Entries:
             return Moved(len(back)), superseded
 
     def prune(self, *, settled_before: datetime, ended_before: datetime, limit: int = 1000) -> int:
-        """Delete up to `limit` finished entries and attempts older than the given moments; how many went.
+        """Delete up to `limit` finished entries and attempts older than the given moments. Returns how many.
 
-        The counters of the lanes stay. A finished entry with an older dead twin stays too: it is the proof that
-        the dead one is outdated. So does the newest of each table: no id is ever given twice, and the time of the
-        outbox never goes back behind it (see origin.py).
+        The counters of the lanes stay. A finished entry stays while an older dead one has the same key: it proves
+        that the dead one is outdated. The newest row of each table stays too: ids are never reused, and the steady
+        time of the outbox never goes back behind that row (see origin.py).
         """
         older = entries.alias("older")
         shadow = exists().where(
@@ -177,19 +176,19 @@ class Entries:
             return frozenset(name for (name,) in connection.execute(query) if name)
 
     def _supersede(
-        self, tx: Connection, lane_id: int, places: Collection[str], ranks: tuple[int, int], now: int
+        self, tx: Connection, lane_id: int, keys: Collection[str], ranks: tuple[int, int], now: int
     ) -> Moved:
         gone: list[tuple[Any, ...]] = []
         lowest, highest = ranks
-        for key in places:
-            place = {"place": key, "lowest": lowest, "highest": highest}
-            gone += _SUPERSEDE.run(tx, {"lane": lane_id, **place, "now": now, "at": now})
+        for key in keys:
+            same = {"same_key": key, "lowest": lowest, "highest": highest}
+            gone += _SUPERSEDE.run(tx, {"lane": lane_id, **same, "now": now, "at": now})
         return leaving(tx, lane_id, State.SUPERSEDED, gone)
 
     def _retire(
         self, tx: Connection, sources: Sequence[State], target: State, which: ColumnElement[bool], reason: str
     ) -> Moved:
-        """Move entries out of what is owed, for good."""
+        """Move entries that are owed into a final state."""
         now = self.database.now()
         count, snapshots = 0, []
         for source in sources:
@@ -209,25 +208,25 @@ class Entries:
 
 
 def hold(tx: Connection, which: ColumnElement[bool]) -> None:
-    """Take several lanes before anything else, in one order, as a move of one lane does: PostgreSQL's locks would cross."""
+    """Lock several lanes first, ordered by id, as a move of one lane does: in another order, PostgreSQL would deadlock."""
     tx.execute(select(lanes.c.id).where(which).order_by(lanes.c.id).with_for_update()).all()
 
 
 def tally(tx: Connection, lane_id: int, **changes: int) -> None:
-    """Count a move on its lane, in the transaction of the move; the lane's CHECK refuses what does not add up."""
+    """Count a move on its lane, in the transaction of the move; the lane's CHECK refuses wrong sums."""
     counted = {**_NO_CHANGE, **{f"n_{name}": by for name, by in changes.items()}, "lane": lane_id}
     _TALLY.run(tx, counted, returns=False)
 
 
 def _delete_some(tx: Connection, table: Table, which: ColumnElement[bool], limit: int) -> int:
-    """Delete up to `limit` of these rows, but never the newest of the table; how many went."""
+    """Delete up to `limit` of these rows, but never the newest of the table. Returns how many."""
     newest = select(func.max(table.c.id)).scalar_subquery()
     some = select(table.c.id).where(which, table.c.id < newest).limit(limit)
     return tx.execute(delete(table).where(table.c.id.in_(some))).rowcount
 
 
 def leaving(tx: Connection, lane_id: int, target: State, gone: Collection[tuple[Any, ...]]) -> Moved:
-    """Count what a statement has moved out of a lane's line, by the size and the snapshot of each."""
+    """Count the pending entries that a statement has moved to `target`. `gone` has the size and the snapshot of each."""
     if gone:
         size = sum(size for size, _ in gone)
         tally(tx, lane_id, pending=-len(gone), bytes=-size, **{str(target): len(gone)})
@@ -235,13 +234,13 @@ def leaving(tx: Connection, lane_id: int, target: State, gone: Collection[tuple[
 
 
 def superseding(*which: ColumnElement[bool]) -> Prepared:
-    """Moves what a newer entry has overtaken out of the line; see `leaving`. `at` is a parameter."""
-    told = {
+    """Supersedes entries that a newer one replaces; see `leaving`. `at` is a parameter."""
+    values = {
         "state": literal_column(f"'{State.SUPERSEDED}'"),
         "settled_at": bindparam("at", type_=entries.c.settled_at.type),
         "reason": literal_column("'a newer one was enqueued'"),
     }
-    moved = update(entries).where(*which).values(told)
+    moved = update(entries).where(*which).values(values)
     return Prepared(moved.returning(entries.c.size, entries.c.snapshot))
 
 
@@ -254,7 +253,7 @@ def _by_lane(rows: Iterable[Row[tuple[int, int]]]) -> dict[int, tuple[int, int]]
     return {lane_id: (counts[lane_id], sizes[lane_id]) for lane_id in counts}
 
 
-# Literals, so that the index of the finished ones serves it.
+# Literals, so that SQLite uses the index of the finished entries.
 _FINISHED = (State.DELIVERED, State.SUPERSEDED, State.CANCELLED)
 _IS_SETTLED = entries.c.state.in_([literal_column(f"'{state}'") for state in _FINISHED])
 _COUNTERS = ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled", "bytes")
@@ -262,13 +261,13 @@ _NO_CHANGE = {f"n_{name}": 0 for name in _COUNTERS}
 
 # Statements of the training thread.
 
-# The key names the place; the rank is what an index finds it by.
-_IN_PLACE = and_(
-    entries.c.key == bindparam("place"),
+# Those with the same key, in the given ranks: the index has no key, but finds them by rank.
+_SAME_KEY = and_(
+    entries.c.key == bindparam("same_key"),
     entries.c.rank.between(bindparam("lowest"), bindparam("highest")),
     WAITING,
 )
-# The lane comes first, as in a claim: on PostgreSQL the two would otherwise wait for each other's locks.
+# The lane is locked first, as in a claim: on PostgreSQL the two would otherwise deadlock.
 _ADD_TO_LANE = Prepared(
     update(lanes)
     .where(lanes.c.run_id == bindparam("run"), lanes.c.kind == bindparam("of_kind"))
@@ -279,8 +278,8 @@ _ADD_TO_LANE = Prepared(
     )
     .returning(
         lanes.c.id,
-        # A literal, because SQLAlchemy leaves the table away here, and `id` would be that of the entry.
-        exists().where(entries.c.lane_id == literal_column("lanes.id"), _IN_PLACE),
+        # A literal, because SQLAlchemy omits the table here, and `id` would be that of the entry.
+        exists().where(entries.c.lane_id == literal_column("lanes.id"), _SAME_KEY),
     )
 )
 _INSERTED = (
@@ -298,4 +297,4 @@ _IN_FLIGHT = exists().where(
     lanes.c.lease_until > bindparam("now", type_=lanes.c.lease_until.type),
     lanes.c.lease_token == entries.c.claim_token,
 )
-_SUPERSEDE = superseding(entries.c.lane_id == bindparam("lane"), _IN_PLACE, ~_IN_FLIGHT)
+_SUPERSEDE = superseding(entries.c.lane_id == bindparam("lane"), _SAME_KEY, ~_IN_FLIGHT)

@@ -1,7 +1,7 @@
 """Which entries of a lane the next request carries.
 
-Promises: a retry carries the batch it carried before, less what is outdated; a batch that fails again and again lets
-the others pass. The caller has taken the lane, in the same transaction, so nobody else changes its line.
+Promises: a retry carries the same batch as before, without outdated entries; a batch that fails repeatedly does not
+block the others. The caller has claimed the lane in the same transaction, so no other process changes its entries.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from hubqueue.outbox.moves.readiness import TRIED, WAITING
 def pick(
     tx: Connection, lane_id: int, kind: Kind, failures: int, max_entries: int, max_bytes: int, now: datetime
 ) -> list[Entry]:
-    """The entries of the next request: the batch that was tried before, else the front of the line."""
+    """The entries of the next request: the batch that was tried before, else the first entries that wait."""
     tried = _TRIED.run(tx, {"lane": lane_id})
     if tried:
-        # Whatever a newer entry has replaced meanwhile does not go out again.
+        # An entry that a newer one has replaced is not sent again.
         drop = _DROP_OUTDATED if kind is Kind.CKPT else _DROP_REPEATED
         gone = drop.run(tx, {"lane": lane_id, "at": microseconds(now)})
         if leaving(tx, lane_id, State.SUPERSEDED, gone).count:
@@ -54,7 +54,7 @@ def pick(
 
 
 def mark(tx: Connection, lane_id: int, token: int, batch: Sequence[Entry]) -> None:
-    """Count the attempt on its entries. They are a batch from now on, if they were none before."""
+    """Count the attempt on its entries. They are a batch from now on, if they were not one before."""
     if batch:
         front, back = batch[0], batch[-1]
         line = {"first_rank": front.rank, "first": front.id, "last_rank": back.rank, "last": back.id}
@@ -62,8 +62,8 @@ def mark(tx: Connection, lane_id: int, token: int, batch: Sequence[Entry]) -> No
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    """An entry out of `_CARRIED`, where four columns stand for the snapshot. Raises `DamagedNumber`."""
-    if not isinstance(row[3], int):  # it will be added to others
+    """An entry out of `_CARRIED`, where four columns make up the snapshot. Raises `DamagedNumber`."""
+    if not isinstance(row[3], int):  # sizes are summed up
         raise DamagedNumber("invalid size of an entry in it")
     snapshot = Snapshot(*row[5:9]) if row[5] else None
     return Entry._make((*row[:5], snapshot, bool(row[9]), *row[10:]))
@@ -85,7 +85,7 @@ def _fresh(limit: int) -> Prepared:
     return Prepared(first(limit, select(*_CARRIED).where(*untried).order_by(entries.c.rank, entries.c.id)))
 
 
-# The least tried batch first, so that one which fails again and again lets the others pass.
+# The batch with the fewest attempts first, so that one which fails repeatedly does not block the others.
 _TRIED = Prepared(
     first(
         1,
@@ -97,7 +97,7 @@ _BATCH = Prepared(
     .where(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch == bindparam("batch"))
     .order_by(entries.c.rank, entries.c.id)
 )
-# The part of the line between its two ends that is of this batch: one that was tried before, or whatever is in none yet.
+# Of the entries between the first and the last one: those of this batch, or those that are in no batch yet.
 _MARK = Prepared(
     update(entries)
     .where(
@@ -123,6 +123,6 @@ _REPEATED = exists().where(_NEWER_WAITS, _newer.c.key == entries.c.key)
 _A_FINAL_ONE_WAITS = exists().where(
     _NEWER_WAITS, _newer.c.rank == literal_column(str(FINAL_RANK)), _newer.c.final.is_(true())
 )
-# Checkpoints: few of them wait. Of all else any number may, and a newer one has the rank of its place (see `Draft.ranks`).
+# Few checkpoints wait. Of other kinds many may wait, and a newer one has the same rank (see `Draft.ranks`).
 _DROP_OUTDATED = superseding(TRIED, or_(_REPEATED, _A_FINAL_ONE_WAITS))
 _DROP_REPEATED = superseding(TRIED, _REPEATED.where(_newer.c.rank == entries.c.rank))

@@ -1,4 +1,4 @@
-"""When a lane may send: the one expression that the claim obeys and the status shows."""
+"""When a lane may send: one expression, used by the claim and shown by the status."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def _max(element: latest, compiler: SQLCompiler, **options: Any) -> str:
     return f"max({compiler.process(element.clauses, **options)})"
 
 
-# Literals, not parameters, all of them: SQLite uses a partial index only where it sees its condition in the statement, and
-# where a parameter stands in the place of one it plans the statement anew at each use.
+# All are literals, not parameters: SQLite uses a partial index only where the statement contains its condition, and it
+# plans a statement with a parameter there again at each use.
 OWING = lanes.c.owing == literal_column("true")
 WAITING = entries.c.state == literal_column("'pending'")
-# What waits in a lane and has been sent before. `lane` is a parameter.
+# The entries of a lane that wait and have been sent before. `lane` is a parameter.
 TRIED = and_(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch.is_not(None))
 
 _others = lanes.alias("others")
@@ -52,7 +52,7 @@ def _among(kinds: Collection[Kind]) -> ColumnElement[bool]:
 
 
 def _free_at(kinds: Collection[Kind], destination: ColumnElement[Any]) -> Iterator[ColumnElement[Any]]:
-    """From when on each limit has room that a claim of one of these kinds takes something of."""
+    """For each limit that a claim of one of these kinds uses: the moment from which it has room."""
     for name, counts in COSTS.items():
         which = and_(budgets.c.destination == destination, budgets.c.name == literal_column(f"'{name}'"))
         row = select(budgets.c.free_at).where(which).correlate(destinations).scalar_subquery()
@@ -66,7 +66,7 @@ def _free_at(kinds: Collection[Kind], destination: ColumnElement[Any]) -> Iterat
 def _due_at(kinds: Collection[Kind], destination: ColumnElement[Any]) -> ColumnElement[Any]:
     spaced: ColumnElement[Any] = lanes.c.paced_until
     if Kind.CKPT in kinds:
-        # A final checkpoint ignores the spacing of its lane, never the backoff or the hub's own wish.
+        # A final checkpoint ignores the spacing of its lane, never the backoff or a wait that the hub asks for.
         spaced = case((_FINAL_WAITS, literal_column("0")), else_=spaced)
     waits = (lanes.c.lease_until, lanes.c.retry_at, spaced, destinations.c.resumes_at)
     return latest(*waits, *_free_at(kinds, destination))
@@ -76,7 +76,7 @@ DUE_AT = _due_at(set(Kind) - {Kind.HEARTBEAT}, destinations.c.name)
 BEAT_DUE_AT = _due_at({Kind.HEARTBEAT}, destinations.c.name)
 
 NOT_HELD = and_(runs.c.held.is_(None), destinations.c.held.is_(None))
-# Registration first, completion last. A run that goes on is registered again at some hubs, with its model known.
+# Registration first, completion last. Some hubs need a new registration when a run continues, with its model known.
 _REGISTERED = and_(
     runs.c.remote_id.is_not(None),
     ~exists().where(
@@ -104,18 +104,18 @@ BEATING = and_(
     NOT_HELD,
 )
 
-# Written so that no index can serve it: SQLite would go through all runs of a destination, thousands of idle ones among
-# them, where the few lanes that owe something lead to theirs.
+# Written so that no index can be used: SQLite would scan all runs of a destination, thousands of idle ones among them,
+# instead of only those of the few lanes that owe something.
 _ITS_DESTINATION = runs.c.destination.concat(literal_column("''")) == destinations.c.name
 LANES_OF_RUNS = lanes.join(runs, lanes.c.run_id == runs.c.id).join(destinations, _ITS_DESTINATION)
 
 
 def due_among(kinds: tuple[Kind, ...]) -> tuple[ColumnElement[bool], ColumnElement[Any]]:
-    """Whether a lane of these kinds may send, once it is time, and when that is. `destination` is a parameter.
+    """Whether a lane of these kinds may send once it is due, and when it is due. `destination` is a parameter.
 
-    Heartbeats are asked for apart from what is owed.
+    Heartbeats are queried separately.
     """
     ready = BEATING if kinds == (Kind.HEARTBEAT,) else READY
-    # A parameter, not the column: the budgets are looked up once, and not once a lane.
+    # A parameter, not the column: the budgets are read once, and not once a lane.
     destination = bindparam("destination", type_=Text())
     return and_(ready, destinations.c.name == destination, _among(kinds)), _due_at(kinds, destination)

@@ -1,4 +1,4 @@
-"""Who takes part: destinations, runs and workers. Their holds are lifted here; the worker sets them at a settle."""
+"""The rows of destinations, runs and workers. Their holds are lifted here; a worker sets them when it settles."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class Registry:
     ) -> tuple[str, bool]:
         """A new run with its lanes, or one that continues: `resume`, or the latest of the same remote model.
 
-        Its id, and whether it continues. `destination` is the name of a row (see addresses.py); `resume` is the id of a
-        run ("last": the newest one) of that row or of one `among` others, and any other is ignored.
-        `new_id` is for a new run; one that has it already is this very one, whose confirmation was lost.
-        An end of the run that was not told to the hub yet is not sent any more: the run continues.
-        Without a lane for its registration no response will ever name the model: a new run goes under its own id.
+        Returns its id, and whether it continues. `destination` is the name of a row (see addresses.py); `resume` is the
+        id of a run ("last": the newest one) of that row or of one `among` others; a run of any other row is ignored.
+        `new_id` is the id of a new run. If the outbox has it already, an earlier call saved the run and its confirmation
+        was lost. When a run continues, a completion that waits is not sent any more.
+        Without a registration lane no response will name the model: a new run goes under its own id.
         """
         kinds = tuple(kinds)
         with self.database.write() as tx:
@@ -73,9 +73,9 @@ class Registry:
             return run_id, found is not None
 
     def adopt_run(self, run: Mapping[str, Any], *, kinds: Iterable[Kind], drafts: Collection[Draft]) -> bool:
-        """Take a run over from another outbox, with what it owes, in one step; False when it is here already.
+        """Take over a run from another outbox, with what it owes, in one transaction; False when it is here already.
 
-        Whoever trained it has lost its outbox: it is taken for interrupted unless it had ended.
+        Its training process has lost its outbox, so a run that had not ended counts as interrupted.
         """
         with self.database.write() as tx:
             if tx.scalar(select(runs.c.id).where(runs.c.id == run["id"])) is not None:
@@ -85,8 +85,8 @@ class Registry:
             now = self.database.now()
             row = {name: run[name] for name in kept} | {"state": ended, "created_at": now, "finished_at": now}
             tx.execute(insert(runs).values(row))
-            told, *before = (run[column.name] for column in remembered.COLUMNS)
-            known = remembered.read(told, *before) or remembered.read(None, *before)
+            newest, *before = (run[column.name] for column in remembered.COLUMNS)
+            known = remembered.read(newest, *before) or remembered.read(None, *before)
             if known:
                 tx.execute(update(runs).where(runs.c.id == run["id"]).values(remembered.written(known)))
             wanted = {*kinds, *(draft.kind for draft in drafts)}
@@ -96,31 +96,30 @@ class Registry:
             return True
 
     def revive(self, run_id: str) -> None:
-        """Take back that a run was interrupted: its process lives, and holds the lock of the run by now."""
+        """Mark an interrupted run as running again: its process lives and holds the lock of the run."""
         with self.database.write() as tx:
-            taken_for_dead = and_(runs.c.id == run_id, runs.c.state == RunState.INTERRUPTED)
-            if tx.execute(_again(run_id).where(taken_for_dead)).rowcount:
+            interrupted = and_(runs.c.id == run_id, runs.c.state == RunState.INTERRUPTED)
+            if tx.execute(_again(run_id).where(interrupted)).rowcount:
                 self._entries.outdate(tx, run_id, Kind.COMPLETION, "the run continues")
 
-    def end_run(self, run_id: str, state: RunState, *, told: Draft | None = None) -> bool:
-        """The script said how the run ended (or the janitor found its process gone); False when it had ended.
+    def end_run(self, run_id: str, state: RunState, *, completion: Draft | None = None) -> bool:
+        """Record how a run ended, as its script reports or the janitor finds; False when it had ended already.
 
-        `told` is what the hub is owed about it, where it wants to hear of it: saved in the same step.
+        `completion` is what the hub expects about the end, saved in the same transaction.
         """
         with self.database.write() as tx:
             running = and_(runs.c.id == run_id, runs.c.state == RunState.RUNNING)
             ended = update(runs).where(running).values(state=state, finished_at=self.database.now())
             if tx.execute(ended).rowcount == 0:
                 return False
-            if told is not None:
-                _add_lanes(
-                    tx, run_id, [told.kind]
-                )  # a destination may want the end only since its last version
-                self._entries.put(tx, run_id, told)
+            if completion is not None:
+                # A newer version of a destination may expect an end that its older runs have no lane for.
+                _add_lanes(tx, run_id, [completion.kind])
+                self._entries.put(tx, run_id, completion)
             return True
 
     def note_unsaved(self, run_id: str, count: int, why: str) -> None:
-        """Remember with a run that so many more of its metrics and checkpoints could not be saved, and why the last one."""
+        """Record that `count` more metrics and checkpoints of a run could not be saved, and the reason for the last one."""
         with self.database.write() as tx:
             more = {"unsaved": runs.c.unsaved + count, "unsaved_why": why}
             tx.execute(update(runs).where(runs.c.id == run_id).values(more))
@@ -128,7 +127,7 @@ class Registry:
     def resume(self, destination: str) -> Lifted:
         """Lift the hold of a destination and those of its runs, and end their backoff: they are tried now.
 
-        All rows of that destination are meant, whatever their address. Paces, and a wait that the hub asked for, stay.
+        This applies to all rows of that destination, at any address. Paces, and a wait that the hub asked for, stay.
         """
         theirs = select(destinations.c.name).where(destinations.c.label == destination)
         with self.database.write() as tx:
@@ -139,12 +138,12 @@ class Registry:
             held = tx.scalar(select(destinations.c.held).where(which).limit(1))
             tx.execute(update(destinations).where(which).values(held=None, held_at=None))
             freed = update(runs).where(runs.c.destination.in_(theirs), runs.c.held.is_not(None))
-            # Of a run that was held because this is damaged, the person who resumes it goes without.
+            # A run may be held because this is damaged: resuming it replaces the damaged value.
             repaired = {"held": None, "remembered": remembered.REPAIRED}
             return Lifted(held, tx.execute(freed.values(repaired)).rowcount)
 
     def worker_started(self, worker: str, *, pid: int, host: str, version: str) -> None:
-        """Put a worker on the list."""
+        """Add a worker to the list."""
         with self.database.write() as tx:
             now = self.database.now()
             tx.execute(
@@ -154,12 +153,12 @@ class Registry:
             )
 
     def worker_seen(self, worker: str) -> None:
-        """Note that a worker is at work."""
+        """Record that a worker is running."""
         with self.database.write() as tx:
             tx.execute(update(workers).where(workers.c.id == worker).values(seen_at=self.database.now()))
 
     def workers_left(self, gone: Iterable[str]) -> None:
-        """Take workers off the list: one that stopped, or those whose process is gone."""
+        """Remove workers from the list: one that stopped, or those whose process is gone."""
         with self.database.write() as tx:
             tx.execute(delete(workers).where(workers.c.id.in_(list(gone))))
 

@@ -1,11 +1,11 @@
 """What a destination must remember of a run: a JSON object in `runs.remembered`, under names that the destination chose.
 
-Promises: the names of an outcome are merged by the statement that settles it, so lanes of one run that settle at the same
-moment keep each other's; a name that an outcome does not mention stays; the object has at most `MOST_REMEMBERED`
-characters; reading a damaged one gives None and never raises, and the next settle or `resume` replaces it.
+Promises: the statement that settles an outcome merges its names, so lanes of one run that settle at the same moment keep
+each other's; a name that an outcome does not mention stays; the object has at most `MOST_REMEMBERED` characters; reading a
+damaged one gives None and never raises, and the next settle or `resume` replaces it.
 
-A process of hubqueue before revision 0006 may share the outbox (decision 0021). It reads and writes three columns, so they
-are written here as well, and a value that one of them has is the newest.
+An older hubqueue, from before revision 0006, may share the outbox (decision 0021). It reads and writes three columns, so
+they are written here as well, and a value in one of them is the newest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLUMNS = (runs.c.remembered, *_BEFORE_0006.values())
 
 
 class _merged(GenericFunction[str]):  # noqa: N801 - SQLAlchemy names a function after its class
-    """A JSON object with the names of another one put into it; that other one where it is damaged."""
+    """A JSON object with the names of another one merged into it; only that other one where it is damaged."""
 
     type = Text()
     inherit_cache = True
@@ -38,7 +38,7 @@ class _merged(GenericFunction[str]):  # noqa: N801 - SQLAlchemy names a function
 @compiles(_merged, "sqlite")
 def _patch(element: _merged, compiler: SQLCompiler, **options: Any) -> str:
     kept, news = (compiler.process(each, **options) for each in element.clauses)
-    # json_valid takes a BLOB too.
+    # json_valid accepts a BLOB too.
     return f"CASE WHEN typeof({kept}) = 'text' AND json_valid({kept}) THEN json_patch({kept}, {news}) ELSE {news} END"
 
 
@@ -49,7 +49,7 @@ def _concatenate(element: _merged, compiler: SQLCompiler, **options: Any) -> str
 
 
 def read(remembered: object, *before: object) -> Mapping[str, str | int] | None:
-    """What is remembered, out of the values of `COLUMNS`; None when it is damaged.
+    """What is remembered, from the values of `COLUMNS`; None when it is damaged.
 
     A row that was written before revision 0006 has None for the first of them.
     """
@@ -68,7 +68,7 @@ def _parsed(text: object) -> Any:
 
 
 def written(remember: Mapping[str, str | int]) -> dict[ColumnElement[Any], Any]:
-    """The values of an UPDATE of runs that remembers these too, where there is room for them."""
+    """The values of an UPDATE of runs that adds these, where there is room for them."""
     merged = _merged(runs.c.remembered, literal(json.dumps(dict(remember)), Text()))
     fits = func.length(merged) <= literal_column(str(MOST_REMEMBERED))
     values: dict[ColumnElement[Any], Any] = {runs.c.remembered: case((fits, merged), else_=runs.c.remembered)}
@@ -80,7 +80,7 @@ def written(remember: Mapping[str, str | int]) -> dict[ColumnElement[Any], Any]:
 
 
 def is_room(kept: Mapping[str, str | int], remember: Mapping[str, str | int]) -> bool:
-    """Whether these can be remembered beside what is kept already."""
+    """Whether there is room for these in addition to what is kept already."""
     return len(json.dumps({**kept, **remember})) <= MOST_REMEMBERED
 
 

@@ -1,8 +1,8 @@
-"""Settling: what the holder of a lease writes down about its attempt.
+"""Settling: what the holder of a lease records about its attempt.
 
-Promises: only the holder of the newest token may write (every method passes `_fence`, which raises `LeaseLost`
+Promises: only the holder of the newest token may write (every method calls `_fence`, which raises `LeaseLost`
 for a stale one); a batch is settled in one transaction with its counting, its lane and its history. That is a
-transaction of its own, or the one given as `within`, where the holder claims again in the same one.
+transaction of its own, or the one given as `within`, in which the holder also claims the next batch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Settlement:
         self.database = database
 
     def restamp(self, lease: Lease, started_at: datetime, grace: timedelta) -> None:
-        """Stamp the spacing again: the request starts later than the claim allowed for. Raises `LeaseLost`."""
+        """Stamp the spacing again: the request starts later than the claim assumed. Raises `LeaseLost`."""
         with self.database.write() as tx:
             self._fence(tx, lease, paced_until=started_at + grace + lease.pace)
 
@@ -54,7 +54,7 @@ class Settlement:
                 tx.execute(update(lanes).where(mine).values(lease_until=until))
 
     def note_progress(self, lease: Lease, progress: str | None) -> None:
-        """Write down how far the upload of a batch came; durable when this returns. Raises `LeaseLost`."""
+        """Record how far the upload of a batch came; durable when this returns. Raises `LeaseLost`."""
         with self.database.write() as tx:
             self._fence(tx, lease, lease_token=lease.token)
             self._change(tx, lease, progress=progress)
@@ -62,18 +62,18 @@ class Settlement:
     def ack(
         self, lease: Lease, *, started_at: datetime | None, remote: Remote, within: Connection | None = None
     ) -> Moved:
-        """The hub has the batch: pending → delivered. What the answer told is written on the run."""
+        """The hub has the batch: pending → delivered. What the response contained is written on the run."""
         with self.database.write(within) as tx:
             now = self.database.now()
             self._settle_lane(tx, lease, started_at, failures=0, last_error=None, retry_at=EPOCH)
             moved = self._leave(tx, lease, State.DELIVERED, None, now)
-            told = {
+            mentioned = {
                 runs.c.remote_id: remote.id,
                 runs.c.url: remote.url,
                 runs.c.cancelled: remote.cancelled or None,  # once cancelled, a run stays cancelled
                 runs.c.last_beat_at: now if lease.batch.kind is Kind.HEARTBEAT else None,
             }
-            news = {column: value for column, value in told.items() if value is not None}
+            news = {column: value for column, value in mentioned.items() if value is not None}
             if remote.remember:
                 news |= self._remembered(lease, remote)
             if news:
@@ -107,13 +107,13 @@ class Settlement:
     def split(
         self, lease: Lease, *, reason: str, started_at: datetime | None, within: Connection | None = None
     ) -> None:
-        """The batch was refused: take it apart into two, each a batch of its own from now on."""
+        """The batch was refused: split it into two batches."""
         entries_in = lease.batch.entries
         first, _ = halves(len(entries_in))
         second = [entry.id for entry in entries_in[first:]]
         with self.database.write(within) as tx:
             self._settle_lane(tx, lease, started_at, failures=0, last_error=reason, retry_at=EPOCH)
-            # A token belongs to one claim only, so it and its negative name two batches nobody else can have.
+            # A token belongs to one claim only, so it and its negative are unique names for two batches.
             half = case((entries.c.id.in_(second), -lease.token), else_=lease.token)
             self._change(tx, lease, batch=half, reason=reason)
             self._end_attempt(tx, lease, started_at, "split", reason, self.database.now())
@@ -121,7 +121,7 @@ class Settlement:
     def bury(
         self, lease: Lease, *, reason: str, started_at: datetime | None, within: Connection | None = None
     ) -> Moved:
-        """The hub refused this very entry: pending → dead, body kept until a redrive or a cancel."""
+        """The hub refused this entry: pending → dead. Its body is kept until a redrive or a cancel."""
         with self.database.write(within) as tx:
             now = self.database.now()
             self._settle_lane(tx, lease, started_at, failures=0, last_error=reason, retry_at=EPOCH)
@@ -138,7 +138,7 @@ class Settlement:
         hold: Scope | None = None,
         within: Connection | None = None,
     ) -> None:
-        """Give the lane back with the attempt refunded; `hold` stops the run or the destination with the reason."""
+        """End the lease and refund the attempt; `hold` stops the run or the destination with the reason."""
         with self.database.write(within) as tx:
             now = self.database.now()
             error = {"last_error": reason} if hold else {}
@@ -158,20 +158,22 @@ class Settlement:
         run = lease.batch.run
         news = {name: value for name, value in remote.remember.items() if value is not None}
         if not remembered.is_room(run.remembered, news):
-            _LOG.warning("run %s: %s has more to remember of it than the outbox keeps", run.id, run.label)
+            _LOG.warning(
+                "run %s: what %s has to remember of it is larger than the outbox keeps", run.id, run.label
+            )
         return remembered.written(news)
 
     def _fence(self, tx: Connection, lease: Lease, **values: Any) -> None:
-        """Write on the lane, but only as the holder of its newest lease. Every settle passes here."""
-        told = {f"to_{name}": plain_of(value) for name, value in values.items()}
-        if not _fenced(tuple(values)).run(tx, {**_held_by(lease), **told}):
+        """Update the lane, but only as the holder of its newest lease. Every settle calls this."""
+        changes = {f"to_{name}": plain_of(value) for name, value in values.items()}
+        if not _fenced(tuple(values)).run(tx, {**_held_by(lease), **changes}):
             raise LeaseLost(
                 f"lane {lease.lane_id} was claimed again after token {lease.token}",
                 hint="the new holder decides",
             )
 
     def _settle_lane(self, tx: Connection, lease: Lease, started_at: datetime | None, **values: Any) -> None:
-        # The spacing counts from where the request really started; one that never did leaves no trace.
+        # The spacing counts from the real start of the request; a request that never started leaves it as it was.
         paced_until = lease.paced_until if started_at is None else started_at + lease.pace
         self._fence(tx, lease, lease_until=EPOCH, lease_worker=None, paced_until=paced_until, **values)
 
@@ -181,7 +183,7 @@ class Settlement:
         return leaving(tx, lease.lane_id, target, rows)
 
     def _change(self, tx: Connection, lease: Lease, **values: Any) -> None:
-        """Write on the entries that a lease still answers for: not those a person cancelled meanwhile."""
+        """Update the entries that the lease still holds: not those that a person has cancelled."""
         tx.execute(update(entries).where(_MINE).values(values), _held_by(lease))
 
     def _end_attempt(
@@ -200,7 +202,7 @@ class Settlement:
 
 @cache
 def _fenced(names: tuple[str, ...]) -> Prepared:
-    """Writes these columns of a lane as the holder of a token."""
+    """Updates these columns of a lane as the holder of a token."""
     mine = and_(lanes.c.id == bindparam("lane"), lanes.c.lease_token == bindparam("token"))
     values = {lanes.c[name]: bindparam(f"to_{name}", type_=lanes.c[name].type) for name in names}
     return Prepared(update(lanes).where(mine).values(values).returning(lanes.c.id))

@@ -1,4 +1,4 @@
-"""The ballast: room that is kept for the moment when the disk is full."""
+"""The ballast: disk space that is reserved for the moment when the disk is full."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hubqueue.config.home import open_private
 
 
 class Ballast:
-    """A file that only takes up room: freed when the disk is full, it lets the outbox settle what was sent."""
+    """A file that only takes up space. Deleting it on a full disk lets the outbox settle what was sent."""
 
     def __init__(self, path: Path, size: int = 4 * 1024 * 1024) -> None:
         self._path, self._size = path, size
 
     def create(self) -> bool:
-        """Make it where it is missing and there is ample room; whether it is there."""
+        """Create a missing file when the disk has ample space. Returns whether the file exists."""
         if self._path.is_file():
             return True
         try:
@@ -25,7 +25,7 @@ class Ballast:
                 return False
             descriptor = open_private(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
-                # Really written: a hole in a file frees nothing.
+                # Written in full: deleting a sparse file would free nothing.
                 for _ in range(self._size // 65536):
                     os.write(descriptor, secrets.token_bytes(65536))
                 os.fsync(descriptor)
@@ -37,7 +37,7 @@ class Ballast:
         return True
 
     def release(self) -> bool:
-        """Give its room back; whether there was any."""
+        """Delete the file. Returns whether there was one."""
         try:
             self._path.unlink()
         except OSError:

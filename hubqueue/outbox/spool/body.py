@@ -1,8 +1,8 @@
-"""The body of a snapshot on its way out: read, hashed and given away at the same time.
+"""The body of a snapshot that is sent: read, hashed and returned block by block.
 
-Promises that an altered body never arrives whole: its last block is kept back until all of it, as it was given away, is
-found to be what was enqueued. Promises a memory of a few blocks. What the disk does is told as an error of the storage:
-as an `OSError` it would pass for trouble of the network.
+Promises that an altered body never arrives whole: the last block is withheld until the hash of all returned blocks proves
+that they are what was enqueued. Promises a memory of a few blocks. A disk error is raised as an error of the storage: an
+`OSError` would look like a network problem.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from hubqueue.domain.entry import Snapshot
 from hubqueue.domain.errors import OutboxUnavailable, SnapshotAltered
 from hubqueue.outbox.spool.hashing import BLOCK, HashBehind, from_ring
 
-# Blocks in memory: one that is read, one that is hashed, one that leaves, and one to spare.
+# Blocks in memory: one that is read, one that is hashed, one that is sent, and a spare one.
 _RING = 4
 
 
 class SnapshotBody:
-    """An opened snapshot: its blocks, each good until the next one is asked for.
+    """An opened snapshot: its blocks, each valid until the next one is read.
 
     Opening and reading raise `SnapshotAltered`, and `OutboxUnavailable` when the disk fails.
     """
@@ -30,7 +30,7 @@ class SnapshotBody:
         self._file, self._snapshot = file, snapshot
         self._blocks = self._read()
         try:
-            self._prove()
+            self._verify()
         except BaseException:
             file.close()
             raise
@@ -67,7 +67,7 @@ class SnapshotBody:
                 if at == size:
                     break
                 yield block
-        self._prove(hashing.digest() if hashing else None)
+        self._verify(hashing.digest() if hashing else None)
         yield block
 
     def _fill(self, block: memoryview) -> None:
@@ -77,13 +77,13 @@ class SnapshotBody:
                 raise self._altered()
             block = block[count:]
 
-    def _prove(self, digest: str | None = None) -> None:
-        """Raise `SnapshotAltered` when the size, the hash, or the time of a file without a hash is another one."""
+    def _verify(self, digest: str | None = None) -> None:
+        """Raise `SnapshotAltered` when the size or the hash differs, or the time of a file without a hash."""
         found, wanted = os.fstat(self._file.fileno()), self._snapshot
         same = found.st_size == wanted.size and digest in (None, wanted.sha256)
         if not same or (wanted.sha256 is None and found.st_mtime_ns != wanted.mtime_ns):
             raise self._altered()
 
     def _altered(self) -> SnapshotAltered:
-        hint = "put the right file back, or give its entry up: hubqueue cancel"
+        hint = "put the right file back, or cancel its entry: hubqueue cancel"
         return SnapshotAltered(f"{self._snapshot.name} in the spool is not what was enqueued", hint=hint)

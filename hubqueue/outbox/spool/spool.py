@@ -1,8 +1,9 @@
 """The spool: private copies of checkpoints, taken at enqueue.
 
 Promises: what is sent is what was enqueued, never the file's later content; a snapshot is on the disk, with its
-folder, before `take` returns; a missing one is found before a byte is sent, an altered one before the last block is; a
-crash at any line leaves at most an orphan, which is swept. Refuses links, folders, devices, and files still being written.
+folder, before `take` returns; a missing one is found before a byte is sent, an altered one before the last block is
+sent; a crash at any line leaves at most an orphan, which is swept. Refuses links, folders, devices, and files that are
+still being written.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from hubqueue.outbox.spool.hashing import BLOCK as _BLOCK
 from hubqueue.outbox.spool.hashing import HashBehind, from_file
 
 _TRIES = 5
-# In larger pieces the page cache of Linux 6.18 looked for large pages first: up to four seconds for a GiB, not half a one.
+# With larger writes the page cache of Linux 6.18 tries large pages first: up to 4 s for a GiB instead of 0.5 s.
 _WRITE = 128 * 1024
-# The last two: something else is in its place, a folder or a pipe (a socket is not even opened).
+# EISDIR, EINVAL: the path is a folder or a pipe now. ENXIO: a socket.
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.EINVAL}
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
-# ioctl FICLONE of Linux (btrfs, XFS, bcachefs): a copy that shares its blocks, made without reading them.
+# ioctl FICLONE of Linux (btrfs, XFS, bcachefs): a copy that shares the blocks of the source, without reading them.
 _FICLONE = 0x40049409
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.ckpt")
 _PART = ".part"
@@ -54,13 +55,13 @@ class Spool:
     def __init__(self, path: Path, settings: SpoolSettings) -> None:
         self.path = path
         self._settings = settings
-        self._named = False  # whether its own name is on the disk for certain
+        self._named = False  # whether the folder's own name is synced
         self._removals: list[threading.Thread] = []
 
     def take(self, source: str | os.PathLike[str], *, label: str) -> Snapshot:
         """Copy a checkpoint, durably. `label` starts the copy's name.
 
-        Raises `CheckpointUnreadable` for the source's trouble, `SpoolFull` and `SpoolError` for our own.
+        Raises `CheckpointUnreadable` for a problem of the source, `SpoolFull` and `SpoolError` for one of the spool.
         """
         pause = threading.Event()
         with _open_source(source) as file:
@@ -73,7 +74,7 @@ class Spool:
         raise CheckpointUnreadable(f"{source} is still being written", hint=hint)
 
     def look_at(self, snapshot: Snapshot) -> None:
-        """Find what can be found before a byte is sent: of a body of one block everything, of a larger one that it is there.
+        """Check a snapshot before a byte is sent: all of a body of one block, the existence and size of a larger one.
 
         Raises as `open` and `verify` do.
         """
@@ -93,34 +94,35 @@ class Spool:
             return SnapshotBody(file, snapshot)
         except OSError as error:
             if error.errno not in _GONE:
-                # It may be there still: no reason to give the checkpoint up.
+                # The file may still exist: no reason to give the checkpoint up.
                 hint = f"check the disk of {self.path}"
                 raise OutboxUnavailable(
                     f"cannot open {snapshot.name}: {error.strerror}", hint=hint
                 ) from error
-            hint = f"put the file back into {self.path}, or give its entry up: hubqueue cancel"
+            hint = f"put the file back into {self.path}, or cancel its entry: hubqueue cancel"
             raise SnapshotMissing(
                 f"{snapshot.name} is not in the spool: {error.strerror}", hint=hint
             ) from error
 
     def verify(self, snapshot: Snapshot) -> None:
-        """Read a body, to make sure that it is there and is what was enqueued. Raises as reading it does."""
+        """Read a body, to make sure that it exists and is what was enqueued. Raises the errors of reading it."""
         with closing(self.open(snapshot)) as body:
             for _ in body:
                 pass
 
     def exists(self, snapshot: Snapshot) -> bool:
-        """Whether the body is there."""
+        """Whether the body exists."""
         return self._path_of(snapshot.name).is_file()
 
     def remove(self, name: str) -> None:
-        """Delete a snapshot. One that is gone already, or cannot be deleted now, is left to the sweep."""
+        """Delete a snapshot. The sweep deletes one that cannot be deleted now."""
         _unlink(self._path_of(name))
 
     def remove_behind(self, names: Collection[str]) -> None:
-        """Delete snapshots by a thread: a disk may take a third of a second for a GiB, which is not the caller's.
+        """Delete snapshots in a thread, so that the caller does not wait: a disk may need 0.3 s for a GiB.
 
-        A copy that finds too little room waits for it, and so does the end of the process. What a crash leaves is swept.
+        A copy that finds too little room waits for the thread, and so does the end of the process. A sweep deletes what
+        a crash leaves.
         """
         paths = [self._path_of(name) for name in names]
         if not paths:
@@ -128,7 +130,7 @@ class Spool:
         removal = threading.Thread(target=_unlink, args=paths, name="hubqueue-removal", daemon=False)
         try:
             if not threading.main_thread().is_alive():
-                raise RuntimeError("the interpreter ends, and waits for no new thread")
+                raise RuntimeError("the interpreter ends and does not wait for new threads")
             removal.start()
         except RuntimeError:
             _unlink(*paths)
@@ -140,8 +142,8 @@ class Spool:
     ) -> tuple[str, ...]:
         """Delete unfinished copies, and snapshots that `kept` does not name, older than `older_than`.
 
-        `now` is in seconds of the file system's clock; the age counts from the last rename. Returns the names. What is
-        not ours stays, and one that cannot be deleted does not keep the others.
+        `now` is in seconds of the file system's clock; the age counts from the last rename. Returns the deleted names.
+        Other files stay. A file that cannot be deleted does not stop the sweep.
         """
         limit = now - older_than.total_seconds()
         old = [each.name for each, found in self._files() if found.st_ctime < limit]
@@ -151,11 +153,11 @@ class Spool:
         return tuple(name for name in gone if _unlink(self.path / name))
 
     def bytes_used(self) -> int:
-        """What our snapshots and unfinished copies occupy, in bytes: a hole in a file takes no room."""
+        """The bytes that snapshots and unfinished copies occupy on the disk: holes in a file do not count."""
         return sum(_occupied(found) for _, found in self._files())
 
     def free_bytes(self) -> int:
-        """What is free on the spool's disk, in bytes."""
+        """The free bytes on the spool's disk."""
         nearest = next(each for each in (self.path, *self.path.parents) if each.exists())
         return shutil.disk_usage(nearest).free
 
@@ -171,7 +173,7 @@ class Spool:
             self._make_folder()
             target = open_private(part, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
-                sha256 = None  # a clone is made without reading a byte, so there is no hash of it
+                sha256 = None  # a clone reads no bytes, so there is no hash of it
                 if _clone(file, target):
                     os.fsync(target)
                 else:
@@ -205,7 +207,8 @@ class Spool:
         self._named = True
 
     def _check_room(self, size: int) -> None:
-        removals = self._removals  # before the first look: one that ends beside it has made room all the same
+        # Read first: a removal that ends during the check may free its room after it.
+        removals = self._removals
         shortage = self._shortage(size)
         if shortage and removals:
             for each in removals:
@@ -230,7 +233,7 @@ class Spool:
         return None
 
     def _files(self) -> list[tuple[os.DirEntry[str], os.stat_result]]:
-        """Our own files: of our names, plain, of this user or of the folder's owner (some servers rename users)."""
+        """The spool's own files: plain, with a name of ours, owned by this user or the folder's owner (some servers rename users)."""
         found = []
         try:
             owners = {os.geteuid() if hasattr(os, "geteuid") else 0, self.path.stat().st_uid}
@@ -241,7 +244,7 @@ class Spool:
                     try:
                         found.append((entry, entry.stat(follow_symlinks=False)))
                     except OSError:
-                        continue  # delivered and deleted while we looked, or unreadable: not a reason to stop
+                        continue  # deleted meanwhile, or unreadable: no reason to stop
         except FileNotFoundError:
             return []
         return [
@@ -249,7 +252,7 @@ class Spool:
         ]
 
     def _path_of(self, name: str) -> Path:
-        # Names come from the database, which somebody may have edited: never a way out of the folder.
+        # Names come from the database, which may have been edited: they must not lead out of the folder.
         if not _NAME.fullmatch(name):
             raise SnapshotMissing(f"{name!r} is not the name of a snapshot", hint="hubqueue check")
         return self.path / name
@@ -260,7 +263,7 @@ def _guards() -> int:
 
 
 def _unlink(*paths: Path) -> bool:
-    """Delete files as far as that is possible; whether all are gone."""
+    """Delete the files that can be deleted. Returns whether all are gone."""
     gone = True
     for path in paths:
         try:
@@ -271,7 +274,7 @@ def _unlink(*paths: Path) -> bool:
 
 
 def _occupied(found: os.stat_result) -> int:
-    blocks: int | None = getattr(found, "st_blocks", None)  # 0 where a file system does not tell
+    blocks: int | None = getattr(found, "st_blocks", None)  # 0 where a file system does not report it
     return min(found.st_size, blocks * 512) if blocks else found.st_size
 
 
@@ -292,7 +295,7 @@ def _open_source(source: str | os.PathLike[str]) -> BinaryIO:
 
 
 def _clone(file: BinaryIO, target: int) -> bool:
-    """Share the blocks of the source where the file system can (a reflink); whether it could."""
+    """Share the blocks of the source where the file system supports it (a reflink). Returns whether it does."""
     try:
         import fcntl
 
@@ -303,7 +306,7 @@ def _clone(file: BinaryIO, target: int) -> bool:
 
 
 def _copy_blocks(file: BinaryIO, target: int, part: Path, source: object, size: int) -> str:
-    """Copy `size` bytes, no more however fast the source grows, and sync them; the SHA-256 (hex) of the copy."""
+    """Copy at most `size` bytes, also of a source that grows, and sync them. Returns the SHA-256 (hex) of the copy."""
     buffer, left = memoryview(bytearray(_BLOCK)), size
     file.seek(0)
     with part.open("rb", buffering=0) as copy, HashBehind(from_file(copy)) as behind:
@@ -314,13 +317,13 @@ def _copy_blocks(file: BinaryIO, target: int, part: Path, source: object, size: 
                 hint = "pass the path of a readable checkpoint file"
                 raise CheckpointUnreadable(f"cannot read {source}: {error.strerror}", hint=hint) from error
             if not count:
-                break  # it shrank: the caller sees that the copy is short
+                break  # the source shrank: the caller finds that the copy is short
             left -= count
             written = 0
             while written < count:
                 written += os.write(target, buffer[written : min(count, written + _WRITE)])
             behind.written(count)
-        # The disk is slow, and so is the hash: each is at work while the other one is.
+        # Disk and hash are both slow: the sync runs while the thread hashes.
         os.fsync(target)
     return behind.digest()
 

@@ -1,0 +1,263 @@
+"""The connections to a database, and their transactions.
+
+Promises: a writing transaction is durable when `write()` returns; writers never deadlock (every one begins
+IMMEDIATE); readers never block a writer and never hold a snapshot; no handle is used across a fork.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from hubqueue.domain.errors import ConfigError, OutboxError, OutboxUnavailable
+from hubqueue.outbox.database import forks, sqlite
+from hubqueue.outbox.database.address import Address
+from hubqueue.outbox.database.errors import translate
+from hubqueue.outbox.database.patience import alone, limit
+from hubqueue.outbox.database.schema import DamagedNumber
+from hubqueue.outbox.database.turns import Turns
+
+# A connection with this option begins and ends its transactions itself, without SQLAlchemy.
+_HELD = "hubqueue_held"
+
+
+class Transactions:
+    """The connections to one database, for all threads of this process."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        driver: str,
+        patience: timedelta,
+        courtesy: timedelta,
+        network: bool,
+    ) -> None:
+        try:
+            self._url = make_url(url)
+            self.backend = self._url.get_backend_name()
+        except SQLAlchemyError:
+            raise ConfigError(
+                ("outbox.url is not a database URL",), hint="sqlite:///PATH or postgresql+psycopg://HOST/NAME"
+            ) from None
+        if self.backend not in ("sqlite", "postgresql"):
+            raise ConfigError(
+                (f"outbox.url: {self.backend} is not supported",),
+                hint="sqlite:///PATH or postgresql+psycopg://HOST/NAME",
+            )
+        self._address = Address(url)
+        self.path = Path(self._url.database or "") if self.backend == "sqlite" else None
+        self._patience, self._courtesy = patience.total_seconds(), courtesy.total_seconds()
+        self._driver = sqlite.load_driver(driver) if self.path else None
+        version = getattr(self._driver, "sqlite_version_info", ())
+        self._journal, self._synchronous = sqlite.journal_for(tuple(version), network=network)
+        self._network = network
+        self._turns: Turns | None = None
+        self._engine: Engine
+        self._free_at: float
+        self._writing: bool
+        self._arm()
+        # The driver's own errors too: SQLAlchemy does not wrap those of prepared statements and of our BEGIN.
+        self._errors = (SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error)
+        self._foreign = (*self._errors, UnicodeDecodeError, DamagedNumber)
+        forks.watch(self)
+
+    @contextmanager
+    def write(self, within: Connection | None = None) -> Iterator[Connection]:
+        """A writing transaction: durable at the end, rolled back by an exception.
+
+        With `within`, the caller's open transaction is used, and the caller commits it.
+        """
+        if within is not None:
+            yield within
+            return
+        if not self.path:
+            with self._translated(), self._engine.connect() as connection:
+                committing = False
+                try:
+                    with connection.begin():
+                        yield connection
+                        committing = True
+                except self._errors as error:
+                    connection.invalidate()  # its state is unknown; the next caller gets a new one
+                    self._translate(error, unsure=committing)
+            return
+        with alone(self._lock):
+            if self._courtesy:
+                self._pause.wait(max(0.0, self._free_at - time.monotonic()))
+            if self._writing:
+                # A signal handler interrupted this thread in a write: the handler has to save later.
+                raise OutboxUnavailable(
+                    "a write of this thread is under way", hint="save it again a moment later"
+                )
+            self._writing, committing = True, False
+            try:
+                connection = self._held(reading=False)
+                handle = driven(connection)
+                try:
+                    sqlite.begin_immediate(handle, patience=self._patience_now(), turns=self._turns)
+                    yield connection
+                    committing = True
+                    handle.commit()
+                except BaseException:
+                    self._roll_back(handle)
+                    raise
+            except self._foreign as error:
+                if isinstance(error, self._errors):
+                    self._drop(reading=False)
+                self._translate(error, unsure=committing)
+            finally:
+                self._writing = False
+                self._free_at = time.monotonic() + self._courtesy
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection for reading: each statement sees what was committed when it began."""
+        if not self.path:
+            with self._translated(), self._engine.connect() as connection:
+                try:
+                    yield connection.execution_options(isolation_level="AUTOCOMMIT")
+                except self._errors:
+                    connection.invalidate()
+                    raise
+            return
+        with alone(self._reading_lock), self._translated():
+            try:
+                yield self._held(reading=True)
+            except self._errors:
+                self._drop(reading=True)
+                raise
+
+    def close(self) -> None:
+        """Close every handle. The next use opens the database again."""
+        with self._lock, self._reading_lock:
+            self._drop(reading=False)
+            self._drop(reading=True)
+            self._engine.dispose()
+
+    # Connections.
+
+    def _arm(self) -> None:
+        """Create everything that a fork makes unusable."""
+        self._lock, self._reading_lock = threading.RLock(), threading.RLock()
+        self._pause = threading.Event()
+        self._free_at = 0.0
+        self._writing = False
+        self._connections: dict[bool, Connection] = {}
+        self._busy_timeouts: dict[bool, float] = {}
+        self._engine = self._make_engine()
+
+    def _make_engine(self) -> Engine:
+        create = partial(create_engine, self._url, hide_parameters=True)
+        if not self.path:
+            engine = create(pool_pre_ping=True, connect_args={"connect_timeout": 10})
+        else:
+            # This class keeps the connections, not a pool. With isolation_level None the driver sends no BEGIN.
+            arguments = {"isolation_level": None, "check_same_thread": False}
+            engine = create(module=self._driver, poolclass=NullPool, connect_args=arguments)
+            event.listen(engine, "connect", self._on_connect)
+            event.listen(engine, "begin", self._on_begin)
+        return engine
+
+    def _on_connect(self, connection: Any, _record: object) -> None:
+        patience = self._patience_now()
+        sqlite.configure(
+            connection, journal=self._journal, synchronous=self._synchronous, busy_timeout=patience
+        )
+
+    def _on_begin(self, connection: Connection) -> None:
+        if not connection.get_execution_options().get(_HELD):
+            sqlite.begin_immediate(driven(connection), patience=self._patience_now(), turns=self._turns)
+
+    def _patience_now(self) -> float:
+        least = limit()
+        return self._patience if least is None else min(self._patience, least)
+
+    def _held(self, *, reading: bool) -> Connection:
+        assert self.path is not None
+        if reading not in self._connections:
+            connection = self._engine.connect().execution_options(**{_HELD: True})
+            if not reading and not self._network:
+                # On a network file system, requests would carry the clocks of several machines.
+                self._turns = Turns(self.path.with_name(self.path.name + "-turn"))
+            self._connections[reading] = connection
+        held = self._connections[reading]
+        # A write waits in `sqlite.begin_immediate` only: SQLite's busy handler is not fair.
+        timeout = self._patience_now() if reading or self._journal != "wal" else 0.0
+        if self._busy_timeouts.get(reading) != timeout:
+            driven(held).execute(f"PRAGMA busy_timeout = {int(timeout * 1000)}")
+            self._busy_timeouts[reading] = timeout
+        if held.in_transaction():
+            held.commit()  # for SQLAlchemy's bookkeeping only: SQLite is in autocommit mode here
+        return held
+
+    def _drop(self, *, reading: bool) -> None:
+        """Close a held connection after an error, so that the next use opens a new one.
+
+        Only the one that the caller holds the lock of: another thread may be using the other one.
+        """
+        if not reading:
+            self._leave_turns()
+        connection = self._connections.pop(reading, None)
+        self._busy_timeouts.pop(reading, None)
+        if connection is not None:
+            try:
+                connection.close()
+            except SQLAlchemyError:
+                connection.invalidate()
+
+    def _leave_turns(self) -> None:
+        if self._turns is not None:
+            self._turns.close()
+            self._turns = None
+
+    def _roll_back(self, handle: Any) -> None:
+        try:
+            handle.rollback()
+        except self._errors:
+            self._drop(reading=False)  # the first error is the one to raise
+
+    def locks(self) -> tuple[threading.RLock, ...]:
+        """The locks that a thread of this process holds while it uses the database."""
+        return self._lock, self._reading_lock
+
+    def after_fork(self) -> None:
+        # Closing an inherited SQLite handle in the child would touch the parent's files: keep it open, unused.
+        _INHERITED.append((self._engine, self._connections))
+        self._leave_turns()
+        self._arm()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise database errors as hubqueue's own."""
+        try:
+            yield
+        except self._foreign as error:
+            self._translate(error)
+
+    def _translate(self, error: BaseException, *, unsure: bool = False) -> NoReturn:
+        self._address.scrub(error)
+        try:
+            translate(error, self.path or self._address.shown, in_file=self.path is not None)
+        except OutboxError as translated:
+            translated.unsure = unsure
+            raise
+
+
+def driven(connection: Connection) -> Any:
+    """The driver's own connection. A statement on it begins no transaction; through SQLAlchemy it would."""
+    return connection.connection.driver_connection
+
+
+_INHERITED: list[object] = []
