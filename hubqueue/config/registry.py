@@ -144,7 +144,7 @@ def _of_package(type: str, entry: EntryPoint) -> Destination:
     package = entry.dist.name if entry.dist else entry.value
     try:
         found: object = entry.load()
-    except Exception as error:  # another package's code may raise anything
+    except (Exception, SystemExit) as error:  # another package's code may raise anything
         what = clean(f"{error.__class__.__name__}: {error}", limit=200)
         problem = f"destinations of type {type!r} cannot be loaded from {package}: {what}"
         return _absent(type, problem, f"repair or reinstall {package}; entries that wait for it are kept")

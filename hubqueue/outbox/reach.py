@@ -64,6 +64,9 @@ def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
         return Obstacle(what, hint)
     if _needs_no_key(address):
         return None
+    if not of_row(address.type).secrets:
+        what = f"they were started with a key for {address.label}, which takes none any more"
+        return Obstacle(what, f"send them without one: hubqueue readdress {address.name}")
     try:
         keys: Collection[str] = outbox.credentials.keys(target)
     except CredentialsError as error:

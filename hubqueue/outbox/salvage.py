@@ -13,13 +13,13 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hubqueue.config.home import sync_folder
-from hubqueue.config.registry import BUILT_IN, is_known, of_row
+from hubqueue.config.registry import BUILT_IN, absent, is_known, of_row
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.budget import COSTS
 from hubqueue.domain.drafts import FINAL_RANK
@@ -241,7 +241,9 @@ def _copy_run(
         saved.lost.append(f"{missing} checkpoints of run {run['id']} whose files are gone")
     try:
         name = outbox.addresses.keep(label, type, url, account)
-        if outbox.registry.adopt_run({**run, "destination": name}, kinds=of_row(type).lanes, drafts=drafts):
+        if outbox.registry.adopt_run(
+            {**run, "destination": name}, kinds=_lanes_of(found, run["id"], type), drafts=drafts
+        ):
             saved.runs += 1
             saved.entries += len(drafts)
     except Exception as error:  # an unexpected value must not lose the other runs
@@ -253,6 +255,13 @@ def _copy_run(
         )
         held = plural(len(drafts), "entry", "entries")
         saved.lost.append(f"run {run['id']} with {held}: {error.__class__.__name__}")
+
+
+def _lanes_of(found: _Found, run_id: str, type: str) -> Collection[Kind]:
+    """The lanes of a run: those that its destination declares, or those it had where that cannot be known now."""
+    if absent(type) is None:
+        return of_row(type).lanes
+    return {Kind(lane["kind"]) for lane in found.lanes.values() if lane["run_id"] == run_id}
 
 
 def _draft(entry: Mapping[str, Any], snapshot: Snapshot | None) -> Draft:

@@ -216,7 +216,7 @@ def _destinations(outbox: Outbox) -> Iterator[Finding]:
         except HubqueueError as error:
             yield Finding("destination", False, f"{target.name}: {error}", error.hint)
             continue
-        except Exception as error:  # a stranger's code may raise anything
+        except (Exception, SystemExit) as error:  # a stranger's code may raise anything
             what = clean(f"{type(error).__name__}: {error}")
             yield Finding("destination", False, f"{target.name} cannot be asked: {what}", _ASK_THE_AUTHOR)
             continue

@@ -89,7 +89,7 @@ class Delivery:
             return None
         except OutboxUnavailable as error:
             outcome = RetryLater(f"storage trouble: {error}")
-        except Exception as surprise:
+        except (Exception, SystemExit) as surprise:  # code of a plugin may raise that, too
             outcome = _failed(lease, surprise)
         started_at = started[0] if started else None
         try:
@@ -229,7 +229,7 @@ class Delivery:
                 assert_never(unknown)
 
 
-def _failed(lease: Lease, surprise: Exception) -> RetryLater:
+def _failed(lease: Lease, surprise: BaseException) -> RetryLater:
     """The outcome of an attempt that met a defect, of hubqueue or of a plugin."""
     batch = lease.batch
     _LOG.error("run %s: an attempt at %s failed unexpectedly", batch.run.id, batch.kind, exc_info=surprise)

@@ -228,7 +228,7 @@ class Worker:
         open = partial(declaration(settings.type).open, settings, route.keys, self._outbox.spool.open)
         try:
             return open()
-        except Exception:  # code of a plugin: its runs wait, those of the others continue
+        except (Exception, SystemExit):  # code of a plugin: its runs wait, those of the others continue
             _LOG.exception("destination %s cannot be opened", settings.name)
             return _Reopened(open)
 

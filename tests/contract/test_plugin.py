@@ -314,6 +314,7 @@ def test_a_broken_package_holds_only_its_own_runs(
     [
         ("raise SystemError('half installed')", "SystemError: half installed"),
         ("from hubqueue.destinations.base import no_such_name", "ImportError"),
+        ("import sys; sys.exit('needs a newer Python')", "SystemExit: needs a newer Python"),
     ],
 )
 def test_any_error_of_a_package_is_reported_with_its_name(
@@ -398,8 +399,13 @@ _BEGIN = 'self._root, self._open_body = f"/projects/{settings.project}/runs", op
 
 @pytest.mark.parametrize(
     ("was", "now"),
-    [("def send(", "def sent("), (_BEGIN, "1 / 0"), ("self._api.close()", "1 / 0")],
-    ids=["cannot send", "cannot be opened", "cannot be closed"],
+    [
+        ("def send(", "def sent("),
+        (_BEGIN, "1 / 0"),
+        ("self._api.close()", "1 / 0"),
+        (_BEGIN, "raise SystemExit(1)"),
+    ],
+    ids=["cannot send", "cannot be opened", "cannot be closed", "wants to exit"],
 )
 def test_an_error_in_a_packages_code_stops_no_other_destination(
     home: Path,

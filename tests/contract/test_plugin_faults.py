@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from hubqueue.config.declaration import Key
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.errors import ConfigError
 from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.database.sqlite import set_aside
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.worker.janitor import Janitor
 from hubqueue.worker.readdressing import moves
@@ -122,6 +125,25 @@ def test_a_package_that_wants_the_end_since_its_upgrade_gets_it(
 
         assert {outbox.stats.run(each)["state"] for each in runs} == {RunState.INTERRUPTED}
     assert [path for path, _, _ in collector.requests if path.endswith("/end")] != []
+
+
+def test_a_salvaged_run_of_a_broken_package_gets_the_lanes_that_it_had(
+    home: Path, module: Path, collector: Collector
+) -> None:
+    configure(home, collector.url)
+    _log_in(home)
+    run = _abandon(home)
+    break_package(module.parent.parent)
+    _forget_types()
+    with closing(sqlite3.connect(home / "outbox.db")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    set_aside(home / "outbox.db")
+
+    with open_outbox(home) as outbox:
+        Janitor(outbox, lambda _fact: None).salvage()
+        (saved,) = outbox.stats.runs(run_id=run)
+
+    assert {lane["kind"] for lane in saved["lanes"]} == {"registration", "metrics", "ckpt", "completion"}
 
 
 @pytest.mark.parametrize("draft", ["None", "'the end'", "Draft(Kind.COMPLETION, 'end', 0, '\\ud800')"])
@@ -312,5 +334,63 @@ def test_what_is_delivered_stays_so_when_a_reopened_transport_cannot_be_closed(
         while worker.step():
             assert worker.wait_free(60)
         worker.stop(timedelta(0))
+
+        assert totals(outbox) == {"enqueued": 1, "delivered": 1}
+
+
+def test_a_destination_that_registers_nothing_is_sent_to(
+    home: Path, module: Path, collector: Collector
+) -> None:
+    _replace(module, LANES, "lanes=(Kind.METRICS, Kind.COMPLETION)")
+    _replace(module, "    if continues:\n        return None\n", "    return None\n")
+    configure(home, collector.url)
+    _log_in(home)
+    run = package.start_run("resnet50.pt", destination="lab", home=home, worker="none")
+    run.log_metrics({"loss": 1.0}, epoch=0)
+    run.finish(timeout=0)
+
+    with open_outbox(home) as outbox:
+        _work(outbox)
+
+        assert totals(outbox) == {"enqueued": 2, "delivered": 2}
+    assert {path for path, _, _ in collector.requests} == {
+        f"/projects/vision/runs/{run.id}/{what}" for what in ("metrics", "end")
+    }
+
+
+WITHOUT_KEY = """
+from hubqueue.destinations.base import Delivered, Remote
+
+
+class CollectorTransport:
+    def __init__(self, settings, keys, open_body):
+        pass
+
+    def send(self, batch, attempt):
+        return Delivered(Remote(id=batch.run.id))
+
+    def close(self):
+        pass
+"""
+
+
+def test_runs_of_a_destination_that_needs_no_key_any_more_can_be_sent(
+    home: Path, module: Path, collector: Collector
+) -> None:
+    configure(home, collector.url)
+    _log_in(home)
+    package.start_run("resnet50.pt", destination="lab", home=home, worker="none")
+    _replace(module, '(Secret("id"), Secret("secret"))', "()")
+    transport = module.parent / "transport.py"
+    transport.write_text(WITHOUT_KEY)
+
+    with open_outbox(home) as outbox:
+        _work(outbox)
+        (concern,) = outbox.status()["attention"]
+        assert totals(outbox) == {"enqueued": 1, "pending": 1}
+        assert concern["hint"] == "send them without one: hubqueue readdress lab"
+        (move,) = moves(outbox, ["lab"], run_id=None, to=None)
+        move.carry_out()
+        _work(outbox)
 
         assert totals(outbox) == {"enqueued": 1, "delivered": 1}

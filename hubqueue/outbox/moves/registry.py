@@ -51,7 +51,9 @@ class Registry:
         id of a run ("last": the newest one) of that row or of one `among` others; a run of any other row is ignored.
         `new_id` is the id of a new run. If the outbox has it already, an earlier call saved the run and its confirmation
         was lost. When a run continues, a completion that waits is not sent any more.
+        Without a registration lane no response will name the model: a new run goes under its own id.
         """
+        kinds = tuple(kinds)
         with self.database.write() as tx:
             now = self.database.now()
             found = self._resumable(tx, (destination, *among), resume, remote_id)
@@ -63,6 +65,8 @@ class Registry:
                 run_id = new_id
             else:
                 run_id = new_id or new_run_id()
+                if Kind.REGISTRATION not in kinds:
+                    remote_id = remote_id or run_id
                 row = {"destination": destination, "model": model, "remote_id": remote_id, "url": url}
                 tx.execute(insert(runs).values(id=run_id, state=RunState.RUNNING, created_at=now, **row))
             _add_lanes(tx, run_id, kinds)
