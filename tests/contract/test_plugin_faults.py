@@ -52,7 +52,7 @@ def module(installed: Path) -> Path:
 
 def _forget_types() -> None:
     registry.declaration.cache_clear()
-    registry._strangers.cache_clear()
+    registry._entry_points.cache_clear()
     for name in [each for each in sys.modules if each.startswith("hubqueue_collector")]:
         del sys.modules[name]
 
