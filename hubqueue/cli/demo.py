@@ -52,7 +52,7 @@ _LIMITS = {
 def demo(keep: Path | None) -> None:
     """Watch an outage, a kill -9 and the recovery on this machine.
 
-    It runs in about a minute and needs no account.
+    It takes less than a minute and needs no account.
 
     \b
     Example:

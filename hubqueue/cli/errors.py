@@ -24,7 +24,8 @@ class UnknownCommand(click.UsageError):
     """There is no such command; `meant` is the nearest one, if one is close enough."""
 
     def __init__(self, given: str, ctx: click.Context, known: Iterable[str]) -> None:
-        super().__init__(f"there is no command {given}", ctx)
+        group = ctx.command_path.removeprefix(ctx.find_root().command_path).lstrip()
+        super().__init__(f"there is no command {f'{group} {given}'.lstrip()}", ctx)
         self.meant = nearest(given, known)
 
 
@@ -57,6 +58,7 @@ def describe(error: click.ClickException) -> tuple[str, str]:
             return error.message, f"{command} --help lists all commands"
         case click.NoSuchOption():
             known = {name for each in _options(error.ctx) for name in (*each.opts, *each.secondary_opts)}
+            known.update(error.ctx.help_option_names if error.ctx else ())
             near = nearest(error.option_name, (name for name in known if name.startswith("--")))
             return f"there is no option {error.option_name}", f"did you mean {near}?" if near else usage
         case click.MissingParameter(param=click.Option() as option):

@@ -9,6 +9,7 @@ import click
 
 from hubqueue.cli.arguments import HomeOptions, find_run, pass_options
 from hubqueue.domain.account import origin
+from hubqueue.domain.errors import CredentialsError
 from hubqueue.domain.quantities import plural
 
 
@@ -40,7 +41,7 @@ def login(options: HomeOptions, destination: str) -> None:
     names = [each.name for each in declaration(target.type).secrets]
     if not names:
         raise click.UsageError(f"destination {target.name} needs no key")
-    first, *others = [_read_secret(name, where) for name in names]
+    first, *others = [_read_secret(each, target.name, where) for each in names]
     key = Key(first, dict(zip(names[1:], others, strict=True)))
     with options.open() as outbox:
         moved = log_in(outbox, target, key)
@@ -57,10 +58,13 @@ def login(options: HomeOptions, destination: str) -> None:
         click.echo(f"note: {' and '.join(also_set)} is also set and takes precedence", err=True)
 
 
-def _read_secret(secret: str, where: str) -> str:
+def _read_secret(secret: str, name: str, where: str) -> str:
     """One secret, from the terminal or the next line of standard input."""
     if not sys.stdin.isatty():
-        return sys.stdin.readline().strip()
+        if not (line := sys.stdin.readline().strip()):
+            hint = f"send it on standard input: hubqueue login {name} < key.txt"
+            raise CredentialsError(f"standard input has no {secret} for {where}", hint=hint)
+        return line
     prompt = f"{secret.replace('_', ' ').capitalize()} for {where}"
     return str(click.prompt(prompt, hide_input=True, err=True)).strip()
 

@@ -119,8 +119,8 @@ def resume(options: HomeOptions, destination: str) -> None:
 def prune(options: HomeOptions) -> None:
     """Delete finished entries and attempts after their retention.
 
-    The retention is set by outbox.keep_delivered and outbox.keep_attempts. The worker does this automatically. The
-    counts in the status do not change.
+    Finished means delivered, superseded or cancelled; dead entries are kept. The settings outbox.keep_delivered and
+    outbox.keep_attempts are the retention. The worker does this automatically. The counts in the status do not change.
 
     \b
     Example:

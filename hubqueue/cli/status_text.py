@@ -99,7 +99,7 @@ def _surroundings(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
     elif worker["id"]:
         line = f"not running; the last one (pid {worker['pid']}) was seen {ago(worker['seen_at'], now)}"
     else:
-        line = "none"
+        line = "not running"
     yield f"worker  {line}"
     journal = f"{outbox['backend']} {outbox['version']}, {outbox['journal_mode']}/{outbox['synchronous']}"
     yield f"outbox  {outbox['url']}  {size(outbox['bytes'])}  ({journal})"

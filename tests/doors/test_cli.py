@@ -213,6 +213,14 @@ def test_a_wrong_key_is_found_by_check(home: Path, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stdout
 
 
+def test_an_empty_standard_input_is_no_key(home: Path) -> None:
+    shown = hubqueue(environ_of(home), "login", "hub", stdin="")
+
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("error: standard input has no key for hub (")
+    assert "hint: send it on standard input: hubqueue login hub < key.txt" in shown.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -125,6 +125,8 @@ def test_a_drain_reports_both_what_was_refused_and_what_is_left(home: Path, run:
         (["stat"], "did you mean status?"),
         (["logs"], "did you mean log?"),
         (["enqueue", "metrcs"], "did you mean metrics?"),
+        (["config", "nope"], "there is no command config nope"),
+        (["--hepl"], "did you mean --help?"),
         (["status", "--jsn"], "did you mean --json?"),
         (["entries", "--limit", "no"], "--limit must be a whole number of at least 1, not 'no'"),
         (["entries", "--limit", "0"], "--limit must be a whole number of at least 1, not '0'"),
