@@ -163,8 +163,8 @@ class Progress:
             self._show_reason(self._explain())
 
     def _show_uploads(self, running: Mapping[str, Upload]) -> None:
-        for gone in self._uploads.keys() - running.keys():
-            self._uploads.pop(gone).close()
+        for ended in self._uploads.keys() - running.keys():
+            self._uploads.pop(ended).close()
         for run_id, upload in running.items():
             bar = self._uploads.get(run_id)
             if bar is None:
