@@ -1,4 +1,4 @@
-"""`hubqueue config`: what can be set, what is in force, and where it comes from."""
+"""`hubqueue config`: which settings exist, their values, and the source of each value."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hubqueue.cli.frame import Place, json_option, pass_place, print_json
-from hubqueue.cli.mistakes import Corrected
+from hubqueue.cli.arguments import HomeOptions, json_option, pass_options
+from hubqueue.cli.errors import SuggestingGroup
+from hubqueue.cli.frame import print_json
 
 if TYPE_CHECKING:
     from hubqueue.config.reader import Reading
     from hubqueue.config.setting import Setting
 
 
-@click.group(cls=Corrected)
+@click.group(cls=SuggestingGroup)
 def config() -> None:
-    """Show the configuration in force, an example of one, and its JSON Schema.
+    """Show the configuration, an example, and the JSON Schema.
 
     \b
     Examples:
@@ -32,30 +33,31 @@ def config() -> None:
 
 @config.command()
 @json_option
-@pass_place
-def show(place: Place, as_json: bool) -> None:
-    """Print every setting in force, and whether it comes from the file, a variable or the default.
+@pass_options
+def show(options: HomeOptions, as_json: bool) -> None:
+    """Print the value of every setting, and its source.
 
-    Passwords are masked. A HUBQUEUE_ variable that nothing reads is reported on standard error.
+    The source is the file, a variable or the default. Passwords are masked. A HUBQUEUE_ variable that nothing reads
+    is reported on standard error.
 
     \b
     Examples:
       hubqueue config show
       hubqueue config show --json
     """
-    from hubqueue.cli.words import table
+    from hubqueue.cli.screen import table
     from hubqueue.config.credentials import secret_variables
     from hubqueue.config.names import unread
     from hubqueue.domain.redact import clean
 
-    reading = place.reading()
+    reading = options.reading()
     targets = reading.config.destinations
     rows, warnings = _rows(reading), unread(os.environ, targets, secret_variables(targets.values()))
     if as_json:
         file = None if reading.file is None else str(reading.file)
         print_json({"file": file, "settings": [each for each, _ in rows], "warnings": warnings})
         return
-    click.echo(f"file: {reading.file or f'none ({place.home().config_file} does not exist)'}")
+    click.echo(f"file: {reading.file or f'none ({options.home().config_file} does not exist)'}")
     shown = [(row["key"], clean(text, limit=300), row["variable"] or row["from"]) for row, text in rows]
     click.echo(table(("setting", "value", "from"), shown))
     for each in warnings:
@@ -64,7 +66,7 @@ def show(place: Place, as_json: bool) -> None:
 
 @config.command()
 def example() -> None:
-    """Print an example configuration: every setting with its default and what it means.
+    """Print an example file with every setting and its default.
 
     \b
     Example:
@@ -78,7 +80,7 @@ def example() -> None:
 
 @config.command()
 def schema() -> None:
-    """Print the JSON Schema of the configuration, with which editors complete and check it.
+    """Print the JSON Schema of the configuration (draft 2020-12). Editors use it to complete and check the file.
 
     \b
     Example:
@@ -91,7 +93,7 @@ def schema() -> None:
 
 
 def _rows(reading: Reading) -> list[tuple[dict[str, Any], str]]:
-    """A row a setting, and its value as the file would have it."""
+    """A row for each setting, and its value as the file would contain it."""
     from hubqueue.config.reader import Config
     from hubqueue.config.setting import places
 
@@ -126,14 +128,14 @@ def _at(holder: Any, path: tuple[str, ...]) -> Any:
 
 
 def _plain(value: object) -> object:
-    """A value for programs: seconds, bytes, texts."""
+    """A value for JSON: durations in seconds, sizes in bytes, paths as strings."""
     if isinstance(value, timedelta):
         return value.total_seconds()
     return str(value) if isinstance(value, Path) else value
 
 
 def _masked(url: str) -> str:
-    """An address as the status shows it: without user, password and the words of its query."""
+    """An address as the status shows it: without user, password and query values."""
     from hubqueue.outbox.database.address import Address
 
     return Address(url).shown

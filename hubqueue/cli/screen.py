@@ -1,4 +1,4 @@
-"""What stdout and the terminal are: how wide, which letters it knows, whether it takes anything at all."""
+"""Text for the terminal: width, encoding, colours, tables, times, and a stdout that is closed."""
 
 from __future__ import annotations
 
@@ -10,43 +10,46 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from io import StringIO, TextIOWrapper
 
 import click
 
+from hubqueue.domain.quantities import span
+
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
-_LIKE = {"…": "...", "–": "-", "—": "-", "→": "->", "█": "#"}
+_SUBSTITUTES = {"…": "...", "–": "-", "—": "-", "→": "->", "█": "#"}
 _NARROWEST = 20
-_ALTERNATE, _BACK = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 
 
 def prepare() -> None:
-    """Make every text printable on any terminal, and a closed stdout an error when something is printed."""
-    codecs.register_error("hubqueue", _like)
+    """Make every text printable in any encoding. Make a write to a closed stdout an error."""
+    codecs.register_error("hubqueue", _substitute)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="hubqueue")
-    if sys.stdout is None:  # it was closed by whoever started this
+    if sys.stdout is None:  # the parent process has closed it
         sys.stdout = _Closed()
 
 
-def give_up_stdout() -> None:
-    """Nothing more can be printed; without this Python would complain once more when it ends."""
+def discard_stdout() -> None:
+    """Drop all further output. Otherwise Python reports the failed write again at exit."""
     if not isinstance(sys.stdout, _Closed):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def fitted(text: str) -> str:
-    """The text with each line cut to the width of the terminal; as it is where stdout is none."""
+def fit(text: str) -> str:
+    """The text, each line cut to the width of the terminal. Unchanged if stdout is no terminal."""
     if not sys.stdout.isatty():
         return text
     width = _size()[0]
     return "\n".join(cut(line, width) for line in text.split("\n"))
 
 
-def wrapped(text: str, indent: str = "") -> str:
-    """A sentence for a person, broken between words where the terminal ends."""
+def wrap(text: str, indent: str = "") -> str:
+    """A sentence, wrapped between words at the width of the terminal."""
     if not sys.stdout.isatty():
         return indent + text
     return "\n".join(
@@ -57,7 +60,7 @@ def wrapped(text: str, indent: str = "") -> str:
 
 
 def cut(line: str, width: int) -> str:
-    """A line of at most `width` characters; colours count nothing and are ended."""
+    """A line of at most `width` visible characters. Colours are reset at the cut."""
     if len(_ESCAPE.sub("", line)) <= width:
         return line
     kept, room, at = [], width - 1, 0
@@ -72,21 +75,59 @@ def cut(line: str, width: int) -> str:
     return "".join(kept).rstrip() + "…" + ("\x1b[0m" if "\x1b" in line else "")
 
 
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, two blanks apart. On a terminal the headings are dimmed and long lines are cut."""
+    widths = [max(len(heading), *(len(row[index]) for row in rows)) for index, heading in enumerate(headings)]
+    first = "  ".join(heading.ljust(width) for heading, width in zip(headings, widths, strict=True)).rstrip()
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    return fit("\n".join([click.style(first, dim=True), *lines]))
+
+
+def local_time(instant: datetime) -> str:
+    """A time in the local zone, with its offset from UTC: 2026-11-28 17:33:10-05:00."""
+    return instant.astimezone().isoformat(" ", "seconds")
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """A time of the status."""
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def ago(text: str | None, now: datetime) -> str:
+    """How long ago a time of the status was."""
+    instant = parse_time(text)
+    if instant is None:
+        return "never"
+    passed = (now - instant).total_seconds()
+    return "just now" if passed < 1 else f"{span(passed)} ago"
+
+
+def until(text: str | None, now: datetime) -> str:
+    """How long it is until a time of the status."""
+    instant = parse_time(text)
+    if instant is None:
+        return ""
+    left = (instant - now).total_seconds()
+    return "now" if left < 1 else f"in {span(left)}"
+
+
 @contextlib.contextmanager
-def alternate() -> Iterator[bool]:
-    """The terminal's second screen, which leaves no trace behind; whether there is one."""
+def alternate_screen() -> Iterator[bool]:
+    """Switch to the terminal's alternate screen and back; yields whether the terminal has one."""
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         yield False
         return
-    click.echo(_ALTERNATE, nl=False, color=True)
+    click.echo(_ENTER, nl=False, color=True)
     try:
         yield True
     finally:
-        click.echo(_BACK, nl=False, color=True)
+        click.echo(_LEAVE, nl=False, color=True)
 
 
 def repaint(text: str) -> None:
-    """Show a text in the place of the one before. What is longer than the screen loses its end, not its beginning."""
+    """Replace the text on the screen. A text longer than the screen loses its end, so the headline stays visible."""
     width, height = _size()
     lines = [cut(line, width) for line in text.split("\n")]
     if len(lines) > height:
@@ -101,19 +142,19 @@ def _size() -> tuple[int, int]:
     return max(_NARROWEST, columns), max(3, lines)
 
 
-def _like(error: UnicodeError) -> tuple[str, int]:
+def _substitute(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    letters = error.object[error.start : error.end]
-    return "".join(_LIKE.get(each) or _escaped(each) for each in letters), error.end
+    characters = error.object[error.start : error.end]
+    return "".join(_SUBSTITUTES.get(each) or _escape(each) for each in characters), error.end
 
 
-def _escaped(letter: str) -> str:
-    return letter.encode("ascii", "backslashreplace").decode("ascii")
+def _escape(character: str) -> str:
+    return character.encode("ascii", "backslashreplace").decode("ascii")
 
 
 class _Closed(StringIO):
-    """Stands for a stdout that was closed before this process began."""
+    """Replaces a stdout that was closed before this process started."""
 
     def write(self, _text: str, /) -> int:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))

@@ -1,4 +1,4 @@
-"""The command line, as a person sees it: whole outputs, exit codes, one line and a hint for every mistake."""
+"""The command line as a person sees it: complete outputs, exit codes, and one line and a hint for every error."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def environ(home: Path, hub: Sandbox) -> dict[str, str]:
     return environ_of(home, hub.url)
 
 
-def test_the_version_is_told(environ: dict[str, str]) -> None:
+def test_the_version_is_printed(environ: dict[str, str]) -> None:
     assert hubqueue(environ, "--version").stdout == f"hubqueue {__version__}\n"
 
 
-def test_a_shell_script_can_do_it_all(environ: dict[str, str], hub: Sandbox, tmp_path: Path) -> None:
+def test_a_shell_script_can_upload_a_whole_run(environ: dict[str, str], hub: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "best.pt").write_bytes(b"weights")
     run = hubqueue(
         environ, "enqueue", "run", "yolov8n.pt", "--arg", "epochs=2", "--arg", "data=coco8.yaml"
     ).stdout.strip()
 
-    said = [
+    done = [
         hubqueue(
             environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "loss=1.5", "metrics/mAP50(B)=0.25"
         ),
@@ -59,7 +59,7 @@ def test_a_shell_script_can_do_it_all(environ: dict[str, str], hub: Sandbox, tmp
         hubqueue(environ, "drain", "--timeout", "60"),
     ]
 
-    assert [each.returncode for each in said] == [0] * 5, [each.stderr for each in said]
+    assert [each.returncode for each in done] == [0] * 5, [each.stderr for each in done]
     (model,) = hub.models
     assert hub.metrics(model) == {0: {"loss": 1.5, "metrics/mAP50(B)": 0.25}, 1: {"loss": 0.5}}
     (record,) = hub.checkpoints(model)
@@ -68,7 +68,9 @@ def test_a_shell_script_can_do_it_all(environ: dict[str, str], hub: Sandbox, tmp
     assert "finished" in hubqueue(environ, "runs").stdout
 
 
-def test_the_status_answers_at_a_glance(environ: dict[str, str], hub: Sandbox) -> None:
+def test_the_status_shows_the_outage_the_worker_and_the_last_error(
+    environ: dict[str, str], hub: Sandbox
+) -> None:
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
     hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "loss=1")
     hub.fail("any:503")
@@ -81,7 +83,7 @@ def test_the_status_answers_at_a_glance(environ: dict[str, str], hub: Sandbox) -
         return any("1 retrying" in line and "next try" in line for line in seen[:1])
 
     wait_until(is_retrying)
-    lines = list(seen)  # this very look: at the next one the attempt may be in flight again
+    lines = list(seen)  # not read again: by then the next attempt may be in flight
 
     assert lines[0].startswith("waiting  hub responds 503 Service Unavailable for ")
     assert "2 uploads waiting (" in lines[0]
@@ -94,7 +96,7 @@ def test_the_status_answers_at_a_glance(environ: dict[str, str], hub: Sandbox) -
 
 
 def test_the_status_loads_what_it_shows_and_no_more(environ: dict[str, str]) -> None:
-    """A guard of its speed: most of what it costs is loading."""
+    """Guards its speed: imports take most of its time."""
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
     hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "loss=1")
     code = (
@@ -120,12 +122,14 @@ def test_the_status_loads_what_it_shows_and_no_more(environ: dict[str, str]) -> 
         assert foreign not in loaded
     assert not [name for name in loaded if name.startswith("sqlalchemy.dialects.postgresql")]
     own = {name.removeprefix("hubqueue.") for name in loaded if name.startswith("hubqueue.")}
-    assert {"outbox.status", "outbox.stats", "cli.look"} <= own
+    assert {"outbox.status", "outbox.stats", "cli.status"} <= own
     moves = {"claim", "enqueue", "settle", "registry", "picking"}
     assert own.isdisjoint({f"outbox.moves.{name}" for name in moves})
-    rooms = {"worker", "producer", "sandbox", "integrations", "destinations.wire"}
-    assert own.isdisjoint(rooms), own & rooms
-    assert own.isdisjoint({"cli.make", "cli.mend", "cli.tryout", "cli.work"})
+    packages = {"worker", "producer", "sandbox", "integrations", "destinations.wire"}
+    assert own.isdisjoint(packages), own & packages
+    assert own.isdisjoint(
+        {f"cli.{name}" for name in ("demo", "drain", "enqueue", "repair", "sandbox", "worker")}
+    )
 
 
 def test_the_status_as_json_has_the_shape_of_the_manual(environ: dict[str, str]) -> None:
@@ -189,7 +193,7 @@ def test_check_finds_every_problem_with_a_hint(home: Path) -> None:
     assert "0 enqueued = 0 pending" in shown.stdout
 
 
-def test_check_is_content_when_all_is_well(environ: dict[str, str]) -> None:
+def test_check_finds_nothing_when_nothing_is_wrong(environ: dict[str, str]) -> None:
     shown = hubqueue(environ, "check", "--json")
 
     assert shown.returncode == 0, shown.stdout
@@ -209,6 +213,14 @@ def test_a_wrong_key_is_found_by_check(home: Path, tmp_path: Path) -> None:
     assert again.returncode == 0, again.stdout
 
 
+def test_an_empty_standard_input_is_no_key(home: Path) -> None:
+    shown = hubqueue(environ_of(home), "login", "hub", stdin="")
+
+    assert shown.returncode == 1
+    assert shown.stderr.startswith("error: standard input has no key for hub (")
+    assert "hint: send it on standard input: hubqueue login hub < key.txt" in shown.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -225,7 +237,9 @@ def test_a_wrong_key_is_found_by_check(home: Path, tmp_path: Path) -> None:
         (["sandbox", "--fail", "metrcs:503"], 2, "metrics"),
     ],
 )
-def test_a_mistake_is_one_line_and_a_hint(home: Path, arguments: list[str], code: int, words: str) -> None:
+def test_an_error_has_no_traceback_and_names_what_is_wrong(
+    home: Path, arguments: list[str], code: int, words: str
+) -> None:
     shown = hubqueue(environ_of(home), *arguments)
 
     assert shown.returncode == code, shown.stderr
@@ -234,7 +248,7 @@ def test_a_mistake_is_one_line_and_a_hint(home: Path, arguments: list[str], code
 
 
 @pytest.mark.usefixtures("new_home")
-def test_all_problems_of_a_configuration_are_told_at_once(home: Path) -> None:
+def test_all_problems_of_a_configuration_are_reported_at_once(home: Path) -> None:
     home.mkdir()
     (home / "config.toml").write_text('[rate_limits]\nmetric = 3\nckpt = "often"\n[spol]\nx = 1\n')
 
@@ -256,7 +270,7 @@ def test_metrics_that_are_no_numbers_are_refused(home: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["missing.pt", "."])
-def test_a_checkpoint_that_cannot_be_read_is_said(home: Path, tmp_path: Path, what: str) -> None:
+def test_a_checkpoint_that_cannot_be_read_is_reported(home: Path, tmp_path: Path, what: str) -> None:
     environ = environ_of(home)
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
 
@@ -267,7 +281,7 @@ def test_a_checkpoint_that_cannot_be_read_is_said(home: Path, tmp_path: Path, wh
     assert "hint: " in shown.stderr
 
 
-def test_a_reader_that_goes_away_is_no_error(environ: dict[str, str], home: Path) -> None:
+def test_a_reader_that_closes_the_pipe_is_no_error(environ: dict[str, str], home: Path) -> None:
     with open_outbox(home, environ={}) as outbox:
         log(outbox, new_run(outbox), *range(500))
     command = f"{sys.executable} -m hubqueue entries --limit 500 | head -1"
@@ -298,7 +312,7 @@ def test_a_drain_on_a_terminal_shows_its_progress(
         close_fds=True,
     )
     os.close(slave)
-    said = b""
+    output = b""
     while True:
         try:
             block = os.read(master, 65536)
@@ -306,17 +320,17 @@ def test_a_drain_on_a_terminal_shows_its_progress(
             break
         if not block:
             break
-        said += block
+        output += block
     process.communicate(timeout=60)
     os.close(master)
 
     assert process.returncode == 0
-    assert b"entries" in said
-    assert b"ckpt" in said
+    assert b"entries" in output
+    assert b"ckpt" in output
     assert hub.checkpoints(hub.models[0])[0].size == 20_000_000
 
 
-def test_colours_are_for_terminals_that_want_them(environ: dict[str, str]) -> None:
+def test_colours_are_for_terminals_without_no_color(environ: dict[str, str]) -> None:
     hubqueue(environ, "enqueue", "run", "yolov8n.pt")
     command = [sys.executable, "-m", "hubqueue", "status"]
 
@@ -325,9 +339,9 @@ def test_colours_are_for_terminals_that_want_them(environ: dict[str, str]) -> No
         process = subprocess.Popen(command, env=variables, stdout=slave, stderr=slave, close_fds=True)
         os.close(slave)
         process.wait(60)
-        said = os.read(master, 65536)
+        output = os.read(master, 65536)
         os.close(master)
-        return said
+        return output
 
     plain = {**environ, "NO_COLOR": "1"}
     coloured = {name: value for name, value in environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"}
@@ -336,13 +350,13 @@ def test_colours_are_for_terminals_that_want_them(environ: dict[str, str]) -> No
     assert b"\x1b[" in on_terminal(coloured)
 
 
-def test_a_worker_leaves_when_idle(environ: dict[str, str], home: Path) -> None:
+def test_a_worker_exits_when_idle(environ: dict[str, str], home: Path) -> None:
     worker = start_worker(environ, "--idle-exit", "0.5")
 
-    _, said = worker.communicate(timeout=60)
+    _, output = worker.communicate(timeout=60)
 
     assert worker.returncode == 0
-    assert "nothing to send for 0.5 s" in said
+    assert "nothing to send for 0.5 s" in output
 
 
 def test_the_sandbox_command_serves(home: Path, tmp_path: Path) -> None:
@@ -374,7 +388,7 @@ def test_the_sandbox_command_serves(home: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "kept").rglob("*"))
 
 
-def test_check_names_a_schema_that_somebody_has_changed(home: Path) -> None:
+def test_check_reports_a_changed_schema(home: Path) -> None:
     environ = environ_of(home, "http://127.0.0.1:9")
     hubqueue(environ, "enqueue", "run", "yolov8n.pt")
     with open_outbox(home, environ={}) as outbox, outbox.database.write() as tx:

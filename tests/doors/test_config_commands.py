@@ -1,4 +1,4 @@
-"""`hubqueue config`: what is in force, an example, and the schema, as a person and a program see them."""
+"""`hubqueue config`: the values of settings, an example and the schema, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def row(environ: dict[str, str], key: str) -> tuple[object, ...]:
     return found["value"], found["from"], found["variable"]
 
 
-def test_each_setting_in_force_says_where_it_comes_from(environ: dict[str, str], file: Path) -> None:
+def test_each_setting_shows_its_source(environ: dict[str, str], file: Path) -> None:
     environ |= {"HUBQUEUE_RATE_LIMITS__METRICS": "1.5 s", "HUBQUEUE_DESTINATIONS__HUB__INSECURE": "yes"}
 
     assert shown(environ)["file"] == str(file)
@@ -62,13 +62,13 @@ def test_each_setting_in_force_says_where_it_comes_from(environ: dict[str, str],
     assert row(environ, "retry.cap") == (300, "default", None)
     assert row(environ, "spool.path") == (None, "default", None)
     assert row(environ, "destinations.hub.insecure")[:2] == (True, "variable")
-    # What follows from another setting comes from where that one does.
+    # A default that is derived from another setting has the source of that setting.
     assert row(environ, "destinations.hub.web_url") == ("https://hub.example.org", "file", None)
     assert row(environ, "destinations.hub.rate_limits.ckpt") == (60, "file", None)
     assert row(environ, "destinations.hub.rate_limits.metrics")[1] == "variable"
 
 
-def test_a_person_sees_values_as_the_file_has_them(environ: dict[str, str], file: Path) -> None:
+def test_the_text_shows_values_in_the_form_of_the_file(environ: dict[str, str], file: Path) -> None:
     done = hubqueue(environ, "config", "show")
 
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
@@ -79,7 +79,7 @@ def test_a_person_sees_values_as_the_file_has_them(environ: dict[str, str], file
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_without_a_file_there_is_no_file(environ: dict[str, str], home: Path) -> None:
+def test_a_missing_file_is_reported(environ: dict[str, str], home: Path) -> None:
     assert shown(environ)["file"] is None
     first = hubqueue(environ, "config", "show").stdout.splitlines()[0]
     assert first == f"file: none ({home / 'config.toml'} does not exist)"
@@ -99,7 +99,7 @@ def test_passwords_are_masked(environ: dict[str, str]) -> None:
         assert "http://***@proxy:3128" in done.stdout
 
 
-def test_a_wrong_configuration_is_refused_as_everywhere(environ: dict[str, str]) -> None:
+def test_an_invalid_configuration_is_an_error(environ: dict[str, str]) -> None:
     done = hubqueue(environ | {"HUBQUEUE_RATE_LIMITS__METRICS": "soon"}, "config", "show")
 
     assert done.returncode == 2
@@ -132,7 +132,7 @@ def test_a_variable_that_nothing_reads_is_a_warning(environ: dict[str, str]) -> 
     assert checked.returncode == hubqueue(without, "check", "--offline").returncode
 
 
-def test_the_variables_of_the_program_itself_are_no_warning() -> None:
+def test_the_variables_that_hubqueue_reads_are_no_warning() -> None:
     read = [
         "HUBQUEUE_HOME",
         "HUBQUEUE_CONFIG",
@@ -146,7 +146,7 @@ def test_the_variables_of_the_program_itself_are_no_warning() -> None:
     assert unread({"HUBQUEUE_FOO": ""}, []) == ()
 
 
-def test_the_example_is_printed_as_it_is_in_the_repository(environ: dict[str, str]) -> None:
+def test_the_example_is_the_one_of_the_repository(environ: dict[str, str]) -> None:
     assert hubqueue(environ, "config", "example").stdout == example()
 
 
@@ -157,7 +157,9 @@ def test_the_schema_is_printed_and_fits_the_example(environ: dict[str, str]) -> 
     jsonschema.Draft202012Validator(printed).validate(tomllib.loads(example()))
 
 
-def test_a_strangers_type_is_in_all_of_them(environ: dict[str, str], tmp_path: Path) -> None:
+def test_a_destination_type_of_another_package_is_in_all_of_them(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
     packages = tmp_path / "packages"
     packages.mkdir()
     with bucket.installed(packages):

@@ -1,4 +1,4 @@
-"""What a person types wrong: never "all fine", never a traceback, always what is meant."""
+"""Wrong input: always an error with the nearest name, never a success, never a traceback."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def test_a_run_that_does_not_exist_is_an_error_with_the_nearest_one(
 
 @pytest.mark.parametrize("command", ["drain", "entries", "log", "status"])
 @pytest.mark.usefixtures("new_home")
-def test_a_run_is_not_found_either_where_there_is_no_outbox(home: Path, command: str) -> None:
+def test_a_run_is_unknown_without_an_outbox(home: Path, command: str) -> None:
     shown = hubqueue(environ_of(home), command, "--run", "nope")
 
     assert (shown.returncode, "there is no run nope" in shown.stderr) == (2, True)
     assert not home.exists()
 
 
-def test_the_beginning_of_an_id_is_enough_when_it_is_the_only_one(home: Path, run: str) -> None:
+def test_a_unique_prefix_of_an_id_is_enough(home: Path, run: str) -> None:
     environ = environ_of(home)
     assert run in hubqueue(environ, "status", "--run", run[:6]).stdout
 
@@ -75,13 +75,13 @@ def test_the_beginning_of_an_id_is_enough_when_it_is_the_only_one(home: Path, ru
     assert f"runs begin with {first}: " in shown.stderr
 
 
-def test_an_entry_that_cannot_be_moved_is_told_with_its_state(home: Path, run: str) -> None:
+def test_an_entry_that_cannot_be_moved_is_reported_with_its_state(home: Path, run: str) -> None:
     environ = environ_of(home)
 
-    gone = [hubqueue(environ, command, "9999") for command in ("redrive", "cancel", "show")]
+    unknown = [hubqueue(environ, command, "9999") for command in ("redrive", "cancel", "show")]
     waiting = hubqueue(environ, "redrive", "2")
 
-    assert [(each.returncode, "there is no entry 9999" in each.stderr) for each in gone] == [(2, True)] * 3
+    assert [(each.returncode, "there is no entry 9999" in each.stderr) for each in unknown] == [(2, True)] * 3
     assert (waiting.returncode, "entry 2 is pending, not dead" in waiting.stderr) == (1, True)
     assert hubqueue(environ, "redrive", "1").returncode == 0
     assert hubqueue(environ, "cancel", "1").returncode == 0
@@ -89,7 +89,7 @@ def test_an_entry_that_cannot_be_moved_is_told_with_its_state(home: Path, run: s
     assert (again.returncode, "entry 1 is cancelled, not pending or dead" in again.stderr) == (1, True)
 
 
-def test_a_drain_tells_what_was_refused_before_it_came(hub: Sandbox, home: Path) -> None:
+def test_a_drain_reports_what_was_refused_earlier(hub: Sandbox, home: Path) -> None:
     environ = environ_of(home, hub.url)
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
     other = hubqueue(environ, "enqueue", "run", "yolov8s.pt").stdout.strip()
@@ -110,7 +110,7 @@ def test_a_drain_tells_what_was_refused_before_it_came(hub: Sandbox, home: Path)
     assert (of_other.returncode, of_other.stderr) == (0, "")
 
 
-def test_a_drain_tells_both_what_was_refused_and_what_is_left(home: Path, run: str) -> None:
+def test_a_drain_reports_both_what_was_refused_and_what_is_left(home: Path, run: str) -> None:
     shown = hubqueue(environ_of(home, "http://127.0.0.1:9"), "drain", "--timeout", "0.5")
 
     assert shown.returncode == 1
@@ -125,6 +125,8 @@ def test_a_drain_tells_both_what_was_refused_and_what_is_left(home: Path, run: s
         (["stat"], "did you mean status?"),
         (["logs"], "did you mean log?"),
         (["enqueue", "metrcs"], "did you mean metrics?"),
+        (["config", "nope"], "there is no command config nope"),
+        (["--hepl"], "did you mean --help?"),
         (["status", "--jsn"], "did you mean --json?"),
         (["entries", "--limit", "no"], "--limit must be a whole number of at least 1, not 'no'"),
         (["entries", "--limit", "0"], "--limit must be a whole number of at least 1, not '0'"),
@@ -140,7 +142,7 @@ def test_a_drain_tells_both_what_was_refused_and_what_is_left(home: Path, run: s
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_every_mistake_has_one_style(home: Path, arguments: list[str], words: str) -> None:
+def test_every_usage_error_is_one_line_and_one_hint(home: Path, arguments: list[str], words: str) -> None:
     shown = hubqueue(environ_of(home), *arguments)
 
     lines = shown.stderr.splitlines()
@@ -157,7 +159,7 @@ def test_help_and_version_are_commands_too(home: Path) -> None:
     assert hubqueue(environ, "help", "status").stdout == hubqueue(environ, "status", "--help").stdout
 
 
-def test_the_home_is_understood_after_the_command_too(home: Path, tmp_path: Path, run: str) -> None:
+def test_home_and_config_work_after_the_command_too(home: Path, tmp_path: Path, run: str) -> None:
     environ = environ_of(tmp_path / "another")
 
     assert run in hubqueue(environ, "status", "--home", str(home)).stdout
@@ -171,7 +173,7 @@ def test_the_home_is_understood_after_the_command_too(home: Path, tmp_path: Path
     assert (wrong.returncode, "there is no configuration" in wrong.stderr) == (2, True)
 
 
-def test_a_shell_script_has_the_rules_of_python(home: Path) -> None:
+def test_a_shell_script_follows_the_rules_of_the_python_interface(home: Path) -> None:
     environ = environ_of(home)
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
     twice = hubqueue(environ, "enqueue", "metrics", "--run", run, "--epoch", "0", "a=1", "a=2")
@@ -188,7 +190,7 @@ def test_a_shell_script_has_the_rules_of_python(home: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("command", ["status", "runs", "log", "entries"])
 @pytest.mark.parametrize("where", ["> /dev/full", ">&-"])
-def test_a_stdout_that_takes_nothing_is_one_error(home: Path, run: str, command: str, where: str) -> None:
+def test_a_stdout_that_cannot_be_written_is_one_error(home: Path, run: str, command: str, where: str) -> None:
     shell = f"exec {sys.executable} -m hubqueue {command} {where}"
 
     shown = subprocess.run(
@@ -209,7 +211,7 @@ def test_a_demo_in_an_impossible_folder_is_one_error(home: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii", "utf-8"])
-def test_a_terminal_of_few_letters_shows_everything(home: Path, encoding: str) -> None:
+def test_every_encoding_shows_everything(home: Path, encoding: str) -> None:
     with open_outbox(home, environ={}) as outbox:
         log(outbox, new_run(outbox, model="模型-é.pt"), 0, 1, 2)
         must_claim(outbox)
@@ -223,7 +225,7 @@ def test_a_terminal_of_few_letters_shows_everything(home: Path, encoding: str) -
         done.stdout.decode("utf-8" if encoding == "ascii" else encoding)
 
 
-def test_metrics_that_are_typed_on_a_terminal_are_asked_for(home: Path) -> None:
+def test_a_terminal_is_asked_for_metrics(home: Path) -> None:
     environ = environ_of(home)
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
     master, slave = pty.openpty()
@@ -233,10 +235,10 @@ def test_metrics_that_are_typed_on_a_terminal_are_asked_for(home: Path) -> None:
     )
     os.close(slave)
     assert process.stderr is not None
-    asked = process.stderr.readline()
+    prompt = process.stderr.readline()
     os.write(master, b'{"loss": 1}\n\x04')
-    said, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     os.close(master)
 
-    assert "reading JSON" in asked and "Ctrl-D ends" in asked
-    assert (process.returncode, said) == (0, "entry 2\n")
+    assert "reading JSON" in prompt and "Ctrl-D ends" in prompt
+    assert (process.returncode, output) == (0, "entry 2\n")

@@ -1,4 +1,4 @@
-"""The progress of an upload, where people look: status, drain, finish. And what a worker's coming and going looks like."""
+"""The progress of an upload in status, drain and finish, and how a worker is started and stopped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hubqueue.worker.daemon import worker_lives
 pytestmark = pytest.mark.usefixtures("migrated_home")
 
 SIZE = 24 << 20
-# What the line to the hub carries: a block each pause, about 3 MB/s (or 0.6).
+# The slow line carries one block a pause: about 3 MB/s, or 0.6 MB/s.
 BLOCK, PAUSE, LONG_PAUSE = 65_536, 0.02, 0.1
 
 
@@ -51,14 +51,14 @@ def _with_a_checkpoint(home: Path, environ: dict[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def slow_line(port: int, pause: float) -> Iterator[int]:
-    """A relay to a port of this machine that lets through so much a second; its own port."""
-    over = threading.Event()
+    """Relay to a local port at a limited rate; yields the port of the relay."""
+    stop = threading.Event()
 
     def carry(source: socket.socket, target: socket.socket, pause: float) -> None:
         with contextlib.suppress(OSError):
             while block := source.recv(BLOCK):
                 target.sendall(block)
-                if over.wait(pause):
+                if stop.wait(pause):
                     break
             target.shutdown(socket.SHUT_WR)
 
@@ -71,16 +71,16 @@ def slow_line(port: int, pause: float) -> Iterator[int]:
                     threading.Thread(target=carry, args=direction, daemon=True).start()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        # Inherited by the connections: without it the kernel takes all of the file at once.
+        # The connections inherit it. Without it the kernel buffers the whole file at once.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
         threading.Thread(target=accept, daemon=True).start()
         yield listener.getsockname()[1]
-        over.set()
+        stop.set()
         listener.shutdown(socket.SHUT_RDWR)
 
 
 class Terminal:
-    """A `hubqueue` command, or code of a training, whose output is a terminal, and everything it wrote there."""
+    """A `hubqueue` command, or the code of a training, whose output is a terminal. `output` is all it has written there."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, on: slave}
-        # The size comes from the terminal, and where there is one on stderr only, from these.
+        # Programs read the size from the terminal, or from these variables if only stderr is one.
         sized = {**environ, "TERM": "xterm", "COLUMNS": str(width), "LINES": str(height)}
         self.process: Process
         if code is None and zygote.suits(environ):
@@ -104,7 +104,7 @@ class Terminal:
             command = [sys.executable, *program, *arguments]
             self.process = subprocess.Popen(command, env=sized, close_fds=True, text=True, **streams)
         os.close(slave)
-        self.said = ""
+        self.output = ""
 
     def read(self) -> bool:
         """Read a block; False at the end."""
@@ -112,19 +112,19 @@ class Terminal:
             block = os.read(self._master, 65536)
         except OSError:
             return False
-        self.said += block.decode()
+        self.output += block.decode()
         return bool(block)
 
     def until(self, words: str) -> None:
-        while words not in self.said:
-            assert self.read(), self.said
+        while words not in self.output:
+            assert self.read(), self.output
 
-    def rest(self) -> str:
+    def read_all(self) -> str:
         while self.read():
             pass
         self.process.communicate(timeout=60)
         os.close(self._master)
-        return self.said
+        return self.output
 
 
 def hubqueue_on_terminal(environ: Mapping[str, str], *arguments: str, **options: Any) -> Terminal:
@@ -154,12 +154,12 @@ def test_the_status_shows_bytes_rate_and_time_left(environ: dict[str, str]) -> N
     with worker(environ) as process:
         seen: list[dict[str, Any]] = []
 
-        def moved() -> bool:
+        def has_progressed() -> bool:
             found = uploading(environ)
             seen.extend([found] if found and found["rate"] else [])
             return len({each["sent"] for each in seen}) > 1
 
-        wait_until(moved)
+        wait_until(has_progressed)
         text = hubqueue(environ, "status").stdout
 
         assert [each["sent"] for each in seen] == sorted(each["sent"] for each in seen)
@@ -171,7 +171,7 @@ def test_the_status_shows_bytes_rate_and_time_left(environ: dict[str, str]) -> N
         assert "/s, " in line and " left" in line
 
         kill(process)
-        assert uploading(environ) is None, "what a killed worker left behind is shown as progress"
+        assert uploading(environ) is None, "the progress file of a killed worker is shown"
 
 
 @pytest.mark.parametrize("environ", [LONG_PAUSE / 2], indirect=True)
@@ -179,25 +179,25 @@ def test_a_drain_beside_a_worker_shows_its_bytes_and_why_it_waits(environ: dict[
     with worker(environ) as process:
         wait_until(lambda: uploading(environ))
 
-        said = hubqueue_on_terminal(environ, "drain", on="stderr").rest()
+        output = hubqueue_on_terminal(environ, "drain", on="stderr").read_all()
 
-        assert "ckpt of " in said
-        assert "M/25.2M" in said
-        assert "another worker is sending" in said
+        assert "ckpt of " in output
+        assert "M/25.2M" in output
+        assert "another worker is sending" in output
         end(process)
 
 
-def test_a_drain_says_why_it_stands_still(home: Path) -> None:
+def test_a_drain_shows_why_it_waits(home: Path) -> None:
     environ = environ_of(home, "http://127.0.0.1:9")
     hubqueue(environ, "enqueue", "run", "yolov8n.pt")
 
     shown = hubqueue_on_terminal(environ, "drain", on="stderr")
     shown.until("hub: 127.0.0.1: connection refused; next try")
     shown.process.terminate()
-    shown.rest()
+    shown.read_all()
 
 
-def test_an_upload_is_shown_until_the_hub_has_answered(hub: Sandbox, home: Path) -> None:
+def test_an_upload_is_shown_until_the_response_arrives(hub: Sandbox, home: Path) -> None:
     environ = _with_a_checkpoint(home, environ_of(home, hub.url))
     hub.fail("ckpt:silence")
 
@@ -205,9 +205,9 @@ def test_an_upload_is_shown_until_the_hub_has_answered(hub: Sandbox, home: Path)
     shown.until("100%")
     found = uploading(environ)
     end(shown.process)
-    said = shown.rest()
+    output = shown.read_all()
 
-    assert "ckpt of " in said
+    assert "ckpt of " in output
     assert found and found["sent"] == found["size"]
 
 
@@ -225,18 +225,18 @@ print("tqdm" in sys.modules, bool(left))
 def test_finish_shows_the_upload_on_a_terminal_and_nowhere_else(environ: dict[str, str], home: Path) -> None:
     body = str(home.parent / "best.pt")
     shown = Terminal(environ, body, code=FINISH, on="stderr")
-    said = shown.rest()
+    output = shown.read_all()
     hidden = python(FINISH, environ, body, fresh=True)
-    unseen = hidden.communicate(timeout=90)[0]
+    redirected = hidden.communicate(timeout=90)[0]
     notebook = "import sys, types; sys.modules['ipykernel'] = types.ModuleType('ipykernel')" + FINISH
     in_notebook = python(notebook, environ, body, fresh=True).communicate(timeout=90)[0]
     hubqueue(environ, "stop")
 
-    assert "uploading" in said
+    assert "uploading" in output
     assert "uploading" in in_notebook and "M/25.2M" in in_notebook
-    assert "M/25.2M" in said
-    assert "uploading" not in unseen
-    assert unseen.splitlines()[-1] == "False False"
+    assert "M/25.2M" in output
+    assert "uploading" not in redirected
+    assert redirected.splitlines()[-1] == "False False"
 
 
 def test_a_worker_in_the_background_is_started_once_and_stopped(environ: dict[str, str], home: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_worker_in_the_background_is_started_once_and_stopped(environ: dict[st
     stopped, again = hubqueue(environ, "stop"), hubqueue(environ, "stop")
 
     assert (first.returncode, first.stdout.startswith("worker started, ")) == (0, True), first.stderr
-    assert second.stdout == "a worker of this home is running already\n"
+    assert second.stdout == "a worker of this home is already running\n"
     assert (stopped.returncode, stopped.stdout) == (0, "1 worker stopped\n")
     assert (again.returncode, again.stdout) == (0, "no worker is running\n")
     assert not worker_lives(Home(home))
@@ -260,7 +260,7 @@ threading.Event().wait(100)
 """
 
 
-def test_stop_leaves_a_training_that_sends_by_itself_alone(hub: Sandbox, home: Path) -> None:
+def test_stop_does_not_stop_a_training_that_sends_from_its_own_process(hub: Sandbox, home: Path) -> None:
     environ = environ_of(home, hub.url)
     trainer = python(SELF_SENDING, environ)
     assert trainer.stdout is not None
@@ -274,7 +274,7 @@ def test_stop_leaves_a_training_that_sends_by_itself_alone(hub: Sandbox, home: P
     kill(trainer)
 
 
-def test_a_run_that_has_just_begun_needs_no_attention(home: Path) -> None:
+def test_a_run_that_has_just_started_needs_no_attention(home: Path) -> None:
     environ = environ_of(home)
     code = SELF_SENDING.replace('worker="thread"', 'worker="none"')
     trainer = python(code, environ)
@@ -292,7 +292,7 @@ def test_a_run_that_has_just_begun_needs_no_attention(home: Path) -> None:
     assert (dead.returncode, "no worker is running" in dead.stdout) == (1, True)
 
 
-def test_an_outage_is_told_in_the_headline(home: Path) -> None:
+def test_the_headline_shows_an_outage(home: Path) -> None:
     environ = environ_of(home, "http://127.0.0.1:9")
     hubqueue(environ, "enqueue", "run", "yolov8n.pt")
     with worker(environ) as process:
@@ -309,29 +309,29 @@ def test_a_narrow_terminal_cuts_lines_instead_of_wrapping_them(home: Path) -> No
         log(outbox, new_run(outbox), *range(3))
 
     for command in ("status", "entries", "runs"):
-        said = hubqueue_on_terminal(environ_of(home), command, width=60).rest()
-        assert max(len(line) for line in said.splitlines()) <= 60, command
-    assert "hubqueue worker --detach" in hubqueue_on_terminal(environ_of(home), "status", width=60).rest()
+        output = hubqueue_on_terminal(environ_of(home), command, width=60).read_all()
+        assert max(len(line) for line in output.splitlines()) <= 60, command
+    assert "hubqueue worker --detach" in hubqueue_on_terminal(environ_of(home), "status", width=60).read_all()
 
 
-def test_watching_uses_the_other_screen_and_gives_the_first_one_back(home: Path) -> None:
+def test_watch_uses_the_alternate_screen_and_restores_the_first_one(home: Path) -> None:
     with open_outbox(home, environ={}) as outbox:
         for number in range(20):
             log(outbox, new_run(outbox, remote_id=f"model-{number}"), 0)
     shown = hubqueue_on_terminal(environ_of(home), "status", "--watch", height=10)
     for _ in range(2):
         shown.until("attention  20 uploads waiting")
-        frame, shown.said = shown.said, ""
+        frame, shown.output = shown.output, ""
     assert frame.count("\r\n") < 10, "the headline scrolls away"
 
     shown.process.terminate()
-    said = shown.rest()
+    output = shown.read_all()
 
     assert shown.process.returncode == 0
-    assert said.endswith("\x1b[?25h\x1b[?1049l")
+    assert output.endswith("\x1b[?25h\x1b[?1049l")
 
 
-def test_times_are_local_and_say_so(home: Path) -> None:
+def test_times_are_local_and_show_their_offset(home: Path) -> None:
     with open_outbox(home, environ={}) as outbox:
         log(outbox, new_run(outbox), 0)
 

@@ -1,6 +1,6 @@
-"""The README, word by word: its commands and its script, in a checkout of their own, in the order in which they stand.
+"""The README: its commands and its script run in a separate checkout, in the order of the text.
 
-What a bare machine has is all there is: an empty home directory, no variable of ours, python3.
+The environment is that of a new machine: python3, an empty home directory, and no variable of hubqueue.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import pytest
 from stage import ROOT, wait_until
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PORT = 8765  # the sandbox's own, which the README names
-KEY = "key-of-somebody-who-reads"
+PORT = 8765  # the default port of the sandbox, which the README names
+KEY = "key-of-a-reader"
 
 
 def section(title: str) -> str:
@@ -29,7 +29,7 @@ def section(title: str) -> str:
 
 
 def commands(text: str) -> list[str]:
-    """The commands of its console blocks, without what they print."""
+    """The commands of its console blocks, without their output."""
     blocks = re.findall(r"```console\n(.*?)```", text, re.DOTALL)
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
@@ -42,7 +42,7 @@ def script() -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What a clone of the repository has."""
+    """The files of a clone of the repository."""
     folder = tmp_path / "hubqueue"
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -56,7 +56,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> dict[str, str]:
-    """The environment of a new user. The package index of this machine is known to pip as usual."""
+    """The environment of a new user. pip keeps the package index of this machine."""
     kept = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "XDG_CONFIG_DIRS"))}
     pythons = f"{Path(sys.base_prefix) / 'bin'}:/usr/local/bin:/usr/bin:/bin"
     (tmp_path / "person").mkdir(mode=0o700)
@@ -80,7 +80,7 @@ def run(command: str, folder: Path, environ: Mapping[str, str], *, stdin: str = 
 
 
 @pytest.mark.slow
-def test_the_readme_works_word_by_word(checkout: Path, bare: dict[str, str]) -> None:
+def test_every_command_of_the_readme_works(checkout: Path, bare: dict[str, str]) -> None:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:
             pytest.skip(f"something else listens on port {PORT} of this machine")
@@ -120,8 +120,8 @@ def _is_up() -> bool:
         return False
 
 
-def test_the_script_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
-    """Without a key, without a hub: it saves, says so, and ends well."""
+def test_the_script_of_the_readme_runs_unchanged(tmp_path: Path) -> None:
+    """Without a key and without a hub it saves, reports it, and exits with 0."""
     (tmp_path / "train.py").write_text(script().replace("timeout=30", "timeout=0"), encoding="utf-8")
     environ = {
         "HOME": str(tmp_path),

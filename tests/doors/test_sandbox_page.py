@@ -1,4 +1,4 @@
-"""The page of the sandbox in a real browser: what it shows, and that nothing received runs in it."""
+"""The page of the sandbox in a real browser: what it shows, and that received data never runs as code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hubqueue.sandbox import Sandbox
 PATIENCE = 120.0
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 EVIL = "<img src=x onerror=\"document.title='taken over'\">"
-# What a browser logs about a script that failed, or that the page's policy has stopped.
+# What a browser logs about a script that failed, or that the page's policy has blocked.
 TROUBLE = re.compile(r"Uncaught|Refused to|violates the following", re.IGNORECASE)
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ Dump = Callable[[str], str]
 
 @pytest.fixture
 def dump(hub: Sandbox, tmp_path: Path) -> Dump:
-    """The document of an address as the browser has it after five seconds of its time."""
+    """The document at a path, as the browser has it after five seconds of virtual time."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         pytest.skip(f"no browser is installed here (looked for {', '.join(BROWSERS)})")
@@ -51,9 +51,9 @@ def dump(hub: Sandbox, tmp_path: Path) -> Dump:
 
 def post(hub: Sandbox, path: str, body: object) -> dict[str, str]:
     head = {"Content-Type": "application/json", "Authorization": "Bearer key-of-the-tests"}
-    asked = urllib.request.Request(hub.url + path, json.dumps(body).encode(), head)
-    with urllib.request.urlopen(asked, timeout=PATIENCE) as answer:
-        return dict(json.loads(answer.read()).get("data", {}))
+    request = urllib.request.Request(hub.url + path, json.dumps(body).encode(), head)
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
+        return dict(json.loads(response.read()).get("data", {}))
 
 
 def model(hub: Sandbox, name: str, epochs: int) -> str:
@@ -67,7 +67,7 @@ def model(hub: Sandbox, name: str, epochs: int) -> str:
     return model_id
 
 
-def test_an_empty_sandbox_shows_what_to_do_next(hub: Sandbox, dump: Dump) -> None:
+def test_an_empty_sandbox_shows_the_next_step(hub: Sandbox, dump: Dump) -> None:
     shown = dump("/")
 
     assert "No run has arrived yet" in shown
@@ -90,7 +90,7 @@ def test_a_run_has_a_page_with_the_curves_of_its_metrics(hub: Sandbox, dump: Dum
         assert name in shown
 
 
-def test_what_was_received_is_text_and_runs_nothing(hub: Sandbox, dump: Dump) -> None:
+def test_received_data_is_shown_as_text_and_never_runs(hub: Sandbox, dump: Dump) -> None:
     model_id = model(hub, EVIL, 3)
 
     for shown in (dump("/"), dump(f"/#/runs/{model_id}")):

@@ -25,7 +25,7 @@ from stage import (
     wait_until,
 )
 
-from hubqueue.cli.glance import glance
+from hubqueue.cli.status_text import status_text
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
@@ -367,7 +367,7 @@ def test_a_hub_is_called_unreachable_only_where_no_response_came(
 
         worker.step()
         assert worker.wait_free(PATIENCE)
-        shown = glance(outbox.status(), datetime.fromtimestamp(clock.wall().timestamp(), UTC))
+        shown = status_text(outbox.status(), datetime.fromtimestamp(clock.wall().timestamp(), UTC))
         worker.stop()
 
     assert click.unstyle(shown).startswith(headline), shown

@@ -271,7 +271,7 @@ def test_a_login_takes_over_the_runs_of_the_key_that_it_replaces(hub: Sandbox, h
 
         output = hubqueue(environ, "login", "hub", stdin=KEY_B).stdout
 
-        assert "1 run" in output
+        assert "1 run of the replaced key will be sent with this key" in output
         assert hubqueue(environ, "drain", "--timeout", "30").returncode == 0
         assert {key for _, key in relay.keys} == {KEY_B}
 
@@ -374,7 +374,7 @@ def test_a_login_does_not_take_over_another_account_on_hold(hub: Sandbox, home: 
 
     login = hubqueue(shell(home, hub.url, None), "login", "hub", stdin=KEY_B)
 
-    assert (login.returncode, "will be sent with this one" in login.stdout) == (0, False)
+    assert (login.returncode, "will be sent with this key" in login.stdout) == (0, False)
     assert hubqueue(shell(home, hub.url, KEY_A), "drain", "--timeout", "30").returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""Commands that only look: status, runs, entries, show, log."""
+"""Commands that only read: status, runs, entries, show, log."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from typing import Any
 import click
 
 from hubqueue.cli import screen
-from hubqueue.cli.frame import (
-    ATTENTION,
-    DONE,
-    Place,
+from hubqueue.cli.arguments import (
+    HomeOptions,
+    Whole,
+    find_entries,
+    find_run,
     json_option,
-    leave,
-    pass_place,
-    print_json,
+    pass_options,
+    refuse_entry,
+    refuse_run,
     run_option,
 )
-from hubqueue.cli.glance import glance
-from hubqueue.cli.mistakes import Whole
-from hubqueue.cli.named import find_entries, find_run, no_entry, no_run
-from hubqueue.cli.stopping import on_end
-from hubqueue.cli.words import table, when
+from hubqueue.cli.frame import ATTENTION, DONE, exit_with, on_signal, print_json
+from hubqueue.cli.screen import local_time, table
+from hubqueue.cli.status_text import status_text
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import State
 from hubqueue.domain.quantities import size
@@ -47,9 +46,12 @@ limit_option = click.option(
 @click.option("--watch", is_flag=True, help="Refresh every second until Ctrl-C.")
 @run_option
 @click.option("--check", is_flag=True, help="Exit with 1 when something needs your attention.")
-@pass_place
-def status(place: Place, as_json: bool, watch: bool, run_id: str | None, check: bool) -> None:
-    """Show what is waiting to be uploaded, why, and when it will be sent.
+@pass_options
+def status(options: HomeOptions, as_json: bool, watch: bool, run_id: str | None, check: bool) -> None:
+    """Show what is waiting, why, and when it will be sent.
+
+    The first word is `ok`, `starting` (the worker is starting), `waiting` (the hub is unreachable, limits the rate,
+    or its response is not valid) or `attention` (you must act).
 
     \b
     Examples:
@@ -57,31 +59,31 @@ def status(place: Place, as_json: bool, watch: bool, run_id: str | None, check: 
       hubqueue status --check || mail -s "hubqueue needs you" me
       hubqueue status --json | jq .totals.pending
     """
-    shown = _status(place, run_id)
+    report = _status(options, run_id)
     if watch:
-        shown = _watch(place, run_id, shown, as_json)
+        report = _watch(options, run_id, report, as_json)
     elif as_json:
-        print_json(shown)
+        print_json(report)
     else:
-        click.echo(_worded(place, shown))
-    leave(ATTENTION if check and not shown["healthy"] else DONE)
+        click.echo(_text(options, report))
+    exit_with(ATTENTION if check and not report["healthy"] else DONE)
 
 
-def _watch(place: Place, run_id: str | None, shown: dict[str, Any], as_json: bool) -> dict[str, Any]:
-    """Show the status until Ctrl-C or SIGTERM; the last one."""
-    over = threading.Event()
-    on_end(over.set)
-    with screen.alternate() if not as_json else nullcontext(False) as has_screen:
+def _watch(options: HomeOptions, run_id: str | None, report: dict[str, Any], as_json: bool) -> dict[str, Any]:
+    """Show the status until Ctrl-C or SIGTERM; the last report."""
+    stop = threading.Event()
+    on_signal(stop.set)
+    with screen.alternate_screen() if not as_json else nullcontext(False) as has_screen:
         while True:
             if as_json:
-                print_json(shown)
+                print_json(report)
             elif has_screen:
-                screen.repaint(_worded(place, shown))
+                screen.repaint(_text(options, report))
             else:
-                click.echo(_worded(place, shown))
-            if over.wait(_REFRESH):
-                return shown
-            shown = _status(place, run_id)
+                click.echo(_text(options, report))
+            if stop.wait(_REFRESH):
+                return report
+            report = _status(options, run_id)
 
 
 @click.command()
@@ -90,22 +92,24 @@ def _watch(place: Place, run_id: str | None, shown: dict[str, Any], as_json: boo
     "--all",
     "everything",
     is_flag=True,
-    help="All runs, not only the ten newest of those that are finished and delivered.",
+    help="Show all runs, not only the ten newest of those that are finished and delivered.",
 )
-@pass_place
-def runs(place: Place, as_json: bool, everything: bool) -> None:
-    """List training runs, newest first: those that run, wait or have rejected entries, and the ten newest others.
+@pass_options
+def runs(options: HomeOptions, as_json: bool, everything: bool) -> None:
+    """List training runs, newest first.
+
+    It lists those that are running or have waiting or refused entries, and the ten newest others.
 
     \b
     Example:
       hubqueue runs --all
     """
-    if not place.has_outbox():
+    if not options.has_outbox():
         print_json([]) if as_json else click.echo("no runs yet")
         return
     from hubqueue.outbox.status import status as describe
 
-    with place.open() as outbox:
+    with options.open() as outbox:
         found = describe(outbox, finished=None if everything else 10)["runs"]
     if as_json:
         print_json(found)
@@ -130,9 +134,9 @@ def runs(place: Place, as_json: bool, everything: bool) -> None:
     help="Only entries of this kind.",
 )
 @limit_option
-@pass_place
+@pass_options
 def entries(
-    place: Place, as_json: bool, state: str | None, run_id: str | None, kind: str | None, limit: int
+    options: HomeOptions, as_json: bool, state: str | None, run_id: str | None, kind: str | None, limit: int
 ) -> None:
     """List entries (single uploads), newest first.
 
@@ -141,12 +145,12 @@ def entries(
       hubqueue entries --state dead
       hubqueue entries --run 0bf51cd3352d --kind ckpt
     """
-    if not place.has_outbox():
+    if not options.has_outbox():
         if run_id is not None:
-            no_run(run_id)
+            refuse_run(run_id)
         print_json([]) if as_json else click.echo("no entries yet")
         return
-    with place.open() as outbox:
+    with options.open() as outbox:
         chosen = None if state is None else State(state)
         run_id = find_run(outbox, run_id)
         found = outbox.stats.entries(state=chosen, run_id=run_id, kind=kind, limit=limit)
@@ -164,17 +168,17 @@ def entries(
 @click.command()
 @click.argument("entry", type=Whole())
 @json_option
-@pass_place
-def show(place: Place, entry: int, as_json: bool) -> None:
+@pass_options
+def show(options: HomeOptions, entry: int, as_json: bool) -> None:
     """Show one entry: its state, its content, and its last attempt.
 
     \b
     Example:
       hubqueue show 42
     """
-    if not place.has_outbox():
-        no_entry(entry)
-    with place.open() as outbox:
+    if not options.has_outbox():
+        refuse_entry(entry)
+    with options.open() as outbox:
         (found,) = find_entries(outbox, [entry])
         to_wall = outbox.database.to_wall
         shown = _entry(found, to_wall)
@@ -185,54 +189,54 @@ def show(place: Place, entry: int, as_json: bool) -> None:
         return
     for name, value in shown.items():
         if name != "history" and value is not None:
-            click.echo(f"{name:<15} {_shown(value)}")
+            click.echo(f"{name:<15} {_value_text(value)}")
     if shown["history"]:
-        click.echo("\n" + _history(shown["history"]))
+        click.echo("\n" + _attempts_table(shown["history"]))
 
 
 @click.command()
 @run_option
 @limit_option
 @json_option
-@pass_place
-def log(place: Place, run_id: str | None, limit: int, as_json: bool) -> None:
-    """Show the history of upload attempts, newest first: what was sent, when, and the result.
+@pass_options
+def log(options: HomeOptions, run_id: str | None, limit: int, as_json: bool) -> None:
+    """Show upload attempts, newest first: what, when, and the result.
 
     \b
     Example:
       hubqueue log --run 0bf51cd3352d --limit 10
     """
-    if not place.has_outbox():
+    if not options.has_outbox():
         if run_id is not None:
-            no_run(run_id)
+            refuse_run(run_id)
         print_json([]) if as_json else click.echo("no attempts yet")
         return
-    with place.open() as outbox:
+    with options.open() as outbox:
         to_wall = outbox.database.to_wall
         run_id = find_run(outbox, run_id)
         found = [_attempt(row, to_wall) for row in outbox.stats.attempts(run_id=run_id, limit=limit)]
     if as_json:
         print_json(found)
     else:
-        click.echo(_history(found) if found else "no attempts yet")
+        click.echo(_attempts_table(found) if found else "no attempts yet")
 
 
-def _status(place: Place, run_id: str | None) -> dict[str, Any]:
+def _status(options: HomeOptions, run_id: str | None) -> dict[str, Any]:
     from hubqueue.outbox.status import nothing_yet
     from hubqueue.outbox.status import status as describe
 
-    if place.has_outbox():
-        with place.open() as outbox:
+    if options.has_outbox():
+        with options.open() as outbox:
             return describe(outbox, run_id=find_run(outbox, run_id))
     if run_id is not None:
-        no_run(run_id)
-    return nothing_yet(place.home(), place.config())
+        refuse_run(run_id)
+    return nothing_yet(options.home(), options.config())
 
 
-def _worded(place: Place, shown: dict[str, Any]) -> str:
-    if shown["outbox"]["revision"] is None and shown["healthy"]:
-        return f"nothing was enqueued here yet: {place.home().path} has no outbox"
-    return glance(shown, datetime.now(UTC))
+def _text(options: HomeOptions, report: dict[str, Any]) -> str:
+    if report["outbox"]["revision"] is None and report["healthy"]:
+        return f"nothing was enqueued here yet: {options.home().path} has no outbox"
+    return status_text(report, datetime.now(UTC))
 
 
 def _run_row(run: dict[str, Any]) -> tuple[str, ...]:
@@ -279,7 +283,7 @@ def _entry_row(entry: dict[str, Any]) -> tuple[str, ...]:
         entry["key"],
         state,
         *counted,
-        when(entry["enqueued_at"]),
+        local_time(entry["enqueued_at"]),
         entry["reason"] or "",
     )
 
@@ -295,17 +299,17 @@ def _attempt(row: dict[str, Any], to_wall: Any) -> dict[str, Any]:
     return shown
 
 
-def _shown(value: object) -> str:
+def _value_text(value: object) -> str:
     match value:
         case dict():
             return json.dumps(value)
         case datetime():
-            return when(value)
+            return local_time(value)
         case _:
             return str(value)
 
 
-def _history(attempts: list[dict[str, Any]]) -> str:
+def _attempts_table(attempts: list[dict[str, Any]]) -> str:
     rows = []
     for attempt in attempts:
         first, last = attempt["first_key"], attempt["last_key"]
@@ -316,7 +320,7 @@ def _history(attempts: list[dict[str, Any]]) -> str:
         counted = (str(attempt["entries"]), size(attempt["size"]), took)
         rows.append(
             (
-                when(attempt["claimed_at"]),
+                local_time(attempt["claimed_at"]),
                 attempt["run_id"],
                 attempt["kind"],
                 keys,

@@ -1,4 +1,4 @@
-"""Commands to try things out: sandbox and demo."""
+"""`hubqueue sandbox`: a local hub for tests, which can simulate failures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from types import FrameType
 
 import click
 
-from hubqueue.cli.frame import ATTENTION, DONE, leave
-from hubqueue.cli.mistakes import Number, Whole
+from hubqueue.cli.arguments import Number, Whole
 
 
 @click.command()
@@ -19,12 +18,14 @@ from hubqueue.cli.mistakes import Number, Whole
     type=Whole(0, 65535),
     default=8765,
     show_default=True,
-    help="The port on 127.0.0.1; 0 takes a free one.",
+    metavar="N",
+    help="The port on 127.0.0.1; 0 selects a free one.",
 )
 @click.option(
     "--data",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep what it receives in this folder [default: a temporary one].",
+    metavar="FOLDER",
+    help="Store what it receives in this folder [default: a temporary one].",
 )
 @click.option(
     "--key",
@@ -53,19 +54,19 @@ from hubqueue.cli.mistakes import Number, Whole
     default=900.0,
     show_default=True,
     metavar="SECONDS",
-    help="Platform: how long an upload URL can be used.",
+    help="Platform: an upload URL expires after SECONDS.",
 )
 @click.option(
     "--requests-per-minute",
     type=Whole(min=1),
     metavar="N",
-    help="Platform: how many events it takes from one key; then 429 [default: any number].",
+    help="Platform: accept N events a minute from one key, then respond 429 [default: no limit].",
 )
 @click.option(
     "--uploads-per-minute",
     type=Whole(min=1),
     metavar="N",
-    help="Platform: the same for upload URLs.",
+    help="Platform: the same for requests of an upload URL.",
 )
 def sandbox(
     port: int,
@@ -77,7 +78,10 @@ def sandbox(
     requests_per_minute: int | None,
     uploads_per_minute: int | None,
 ) -> None:
-    """A local hub that speaks the real protocols, stores what it receives, and can simulate failures.
+    """Run a local hub that can simulate failures.
+
+    It speaks the real protocols and stores what it receives. It prints the address of its page and, for each service,
+    an export line to copy. Ctrl-C stops it.
 
     \b
     Examples:
@@ -117,26 +121,10 @@ def sandbox(
         if sys.stdout.isatty():
             click.echo()  # the terminal has shown ^C on this line
         kept = (
-            f"what it received is in {data}" if data else "what it received is removed; --data DIR keeps it"
+            f"what it received is in {data}"
+            if data
+            else "what it received is deleted; --data FOLDER keeps it"
         )
         click.echo(f"sandbox stopped; {kept}")
     finally:
         hub.stop()
-
-
-@click.command()
-@click.option(
-    "--keep",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Leave the home and the hub's files in this folder.",
-)
-def demo(keep: Path | None) -> None:
-    """The whole story on this machine, without an account: a run, an outage, a kill -9, everything delivered.
-
-    \b
-    Example:
-      hubqueue demo
-    """
-    from hubqueue.cli.demo import tell
-
-    leave(DONE if tell(keep, say=click.echo, style=click.style) else ATTENTION)

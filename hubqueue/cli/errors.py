@@ -1,35 +1,16 @@
-"""What a person typed wrong, in one style: `error:` with what and which, `hint:` with what to do next."""
+"""How errors are printed: an `error:` line that says what failed and which, and a `hint:` line with the next step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import click
 
-
-class Whole(click.IntRange):
-    """A whole number of at least `min`."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return super().convert(value, param, ctx)
-        except click.BadParameter:
-            self.fail(f"must be a whole number{_bounds(self)}, not {value!r}", param, ctx)
+from hubqueue.domain.errors import ConfigError, HubqueueError
 
 
-class Number(click.FloatRange):
-    """A number of at least `min`."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            return super().convert(value, param, ctx)
-        except click.BadParameter:
-            self.fail(f"must be a number{_bounds(self)}, not {value!r}", param, ctx)
-
-
-class Corrected(click.Group):
-    """A group that suggests the command that was meant."""
+class SuggestingGroup(click.Group):
+    """A group that suggests the nearest command for a misspelt one."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -40,21 +21,16 @@ class Corrected(click.Group):
 
 
 class UnknownCommand(click.UsageError):
-    """There is no such command; `meant` is the nearest one."""
+    """There is no such command; `meant` is the nearest one, if one is close enough."""
 
     def __init__(self, given: str, ctx: click.Context, known: Iterable[str]) -> None:
-        super().__init__(f"there is no command {given}", ctx)
+        group = ctx.command_path.removeprefix(ctx.find_root().command_path).lstrip()
+        super().__init__(f"there is no command {f'{group} {given}'.lstrip()}", ctx)
         self.meant = nearest(given, known)
 
 
-def _bounds(kind: click.IntRange | click.FloatRange) -> str:
-    if kind.min is None:
-        return ""
-    return f" of at least {kind.min:g}" if kind.max is None else f" from {kind.min:g} to {kind.max:g}"
-
-
 def nearest(given: str, known: Iterable[str]) -> str | None:
-    """The known word that `given` was meant to be, if one is close enough."""
+    """The known word that is closest to `given`, if one is close enough."""
     from difflib import get_close_matches
 
     words = sorted(known)
@@ -63,10 +39,18 @@ def nearest(given: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-def worded(error: click.ClickException) -> tuple[str, str]:
-    """An error of click as a line and its hint."""
+def report_error(error: HubqueueError) -> None:
+    """Print an error and its hint to stderr, each on its own line."""
+    for line in error.problems if isinstance(error, ConfigError) else (str(error),):
+        click.echo(click.style("error: ", fg="red") + line, err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
+
+
+def describe(error: click.ClickException) -> tuple[str, str]:
+    """The line and the hint of a click error."""
     command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "hubqueue"
-    usage = f"{command} --help shows how it is used"
+    usage = f"{command} --help shows the usage"
     match error:
         case UnknownCommand(meant=str() as meant):
             return error.message, f"did you mean {meant}? {command} --help lists all commands"
@@ -74,6 +58,7 @@ def worded(error: click.ClickException) -> tuple[str, str]:
             return error.message, f"{command} --help lists all commands"
         case click.NoSuchOption():
             known = {name for each in _options(error.ctx) for name in (*each.opts, *each.secondary_opts)}
+            known.update(error.ctx.help_option_names if error.ctx else ())
             near = nearest(error.option_name, (name for name in known if name.startswith("--")))
             return f"there is no option {error.option_name}", f"did you mean {near}?" if near else usage
         case click.MissingParameter(param=click.Option() as option):

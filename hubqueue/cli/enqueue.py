@@ -1,4 +1,4 @@
-"""`hubqueue enqueue`: the producer's door for shell scripts."""
+"""`hubqueue enqueue`: save the metrics and checkpoints of a run from a shell script."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from hubqueue.cli.frame import Place, pass_place
-from hubqueue.cli.mistakes import Corrected, Number, Whole
-from hubqueue.cli.named import find_run
+from hubqueue.cli.arguments import HomeOptions, Number, Whole, find_run, pass_options
+from hubqueue.cli.errors import SuggestingGroup
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import InvalidArgument, InvalidMetrics, InvalidModel, RunFinished
 from hubqueue.domain.lifecycle import RunState
@@ -23,9 +22,11 @@ _epoch = click.option(
 )
 
 
-@click.group(cls=Corrected)
+@click.group(cls=SuggestingGroup)
 def enqueue() -> None:
-    """Save metrics and checkpoints from a shell script; a worker or `hubqueue drain` sends them.
+    """Save metrics and checkpoints from a shell script.
+
+    A worker or `hubqueue drain` sends them.
 
     \b
     Examples:
@@ -48,11 +49,12 @@ def enqueue() -> None:
 @click.option(
     "--to", "destination", metavar="DESTINATION", help="The destination [default: the configured one]."
 )
-@pass_place
-def run(place: Place, model: str, pairs: tuple[str, ...], destination: str | None) -> None:
-    """Start a run for MODEL (a file, a model URL or a model id) and print its id.
+@pass_options
+def run(options: HomeOptions, model: str, pairs: tuple[str, ...], destination: str | None) -> None:
+    """Start a run for MODEL, and print its id.
 
-    Runs started from a shell send no heartbeats: hubqueue cannot see whether the script is still running.
+    MODEL is a file, a model URL or a model id. Runs started from a shell send no heartbeats: hubqueue cannot see
+    whether the script is still running.
 
     \b
     Example:
@@ -62,23 +64,25 @@ def run(place: Place, model: str, pairs: tuple[str, ...], destination: str | Non
     from hubqueue.config.registry import declaration
     from hubqueue.producer.intake import open_run
 
-    with place.open() as outbox:
+    with options.open() as outbox:
         target = choose(outbox.config, outbox.credentials, destination, model=model, guess=False)
-        named = declaration(target.type).identify(model, target)
-        if named.api_key:
-            hint = f"store it with `hubqueue login {target.name}`, and name the model by its id: {named.model_id}"
-            what = "do not pass a key on the command line: other users of this machine can see it"
-            raise InvalidModel(what, hint=hint)
-        click.echo(open_run(outbox, named, _pairs(pairs), target, heartbeat=False)[0])
+        identified = declaration(target.type).identify(model, target)
+        if identified.api_key:
+            hint = f"store it with `hubqueue login {target.name}`, and give the model by its id: {identified.model_id}"
+            problem = "do not pass a key on the command line: other users of this machine can see it"
+            raise InvalidModel(problem, hint=hint)
+        click.echo(open_run(outbox, identified, _pairs(pairs), target, heartbeat=False)[0])
 
 
 @enqueue.command("metrics")
 @_run
 @_epoch
 @click.argument("pairs", nargs=-1, metavar="[NAME=VALUE]...")
-@pass_place
-def metrics(place: Place, run_id: str, epoch: int, pairs: tuple[str, ...]) -> None:
-    """Save the metrics of an epoch, given as NAME=VALUE or as a JSON object on standard input.
+@pass_options
+def metrics(options: HomeOptions, run_id: str, epoch: int, pairs: tuple[str, ...]) -> None:
+    """Save the metrics of one epoch.
+
+    Give them as NAME=VALUE, or as a JSON object on standard input.
 
     \b
     Examples:
@@ -89,7 +93,7 @@ def metrics(place: Place, run_id: str, epoch: int, pairs: tuple[str, ...]) -> No
     from hubqueue.producer.metrics import metrics_text
 
     values = _pairs(pairs) if pairs else _read_json()
-    with place.open() as outbox:
+    with options.open() as outbox:
         run_id = _open_run(outbox, run_id, Kind.METRICS)
         entry_id, superseded = outbox.entries.enqueue(run_id, metrics_draft(metrics_text(values), epoch))
         outbox.discard(superseded)
@@ -99,11 +103,11 @@ def metrics(place: Place, run_id: str, epoch: int, pairs: tuple[str, ...]) -> No
 @enqueue.command("checkpoint")
 @_run
 @_epoch
-@click.option("--best", is_flag=True, help="It is the best checkpoint so far.")
+@click.option("--best", is_flag=True, help="This is the best checkpoint so far.")
 @click.option(
     "--final",
     is_flag=True,
-    help="It is the last checkpoint of the run: sent without waiting for the spacing.",
+    help="This is the last checkpoint of the run: it does not wait for the rate limit.",
 )
 @click.option(
     "--map",
@@ -115,11 +119,11 @@ def metrics(place: Place, run_id: str, epoch: int, pairs: tuple[str, ...]) -> No
     help="mAP50-95 of a final checkpoint, from 0 to 1.",
 )
 @click.argument("file", type=click.Path())
-@pass_place
+@pass_options
 def checkpoint(
-    place: Place, run_id: str, epoch: int, best: bool, final: bool, score: float, file: str
+    options: HomeOptions, run_id: str, epoch: int, best: bool, final: bool, score: float, file: str
 ) -> None:
-    """Save a private copy of a checkpoint FILE, which may change afterwards.
+    """Save a private copy of a checkpoint FILE. The file may change or be deleted afterwards.
 
     \b
     Example:
@@ -129,19 +133,19 @@ def checkpoint(
     from hubqueue.producer.intake import save_snapshot
     from hubqueue.producer.metrics import finite_number
 
-    with place.open() as outbox:
+    with options.open() as outbox:
         run_id = _open_run(outbox, run_id, Kind.CKPT)
-        given = Checkpoint(file, epoch, is_best=best, map=finite_number("map", score), final=final)
-        entry_id = save_snapshot(outbox, run_id, given)
+        draft = Checkpoint(file, epoch, is_best=best, map=finite_number("map", score), final=final)
+        entry_id = save_snapshot(outbox, run_id, draft)
     click.echo(f"entry {entry_id}")
 
 
 @enqueue.command("end")
 @_run
-@click.option("--failed", is_flag=True, help="Mark the run as failed.")
-@pass_place
-def end(place: Place, run_id: str, failed: bool) -> None:
-    """Mark the run as ended. What it has saved is sent all the same.
+@click.option("--failed", is_flag=True, help="Mark the run as failed instead of finished.")
+@pass_options
+def end(options: HomeOptions, run_id: str, failed: bool) -> None:
+    """Mark the run as finished, or as failed. What it has saved is still sent.
 
     \b
     Example:
@@ -149,20 +153,20 @@ def end(place: Place, run_id: str, failed: bool) -> None:
     """
     from hubqueue.worker.closing import close_run
 
-    with place.open() as outbox:
+    with options.open() as outbox:
         run_id = find_run(outbox, run_id)
         state = RunState.FAILED if failed else RunState.FINISHED
         ended = close_run(outbox, run_id, state)
-    click.echo(f"run {run_id} is {state}" if ended else f"run {run_id} had ended before")
+    click.echo(f"run {run_id} is {state}" if ended else f"run {run_id} had already ended")
 
 
 def _open_run(outbox: Any, given: str, kind: Kind) -> str:
-    """The id of a run that takes more entries of a kind: as in Python, one that has ended does not."""
+    """The id of a run that accepts more entries of a kind: as in Python, an ended run accepts none."""
     run_id = find_run(outbox, given)
     (run,) = outbox.stats.runs(run_id=run_id)
     state = run["state"]
     if state in {RunState.FINISHED, RunState.FAILED}:
-        raise RunFinished(f"run {run_id} is {state}", hint="start another one: hubqueue enqueue run MODEL")
+        raise RunFinished(f"run {run_id} is {state}", hint="start a new run: hubqueue enqueue run MODEL")
     if kind not in {lane["kind"] for lane in run["lanes"]}:
         raise InvalidArgument(f"destination {run['label']} takes no {kind}")
     return run_id
@@ -185,7 +189,9 @@ def _pairs(pairs: tuple[str, ...]) -> dict[str, object]:
 
 def _read_json() -> dict[str, object]:
     if sys.stdin.isatty():
-        click.echo('reading JSON such as {"train/loss": 1.2} from the terminal; Ctrl-D ends', err=True)
+        click.echo(
+            'reading JSON such as {"train/loss": 1.2} from the terminal; Ctrl-D ends the input', err=True
+        )
     try:
         value = json.load(sys.stdin)
     except ValueError as error:
@@ -194,5 +200,7 @@ def _read_json() -> dict[str, object]:
             hint='give NAME=VALUE, or {"NAME": VALUE} on standard input',
         ) from error
     if not isinstance(value, dict):
-        raise InvalidMetrics("standard input is not a JSON object", hint='it should read {"NAME": VALUE}')
+        raise InvalidMetrics(
+            "standard input is not a JSON object", hint='the expected form is {"NAME": VALUE}'
+        )
     return value

@@ -1,4 +1,4 @@
-"""The human status: is anything stuck, what is waiting, when is it sent, what went wrong and what to do."""
+"""The status as text: what is waiting, when it is sent, what failed and what to do."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from hubqueue.cli.screen import fitted, wrapped
-from hubqueue.cli.words import ago, moment, until
+from hubqueue.cli.screen import ago, fit, parse_time, until, wrap
 from hubqueue.domain.outcome import is_silence
 from hubqueue.domain.quantities import plural, size, span
 from hubqueue.domain.redact import clean
@@ -21,10 +20,10 @@ _NOT_A_HUB = "not like a hub"
 _STATE_COLOURS = {"running": "green", "interrupted": "yellow", "failed": "red"}
 
 
-def glance(status: Mapping[str, Any], now: datetime) -> str:
+def status_text(status: Mapping[str, Any], now: datetime) -> str:
     """The whole status as lines of text. `now` is the wall clock, UTC."""
-    top = [_headline(status, now), *_around(status, now), *_runs(status, now)]
-    return "\n".join([*map(fitted, top), *_attention(status)])
+    top = [_headline(status, now), *_surroundings(status, now), *_runs(status, now)]
+    return "\n".join([*map(fit, top), *_attention(status)])
 
 
 def _headline(status: Mapping[str, Any], now: datetime) -> str:
@@ -62,19 +61,19 @@ def _mark(status: Mapping[str, Any], now: datetime) -> tuple[str, str]:
 
 
 def _outage(status: Mapping[str, Any], now: datetime) -> str | None:
-    """Which hub takes nothing, since when and why: an outage needs no person, but the headline should name it."""
+    """Which destination accepts nothing, since when and why. It needs no person, but the headline shows it."""
     for destination in status["destinations"]:
-        since = moment(destination["failing_since"])
+        since = parse_time(destination["failing_since"])
         if destination["resumes_at"]:
             return f"rate-limited by {destination['name']}"
         if since is not None:
-            trouble = _trouble(destination["last_error"] or "")
-            return f"{destination['name']}{trouble} for {span((now - since).total_seconds())}"
+            kind = _outage_kind(destination["last_error"] or "")
+            return f"{destination['name']}{kind} for {span((now - since).total_seconds())}"
     return None
 
 
-def _trouble(reason: str) -> str:
-    """What an outage is, behind the name of the destination. A hub is unreachable only where no response came."""
+def _outage_kind(reason: str) -> str:
+    """The kind of an outage, as text after the destination's name. Unreachable means: no response was received."""
     if responds := _HTTP_STATUS.match(reason):
         return f" responds {responds.group()}"
     if is_silence(reason):
@@ -87,11 +86,11 @@ def _trouble(reason: str) -> str:
 def _next(status: Mapping[str, Any]) -> str | None:
     if not status["worker"]["alive"]:
         return None
-    moments = (lane["next_send_at"] for run in status["runs"] for lane in run["lanes"])
-    return min((moment for moment in moments if moment), default=None)
+    times = (lane["next_send_at"] for run in status["runs"] for lane in run["lanes"])
+    return min((time for time in times if time), default=None)
 
 
-def _around(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
+def _surroundings(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
     worker, outbox, spool = status["worker"], status["outbox"], status["spool"]
     if worker["alive"]:
         line = f"running, pid {worker['pid']} on {worker['host']}, started {ago(worker['started_at'], now)}"
@@ -100,7 +99,7 @@ def _around(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
     elif worker["id"]:
         line = f"not running; the last one (pid {worker['pid']}) was seen {ago(worker['seen_at'], now)}"
     else:
-        line = "none"
+        line = "not running"
     yield f"worker  {line}"
     journal = f"{outbox['backend']} {outbox['version']}, {outbox['journal_mode']}/{outbox['synchronous']}"
     yield f"outbox  {outbox['url']}  {size(outbox['bytes'])}  ({journal})"
@@ -117,7 +116,7 @@ def _around(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
 
 
 def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
-    barred = {each["address"]: each["obstacle"] for each in status["destinations"] if not each["served"]}
+    obstacles = {each["address"]: each["obstacle"] for each in status["destinations"] if not each["served"]}
     for run in status["runs"]:
         state = click.style(run["state"], fg=_STATE_COLOURS.get(run["state"]))
         line = f"\nrun {click.style(run['id'], bold=True)}  {run['model']}  to {run['destination']}  {state}"
@@ -127,9 +126,9 @@ def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
         yield line
         if run["held"]:
             yield "  " + click.style(f"ON HOLD: {run['held']}", fg="red")
-        # A worker of another home may send what this one cannot.
-        moves = any(lane["next_send_at"] or lane["in_flight"] for lane in run["lanes"])
-        obstacle = None if moves else barred.get(run["address"])
+        # A worker of another home may send what the worker of this home cannot.
+        is_sent = any(lane["next_send_at"] or lane["in_flight"] for lane in run["lanes"])
+        obstacle = None if is_sent else obstacles.get(run["address"])
         for lane in run["lanes"]:
             if (
                 lane["pending"]
@@ -173,8 +172,8 @@ def _lane(lane: Mapping[str, Any], now: datetime, *, alive: bool, obstacle: str 
 
 def _attention(status: Mapping[str, Any]) -> Iterator[str]:
     for index, concern in enumerate(status["attention"]):
-        yield ("\n" if index == 0 else "") + wrapped(click.style("! ", fg="red") + concern["what"])
-        yield wrapped(concern["hint"], "  ")
+        yield ("\n" if index == 0 else "") + wrap(click.style("! ", fg="red") + concern["what"])
+        yield wrap(concern["hint"], "  ")
 
 
 def _upload(uploading: Mapping[str, Any]) -> Iterator[str]:
