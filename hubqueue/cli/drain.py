@@ -82,7 +82,7 @@ def drain(options: HomeOptions, timeout: float | None, run_id: str | None) -> No
             grace = None if deadline is None else timedelta(0)
             reason = service.run(
                 until=nothing_left(
-                    outbox, service.worker, run_id=run_id, deadline=deadline, told=progress.show
+                    outbox, service.worker, run_id=run_id, deadline=deadline, report=progress.show
                 ),
                 every=0.1,
                 grace=grace,

@@ -167,16 +167,16 @@ def nothing_left(
     *,
     run_id: str | None,
     deadline: float | None,
-    told: Callable[[Owed], None],
+    report: Callable[[Owed], None],
 ) -> Callable[[], str | None]:
     """An `until` that ends a drain when nothing is owed, when no worker can send what is left, or at `deadline`.
 
-    `deadline` is a moment of `time.monotonic()`. At each check `told` receives what is still owed.
+    `deadline` is a moment of `time.monotonic()`. At each check `report` receives what is still owed.
     """
 
     def check() -> str | None:
         owed = outbox.stats.owed(run_id)
-        told(owed)
+        report(owed)
         if not owed.entries:
             return "everything is delivered"
         if owed.entries == owed.held:

@@ -207,7 +207,9 @@ def _deliver(home: Path, sent: list[int]) -> None:
     with open_outbox(home, courtesy=COURTESY) as outbox:
         service = Service(outbox, emit=lambda _fact: None, dial=MemoryTransport(take).dial)
         deadline = time.monotonic() + 10
-        until = nothing_left(outbox, service.worker, run_id=None, deadline=deadline, told=lambda _owed: None)
+        until = nothing_left(
+            outbox, service.worker, run_id=None, deadline=deadline, report=lambda _owed: None
+        )
         service.run(until=until, every=0.02, grace=timedelta(seconds=2))
 
 
