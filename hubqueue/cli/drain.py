@@ -104,7 +104,9 @@ def drain(options: HomeOptions, timeout: float | None, run_id: str | None) -> No
         click.echo(f"{unsaved} could not be saved by the training, and are lost: hubqueue status", err=True)
     if left.entries:
         click.echo(f"{plural(left.entries, 'upload')} not sent: {reason}", err=True)
-        click.echo("hint: hubqueue status shows why", err=True)
+        interrupted = reason == "interrupted"
+        then = "they are saved; continue with: hubqueue drain" if interrupted else "hubqueue status shows why"
+        click.echo(f"hint: {then}", err=True)
     elif not (dead or unsaved):
         click.echo(reason)
     exit_with(ATTENTION if dead or unsaved else LEFT if left.entries else DONE)

@@ -23,6 +23,7 @@ import click
 
 from hubqueue.cli.arguments import HomeOptions, Number, pass_options
 from hubqueue.cli.frame import ATTENTION, DONE, exit_with, on_signal
+from hubqueue.domain.errors import ConfigError
 from hubqueue.domain.quantities import plural
 from hubqueue.outbox.locks import Lock, forget, is_held
 
@@ -37,6 +38,8 @@ _POLL = 0.05
 _START = 15.0
 # Seconds until a worker that is just starting can be stopped.
 _STOPPABLE = 5.0
+# Seconds that workers get to exit if the configuration, which has their grace period, cannot be read.
+_GRACE = 20.0
 
 
 @click.command()
@@ -142,7 +145,13 @@ def stop(options: HomeOptions, timeout: float | None) -> None:
     Example:
       hubqueue stop
     """
-    if not options.has_outbox():
+    try:
+        has_outbox = options.has_outbox()
+    except ConfigError:
+        # The workers still have the configuration they started with: to stop them, their locks are enough.
+        stopped = _stop_by_locks(options.home(), timeout=_GRACE if timeout is None else timeout)
+        exit_with(DONE if stopped else ATTENTION)
+    if not has_outbox:
         click.echo("no worker is running")
         exit_with(DONE)
     with options.open() as outbox:
@@ -194,6 +203,22 @@ def _stop_workers(outbox: Outbox, *, timeout: float, say: Callable[[str], object
         say(f"{plural(len(signalled) - len(running), 'worker')} stopped")
     if not workers:
         say("no worker is running")
+    return not running
+
+
+def _stop_by_locks(home: Home, *, timeout: float) -> bool:
+    """Stop the workers of this home on this machine that their locks name; whether all have exited."""
+    begin = f"{_LOCK_PREFIX}{socket.gethostname()}-"
+    held = [path for path in home.locks.glob(f"{begin}*.lock") if is_held(path)]
+    for path in held:
+        with contextlib.suppress(ProcessLookupError, ValueError):  # it has just exited
+            os.kill(int(path.name.removeprefix(begin).removesuffix(".lock")), signal.SIGTERM)
+    deadline, pause = time.monotonic() + timeout, threading.Event()
+    while (running := [path for path in held if is_held(path)]) and time.monotonic() < deadline:
+        pause.wait(_POLL)
+    if running:
+        click.echo("a worker is still stopping")
+    click.echo(f"{plural(len(held) - len(running), 'worker')} stopped" if held else "no worker is running")
     return not running
 
 

@@ -90,8 +90,8 @@ def count_safely(outbox: Outbox | None, run_id: str | None, *, unsaved: int, why
         return Leftover(unsaved=max(1, unsaved), unsaved_why=why or str(error))
 
 
-def describe(left: Leftover) -> str:
-    """One line that states what is left and what to do."""
+def describe(left: Leftover, *, has_worker: bool = True) -> str:
+    """One line that states what is left and what to do. Without a worker a person has to send it."""
     parts, see = [], []
     if left.dead:
         refused = ", ".join(plural(number, _noun(kind)) for kind, number in left.refused.items())
@@ -100,7 +100,12 @@ def describe(left: Leftover) -> str:
         see.append("hubqueue entries --state dead")
     if left.entries:
         are, them = ("is", "it") if left.entries == 1 else ("are", "them")
-        then = f"on hold: {left.held}" if left.held else f"saved on disk, a worker will send {them}"
+        if left.held:
+            then = f"on hold: {left.held}"
+        elif has_worker:
+            then = f"saved on disk, a worker will send {them}"
+        else:
+            then = f"saved on disk; no worker is running, send {them} with: hubqueue drain"
         parts.append(f"{plural(left.entries, 'upload')} ({size(left.bytes)}) {are} waiting; {then}")
     if left.unsaved:
         parts.append(

@@ -37,6 +37,7 @@ from hubqueue.producer.run_page import run_page
 from hubqueue.producer.saving import Saving
 from hubqueue.producer.senders import NoSender, Sender, WorkerMode, sender
 from hubqueue.producer.survival import settings_of
+from hubqueue.worker.daemon import worker_lives
 
 Path_ = str | os.PathLike[str]
 _LOG = logging.getLogger("hubqueue")
@@ -172,7 +173,8 @@ class Run:
         finally:
             self._saving.opening.give_back()
         if left:
-            _LOG.warning("run %s: %s", self.id, describe(left))
+            has_worker = self._mode != "none" or worker_lives(self._home)
+            _LOG.warning("run %s: %s", self.id, describe(left, has_worker=has_worker))
         if end.problem:
             raise end.problem
         return left

@@ -252,6 +252,21 @@ def test_a_worker_in_the_background_is_started_once_and_stopped(environ: dict[st
     assert not worker_lives(Home(home))
 
 
+def test_a_worker_is_stopped_when_its_configuration_cannot_be_read_any_more(
+    environ: dict[str, str], home: Path
+) -> None:
+    assert hubqueue(environ, "worker", "--detach").returncode == 0
+    (home / "config.toml").write_text("this is not TOML")
+    broken = hubqueue(environ, "status")
+
+    stopped, again = hubqueue(environ, "stop"), hubqueue(environ, "stop")
+
+    assert broken.returncode == 2
+    assert (stopped.returncode, stopped.stdout) == (0, "1 worker stopped\n"), stopped.stderr
+    assert (again.returncode, again.stdout) == (0, "no worker is running\n")
+    assert not worker_lives(Home(home))
+
+
 SELF_SENDING = """
 import hubqueue, threading
 run = hubqueue.start_run("yolov8n.pt", worker="thread")

@@ -74,6 +74,18 @@ def test_finish_without_a_limit_waits_until_everything_is_delivered(at_hub: Path
     assert hub.metrics(hub.models[0]) == {0: {"loss": 1.0}}
 
 
+def test_a_run_without_a_worker_does_not_promise_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HUBQUEUE_HOME", str(home))
+    monkeypatch.setenv("ULTRALYTICS_API_KEY", "key-of-the-tests")
+    run = package.start_run("yolov8n.pt", worker="none")
+
+    run.finish(timeout=0)
+
+    assert "saved on disk; no worker is running, send them with: hubqueue drain" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("left", "sentence"),
     [
