@@ -38,7 +38,7 @@ def test_it_prints_what_to_copy_and_that_it_stopped(
         f"export ULTRALYTICS_PLATFORM_URL={root} ULTRALYTICS_API_KEY=sandbox-key",
     ]
     assert process.returncode == 0 and last.startswith("sandbox stopped; ") and last.count("\n") == 1
-    assert (str(tmp_path / "kept") in last) == folder.exists() == ("removed" not in last) == kept
+    assert (str(tmp_path / "kept") in last) == folder.exists() == ("deleted" not in last) == kept
 
 
 def test_a_key_that_was_given_is_not_printed(home: Path) -> None:

@@ -144,7 +144,7 @@ def test_an_attempt_at_a_silent_hub_ends_after_the_answer_timeout(
 
     _step(worker)
 
-    assert "answer" in outbox.stats.runs()[0]["lanes"][1]["last_error"]
+    assert "no complete response" in outbox.stats.runs()[0]["lanes"][1]["last_error"]
     assert totals(outbox)["retrying"] == 1
 
 

@@ -55,8 +55,11 @@ def run(report: Report) -> None:
         quick = [each for _ in range(rounds) for each in (*_resets(dice), *_redirects(other.url))]
         slow = [*_slow(), *_endless()]
         with ThreadPoolExecutor(16) as pool:
-            faults = [*pool.map(_meet, slow), *pool.map(_meet_and_stop, (each for each in slow if each.slow))]
-            faults += pool.map(_meet, quick)
+            faults = [
+                *pool.map(_meet_in_time, slow),
+                *pool.map(_meet_and_stop, (each for each in slow if each.slow)),
+            ]
+            faults += pool.map(_meet_in_time, quick)
         peak = 0
         for each in _bombs():
             tracemalloc.start()
@@ -74,6 +77,14 @@ def run(report: Report) -> None:
         report.require(False, fault)
     report.require(not elsewhere and KEY.encode() not in received, "another host got a request")
     report.require(peak < _MEMORY, f"a response took {peak / 1e6:.0f} MB")
+
+
+def _meet_in_time(manner: Manner) -> str:
+    """As `_meet`. A peer that must be delivered to gets three tries: on a busy machine one can exceed its deadline."""
+    problem = _meet(manner)
+    for _ in range(2 if manner.expected == (Delivered,) else 0):
+        problem = problem and _meet(manner)
+    return problem
 
 
 def _meet(manner: Manner, *, stop_after: float | None = None) -> str:
