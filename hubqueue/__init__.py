@@ -49,6 +49,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "ultralytics":
+        return importlib.import_module("hubqueue.ultralytics")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +91,11 @@ def test_public_things_have_docstrings() -> None:
         for name, member in inspect.getmembers(thing):
             if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
                 assert inspect.getdoc(member), f"{thing.__name__}.{name}"
+
+
+def test_the_short_path_of_the_ultralytics_integration_needs_no_import_of_its_own() -> None:
+    code = "import hubqueue; print(hubqueue.ultralytics.attach is hubqueue.integrations.ultralytics.attach)"
+
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert shown.stdout == "True\n"
