@@ -74,3 +74,19 @@ def test_only_its_folder_knows_a_destination() -> None:
             leaks += [(name, line) for line in text.splitlines() if LEAK.search(line)]
 
     assert leaks == []
+
+
+def test_only_the_fake_services_know_the_sandbox() -> None:
+    """Beside those that start it: a transport that knows the sandbox would not be tried against a stranger."""
+    may = re.compile(
+        r"sandbox/|destinations/(\w+/)?(sandbox|fake_\w+|services)\.py|cli/(sandbox|demo)\.py|testing/"
+    )
+    files = {
+        path.relative_to(ROOT / "hubqueue"): path.read_text() for path in (ROOT / "hubqueue").rglob("*.py")
+    }
+
+    known = [
+        str(name) for name, text in files.items() if "hubqueue.sandbox" in text and not may.match(str(name))
+    ]
+
+    assert known == []
