@@ -26,6 +26,8 @@ _SHOWN_REQUESTS = 30
 _LISTED_REQUESTS = 1000
 _CANCEL = re.compile(r"/api/runs/([^/]+)/cancel")
 _RUN = re.compile(r"/api/runs/([^/]+)")
+# The address of a run, as a service gives it to its client, opens the run on the page.
+_LINK = re.compile(r"/(?:models|runs)/([A-Za-z0-9_-]+)")
 _ICON = "/favicon.ico"
 _PRIVATE = (
     ("X-Content-Type-Options", "nosniff"),
@@ -37,7 +39,8 @@ _PRIVATE = (
 def is_for_people(method: str, path: str) -> bool:
     """Whether this request is for the page or its JSON."""
     if method in ("GET", "HEAD"):
-        return path in ("/", "/api", _ICON) or path.startswith("/api/")
+        own = path in ("/", "/api", _ICON) or path.startswith("/api/")
+        return own or _LINK.fullmatch(path) is not None
     return method == "POST" and _CANCEL.fullmatch(path) is not None
 
 
@@ -60,11 +63,20 @@ class Page:
         if path == "/":
             content, headers = _page()
             return Response(200, content, content_type="text/html; charset=utf-8", headers=headers)
+        if linked := _LINK.fullmatch(path):
+            return self._open(linked.group(1))
         with self._archive.changed:
             found = self._document(path, root, key)
         if found is None:
             return PLAIN.refusal(404, "this path is not served")
         return as_json(200, found, _PRIVATE)
+
+    def _open(self, run_id: str) -> Response:
+        with self._archive.changed:
+            known = any(each.run(run_id) is not None for each in self._services)
+        if not known:
+            return PLAIN.refusal(404, "there is no such run")
+        return Response(302, headers=(("Location", f"/#/runs/{run_id}"),))
 
     def _cancel(self, path: str) -> Response:
         named = _CANCEL.fullmatch(path)

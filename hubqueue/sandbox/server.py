@@ -71,7 +71,7 @@ class Server:
         if data is None:
             data = Path(tempfile.mkdtemp(prefix="hubqueue-sandbox-"))
             self._forget_data = weakref.finalize(self, shutil.rmtree, data, ignore_errors=True)
-        self._archive = Archive(data, self._services)
+        self._archive = Archive(Path(data), self._services)
         for service in self._services:
             service.attach(self._archive, self._accepts)
         self._listener: Listener | None = None

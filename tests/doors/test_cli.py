@@ -10,6 +10,8 @@ import struct
 import subprocess
 import sys
 import termios
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -398,3 +400,19 @@ def test_check_reports_a_changed_schema(home: Path) -> None:
 
     assert checked.returncode == 1
     assert "trigger spy" in checked.stdout
+
+
+def test_the_address_of_a_run_opens_it_on_the_page_of_the_sandbox(
+    environ: dict[str, str], hub: Sandbox
+) -> None:
+    hubqueue(environ, "enqueue", "run", "yolov8n.pt")
+    assert hubqueue(environ, "drain", "--timeout", "60").returncode == 0
+    (run,) = json.loads(hubqueue(environ, "status", "--json").stdout)["runs"]
+
+    with urllib.request.urlopen(run["url"], timeout=60) as page:
+        opened, kind = page.url, page.headers["Content-Type"]
+
+    assert opened == f"{hub.url}/#/runs/{hub.models[0]}"
+    assert kind.startswith("text/html")
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{hub.url}/models/unknown", timeout=60)

@@ -340,7 +340,7 @@ def _received(event: str, **more: Any) -> Response:
 
 
 def _started(model_id: str, run_id: int, name: str, root: str) -> Response:
-    url = f"{root}/api/runs/{model_id}"
+    url = f"{root}/runs/{model_id}"
     return _received(
         "training_started", mode="remote", modelId=model_id, runId=run_id, modelSlug=name, modelUrl=url
     )
