@@ -57,7 +57,7 @@ def test_a_run_arrives_whole_and_in_order(at: Stage) -> None:
     }
     assert data["runId"] == at.run.run_id
     assert (at.run.project, at.run.name, at.run.state) == ("coco", "exp-1", "complete")
-    assert at.outbox.stats.run(at.run_id)["url"] == f"{at.hub.url}/api/runs/{at.run.model_id}"  # type: ignore[index]
+    assert at.outbox.stats.run(at.run_id)["url"] == f"{at.hub.url}/runs/{at.run.model_id}"  # type: ignore[index]
 
 
 def test_an_end_waits_for_everything_before_it(at: Stage) -> None:
