@@ -194,9 +194,7 @@ def _stop_workers(outbox: Outbox, *, timeout: float, say: Callable[[str], object
             with contextlib.suppress(ProcessLookupError):  # it has just exited
                 os.kill(pid, signal.SIGTERM)
             signalled.append((pid, outbox.worker_lock(name)))
-    deadline = time.monotonic() + timeout
-    while (running := [each for each in signalled if is_held(each[1])]) and time.monotonic() < deadline:
-        pause.wait(_POLL)
+    running = _wait_for_exit(signalled, timeout)
     for pid, _ in running:
         say(f"the worker with pid {pid} is still stopping; check later: hubqueue status")
     if len(signalled) > len(running):
@@ -209,17 +207,27 @@ def _stop_workers(outbox: Outbox, *, timeout: float, say: Callable[[str], object
 def _stop_by_locks(home: Home, *, timeout: float) -> bool:
     """Stop the workers of this home on this machine that their locks name; whether all have exited."""
     begin = f"{_LOCK_PREFIX}{socket.gethostname()}-"
-    held = [path for path in home.locks.glob(f"{begin}*.lock") if is_held(path)]
-    for path in held:
-        with contextlib.suppress(ProcessLookupError, ValueError):  # it has just exited
-            os.kill(int(path.name.removeprefix(begin).removesuffix(".lock")), signal.SIGTERM)
-    deadline, pause = time.monotonic() + timeout, threading.Event()
-    while (running := [path for path in held if is_held(path)]) and time.monotonic() < deadline:
-        pause.wait(_POLL)
+    numbers = (
+        (path.name.removeprefix(begin).removesuffix(".lock"), path)
+        for path in home.locks.glob(f"{begin}*.lock")
+    )
+    held = [(int(pid), path) for pid, path in numbers if pid.isdecimal() and is_held(path)]
+    for pid, _ in held:
+        with contextlib.suppress(ProcessLookupError):  # it has just exited
+            os.kill(pid, signal.SIGTERM)
+    running = _wait_for_exit(held, timeout)
     if running:
         click.echo("a worker is still stopping")
     click.echo(f"{plural(len(held) - len(running), 'worker')} stopped" if held else "no worker is running")
     return not running
+
+
+def _wait_for_exit(signalled: list[tuple[int, Path]], timeout: float) -> list[tuple[int, Path]]:
+    """Wait until the processes, each with a lock that it holds while it lives, have exited; those that have not."""
+    deadline, pause = time.monotonic() + timeout, threading.Event()
+    while (running := [each for each in signalled if is_held(each[1])]) and time.monotonic() < deadline:
+        pause.wait(_POLL)
+    return running
 
 
 def _alive(outbox: Outbox) -> list[tuple[str, int, str]]:

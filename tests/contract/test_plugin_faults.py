@@ -178,16 +178,7 @@ def test_a_key_of_the_same_id_with_another_secret_is_another_key(
         ]
 
 
-@pytest.mark.parametrize("outcome", ["None", "'sent'", "Delivered"])
-def test_an_attempt_without_an_outcome_is_settled_as_a_failed_one(
-    home: Path, installed: Path, collector: Collector, outcome: str
-) -> None:
-    transport = installed / "hubqueue_collector" / "transport.py"
-    _replace(
-        transport,
-        "def send(self, batch, attempt):",
-        f"def send(self, batch, attempt):\n        return {outcome}",
-    )
+def _assert_one_failed_attempt(home: Path, collector: Collector) -> None:
     configure(home, collector.url)
     _log_in(home)
     run = package.start_run("resnet50.pt", destination="lab", home=home, worker="none")
@@ -198,6 +189,20 @@ def test_an_attempt_without_an_outcome_is_settled_as_a_failed_one(
 
     assert (lane["failures"], lane["pending"]) == (1, 1)
     assert lane["last_error"].startswith("internal error")
+
+
+@pytest.mark.parametrize("outcome", ["None", "'sent'", "Delivered"])
+def test_an_attempt_without_an_outcome_is_settled_as_a_failed_one(
+    home: Path, installed: Path, collector: Collector, outcome: str
+) -> None:
+    transport = installed / "hubqueue_collector" / "transport.py"
+    _replace(
+        transport,
+        "def send(self, batch, attempt):",
+        f"def send(self, batch, attempt):\n        return {outcome}",
+    )
+
+    _assert_one_failed_attempt(home, collector)
 
 
 def test_a_run_saves_only_what_its_destination_takes(
@@ -302,16 +307,8 @@ def test_an_outcome_that_cannot_be_written_is_a_failed_attempt(
         send,
         f"{send}\n        from hubqueue.domain.outcome import Blocked, RetryLater\n        return {outcome}",
     )
-    configure(home, collector.url)
-    _log_in(home)
-    run = package.start_run("resnet50.pt", destination="lab", home=home, worker="none")
 
-    with open_outbox(home) as outbox:
-        _work(outbox)
-        (lane,) = [each for each in outbox.stats.runs(run_id=run.id)[0]["lanes"] if each["attempts"]]
-
-    assert (lane["failures"], lane["pending"]) == (1, 1)
-    assert lane["last_error"].startswith("internal error")
+    _assert_one_failed_attempt(home, collector)
 
 
 def test_what_is_delivered_stays_so_when_a_reopened_transport_cannot_be_closed(
