@@ -10,13 +10,12 @@ from typing import Any
 import click
 
 from hubqueue.cli.screen import ago, fit, parse_time, until, wrap
-from hubqueue.domain.outcome import is_silence
+from hubqueue.domain.outcome import FOREIGN, is_silence
 from hubqueue.domain.quantities import plural, size, span
 from hubqueue.domain.redact import clean
 
 _HTTP_STATUS = re.compile(r"\d{3} [A-Z][\w' -]*")
 _HOST = re.compile(r"^(?!\d{3}:)[\w.:-]+: ")
-_NOT_A_HUB = "not like a hub"
 _STATE_COLOURS = {"running": "green", "interrupted": "yellow", "failed": "red"}
 
 
@@ -78,7 +77,7 @@ def _outage_kind(reason: str) -> str:
         return f" responds {responds.group()}"
     if is_silence(reason):
         return " unreachable"
-    if _NOT_A_HUB in reason:
+    if FOREIGN in reason:
         return ": response is not from the hub (login page or wrong URL?)"
     return f": {_HOST.sub('', clean(reason, limit=80))},"
 

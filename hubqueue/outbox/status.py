@@ -6,7 +6,7 @@ kernel releases with the process. What it once wrote does not count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,8 @@ _NO_WORKER = {
 }
 # How long a worker may need to appear after the start of its training.
 _STARTING = timedelta(seconds=10)
+# After this many attempts without a response of the hub a person should know: with backoff, some ten minutes.
+_STUCK_AFTER = 10
 _LANE_COUNTS = (
     "pending",
     "in_flight",
@@ -159,6 +161,7 @@ def _attention(
                 found.append(
                     {"what": f"run {run['id']}: {lane['held']}", "hint": "upgrade hubqueue on this machine"}
                 )
+    found += _stuck(outbox)
     if totals["dead"]:
         refused = plural(totals["dead"], "entry was", "entries were")
         what = f"{refused} refused by the hub (dead)"
@@ -175,6 +178,20 @@ def _attention(
         which = "no worker with their address and key" if worker["alive"] else "no worker"
         found.append({"what": f"{waiting} waiting and {which} is running", "hint": hint})
     return [*found, *(_aside(path) for path in asides(outbox.home.outbox))]
+
+
+def _stuck(outbox: Opened) -> Iterator[dict[str, str]]:
+    """Entries that something before the hub keeps refusing: nothing is given up, but only a person can end it."""
+    for lane in outbox.stats.stuck(_STUCK_AFTER):
+        what = (
+            f"run {lane['run_id']}: {plural(lane['entries'], 'entry', 'entries')} of {lane['kind']} tried "
+            f"{lane['attempts']} times without a response of the hub: {clean(lane['reason'])}"
+        )
+        hint = (
+            "log in to the network, or correct the address or the proxy; if other entries get through, a limit refuses "
+            f"these: hubqueue entries --run {lane['run_id']}, then hubqueue cancel ENTRY"
+        )
+        yield {"what": what, "hint": hint}
 
 
 def _aside(path: Path) -> dict[str, str]:
