@@ -106,7 +106,8 @@ def _surroundings(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
     for destination in status["destinations"]:
         line = f"{destination['name']:<7} {destination['url']}"
         if destination["held"]:
-            line += "  " + click.style(f"ON HOLD: {destination['held']}", fg="red")
+            probes = destination["probes_at"] if destination["served"] else None
+            line += "  " + click.style(f"ON HOLD: {destination['held']}{_probes(probes, now)}", fg="red")
         elif destination["resumes_at"]:
             line += "  " + click.style(
                 f"rate-limited by the hub, resumes {until(destination['resumes_at'], now)}", fg="yellow"
@@ -124,7 +125,8 @@ def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
         line += f"  {run['url'] or ('registered' if run['remote_id'] else 'not registered yet')}"
         yield line
         if run["held"]:
-            yield "  " + click.style(f"ON HOLD: {run['held']}", fg="red")
+            probes = run["probes_at"] if status["worker"]["alive"] else None
+            yield "  " + click.style(f"ON HOLD: {run['held']}{_probes(probes, now)}", fg="red")
         # A worker of another home may send what the worker of this home cannot.
         is_sent = any(lane["next_send_at"] or lane["in_flight"] for lane in run["lanes"])
         obstacle = None if is_sent else obstacles.get(run["address"])
@@ -173,6 +175,11 @@ def _attention(status: Mapping[str, Any]) -> Iterator[str]:
     for index, concern in enumerate(status["attention"]):
         yield ("\n" if index == 0 else "") + wrap(click.style("! ", fg="red") + concern["what"])
         yield wrap(concern["hint"], "  ")
+
+
+def _probes(moment: str | None, now: datetime) -> str:
+    """When a hold finds out by itself whether it is over."""
+    return f"; probes again {until(moment, now)}" if moment else ""
 
 
 def _upload(uploading: Mapping[str, Any]) -> Iterator[str]:

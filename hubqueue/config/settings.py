@@ -99,11 +99,21 @@ class SpoolSettings:
 
 @dataclass(frozen=True, slots=True)
 class RetrySettings:
-    """Backoff after a failed attempt: up to `base * 2 ** failures`, at most `cap`."""
+    """Backoff after a failed attempt: up to `base * 2 ** failures`, at most `cap`; and the probes of what is held."""
 
     base: timedelta = setting(forms.seconds(), default=timedelta(seconds=1), help="the longest first wait")
     cap: timedelta = setting(
         forms.seconds(), default=timedelta(minutes=5), help="the longest wait; not less than `base`"
+    )
+    probe: timedelta = setting(
+        forms.seconds(zero=False),
+        default=timedelta(minutes=1),
+        help="the first wait before a hold is probed with one attempt. It doubles while the hold lasts",
+    )
+    probe_cap: timedelta = setting(
+        forms.seconds(zero=False),
+        default=timedelta(hours=1),
+        help="the longest wait between two probes of a hold",
     )
 
 
