@@ -6,7 +6,7 @@ kernel releases with the process. What it once wrote does not count.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.quantities import plural
 from hubqueue.domain.redact import clean, harmless, link
 from hubqueue.outbox.addresses import Address
+from hubqueue.outbox.attention import refused_before_the_hub, unanswered, without_response
 from hubqueue.outbox.database.schema import EPOCH, PROBES_AT
 from hubqueue.outbox.database.sqlite import asides, report_of
 from hubqueue.outbox.locks import is_held
@@ -39,8 +40,6 @@ _NO_WORKER = {
 }
 # How long a worker may need to appear after the start of its training.
 _STARTING = timedelta(seconds=10)
-# After this many attempts without a response of the hub a person should know: with backoff, some ten minutes.
-_STUCK_AFTER = 10
 _LANE_COUNTS = (
     "pending",
     "in_flight",
@@ -161,7 +160,7 @@ def _attention(
                 found.append(
                     {"what": f"run {run['id']}: {lane['held']}", "hint": "upgrade hubqueue on this machine"}
                 )
-    found += _stuck(outbox)
+    found += [*refused_before_the_hub(outbox), *without_response(runs)]
     if totals["dead"]:
         refused = plural(totals["dead"], "entry was", "entries were")
         what = f"{refused} refused by the hub (dead)"
@@ -178,20 +177,6 @@ def _attention(
         which = "no worker with their address and key" if worker["alive"] else "no worker"
         found.append({"what": f"{waiting} waiting and {which} is running", "hint": hint})
     return [*found, *(_aside(path) for path in asides(outbox.home.outbox))]
-
-
-def _stuck(outbox: Opened) -> Iterator[dict[str, str]]:
-    """Entries that something before the hub keeps refusing: nothing is given up, but only a person can end it."""
-    for lane in outbox.stats.stuck(_STUCK_AFTER):
-        what = (
-            f"run {lane['run_id']}: {plural(lane['entries'], 'entry', 'entries')} of {lane['kind']} tried "
-            f"{lane['attempts']} times without a response of the hub: {clean(lane['reason'])}"
-        )
-        hint = (
-            "log in to the network, or correct the address or the proxy; if other entries get through, a limit refuses "
-            f"these: hubqueue entries --run {lane['run_id']}, then hubqueue cancel ENTRY"
-        )
-        yield {"what": what, "hint": hint}
 
 
 def _aside(path: Path) -> dict[str, str]:
@@ -337,6 +322,7 @@ def _lane(outbox: Opened, lane: Mapping[str, Any], now: datetime, *, sendable: b
         "unknown": lane["kind"] not in set(Kind),
         "uploading": _uploading(outbox, lane),
         "last_error": None if error is None else clean(error),
+        "unanswered": unanswered(outbox, lane),
     }
 
 

@@ -45,6 +45,9 @@ _SETTLE_PAUSE = 1.0
 # In bytes: before a larger upload probes a hold, the transport asks whether the key is accepted.
 _LARGE_PROBE = 1_000_000
 
+# How often the wait for a response doubles at most: a large checkpoint may be digested for an hour, metrics not.
+_MOST_PATIENCE, _LITTLE_PATIENCE = {Kind.CKPT: 10}, 3
+
 # Claims what a thread sends next, within the transaction that settles what it has sent.
 Follow = Callable[["Transaction"], Lease | None]
 
@@ -85,7 +88,8 @@ class Delivery:
             self._emit(events.UploadProgressed(lease.batch.run.id, lease.attempt_id, min(sent, size), size))
 
         try:
-            attempt = Attempt(on_start, on_bytes, stop, partial(self._outbox.settlement.note_progress, lease))
+            note_progress = partial(self._outbox.settlement.note_progress, lease)
+            attempt = Attempt(on_start, on_bytes, stop, note_progress, self._patience(lease))
             outcome = self._damaged(lease.batch) or self._send(lease, attempt)
             if not isinstance(outcome, Outcome):  # code of a plugin may return anything
                 raise TypeError(f"a transport returned {type(outcome).__name__}, which is no outcome")
@@ -105,6 +109,13 @@ class Delivery:
         for fact in facts:
             self._emit(fact)
         return following
+
+    def _patience(self, lease: Lease) -> int:
+        """How often the wait for a response is doubled: the hub may need longer for all that this lane sends."""
+        kind = lease.batch.kind
+        if kind is Kind.HEARTBEAT or not (lease.failures or kind is Kind.CKPT):
+            return 0
+        return min(self._outbox.stats.unanswered(lease.lane_id), _MOST_PATIENCE.get(kind, _LITTLE_PATIENCE))
 
     def _damaged(self, batch: Batch) -> Outcome | None:
         """Reject a damaged payload, and hold a run with damaged data, before a byte is sent."""

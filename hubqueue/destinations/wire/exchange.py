@@ -22,7 +22,7 @@ from requests import exceptions
 from hubqueue.__about__ import __version__
 from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.wire.body import Body, BodyChanged
-from hubqueue.destinations.wire.connections import CURRENT, WatchedAdapter
+from hubqueue.destinations.wire.connections import CURRENT, SLOWEST_DRAIN, WatchedAdapter
 from hubqueue.destinations.wire.endpoint import Endpoint
 from hubqueue.destinations.wire.foreign import foreign, is_foreign
 from hubqueue.destinations.wire.framing import MalformedResponse
@@ -34,6 +34,8 @@ from hubqueue.domain.redact import clean
 
 MAX_RESPONSE = 64 * 1024
 _POOL = 64
+# In seconds.
+_LONGEST_RESPONSE = 3600.0
 # What a connection raises.
 _TROUBLE = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError)
 
@@ -59,19 +61,20 @@ class Wire:
     ) -> Response | Outcome:
         """Send a request and read its response. A network error is returned as an outcome, not raised."""
         endpoint = self._endpoint
+        response_timeout = _patient(endpoint.answer_timeout.total_seconds(), attempt.patience)
         watch = Watch(
             stop=attempt.stop,
             connect=endpoint.connect_timeout.total_seconds(),
             window=endpoint.stall_window.total_seconds(),
             rate=float(endpoint.stall_rate),
-            response=endpoint.answer_timeout.total_seconds(),
+            response=response_timeout,
             size=len(request.body),
             on_bytes=attempt.on_bytes,
         )
         CURRENT.watch, CURRENT.on_start = watch, attempt.on_start
         WATCHDOG.add(watch)
         try:
-            response = self._read(self._send(request))
+            response = self._read(self._send(request, response_timeout))
             ended = self._ended(watch)
             if isinstance(ended, Aborted):
                 return ended
@@ -105,7 +108,7 @@ class Wire:
             return Aborted("the worker stops")
         return RetryLater(f"{self.host}: {watch.verdict}") if watch.verdict is not None else None
 
-    def _send(self, request: Request) -> requests.Response:
+    def _send(self, request: Request, response_timeout: float) -> requests.Response:
         headers = {
             "User-Agent": f"hubqueue/{__version__}",
             "Accept": "application/json",
@@ -121,15 +124,15 @@ class Wire:
         ).prepare()
         if not len(request.body) and request.method != "GET":
             prepared.headers["Content-Length"] = "0"
-        response_timeout = self._endpoint.answer_timeout.total_seconds()
         with closing(body):
             return self._adapter.send(
                 prepared,
                 stream=True,
                 verify=self._verify,
                 proxies=self._proxies,
-                # A second line of defence: the watchdog enforces the deadlines, also against a dripped response.
-                timeout=(self._endpoint.connect_timeout.total_seconds(), response_timeout + 5.0),
+                # A second line of defence: the watchdog enforces the deadlines, also against a dripped response. The
+                # kernel may still be sending the request for a long time.
+                timeout=(self._endpoint.connect_timeout.total_seconds(), response_timeout + SLOWEST_DRAIN),
             )
 
     def _read(self, response: requests.Response) -> Response:
@@ -147,6 +150,11 @@ class Wire:
             return Response(status, response.headers, bytes(body[:MAX_RESPONSE]), cut=True)
         response.raw.release_conn()
         return Response(status, response.headers, bytes(body))
+
+
+def _patient(seconds: float, patience: int) -> float:
+    """The wait for a response: doubled for each whole request that had none in time, up to an hour."""
+    return max(seconds, min(seconds * 2.0 ** min(patience, 32), _LONGEST_RESPONSE))
 
 
 class _Sized:
