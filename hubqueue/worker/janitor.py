@@ -48,6 +48,8 @@ class Janitor:
             if lock.exists() and not is_held(lock) and self._interrupt(run_id):
                 self._emit(events.RunInterrupted(run_id))
 
+        self._outbox.registry.appoint_probes()
+
     def _interrupt(self, run_id: str) -> bool:
         try:
             return close_run(self._outbox, run_id, RunState.INTERRUPTED)
