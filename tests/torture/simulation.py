@@ -16,10 +16,11 @@ from pathlib import Path
 from unittest import mock
 
 from sqlalchemy import update
-from torture import judges
+from torture import healing, judges
 from torture.frame import Report, new_report
 from torture.judges import Found
-from torture.month import DAY, HOUR, Mortal, Plan, What
+from torture.month import DAY, HOUR, Plan, What
+from torture.stations import Mortal
 from torture.world import World
 
 from hubqueue.outbox.database.schema import EPOCH, lanes
@@ -34,22 +35,33 @@ SENTENCE = (
 PLANS = {
     "quick": Plan(
         1.0, runs=25, lives=(0.5, 1.2), outages=(1.0, 1.25, 0.2), epochs=(240.0, 1200.0), hasty=2, haste=60.0,
-        crowded=0.6, restarts=4, crashes=4, seconds=2, reboots=1, jumps=2, busy=4, troubles=2,
+        crowded=0.6, restarts=4, crashes=4, seconds=2, reboots=1, jumps=2, busy=4, troubles=2, gateways=(1.0,),
+        holds=(2.0, 0.5), slow=3, unmounted=2,
     ),
     "normal": Plan(
         7.0, runs=200, lives=(0.5, 4.0), outages=(1.0, 1.0, 3.0, 8.0, *[0.2] * 6), long_lives=2, hasty=8, haste=300.0,
-        restarts=30, crashes=30, seconds=10, reboots=4, jumps=6, busy=40, troubles=20,
+        restarts=30, crashes=30, seconds=10, reboots=4, jumps=6, busy=40, troubles=20, gateways=(1.0, 1.0, 0.2),
+        holds=(0.05, 1.0, 3.0, 12.0), slow=6, unmounted=5,
     ),
     "full": Plan(
         30.0, runs=1000, lives=(0.5, 8.0), outages=(*[1.0] * 8, 2.0, 3.0, 4.0, 6.0, 8.0, 24.0, *[0.1, 0.3, 0.5] * 10),
         long_lives=5, hasty=25, haste=600.0, restarts=120, crashes=120, seconds=40, reboots=12, jumps=20, busy=200,
-        troubles=80,
+        troubles=80, gateways=(*[1.0] * 4, 2.0, *[0.1, 0.5] * 3), holds=(*[0.05, 0.5, 1.0, 3.0] * 2, 12.0, 30.0),
+        slow=25, unmounted=20,
     ),
 }  # fmt: skip
 # The controls: restarts during running trainings, and many trainings that wait for the end of one outage.
 _RESTARTS = Plan(0.1, 4, (1.5, 2.0), (), restarts=8)
 _HERD = Plan(0.08, 12, (0.4, 0.8), (1.2,), crowded=1.0)
-_JUDGES = (judges.spacing, judges.rate, judges.outage_hour, judges.heartbeats, judges.recovery)
+_JUDGES = (
+    judges.spacing,
+    judges.rate,
+    judges.outage_hour,
+    judges.heartbeats,
+    judges.recovery,
+    healing.holds,
+    healing.uploads,
+)
 _SHARED = Path("/dev/shm")
 
 
@@ -96,6 +108,7 @@ def main(argv: list[str] | None = None) -> int:
             for judge in _JUDGES:
                 _report_found(report, judge(world.hub.chronicle))
             _report_found(report, judges.delivery(world))
+            _report_found(report, healing.alone(world))
         _controls(report)
     return report.exit_code
 

@@ -1,11 +1,12 @@
 """The simulation of a month: one home, one virtual clock, and all events.
 
-Outbox, worker and janitor are the real ones, on their own files; clock and hub are simulated (`torture.month`). Checkpoints
-have no bodies. Scans of the janitor that would find nothing new are left out; it tidies once an hour.
+Outbox, spool, worker and janitor are the real ones, on their own files; clock and hub are simulated (`torture.month`).
+Scans of the janitor that would find nothing new are left out; it tidies once an hour.
 """
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import itertools
 import math
@@ -15,35 +16,54 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torture.month import DAY, HOUR, Hub, Mortal, Outage, Plan, Station, Training, What, bad_days, trainings
+from torture.month import DAY, HOUR, Hub, Outage, Plan, Training, What, bad_days, trainings
+from torture.stations import Mortal, Station, Upload
 
 from hubqueue.config.registry import declaration
-from hubqueue.domain.drafts import FINAL_RANK, metrics_draft
-from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.drafts import Checkpoint, metrics_draft
+from hubqueue.domain.errors import SpoolError
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.outbox import Outbox, open_outbox
-from hubqueue.producer.intake import open_run
+from hubqueue.producer.intake import open_run, save_snapshot
 from hubqueue.testing import FakeClock
 from hubqueue.worker.closing import close_run
-from hubqueue.worker.events import Fact
+from hubqueue.worker.events import Fact, Held, HoldLifted
 
 BATCH = 2
 """Epochs per request: few, so that backlogs exist."""
 _YEAR = 365 * DAY
 # Only one destination: a worker queries the database for each configured one.
-_CONFIG = f'[destinations.hub]\ntype = "hub"\n[worker]\nbatch_entries = {BATCH}\n'
-_PATIENCE = 60.0
+_CONFIG = """
+[destinations.hub]
+type = "hub"
+[worker]
+batch_entries = {batch}
+[spool]
+path = "{spool}"
+min_free_bytes = 0
+"""
 _LOOK, _TIDY = 5.0, HOUR
+# Seconds between two scans of the janitor while something is on hold, and between two renewals of the leases.
+_HELD, _RENEW = 60.0, 20.0
 # After this many steps without a claim, a due lane is stuck: this is no race.
 _STUCK = 100
 
 
 class World:
-    """A home that is simulated for a month."""
+    """A home that is simulated for a month. `settings` are appended to its configuration, for controls."""
 
-    def __init__(self, folder: Path, plan: Plan, dice: random.Random, worker: type[Mortal] = Mortal) -> None:
-        self.plan, self._dice, self._worker = plan, dice, worker
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        dice: random.Random,
+        worker: type[Mortal] = Mortal,
+        *,
+        settings: str = "",
+        renews: bool = True,
+    ) -> None:
+        self.plan, self._dice, self._worker, self._renews = plan, dice, worker, renews
         self.clock, self.now = FakeClock(), 0.0
         self.hub = Hub(lambda: self.now)
         self.counts: Counter[str] = Counter()
@@ -51,7 +71,12 @@ class World:
         self.trainings = list(trainings(plan, self.outages, dice))
         self._home = folder / "home"
         self._home.mkdir(mode=0o700)
-        (self._home / "config.toml").write_text(_CONFIG, encoding="utf-8")
+        self._disk, self._unmounted = folder / "disk", folder / "unmounted"
+        self._disk.mkdir(mode=0o700)
+        config = _CONFIG.format(batch=BATCH, spool=self._disk / "spool") + settings
+        (self._home / "config.toml").write_text(config, encoding="utf-8")
+        self._weights = folder / "best.pt"
+        self._is_held = self._is_watched = False
         self._stations: list[Station] = []
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -98,10 +123,31 @@ class World:
             self._dice.shuffle(self._stations)
             for station in list(self._stations):
                 station.worker.step()
-                assert station.worker.wait_free(_PATIENCE), "an attempt did not end"
-                if station.line.dead:
-                    self._bury(station)
+                self._settle(station)
         raise AssertionError("something is due, and no worker claims it")
+
+    def _settle(self, station: Station) -> None:
+        station.settle()
+        begun, station.line.begun = station.line.begun, []
+        for upload in begun:
+            self._at(self.now + upload.seconds, self._finish_upload, station, upload)
+            self._at(self.now + _RENEW, self._renew, station, upload)
+        if self._is_held and not self._is_watched:
+            self._watch_hold()
+        if station.line.dead:
+            self._bury(station)
+
+    def _finish_upload(self, station: Station, upload: Upload) -> None:
+        if station.line.release(upload):
+            self.counts["slow uploads"] += 1
+            self._settle(station)
+
+    def _renew(self, station: Station, upload: Upload) -> None:
+        """What the service of a worker does three times in a lease."""
+        if upload in station.line.waiting:
+            if self._renews:
+                station.worker.renew()
+            self._at(self.now + _RENEW, self._renew, station, upload)
 
     def _start_worker(self, boot: int | None = None) -> None:
         if boot not in (None, self._boot):
@@ -120,6 +166,7 @@ class World:
     def _bury(self, station: Station) -> None:
         """End a killed worker; every third one hangs, and keeps its lock for a while."""
         self._stations.remove(station)
+        station.cut()
         self.counts[f"crashes {station.line.dying} a request"] += 1
         station.outbox.close()
         if self._dice.random() < 0.3:
@@ -135,6 +182,13 @@ class World:
     def _scan_soon(self) -> None:
         """Schedule a scan of the janitor, which scans every five seconds: a process has ended since the last scan."""
         self._at(self.now + self._dice.uniform(0.0, _LOOK), self._scan)
+
+    def _watch_hold(self) -> None:
+        """Scan now and then, as a service does, while something is on hold."""
+        self._is_watched = self._is_held
+        if self._is_held:
+            self._scan()
+            self._at(self.now + _HELD, self._watch_hold)
 
     def _scan(self) -> None:
         for station in self._stations:
@@ -152,6 +206,9 @@ class World:
 
     def _count(self, fact: Fact) -> None:
         self.counts[type(fact).__name__] += 1
+        if isinstance(fact, Held | HoldLifted) and fact.what.startswith("destination"):
+            self._is_held = isinstance(fact, Held)
+            self.hub.note(What.HELD if self._is_held else What.LIFTED)
 
     # The trainings.
 
@@ -188,17 +245,23 @@ class World:
 
     def _save(self, training: Training, *, final: bool = False) -> None:
         training.saves += 1
-        key = "final" if final else "best" if training.saves % 3 == 0 else "last"
-        rank = FINAL_RANK if final else -training.saves
-        draft = Draft(Kind.CKPT, key, rank, "{}", final=final, replaces=("last", "best") if final else ())
-        self.outbox.entries.enqueue(training.id, draft)
+        content = f"weights {training.saves} of {training.id}".encode()
+        self._weights.write_bytes(content)
+        is_best = training.saves % 3 == 0
+        checkpoint = Checkpoint(self._weights, training.saves, is_best, map=0.5, final=final)
+        try:
+            save_snapshot(self.outbox, training.id, checkpoint)
+        except SpoolError:
+            self.counts["checkpoints not saved"] += 1  # the disk of the spool is away, and the training continues
+        else:
+            training.digest = hashlib.sha256(content).hexdigest() if final else ""
         if not final:
             self._later(training, training.save_every, self._save)
 
     def _end(self, training: Training) -> None:
         if training.finishes:
             self._save(training, final=True)
-            training.ended = True
+            training.ended = bool(training.digest)
             close_run(self.outbox, training.id, RunState.FINISHED)
         self._lose(training)
         self._scan_soon()
@@ -225,7 +288,7 @@ class World:
         if outage is None:
             self.hub.note(What.WELL)
         else:
-            self.hub.note(What.ILL, number=outage.lasts)
+            self.hub.note(What.ILL, number=outage.lasts, answer=outage.how)
 
     def _plan_runs(self) -> None:
         for training in self.trainings:
@@ -243,6 +306,8 @@ class World:
             (plan.jumps, self._jump),
             (plan.busy, self._busy),
             (plan.troubles, self._trouble),
+            (plan.slow, self._slow_down),
+            (plan.unmounted, self._unmount),
         ):
             for _ in range(many):
                 at = dice.uniform(0.0, plan.days * DAY)
@@ -294,6 +359,7 @@ class World:
         for training in interrupted:
             self._lose(training)
         for station in self._stations:
+            station.cut()
             station.worker.die()
             station.outbox.close()
         self._stations.clear()
@@ -324,3 +390,23 @@ class World:
             self._at(self.now + self._dice.uniform(0.2, 3.0) * HOUR, self.hub.troubled.pop, run, None)
         elif self.now < self.plan.days * DAY:
             self._at(self.now + HOUR, self._trouble)
+
+    def _slow_down(self) -> None:
+        """Make the link slow: for some hours each checkpoint that begins needs half an hour, or hours."""
+        self.hub.upload = self._dice.uniform(0.5, 3.0) * HOUR
+        self._at(self.now + self._dice.uniform(1.0, 6.0) * HOUR, setattr, self.hub, "upload", 0.0)
+
+    def _unmount(self) -> None:
+        """Take away the disk of the spool for some hours; an empty folder is there meanwhile, or none."""
+        if self._unmounted.exists():
+            return
+        self.counts["disks away"] += 1
+        self._disk.rename(self._unmounted)
+        if self._dice.random() < 0.5:
+            self._disk.mkdir(mode=0o700)
+        self._at(self.now + self._dice.uniform(0.2, 6.0) * HOUR, self._mount)
+
+    def _mount(self) -> None:
+        if self._disk.exists():
+            self._disk.rmdir()  # fails if something was written into it
+        self._unmounted.rename(self._disk)
