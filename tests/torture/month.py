@@ -142,7 +142,7 @@ class Training:
 def trainings(plan: Plan, outages: Sequence[Outage], dice: random.Random) -> Iterator[Training]:
     """The runs of a plan."""
     end = plan.days * DAY
-    long = [each for each in outages if each.is_long]
+    long = [each for each in outages if each.is_long and each.how not in HOLDS]
     for number in range(plan.runs):
         lasts = dice.uniform(*plan.lives) * HOUR
         if number < plan.long_lives:

@@ -1,18 +1,22 @@
-"""Thirty virtual days: every request to the hub is checked against the limits.
+"""Thirty virtual days: every request to the hub is checked against the limits, and what heals must heal by itself.
 
-A world (`torture.world`) simulates the month and writes a chronicle; the judges (`torture.judges`) read it. The controls
-are a worker whose spacing is not in the database, and a backoff without jitter.
+A world (`torture.world`) simulates the month and writes a chronicle; the judges (`torture.judges`, `torture.healing`) read
+it. The controls are a worker whose spacing is not in the database, a backoff without jitter, and one defect each for what
+has to heal.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from sqlalchemy import update
@@ -30,7 +34,8 @@ from hubqueue.worker.backoff import next_attempt_at
 SENTENCE = (
     "whatever happens to hub, workers, machine and clock, no two request starts of a lane are closer than its limit, a "
     "backlog uses 95 % of the allowed rate, an hour's outage causes at most 30 requests per lane, heartbeats start within 5 s, "
-    "the lanes do not come back in one instant, and everything arrives"
+    "the lanes do not come back in one instant, holds lift themselves with few probes, and everything arrives without a "
+    "person: over links that need hours, past gateways that answer for the hub, from a disk that was away"
 )
 PLANS = {
     "quick": Plan(
@@ -53,6 +58,39 @@ PLANS = {
 # The controls: restarts during running trainings, and many trainings that wait for the end of one outage.
 _RESTARTS = Plan(0.1, 4, (1.5, 2.0), (), restarts=8)
 _HERD = Plan(0.08, 12, (0.4, 0.8), (1.2,), crowded=1.0)
+_UNHEALED = Plan(0.15, 4, (2.0, 2.5), (), epochs=(60.0, 120.0))
+_DEFECTS: dict[str, tuple[Plan, Callable[[World], Found], dict[str, Any], dict[str, Any]]] = {
+    "a hold that is probed every second": (
+        replace(_UNHEALED, holds=(0.5,)),
+        lambda world: healing.holds(world.hub.chronicle),
+        {"settings": "[retry]\nprobe = 1\nprobe_cap = 1\n"},
+        {},
+    ),
+    "a hold that waits for a person": (
+        replace(_UNHEALED, holds=(0.5,)),
+        lambda world: healing.holds(world.hub.chronicle),
+        {"settings": f"[retry]\nprobe = {366 * DAY:.0f}\nprobe_cap = {366 * DAY:.0f}\n"},
+        {},
+    ),
+    "a gateway's page taken for the hub's word": (
+        replace(_UNHEALED, gateways=(0.5,)),
+        judges.delivery,
+        {},
+        {"hubqueue.destinations.wire.exchange.is_foreign": lambda _response: False},
+    ),
+    "a lease that is not renewed": (
+        replace(_UNHEALED, slow=4),
+        lambda world: healing.uploads(world.hub.chronicle),
+        {"renews": False},
+        {},
+    ),
+    "a spool that is away taken for lost files": (
+        replace(_UNHEALED, unmounted=4),
+        judges.delivery,
+        {},
+        {"hubqueue.outbox.spool.presence.Presence.trouble": lambda _self: None},
+    ),
+}
 _JUDGES = (
     judges.spacing,
     judges.rate,
@@ -83,14 +121,14 @@ def without_jitter() -> Iterator[None]:
 
 
 @contextmanager
-def passed(plan: Plan, seed: int, worker: type[Mortal] = Mortal) -> Iterator[World]:
+def passed(plan: Plan, seed: int, worker: type[Mortal] = Mortal, **defects: Any) -> Iterator[World]:
     """A simulated month, with everything delivered that can be. The seed also decides the jitter of the backoff."""
     shared = _SHARED if _SHARED.is_dir() else None
     with (
         mock.patch.object(backoff, "_DICE", random.Random(seed)),
         tempfile.TemporaryDirectory(prefix="hubqueue-month-", dir=shared) as home,
     ):
-        world = World(Path(home), plan, random.Random(seed), worker)
+        world = World(Path(home), plan, random.Random(seed), worker, **defects)
         try:
             world.run()
             yield world
@@ -150,6 +188,13 @@ def _controls(report: Report) -> None:
         any("in one second" in each for each in found.wrong),
         "the control's lanes did not come back in one second",
     )
+    for name, (plan, judge, defects, patched) in _DEFECTS.items():
+        with contextlib.ExitStack() as stack:
+            for target, act in patched.items():
+                stack.enter_context(mock.patch(target, act))
+            found = judge(stack.enter_context(passed(plan, report.seed, **defects)))
+        report.write(f"control, {name}: noticed {len(found.wrong)}")
+        report.require(bool(found.wrong), f"the control ({name}) was not noticed")
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class World:
             self._at(self.now + upload.seconds, self._finish_upload, station, upload)
             self._at(self.now + _RENEW, self._renew, station, upload)
         if self._is_held and not self._is_watched:
-            self._watch_hold()
+            self._watch_hold()  # not for ever: a control's hold lasts for a year
         if station.line.dead:
             self._bury(station)
 
@@ -185,8 +185,8 @@ class World:
 
     def _watch_hold(self) -> None:
         """Scan now and then, as a service does, while something is on hold."""
-        self._is_watched = self._is_held
-        if self._is_held:
+        self._is_watched = self._is_held and self.now < (self.plan.days + 2) * DAY
+        if self._is_watched:
             self._scan()
             self._at(self.now + _HELD, self._watch_hold)
 
