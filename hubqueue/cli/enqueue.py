@@ -130,12 +130,13 @@ def checkpoint(
       hubqueue enqueue checkpoint --run $RUN --epoch 99 --final --map 0.51 best.pt
     """
     from hubqueue.domain.drafts import Checkpoint
+    from hubqueue.producer import metrics as values
     from hubqueue.producer.intake import save_snapshot
-    from hubqueue.producer.metrics import finite_number
 
     with options.open() as outbox:
         run_id = _open_run(outbox, run_id, Kind.CKPT)
-        draft = Checkpoint(file, epoch, is_best=best, map=finite_number("map", score), final=final)
+        valid = values.score("map", score, strict=True)
+        draft = Checkpoint(file, epoch, is_best=best, map=valid, final=final)
         entry_id = save_snapshot(outbox, run_id, draft)
     click.echo(f"entry {entry_id}")
 

@@ -86,7 +86,8 @@ class Run:
     ) -> None:
         self._home, self._destination, self._named = start.home, start.destination, start.named
         self._config_path = None if config_path is None else os.path.abspath(config_path)
-        self._mode = worker
+        self._mode, self._strict = worker, strict
+        self._lenient = values.Lenient()
         self._sender: Sender | None = None
         self._saving = Saving(start, strict=strict, on_enqueue=self._nudge)
         _LIVING.add(self)
@@ -120,10 +121,14 @@ class Run:
     def log_metrics(self, metrics: Mapping[str, object], *, epoch: int) -> int | None:
         """Save the metrics of an epoch (0-based); return the entry's id, or None when they are only kept in memory.
 
-        Values are numbers or scalars of numpy and torch; non-finite ones are sent as null. Logging an epoch again
-        replaces metrics that are not sent yet. Raises `InvalidMetrics` for other values, `RunFinished` after `finish`.
+        Values are numbers, and arrays of numpy and torch with one element; non-finite ones are sent as null. What is not a
+        number is left out and logged once (with `strict`: `InvalidMetrics`); a call without any number saves nothing.
+        Logging an epoch again adds to it: the newer value of a name counts. Raises `InvalidMetrics` for an epoch that is
+        not a whole number and for anything but a mapping, `RunFinished` after `finish`.
         """
-        return self._saving.save(metrics_draft(values.metrics_text(metrics), values.epoch_number(epoch)))
+        number = values.epoch_number(epoch)
+        text = values.metrics_text(metrics) if self._strict else self._lenient.text(metrics)
+        return None if text is None else self._saving.save(metrics_draft(text, number))
 
     def log_console(self, content: str, *, lines: int = 1) -> int | None:
         """Save lines of the training's output for a hub that shows them (Platform). Otherwise as `log_metrics`."""
@@ -138,11 +143,12 @@ class Run:
         """Save a private copy of a checkpoint file; return the entry's id, or None when it could not be saved.
 
         The file may be changed or deleted as soon as this returns. Of the waiting checkpoints, only the newest `last`
-        and the newest `best` are kept. A `final` one (with `map`, its mAP50-95) is sent without waiting for the pace.
+        and the newest `best` are kept. A `final` one (with `map`, its mAP50-95, from 0 to 1) is sent without waiting for
+        the pace.
         Errors are logged (raised with `strict`). Raises `RunFinished` after `finish`.
         """
         check_path(path)
-        number, score = values.epoch_number(epoch), values.finite_number("map", map)
+        number, score = values.epoch_number(epoch), values.score("map", map, strict=self._strict)
         return self._saving.save_checkpoint(Checkpoint(path, number, is_best, score, final))
 
     def finish(

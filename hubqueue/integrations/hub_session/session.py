@@ -28,7 +28,7 @@ from hubqueue.integrations.hub_session.account import Account
 from hubqueue.integrations.hub_session.epoch_texts import EpochTexts
 from hubqueue.integrations.hub_session.model import Model
 from hubqueue.producer.leftover import describe
-from hubqueue.producer.metrics import metrics_mapping, numbers_only
+from hubqueue.producer.metrics import metrics_mapping
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run import Run, start_run
 from hubqueue.producer.senders import WorkerMode
@@ -212,8 +212,7 @@ class HUBTrainingSession:
 
         def save() -> None:
             run = self._started()
-            score = numbers_only({"map": map})[0].get("map") or 0.0
-            run.save_checkpoint(path, epoch=int(epoch), is_best=bool(is_best), map=float(score), final=final)  # type: ignore[arg-type]
+            run.save_checkpoint(path, epoch=epoch, is_best=bool(is_best), map=map, final=final)
             if final:
                 self._wait(run)
 
@@ -284,10 +283,7 @@ class HUBTrainingSession:
 
     def _log(self, epoch: int, text: object) -> None:
         def save() -> None:
-            metrics, left_out = numbers_only(metrics_mapping(text))
-            if left_out:
-                _LOG.warning("epoch %s: not a number, skipped: %s", epoch, ", ".join(left_out))
-            self._started().log_metrics(metrics, epoch=int(epoch))
+            self._started().log_metrics(metrics_mapping(text), epoch=epoch)
 
         survive("metrics", save, strict=False)
 

@@ -30,7 +30,7 @@ from hubqueue.domain.errors import InvalidModel
 from hubqueue.integrations.cadence import Cadence
 from hubqueue.integrations.ultralytics import trainer_facts as facts
 from hubqueue.integrations.ultralytics.console_lines import ConsoleLines
-from hubqueue.producer.metrics import numbers_only
+from hubqueue.producer.metrics import Lenient
 from hubqueue.producer.run import Run, start_run
 from hubqueue.producer.survival import settings_of
 
@@ -78,6 +78,7 @@ class Attachment:
         # A weak reference, because a finished trainer holds GPU memory.
         self._trainer: Callable[[], Any] = lambda: None
         self._name_of_run = ""
+        self._lenient = Lenient()
         self._in_epoch, self._last_epoch = False, -1
         self._unsaved: tuple[Path, int, bool] | None = None
         self._console = console
@@ -150,9 +151,8 @@ class Attachment:
         # The validation of the best model after the last epoch also calls this, in some versions with the number of
         # that epoch. It is logged as a separate epoch after the last one.
         epoch = int(trainer.epoch) if self._in_epoch else self._last_epoch + 1
-        metrics, left_out = numbers_only(facts.metrics(trainer, self._declared, first=epoch == 0))
-        if left_out:
-            _LOG.warning("epoch %d: not a number, skipped: %s", epoch, ", ".join(left_out))
+        # Also with `strict`: the user of a trainer cannot change what it logs.
+        metrics = self._lenient.kept(facts.metrics(trainer, self._declared, first=epoch == 0))
         self.run.log_metrics(metrics, epoch=epoch)
         self._in_epoch, self._last_epoch = False, epoch
         self._write_record(trainer)
@@ -191,6 +191,7 @@ class Attachment:
             self.run = start_run(known.get("remote_id") or name, args=args, **options)
         except InvalidModel:
             self.run = start_run(facts.as_file(name), args=args, **options)
+        self._lenient = Lenient()
         self._in_epoch, self._last_epoch = False, int(getattr(trainer, "start_epoch", 0) or 0) - 1
         self._name_of_run = name
         if self._console:

@@ -74,7 +74,8 @@ def _upgrade(connection: Connection) -> None:
     from alembic.script import ScriptDirectory
 
     config = _config(connection)
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    scripts = ScriptDirectory.from_config(config)
+    known = {script.revision for script in scripts.walk_revisions()}
     if found is not None and not _REVISION.fullmatch(found):
         raise OutboxDamaged("the revision of the outbox cannot be read", hint=SET_ASIDE)
     if found is not None and found not in known:
@@ -82,8 +83,12 @@ def _upgrade(connection: Connection) -> None:
             f"the outbox has revision {found}, this hubqueue knows up to {REVISION}",
             hint="a newer hubqueue wrote it; upgrade this one as you installed it",
         )
-    command.upgrade(config, "head")
-    connection.commit()
+    # Each revision in a transaction of its own: one that waits for a table must not hold the lock of another one, for which
+    # a process of an older revision may be waiting. Nobody waits for a new outbox.
+    newer = [script.revision for script in scripts.iterate_revisions("head", found)]
+    for revision in ["head"] if found is None else reversed(newer):
+        command.upgrade(config, revision)
+        connection.commit()
 
 
 def _config(connection: Connection) -> Config:
