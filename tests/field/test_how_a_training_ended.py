@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from stage import ROOT, hubqueue, kill, platform_environ, python, wait_until
+from stage import ROOT, end, hubqueue, kill, platform_environ, python, start_worker, wait_until
 
 import hubqueue as package
 from hubqueue.domain.lifecycle import RunState
@@ -20,6 +20,7 @@ from hubqueue.outbox.exits import can_report
 from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.producer.called_with import departure
+from hubqueue.sandbox import Sandbox
 from hubqueue.worker.events import Fact
 from hubqueue.worker.janitor import Janitor
 
@@ -212,6 +213,21 @@ def test_the_hub_is_not_sent_an_end_that_the_exit_code_may_change(environ: Mappi
         scanned(environ, run_id)
         assert not waits(outbox, run_id)
         assert not list((outbox.home.locks / "exits").iterdir())
+
+
+@needs_exit_codes
+@pytest.mark.parametrize(("code", "event"), [("sys.exit(3)", "training_failed"), ("", "training_complete")])
+def test_the_hub_is_sent_one_end_and_the_right_one(hub: Sandbox, home: Path, code: str, event: str) -> None:
+    environ = platform_environ(home, hub.url)
+    worker = start_worker(environ)
+
+    python(STARTS + code, environ, fresh=True).communicate()
+
+    wait_until(lambda: any(hub.run(each).state != "training" for each in hub.runs))
+    end(worker)
+    (model,) = hub.runs
+    received = [each.event for each in hub.run(model).events if each.event.startswith("training_")]
+    assert [each for each in received if each not in ("training_started", "training_progress")] == [event]
 
 
 def waits(outbox: Outbox, run_id: str) -> bool:

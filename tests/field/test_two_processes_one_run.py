@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import Process, ack, hubqueue, kill, platform_environ, python, wait_until
+from stage import Process, ack, hubqueue, kill, platform_environ, python, start_worker, wait_until
+from stage import end as terminate
 
 import hubqueue as package
 from hubqueue.domain.entry import Kind
@@ -23,12 +24,14 @@ from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.moves.claim import Terms
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.producer.run import Run
+from hubqueue.sandbox import Sandbox
 from hubqueue.worker.closing import close_run
 from hubqueue.worker.events import Fact
 from hubqueue.worker.janitor import Janitor
 
 pytestmark = pytest.mark.usefixtures("migrated_home")
 NOWHERE = "http://127.0.0.1:9"
+LATE = ("epoch_end", "training_complete", "training_failed")
 # Does what it reads, line by line, until its end.
 OTHER = """
 import sys
@@ -312,6 +315,28 @@ def _claimed(outbox: Outbox, destination: str) -> Lease:
     lease = outbox.claims.claim(destination, dict.fromkeys(Kind, outbox.config.worker.lease * 0), terms)
     assert lease is not None
     return lease
+
+
+def test_the_hub_gets_one_end_after_everything_else(
+    hub: Sandbox, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ULTRALYTICS_PLATFORM_URL", hub.url)
+    environ = platform_environ(home, hub.url)
+    other = Other(environ, tmp_path)
+    worker = start_worker(environ)
+    run = continued(other.run_id)
+
+    run.log_metrics({"loss": 1.0}, epoch=0)
+    run.finish(timeout=0, results={"metrics": {"map": 0.5}})
+    wait_until(lambda: any(hub.run(each).epochs for each in hub.runs))
+    other.log(1)
+    other.reach_its_end()
+
+    (model,) = hub.runs
+    wait_until(lambda: hub.run(model).state == "complete")
+    terminate(worker)
+    received = [each.event for each in hub.run(model).events if each.event in LATE]
+    assert received == ["epoch_end", "epoch_end", "training_complete"]
 
 
 def test_a_fork_that_logs_keeps_the_run_alive_after_its_parent(

@@ -68,7 +68,7 @@ class Entries:
         with self.database.write() as tx:
             entry_id, moved = self.put(tx, run_id, draft)
             if alive and moved.ended:
-                self.revive(tx, run_id, moved.ended)
+                self.continue_run(tx, run_id, moved.ended)
             return entry_id, moved
 
     def put(self, tx: Connection, run_id: str, draft: Draft) -> tuple[int, Moved]:
@@ -101,7 +101,7 @@ class Entries:
         ((entry_id,),) = _INSERT.run(tx, row)
         return entry_id, superseded if of_run == RunState.RUNNING else replace(superseded, ended=of_run)
 
-    def revive(self, tx: Connection, run_id: str, ended: str) -> bool:
+    def continue_run(self, tx: Connection, run_id: str, ended: str) -> bool:
         """Make a run that had `ended` running again, because a process of it lives; its end is not sent any more."""
         again = and_(runs.c.id == run_id, runs.c.state == ended)
         if (

@@ -99,7 +99,7 @@ class Registry:
     def revive(self, run_id: str) -> None:
         """Mark an interrupted run as running again: its process lives and holds a lock of the run."""
         with self.database.write() as tx:
-            self._entries.revive(tx, run_id, RunState.INTERRUPTED)
+            self._entries.continue_run(tx, run_id, RunState.INTERRUPTED)
 
     def end_run(
         self,
