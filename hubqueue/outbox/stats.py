@@ -118,6 +118,12 @@ class Stats(Survey):
         moments = {name: row[name] and moment_of(row[name]) for name in _RUN_MOMENTS}
         return {**row, **moments, "cancelled": bool(row["cancelled"])}
 
+    def newest_end(self, run_id: str) -> Mapping[str, Any] | None:
+        """The newest completion of a run: its state, reason, key, rank and payload. None without one, or if pruned."""
+        columns = (entries.c.state, entries.c.reason, entries.c.key, entries.c.rank, entries.c.payload)
+        query = select(*columns).join(lanes).where(lanes.c.run_id == run_id, lanes.c.kind == Kind.COMPLETION)
+        return next(iter(self._all(query.order_by(entries.c.id.desc()).limit(1))), None)
+
     def run_ids(self) -> list[str]:
         """The ids of all runs, newest first."""
         with self.database.read() as connection:

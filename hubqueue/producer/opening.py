@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hubqueue.config.home import Home
 from hubqueue.config.reader import Config, DestinationSettings
 from hubqueue.domain.errors import HubqueueError, OutboxDamaged
 from hubqueue.domain.identifier import Identifier
-from hubqueue.outbox.locks import Lock
+from hubqueue.outbox import presence
 from hubqueue.outbox.moves.registry import new_run_id
 from hubqueue.outbox.outbox import Outbox, replace_damaged
 from hubqueue.producer.announcement import announce
@@ -52,7 +53,9 @@ class Opening:
         self.first_entry = 0  # entries of this run have higher ids, unless it is continued
         self._new_id: str | None = None
         self._in_use = self._continues = False
-        self._lock: Lock | None = None
+        # The run's first lock file while this process counts as one of the run's.
+        self._present: Path | None = None
+        self._has_ended = False
         self._retry_at = 0.0
         self._trouble: HubqueueError | OSError | None = None
 
@@ -72,6 +75,8 @@ class Opening:
             elif not self._in_use:
                 SHARED.hold(self.outbox)
                 self._in_use = True
+            if self._present is None and not self._has_ended:
+                self._enter()  # in a forked child, at its first use
             assert self.outbox is not None and self.run_id is not None
             return self.outbox, self.run_id
 
@@ -101,14 +106,30 @@ class Opening:
             return None
         return None if row is None else row[column]
 
+    def is_open(self) -> bool:
+        """Whether the run is in an outbox whose file is still the opened one."""
+        outbox = self.outbox
+        return outbox is not None and self.run_id is not None and not outbox.database.was_replaced()
+
     def try_again(self) -> None:
         """Let the next call try to open the outbox, however recently the last attempt failed."""
         self._retry_at = 0.0
 
     def ended(self) -> None:
         """Release the run's lock: the run has ended, even if its process continues."""
-        if self._lock is not None:
-            self._lock.release()
+        self._has_ended = True
+        self.leave()
+
+    def leave(self) -> None:
+        """Stop to count as a process of the run; the next use of the run counts again, until it has ended."""
+        present, self._present = self._present, None
+        if present is not None:
+            presence.leave(present)
+
+    def continued(self) -> None:
+        """The run had ended and is running again, because of this process."""
+        if self._present is not None:
+            presence.lead(self._present)
 
     def give_back(self) -> None:
         """Close the outbox if no other run uses it; the next use opens it again."""
@@ -120,6 +141,7 @@ class Opening:
     def after_fork(self) -> None:
         """Give the child process a new lock, because a thread of the parent may have held the old one at the fork."""
         self.guard = threading.RLock()
+        self._present = None
 
     def _open(self) -> None:
         if self._trouble is not None and time.monotonic() < self._retry_at:
@@ -163,14 +185,22 @@ class Opening:
             new_id=self._new_id,
             unsure_after=self.first_entry if unsure else None,
         )
-        self._lock = Lock(outbox.run_lock(run_id))
-        if not self._lock.try_acquire():
+        self.leave()
+        present = outbox.run_lock(run_id)
+        if not presence.enter(present):
             _LOG.warning("run %s: another process is training this model too; both share its lanes", run_id)
+        self._present = present
         if continues:
             # A worker may have found the lock free a moment ago, and marked the run as interrupted.
             outbox.registry.revive(run_id)
         self._continues = continues
         return run_id
+
+    def _enter(self) -> None:
+        assert self.outbox is not None and self.run_id is not None
+        present = self.outbox.run_lock(self.run_id)
+        presence.enter(present)
+        self._present = present
 
     def _forget_outbox(self) -> None:
         """Stop using an outbox that is damaged, or whose file was replaced by another one."""
@@ -178,6 +208,7 @@ class Opening:
         # If the model's id can still be read, the hub does not get a second model.
         named = replace(self._start.named, model_id=self.model_id)
         self._start = replace(self._start, named=named)
+        self.leave()
         SHARED.forget(self.outbox)
         if self._in_use:
             SHARED.give_back(self.outbox)

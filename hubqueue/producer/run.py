@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Literal, Self
@@ -29,7 +30,8 @@ from hubqueue.domain.drafts import Checkpoint, metrics_draft
 from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer import metrics as values
-from hubqueue.producer.called_with import check_path, check_start, ending
+from hubqueue.producer.called_with import check_path, check_start, departure, ending
+from hubqueue.producer.ending import unfinished
 from hubqueue.producer.leftover import Leftover, describe
 from hubqueue.producer.opening import Start
 from hubqueue.producer.progress import UploadBar
@@ -89,7 +91,7 @@ class Run:
         self._mode, self._strict = worker, strict
         self._lenient = values.Lenient()
         self._sender: Sender | None = None
-        self._saving = Saving(start, strict=strict, on_enqueue=self._nudge)
+        self._saving = Saving(start, strict=strict, on_enqueue=partial(_nudge, weakref.ref(self)))
         _LIVING.add(self)
 
     @property
@@ -169,6 +171,8 @@ class Run:
         try:
             with impatient(max(_LEAST_PATIENCE, end.timeout / 4)):
                 self._saving.end(end)
+                if self._saving.ended is not None:
+                    unfinished.has_ended(self._saving)
                 self._saving.attempt("worker", lambda: self._sending().finish())
                 with UploadBar(self._home, self.id) as bar:
                     left = self.wait(timeout=end.deadline - time.monotonic(), each=bar.show)
@@ -181,6 +185,7 @@ class Run:
         if left:
             has_worker = self._mode != "none" or worker_lives(self._home)
             _LOG.warning("run %s: %s", self.id, describe(left, has_worker=has_worker))
+        left = replace(left, other_end=self._saving.ends.other)
         if end.problem:
             raise end.problem
         return left
@@ -194,7 +199,9 @@ class Run:
         while True:
             left = self._saving.left()
             each(left)
-            hopeless = self._mode == "none" or left.held is not None or not left.entries
+            # Its end waits for the other processes of the run.
+            only_end = self._saving.ends.waits and left.entries == 1
+            hopeless = self._mode == "none" or left.held is not None or not left.entries or only_end
             remaining = deadline - time.monotonic()
             if hopeless or remaining <= 0:
                 return left
@@ -208,8 +215,8 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._saving.ended is None:
-            name = kind.__name__ if kind else None
-            self.finish(status="failed" if name else "finished", error=name)
+            how = departure(error)
+            self.finish(status=how.status, error=how.error, timeout=how.timeout)
 
     def __repr__(self) -> str:
         return f"<hubqueue.Run {self.id} to {self._destination.name}>"
@@ -220,6 +227,7 @@ class Run:
     def _begin(self) -> None:
         if self._named.api_key:
             self._saving.attempt("key", self._store_key)
+        unfinished.expect_end(self, self._saving)
         self._saving.attempt("start of the run", self._saving.opening.opened)
         self._nudge()
 
@@ -241,6 +249,13 @@ class Run:
 
 
 _LIVING: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+def _nudge(run: Callable[[], Run | None]) -> None:
+    """Nudge the sender of a run. A weak reference, so that it is noticed when a script drops the run."""
+    found = run()
+    if found is not None:
+        found._nudge()
 
 
 def _after_fork_in_child() -> None:

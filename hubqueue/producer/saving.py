@@ -17,16 +17,17 @@ from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.errors import RunFinished
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.redact import clean
+from hubqueue.outbox.database.patience import alone
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.producer.backlog import Backlog
-from hubqueue.producer.called_with import Ending
-from hubqueue.producer.intake import copy_checkpoint, owe, was_swept
+from hubqueue.producer.called_with import Departure, Ending
+from hubqueue.producer.ending.ends import Ends
+from hubqueue.producer.intake import copy_checkpoint, was_swept
 from hubqueue.producer.leftover import Leftover, count_safely
 from hubqueue.producer.opening import Opening, Start
 from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.survival import Survivor
-from hubqueue.worker.closing import close_run
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger("hubqueue")
@@ -48,6 +49,7 @@ class Saving:
         self._unsaved = _Unsaved()
         self._survivor = Survivor(strict=strict, name=lambda: self.opening.run_id, note=self._unsaved.because)
         self.ended: RunState | None = None
+        self.ends = Ends(self.opening)
         self._refused: set[Kind] = set()
 
     def attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
@@ -102,10 +104,8 @@ class Saving:
             self.attempt("metrics", lambda: self.backlog.save(self._enqueue))
 
         def close() -> None:
-            outbox, run_id = self.opening.opened()
-            close_run(outbox, run_id, ending.state, results=ending.results, error=ending.error)
+            self.ends.end(ending)
             self.ended = ending.state
-            self.opening.ended()
 
         with self.opening.guard:
             self.opening.try_again()
@@ -116,6 +116,31 @@ class Saving:
                 self.attempt("loss", lambda: self._note_unsaved(waiting=len(self.backlog)))
             if self.ended is None:
                 self.attempt("end of the run", close)
+
+    def leave(self, departure: Departure | None) -> bool:
+        """The process ends, and `end` was not called: save what is in memory, and how the training ended, if known.
+
+        Returns whether the exit code may change that. Never raises, and opens no outbox: the end of a process must not be
+        delayed.
+        """
+        depends: bool | None = False
+        try:
+            with alone(self.opening.guard):
+                if self.ended is None and self.opening.is_open():
+                    self.ends.leaving = True
+                    self.attempt("metrics", lambda: self.backlog.save(self._enqueue))
+                    if departure is not None:
+                        depends = self.attempt("end of the run", lambda: self.ends.leave(departure))
+                if self.backlog:
+                    _LOG.warning(
+                        "run %s: %d could not be saved (%s)",
+                        self.opening.run_id,
+                        len(self.backlog),
+                        self._unsaved.why,
+                    )
+        except Exception as error:
+            _LOG.debug("run %s: its end could not be saved: %s", self.opening.run_id, error)
+        return bool(depends)
 
     def left(self) -> Leftover:
         """What the run owes now, including what could not be saved."""
@@ -146,7 +171,10 @@ class Saving:
         if unsure:
             entry_id = outbox.stats.saved(run_id, draft, after=self.opening.first_entry)
         if entry_id is None:
-            entry_id = owe(outbox, run_id, draft)
+            entry_id, moved = outbox.entries.enqueue(run_id, draft, alive=not self.ends.leaving)
+            outbox.spool.remove_behind(moved.snapshots)
+            if moved.ended:
+                self.ends.continued(outbox, run_id, moved.ended)
         return entry_id
 
     def _removed_unsaved(self, draft: Draft, unsure: bool, replaced: bool) -> None:

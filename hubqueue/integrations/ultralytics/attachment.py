@@ -6,7 +6,7 @@
 
 Promises: every epoch's metrics, the newest and the best checkpoint, and the final one are on disk when their callback
 returns. No error in here reaches the training. A resumed training continues the same run; a training that fails or is
-interrupted marks its run as failed. The package's own callbacks for the same kind of hub are removed from this
+interrupted marks its run as failed, one that exits with code 0 has finished. The package's own callbacks for the same kind of hub are removed from this
 training, so that nothing is sent twice. Only the main process of a training sends.
 """
 
@@ -30,11 +30,12 @@ from hubqueue.domain.errors import InvalidModel
 from hubqueue.integrations.cadence import Cadence
 from hubqueue.integrations.ultralytics import trainer_facts as facts
 from hubqueue.integrations.ultralytics.console_lines import ConsoleLines
+from hubqueue.producer.called_with import Departure, departure
 from hubqueue.producer.metrics import Lenient
 from hubqueue.producer.run import Run, start_run
 from hubqueue.producer.survival import settings_of
 
-# Seconds that a failed training waits at most: long enough to record its end beside a busy worker.
+# Seconds that a training waits at most that ends early: long enough to record its end beside a busy worker.
 _TO_FAIL = 2.0
 _LOG = logging.getLogger("hubqueue")
 # Seconds between checks, during an epoch, whether the hub has asked the training to stop.
@@ -101,14 +102,14 @@ class Attachment:
         return callback
 
     def guarding(self, train: Callable[..., Any]) -> Callable[..., Any]:
-        """`train`, wrapped to mark the run as failed when it raises or is interrupted."""
+        """`train`, wrapped to end the run when it raises, exits or is interrupted."""
 
         @functools.wraps(train)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             try:
                 result = train(*args, **kwargs)
             except BaseException as error:
-                self._fail(type(error).__name__)
+                self._leave(departure(error))
                 raise
             if self._trainer() is None and _is_main_process():
                 hint = "on several GPUs start the script with torchrun, with attach in it"
@@ -177,7 +178,7 @@ class Attachment:
     def _begin(self, trainer: Any) -> None:
         if trainer is self._trainer():
             return
-        self._fail()  # an earlier training that did not reach its end
+        self._leave(Departure("failed"))  # an earlier training that did not reach its end
         self._trainer = weakref.ref(trainer)
         if facts.spawns_processes(trainer):
             hint = "start the script with torchrun, with attach in it"
@@ -231,7 +232,8 @@ class Attachment:
                 trainer, {"run": self.run.id, "model": self._name_of_run, "remote_id": self.run.remote_id}
             )
 
-    def _fail(self, error: str | None = None) -> None:
+    def _leave(self, how: Departure) -> None:
+        """End the run of a training that did not reach its last callback."""
         self._forward_console(None)
         run, self.run = self.run, None
         if run is None:
@@ -240,9 +242,10 @@ class Attachment:
             if self._unsaved is not None and self._unsaved[0].is_file():
                 path, epoch, best = self._unsaved
                 run.save_checkpoint(path, epoch=epoch, is_best=best)
-            run.finish(timeout=min(self._timeout, _TO_FAIL), status="failed", error=error)
+            timeout = min(self._timeout, how.timeout, _TO_FAIL)
+            run.finish(timeout=timeout, status=how.status, error=how.error)
         except Exception:
-            _LOG.exception("run %s could not be marked as failed", run.id)
+            _LOG.exception("run %s could not be marked as %s", run.id, how.status)
         finally:
             self._unsaved = None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -30,11 +30,11 @@ from sqlalchemy import (
 )
 
 from hubqueue.domain.entry import Draft, Kind
-from hubqueue.domain.lifecycle import State
+from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.domain.plain import checksum
 from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.prepared import Prepared, microseconds
-from hubqueue.outbox.database.schema import attempts, entries, lanes
+from hubqueue.outbox.database.schema import attempts, entries, lanes, runs
 from hubqueue.outbox.moves import merging
 from hubqueue.outbox.moves.readiness import WAITING
 
@@ -43,10 +43,14 @@ _OUTDATED = "a newer one was enqueued"
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What a move did: how many entries, and the snapshots that are no longer needed."""
+    """What a move did: how many entries, and the snapshots that are no longer needed.
+
+    `ended` is the state of the run where something was enqueued although the run had ended.
+    """
 
     count: int
     snapshots: tuple[str, ...] = ()
+    ended: str | None = None
 
 
 class Entries:
@@ -55,15 +59,19 @@ class Entries:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def enqueue(self, run_id: str, draft: Draft) -> tuple[int, Moved]:
+    def enqueue(self, run_id: str, draft: Draft, *, alive: bool = False) -> tuple[int, Moved]:
         """Save a draft; the new entry's id and what it superseded. Durable when this returns.
 
         Entries with the same key (or one the draft replaces) that still wait are superseded. One in flight is
         left to finish, and the new entry follows it. A draft that merges also gets the values of the newest entry with its
-        key, waiting, in flight or delivered.
+        key, waiting, in flight or delivered. `alive` says that a process of the run saves it: a run that has ended is
+        running again then.
         """
         with self.database.write() as tx:
-            return self.put(tx, run_id, draft)
+            entry_id, moved = self.put(tx, run_id, draft)
+            if alive and moved.ended:
+                self.continue_run(tx, run_id, moved.ended)
+            return entry_id, moved
 
     def put(self, tx: Connection, run_id: str, draft: Draft, *, supersedes: bool = True) -> tuple[int, Moved]:
         """`enqueue` inside the transaction of the caller. Without `supersedes`, what waits is sent before it."""
@@ -72,7 +80,7 @@ class Entries:
         size, (lowest, highest) = draft.size, draft.ranks
         same = {"same_key": draft.key, "lowest": lowest, "highest": highest}
         lane = {"run": run_id, "of_kind": str(draft.kind), "more": size, **same}
-        ((lane_id, waits, *had),) = (_ADD_AND_LOOK if draft.merges else _ADD_TO_LANE).run(tx, lane)
+        ((lane_id, waits, of_run, *had),) = (_ADD_AND_LOOK if draft.merges else _ADD_TO_LANE).run(tx, lane)
         # PostgreSQL evaluates these before it waits for the lane, and misses what was enqueued in that time.
         unsure = tx.dialect.name != "sqlite"
         if draft.merges and (unsure or waits or had[0]):
@@ -97,7 +105,18 @@ class Entries:
             "snapshot_sha256": snapshot and snapshot.sha256,
         }
         ((entry_id,),) = _INSERT.run(tx, row)
-        return entry_id, superseded
+        return entry_id, superseded if of_run == RunState.RUNNING else replace(superseded, ended=of_run)
+
+    def continue_run(self, tx: Connection, run_id: str, ended: str) -> bool:
+        """Make a run that had `ended` running again, because a process of it lives; its end is not sent any more."""
+        again = and_(runs.c.id == run_id, runs.c.state == ended)
+        if (
+            tx.execute(update(runs).where(again).values(state=RunState.RUNNING, finished_at=None)).rowcount
+            == 0
+        ):
+            return False
+        self.outdate(tx, run_id, Kind.COMPLETION, taken_back(ended))
+        return True
 
     def outdate(self, tx: Connection, run_id: str, kind: Kind, reason: str) -> Moved:
         """Supersede what waits in a lane, because something newer makes it wrong."""
@@ -235,6 +254,11 @@ class Entries:
         return Moved(count, tuple(snapshots))
 
 
+def taken_back(ended: str) -> str:
+    """Why an end is not sent that another process of the run had set. `Stats.taken_back` looks for it."""
+    return f"the run continues; another process had set it to {ended}"
+
+
 def hold(tx: Connection, which: ColumnElement[bool]) -> None:
     """Lock several lanes first, ordered by id, as a move of one lane does: in another order, PostgreSQL would deadlock."""
     tx.execute(select(lanes.c.id).where(which).order_by(lanes.c.id).with_for_update()).all()
@@ -306,7 +330,11 @@ _ADDED = (
         pending=lanes.c.pending + literal_column("1"),
         bytes=lanes.c.bytes + bindparam("more"),
     )
-    .returning(lanes.c.id, exists().where(_OF_THE_LANE, _SAME_KEY, WAITING))
+    .returning(
+        lanes.c.id,
+        exists().where(_OF_THE_LANE, _SAME_KEY, WAITING),
+        select(runs.c.state).where(runs.c.id == literal_column("lanes.run_id")).scalar_subquery(),
+    )
 )
 _ADD_TO_LANE = Prepared(_ADDED)
 _ADD_AND_LOOK = Prepared(_ADDED.returning(exists().where(_OF_THE_LANE, _SAME_KEY, merging.IS_DELIVERED)))
