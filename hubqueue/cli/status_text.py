@@ -10,13 +10,12 @@ from typing import Any
 import click
 
 from hubqueue.cli.screen import ago, fit, parse_time, until, wrap
-from hubqueue.domain.outcome import is_silence
+from hubqueue.domain.outcome import FOREIGN, is_silence
 from hubqueue.domain.quantities import plural, size, span
 from hubqueue.domain.redact import clean
 
 _HTTP_STATUS = re.compile(r"\d{3} [A-Z][\w' -]*")
 _HOST = re.compile(r"^(?!\d{3}:)[\w.:-]+: ")
-_NOT_A_HUB = "not like a hub"
 _STATE_COLOURS = {"running": "green", "interrupted": "yellow", "failed": "red"}
 
 
@@ -78,7 +77,7 @@ def _outage_kind(reason: str) -> str:
         return f" responds {responds.group()}"
     if is_silence(reason):
         return " unreachable"
-    if _NOT_A_HUB in reason:
+    if FOREIGN in reason:
         return ": response is not from the hub (login page or wrong URL?)"
     return f": {_HOST.sub('', clean(reason, limit=80))},"
 
@@ -107,7 +106,8 @@ def _surroundings(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
     for destination in status["destinations"]:
         line = f"{destination['name']:<7} {destination['url']}"
         if destination["held"]:
-            line += "  " + click.style(f"ON HOLD: {destination['held']}", fg="red")
+            probes = destination["probes_at"] if destination["served"] else None
+            line += "  " + click.style(f"ON HOLD: {destination['held']}{_probes(probes, now)}", fg="red")
         elif destination["resumes_at"]:
             line += "  " + click.style(
                 f"rate-limited by the hub, resumes {until(destination['resumes_at'], now)}", fg="yellow"
@@ -125,7 +125,8 @@ def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
         line += f"  {run['url'] or ('registered' if run['remote_id'] else 'not registered yet')}"
         yield line
         if run["held"]:
-            yield "  " + click.style(f"ON HOLD: {run['held']}", fg="red")
+            probes = run["probes_at"] if status["worker"]["alive"] else None
+            yield "  " + click.style(f"ON HOLD: {run['held']}{_probes(probes, now)}", fg="red")
         # A worker of another home may send what the worker of this home cannot.
         is_sent = any(lane["next_send_at"] or lane["in_flight"] for lane in run["lanes"])
         obstacle = None if is_sent else obstacles.get(run["address"])
@@ -174,6 +175,11 @@ def _attention(status: Mapping[str, Any]) -> Iterator[str]:
     for index, concern in enumerate(status["attention"]):
         yield ("\n" if index == 0 else "") + wrap(click.style("! ", fg="red") + concern["what"])
         yield wrap(concern["hint"], "  ")
+
+
+def _probes(moment: str | None, now: datetime) -> str:
+    """When a hold finds out by itself whether it is over."""
+    return f"; probes again {until(moment, now)}" if moment else ""
 
 
 def _upload(uploading: Mapping[str, Any]) -> Iterator[str]:

@@ -29,13 +29,15 @@ class Attempt:
     of several requests counts); what it raises ends the attempt. `on_bytes` receives the number of bytes of the body
     sent so far. When `stop` is set the transport gives up within about a second and returns `Aborted`. `on_progress`
     stores durably how far an upload of several steps came (None: nowhere); the next attempt reads it as
-    `Entry.progress`.
+    `Entry.progress`. `patience` is how many whole requests of this lane had no response in time lately: the wait for one
+    doubles for each.
     """
 
     on_start: Callable[[], None]
     on_bytes: Callable[[int], None]
     stop: threading.Event
     on_progress: Callable[[str | None], None] = lambda _progress: None
+    patience: int = 0
 
 
 def quiet() -> Attempt:

@@ -99,11 +99,21 @@ class SpoolSettings:
 
 @dataclass(frozen=True, slots=True)
 class RetrySettings:
-    """Backoff after a failed attempt: up to `base * 2 ** failures`, at most `cap`."""
+    """Backoff after a failed attempt: up to `base * 2 ** failures`, at most `cap`; and the probes of what is held."""
 
     base: timedelta = setting(forms.seconds(), default=timedelta(seconds=1), help="the longest first wait")
     cap: timedelta = setting(
         forms.seconds(), default=timedelta(minutes=5), help="the longest wait; not less than `base`"
+    )
+    probe: timedelta = setting(
+        forms.seconds(zero=False),
+        default=timedelta(minutes=1),
+        help="the first wait before a hold is probed with one attempt. It doubles while the hold lasts",
+    )
+    probe_cap: timedelta = setting(
+        forms.seconds(zero=False),
+        default=timedelta(hours=1),
+        help="the longest wait between two probes of a hold",
     )
 
 
@@ -151,8 +161,8 @@ class WorkerSettings:
 class DestinationSettings:
     """A named target that entries are owed to. It never holds the key.
 
-    `url` and `web_url` end without a slash. `proxy` may carry a password, so no repr shows it. An upload slower than
-    `stall_rate` (bytes per second) over a `stall_window` is aborted. `requests_per_minute` and `uploads_per_minute` limit
+    `url` and `web_url` end without a slash. `proxy` may carry a password, so no repr shows it. An upload of which
+    no byte moves in a `stall_window`, or fewer than `stall_rate` per second, is aborted. `requests_per_minute` and `uploads_per_minute` limit
     the requests of all runs together (0: no limit). Checkpoints go only to the host of `url` and to `upload_hosts`. Each
     type has its own class, with its defaults and its own settings. `url_named`: an environment variable names the
     address.
@@ -207,17 +217,18 @@ class DestinationSettings:
     answer_timeout: timedelta = setting(
         forms.seconds(zero=False),
         default=timedelta(seconds=60),
-        help="the time limit from the last byte sent to the complete response",
+        help="the time limit from the last byte sent to the complete response. It doubles after each whole request without "
+        "a response, for checkpoints up to an hour",
     )
     stall_window: timedelta = setting(
         forms.seconds(zero=False),
         default=timedelta(seconds=60),
-        help="an upload slower than `stall_rate` over this time is aborted",
+        help="an upload of which no byte moves for this time is aborted. While bytes move it may take any time",
     )
     stall_rate: int = setting(
         forms.size(unit="bytes per second"),
-        default=32_768,
-        help="the minimum average speed of an upload, in bytes per second; see `stall_window`",
+        default=1,
+        help="the minimum average speed of an upload over a `stall_window`, in bytes per second; 1 is none",
     )
     requests_per_minute: int = setting(
         forms.count("requests", least=0),

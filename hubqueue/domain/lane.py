@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 
 from hubqueue.domain.entry import Entry, Kind
+from hubqueue.domain.outcome import Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,22 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """The hold that an attempt probes: what is held, and the reason. The next probe of a destination is `again`."""
+
+    scope: Scope
+    reason: str
+    again: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """The time-limited right to send for a lane.
 
     `token` is raised by each claim and checked at settle. `failures` counts the attempts that failed in a row
     before this one, `attempts` those of the batch, this one included. `attempt_id` is its row in the history.
     `pace` is the pace of the lane at the claim. `paced_until` is the value before it, for an attempt that never starts.
+    `probe` is set when its run or destination is on hold, and this attempt finds out whether it still has to be.
     """
 
     lane_id: int
@@ -68,3 +79,4 @@ class Lease:
     claimed_at: datetime
     pace: timedelta
     paced_until: datetime
+    probe: Probe | None = None

@@ -101,6 +101,10 @@ class Aborted:
 
 Outcome = Delivered | RetryLater | Rejected | Blocked | Aborted
 
+# In the reason of an attempt whose response is not the hub's own.
+FOREIGN = "not like a hub"
+# In the reason of an attempt whose whole request has left: its hub may only need longer.
+UNANSWERED = "no complete response within"
 # The reasons of attempts without any response, after the host: `HOST: connection refused`.
 _SILENCE = (
     "its name cannot be resolved",

@@ -111,6 +111,8 @@ def cure(destination: str, url: str, held: str) -> str:
         return f"set destinations.{destination}.ca_bundle, or correct the clock of this machine; {then}"
     if is_about_key(held):
         return f"hubqueue login {destination}"
+    if held.startswith("the account "):
+        return f"look at your plan and your account at {safe_url(url)}; {then}"
     return f"check destinations.{destination}.url (now {safe_url(url)}), {then}"
 
 

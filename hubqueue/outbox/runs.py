@@ -26,6 +26,7 @@ from sqlalchemy import (
 
 from hubqueue.domain.entry import Kind, Snapshot
 from hubqueue.domain.lifecycle import RunState, State
+from hubqueue.domain.outcome import FOREIGN, UNANSWERED
 from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.schema import attempts, destinations, entries, lanes, runs, workers
 from hubqueue.outbox.moves.readiness import (
@@ -46,6 +47,7 @@ OF_DESTINATION = (
     destinations.c.held.label("destination_held"),
 )
 _NEWEST = 500
+_LATEST = 10
 _RETRIED = "retry"
 COUNTED = ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled")
 
@@ -91,6 +93,29 @@ class Survey:
                 break
             since, reason = row["ended_at"], reason or row["reason"]
         return since, reason
+
+    def unanswered(self, lane_id: int) -> int:
+        """How many of the newest ten attempts of a lane sent a whole request and got no response in time."""
+        newest = select(attempts.c.reason).where(attempts.c.lane_id == lane_id)
+        latest = newest.order_by(attempts.c.token.desc()).limit(_LATEST).subquery()
+        query = select(func.count()).where(latest.c.reason.contains(UNANSWERED))
+        return int(self._scalar(query) or 0)
+
+    def stuck(self, least: int) -> list[Mapping[str, Any]]:
+        """The lanes with entries that were tried `least` times or more, the last time without a response of the hub.
+
+        For each: run, kind, destination, how many entries, the most attempts, and one of the reasons.
+        """
+        tried = and_(WAITING, entries.c.batch.is_not(None), entries.c.attempts >= least)
+        query = select(
+            lanes.c.run_id,
+            lanes.c.kind,
+            func.count().label("entries"),
+            func.max(entries.c.attempts).label("attempts"),
+            func.max(entries.c.reason).label("reason"),
+        ).join(lanes)
+        query = query.where(tried, entries.c.reason.contains(FOREIGN)).group_by(lanes.c.run_id, lanes.c.kind)
+        return self._all(query.order_by(lanes.c.run_id, lanes.c.kind))
 
     def workers(self) -> list[Mapping[str, Any]]:
         """The workers on the list, newest first. Their locks say whether they live."""

@@ -68,11 +68,17 @@ class Stats(Survey):
 
     # For the producer and drain.
 
-    def owed(self, run_id: str | None = None, *, within: Collection[str] | None = None) -> Owed:
-        """What is pending, of a run or of all. Outside the destinations `within`, everything counts as held."""
+    def owed(
+        self, run_id: str | None = None, *, within: Collection[str] | None = None, probed: bool = False
+    ) -> Owed:
+        """What is pending, of a run or of all. Outside the destinations `within`, everything counts as held.
+
+        `probed`: the hold of a destination does not count, because a worker probes it.
+        """
         with self.database.read() as connection:
             if within is not None:
-                query = _owed(and_(NOT_HELD, destinations.c.name.in_(within)))
+                free = runs.c.held.is_(None) if probed else NOT_HELD
+                query = _owed(and_(free, destinations.c.name.in_(within)))
                 chosen = query if run_id is None else query.where(lanes.c.run_id == run_id)
                 row = tuple(connection.execute(chosen).one())
             elif run_id is None:

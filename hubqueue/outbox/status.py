@@ -17,7 +17,8 @@ from hubqueue.domain.quantities import plural
 from hubqueue.domain.redact import clean, harmless, link
 from hubqueue.outbox import exits, presence
 from hubqueue.outbox.addresses import Address
-from hubqueue.outbox.database.schema import EPOCH
+from hubqueue.outbox.attention import refused_before_the_hub, unanswered, without_response
+from hubqueue.outbox.database.schema import EPOCH, PROBES_AT
 from hubqueue.outbox.database.sqlite import asides, report_of
 from hubqueue.outbox.locks import is_held
 from hubqueue.outbox.reach import cure, is_served, obstacle
@@ -161,6 +162,7 @@ def _attention(
                 found.append(
                     {"what": f"run {run['id']}: {lane['held']}", "hint": "upgrade hubqueue on this machine"}
                 )
+    found += [*refused_before_the_hub(outbox), *without_response(runs)]
     if totals["dead"]:
         refused = plural(totals["dead"], "entry was", "entries were")
         what = f"{refused} refused by the hub (dead)"
@@ -264,6 +266,7 @@ def _destination(
         "url": address.url,
         "held": row["held"],
         "held_at": _shown(outbox, row["held_at"]),
+        "probes_at": _due(outbox, row[PROBES_AT.name], now) if row["held"] else None,
         "resumes_at": _shown(outbox, row["resumes_at"]) if row["resumes_at"] > now else None,
         "address": address.name,
         "served": served,
@@ -285,6 +288,9 @@ def _run(
         state = RunState.INTERRUPTED
     beat = next((lane for lane in row["lanes"] if lane["kind"] == Kind.HEARTBEAT), None)
     beating = sendable and state == RunState.RUNNING and beat is not None and beat["next_send_at"] is not None
+    beating = beating and beat is not None and not beat["held"]
+    # Of a lane on hold the next request is a probe.
+    probes = [each["next_send_at"] for each in row["lanes"] if row["held"] and each["next_send_at"]]
     return {
         "id": row["id"],
         "destination": row["label"],
@@ -295,6 +301,7 @@ def _run(
         "state": str(state),
         "cancelled": row["cancelled"],
         "held": row["held"],
+        "probes_at": _due(outbox, min(probes, default=None), now) if sendable else None,
         "unsaved": row["unsaved"],
         "unsaved_why": row["unsaved_why"],
         "created_at": _shown(outbox, row["created_at"]),
@@ -310,7 +317,7 @@ def _run(
 
 
 def _lane(outbox: Opened, lane: Mapping[str, Any], now: datetime, *, sendable: bool) -> dict[str, Any]:
-    oldest, due = lane["oldest_at"], sendable and not lane["in_flight"]
+    oldest, due = lane["oldest_at"], sendable and not lane["in_flight"] and not lane["held"]
     error = lane["last_error"]
     return {
         "kind": lane["kind"],
@@ -321,6 +328,7 @@ def _lane(outbox: Opened, lane: Mapping[str, Any], now: datetime, *, sendable: b
         "unknown": lane["kind"] not in set(Kind),
         "uploading": _uploading(outbox, lane),
         "last_error": None if error is None else clean(error),
+        "unanswered": unanswered(outbox, lane),
     }
 
 

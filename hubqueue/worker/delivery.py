@@ -29,6 +29,7 @@ from hubqueue.domain.outcome import Aborted, Blocked, Delivered, Outcome, Reject
 from hubqueue.domain.plain import is_intact
 from hubqueue.outbox.moves.batch import SUSPECT_AFTER
 from hubqueue.outbox.moves.enqueue import Moved
+from hubqueue.outbox.moves.holds import Probing
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.worker import events
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("hubqueue.worker")
 # In seconds: the pause before a settle that the disk refused is tried again.
 _SETTLE_PAUSE = 1.0
+# In bytes: before a larger upload probes a hold, the transport asks whether the key is accepted.
+_LARGE_PROBE = 1_000_000
+
+# How often the wait for a response doubles at most: a large checkpoint may be digested for an hour, metrics not.
+_MOST_PATIENCE, _LITTLE_PATIENCE = {Kind.CKPT: 10}, 3
 
 # Claims what a thread sends next, within the transaction that settles what it has sent.
 Follow = Callable[["Transaction"], Lease | None]
@@ -56,6 +62,8 @@ class Delivery:
         self._transports = transports
         self._emit = emit
         self._start_grace = start_grace
+        retry = outbox.config.retry
+        self._probing = Probing(retry.probe, retry.probe_cap)
         self._ballast = Ballast(outbox.home.ballast)
 
     def attempt(self, lease: Lease, stop: threading.Event, follow: Follow = lambda _tx: None) -> Lease | None:
@@ -80,8 +88,9 @@ class Delivery:
             self._emit(events.UploadProgressed(lease.batch.run.id, lease.attempt_id, min(sent, size), size))
 
         try:
-            attempt = Attempt(on_start, on_bytes, stop, partial(self._outbox.settlement.note_progress, lease))
-            outcome = self._damaged(lease.batch) or self._send(lease.batch, attempt)
+            note_progress = partial(self._outbox.settlement.note_progress, lease)
+            attempt = Attempt(on_start, on_bytes, stop, note_progress, self._patience(lease))
+            outcome = self._damaged(lease.batch) or self._send(lease, attempt)
             if not isinstance(outcome, Outcome):  # code of a plugin may return anything
                 raise TypeError(f"a transport returned {type(outcome).__name__}, which is no outcome")
         except LeaseLost as lost:
@@ -101,6 +110,13 @@ class Delivery:
             self._emit(fact)
         return following
 
+    def _patience(self, lease: Lease) -> int:
+        """How often the wait for a response is doubled: the hub may need longer for all that this lane sends."""
+        kind = lease.batch.kind
+        if kind is Kind.HEARTBEAT or not (lease.failures or kind is Kind.CKPT):
+            return 0
+        return min(self._outbox.stats.unanswered(lease.lane_id), _MOST_PATIENCE.get(kind, _LITTLE_PATIENCE))
+
     def _damaged(self, batch: Batch) -> Outcome | None:
         """Reject a damaged payload, and hold a run with damaged data, before a byte is sent."""
         if batch.run.damaged:
@@ -113,7 +129,8 @@ class Delivery:
             return Rejected(f"the payload of entry {damaged[0]} was damaged in the outbox")
         return None
 
-    def _send(self, batch: Batch, attempt: Attempt) -> Outcome:
+    def _send(self, lease: Lease, attempt: Attempt) -> Outcome:
+        batch = lease.batch
         try:
             for entry in batch.entries:
                 if entry.snapshot:
@@ -121,6 +138,10 @@ class Delivery:
             transport = self._transports.get(batch.run.destination)
             if transport is None:
                 return Aborted(f"the key for {batch.run.label} was removed")
+            if lease.probe is not None and batch.size > _LARGE_PROBE:
+                found = transport.check()
+                if isinstance(found, Outcome) and not isinstance(found, Delivered):
+                    return found
             return transport.send(batch, attempt)
         except SpoolError as error:
             # Missing or altered: found now, or during the upload, which was then aborted before its last block.
@@ -173,6 +194,14 @@ class Delivery:
         self, tx: Transaction, lease: Lease, outcome: Outcome, started_at: datetime | None
     ) -> tuple[Moved, list[events.Fact]]:
         """Settle an outcome within a transaction. Returns what has moved, and the facts to emit."""
+        moved, facts = self._write_outcome(tx, lease, outcome, started_at)
+        if _answers(lease, outcome, started_at) and self._outbox.settlement.lift(lease, within=tx):
+            facts.append(events.HoldLifted(_held_by(lease)))
+        return moved, facts
+
+    def _write_outcome(
+        self, tx: Transaction, lease: Lease, outcome: Outcome, started_at: datetime | None
+    ) -> tuple[Moved, list[events.Fact]]:
         batch, run_id, kind = lease.batch, lease.batch.run.id, lease.batch.kind
         settlement, now, nothing = self._outbox.settlement, self._outbox.database.now(), Moved(0)
         match outcome:
@@ -195,6 +224,12 @@ class Delivery:
                 # The other lanes wait as long as the hub asked, not longer because of this lane's failures.
                 others = next_attempt_at(0, now=now, retry=retry, asked=after)
                 everywhere = others if scope is Scope.DESTINATION else None
+                if lease.probe is not None:
+                    asked = others if after is not None else None
+                    settlement.still_held(
+                        lease, reason=reason, at=at, started_at=started_at, asked=asked, within=tx
+                    )
+                    return nothing, [events.HoldProbed(_held_by(lease), reason)]
                 if outcome.suspect and lease.attempts >= SUSPECT_AFTER and len(batch.entries) > 1:
                     settlement.split(lease, reason=reason, started_at=started_at, within=tx)
                     return nothing, [events.BatchSplit(run_id, kind, len(batch.entries), reason)]
@@ -219,7 +254,12 @@ class Delivery:
                     events.EntryBuried(run_id, kind, entry.id, entry.key, reason) for entry in batch.entries
                 ]
             case Blocked(reason, scope):
-                settlement.release(lease, reason=reason, started_at=started_at, hold=scope, within=tx)
+                probing = self._probing
+                settlement.release(
+                    lease, reason=reason, started_at=started_at, hold=scope, probing=probing, within=tx
+                )
+                if lease.probe is not None and (lease.probe.scope, lease.probe.reason) == (scope, reason):
+                    return nothing, [events.HoldProbed(_held_by(lease), reason)]
                 what = f"run {run_id}" if scope is Scope.RUN else f"destination {batch.run.label}"
                 return nothing, [events.Held(what, batch.run.label, reason)]
             case Aborted(reason):
@@ -227,6 +267,22 @@ class Delivery:
                 return nothing, [events.AttemptReleased(run_id, kind, reason)]
             case unknown:
                 assert_never(unknown)
+
+
+def _answers(lease: Lease, outcome: Outcome, started_at: datetime | None) -> bool:
+    """Whether an attempt shows that the hold it has probed is over: the hub has received it, and judged it otherwise."""
+    if lease.probe is None or started_at is None:
+        return False  # what is refused on this machine says nothing of the hub
+    other = isinstance(outcome, Blocked) and (lease.probe.scope, outcome.scope) == (
+        Scope.DESTINATION,
+        Scope.RUN,
+    )
+    return other or isinstance(outcome, Delivered | Rejected)
+
+
+def _held_by(lease: Lease) -> str:
+    run, probe = lease.batch.run, lease.probe
+    return f"run {run.id}" if probe is not None and probe.scope is Scope.RUN else f"destination {run.label}"
 
 
 def _failed(lease: Lease, surprise: BaseException) -> RetryLater:

@@ -111,11 +111,26 @@ class EntryBuried:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A run or a destination is on hold until a person acts. `what` reads like "destination hub"."""
+    """A run or a destination is on hold until a person acts or a probe gets through. `what` reads like "destination hub"."""
 
     what: str
     destination: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HoldProbed:
+    """An attempt has found what is held still unusable; the next probe is planned. `what` as in `Held`."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HoldLifted:
+    """A probe has got through: what was held sends again. `what` as in `Held`."""
+
+    what: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +205,8 @@ Fact = (
     | BatchSplit
     | EntryBuried
     | Held
+    | HoldProbed
+    | HoldLifted
     | AttemptReleased
     | SettleLost
     | StorageTroubled

@@ -59,6 +59,8 @@ class Janitor:
             return  # as in `_interrupt`
         exits.forget(exit)
 
+        self._outbox.registry.appoint_probes()
+
     def _interrupt(self, run_id: str) -> bool:
         try:
             return bool(close_run(self._outbox, run_id, RunState.INTERRUPTED, over=RUNNING))

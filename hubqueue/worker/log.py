@@ -65,6 +65,10 @@ def word(fact: Fact) -> tuple[int, str] | None:
                 logging.ERROR,
                 f"{what} is on hold: {reason}; when fixed, run: hubqueue resume {destination}",
             )
+        case events.HoldProbed(what, reason):
+            return logging.INFO, f"{what} is still on hold: {reason}"
+        case events.HoldLifted(what):
+            return logging.WARNING, f"{what} is no longer on hold: the hub accepts its uploads again"
         case events.AttemptReleased(run_id, kind, reason):
             return logging.INFO, f"run {run_id}: {kind} upload interrupted, will be retried: {reason}"
         case events.SettleLost(run_id, kind, reason):

@@ -142,11 +142,15 @@ class Service:
 
 
 def idle_for(outbox: Outbox, worker: Worker, seconds: float) -> Callable[[], str | None]:
-    """An `until` that ends a worker after `seconds` with nothing that it could send, now or later."""
+    """An `until` that ends a worker after `seconds` with nothing that it could send, now or later.
+
+    A destination on hold keeps it: only a living worker probes it. The hold of a run, whose model the hub does not know,
+    does not.
+    """
     idle_since: list[float] = []
 
     def check() -> str | None:
-        owed = outbox.stats.owed(within=worker.serves)
+        owed = outbox.stats.owed(within=worker.serves, probed=True)
         # A run without a lock was created by a shell command: whether its script is alive is unknown.
         if owed.entries > owed.held or any(
             outbox.run_lock(run_id).exists() for run_id in outbox.stats.running(worker.serves)
@@ -179,7 +183,7 @@ def nothing_left(
         report(owed)
         if not owed.entries:
             return "everything is delivered"
-        if owed.entries == owed.held:
+        if owed.entries == owed.held and not worker.busy:
             return "the destination or the run is on hold"
         if owed.entries == outbox.stats.owed(run_id, within=worker.serves | served(outbox)).held:
             return _why_left(outbox, run_id)

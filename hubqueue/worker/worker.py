@@ -30,6 +30,7 @@ from hubqueue.domain.lane import Batch, Lease
 from hubqueue.domain.outcome import Outcome
 from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.moves.claim import START_GRACE, Terms
+from hubqueue.outbox.moves.holds import Probing
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.worker import events
 from hubqueue.worker.delivery import Delivery
@@ -299,11 +300,12 @@ def _close(transport: Transport) -> None:
 
 
 def _new_pools(name: str, destination: DestinationSettings, outbox: Outbox, worker: str) -> list[_Pool]:
-    settings, limits = outbox.config.worker, destination.rate_limits
+    settings, limits, retry = outbox.config.worker, destination.rate_limits, outbox.config.retry
     declared = declaration(destination.type)
     most = declared.most_epochs or settings.batch_entries
     budget = replace(destination.budget, per_claim=declared.costs)
-    terms = Terms(worker, settings.lease, most, settings.batch_bytes, budget=budget)
+    probing = Probing(retry.probe, retry.probe_cap)
+    terms = Terms(worker, settings.lease, most, settings.batch_bytes, budget=budget, probing=probing)
     sizes = {
         _LIGHT: settings.light_threads,
         (Kind.CKPT,): settings.ckpt_threads,

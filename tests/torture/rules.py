@@ -13,7 +13,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.keys: dict[tuple[int, ...], str] = {}
         self.claimed: set[int] = set()
         self.rows: dict[int, Counter[str]] = defaultdict(Counter)
+        self.probes: dict[tuple[str, datetime | None], float] = {}  # by destination and beginning of its hold
         self.number = 0
         for destination in ("hub", "hub", "platform"):
             self._begin(destination, None)
@@ -150,6 +151,7 @@ class OutboxMachine(RuleBasedStateMachine):
         terms = Terms(worker, timedelta(seconds=60), 3, 1 << 20, budget=budget)
         now = self.outbox.database.now()
         waiting = self._waiting()
+        holds = {row["name"]: (row["held"], row["held_at"]) for row in self.outbox.stats.destinations()}
         lease = self.outbox.claims.claim(destination, _PACES, terms)
         if lease is None:
             return None
@@ -171,6 +173,7 @@ class OutboxMachine(RuleBasedStateMachine):
             assert not fresh or ranks[0] <= min(fresh), "an earlier entry was passed over"
         self._check_turn(lease)
         elapsed = self.clock.elapsed()
+        self._check_probe(lease, *holds[batch.run.destination], elapsed)
         since = elapsed - self.starts.get(lease.lane_id, -1e18)
         assert any(entry.final for entry in batch.entries) or since >= PACES[batch.kind], (
             f"{since} s after the last start"
@@ -316,6 +319,15 @@ class OutboxMachine(RuleBasedStateMachine):
         found = self.outbox.stats.entries(limit=10_000)
         mine = [each for each in found if each["lane_id"] == lane_id and each["state"] == "pending"]
         return [((each["rank"], each["id"]), each["attempts"]) for each in mine if each["batch"] is None]
+
+    def _check_probe(self, lease: Lease, held: str | None, since: datetime | None, elapsed: float) -> None:
+        """What is on hold sends one probe, and the next one a minute later at the earliest."""
+        of_destination = lease.probe is not None and lease.probe.scope is Scope.DESTINATION
+        assert of_destination == (held is not None), "sent during a hold"
+        if of_destination:
+            hold = (lease.batch.run.destination, since)
+            assert elapsed - self.probes.get(hold, -1e18) >= 60.0, "two probes of one hold"
+            self.probes[hold] = elapsed
 
     def _check_turn(self, lease: Lease) -> None:
         """Registration before everything else, the end of a run after it."""

@@ -14,8 +14,10 @@ from hubqueue.config.settings import DestinationSettings
 from hubqueue.destinations.base import Attempt, Key
 from hubqueue.destinations.wire.body import Body
 from hubqueue.destinations.wire.endpoint import Endpoint
-from hubqueue.destinations.wire.exchange import Request, Response, Wire, outcome_of_status
-from hubqueue.domain.outcome import Blocked, Outcome, RetryLater, Scope
+from hubqueue.destinations.wire.exchange import Wire, outcome_of_status
+from hubqueue.destinations.wire.foreign import is_foreign
+from hubqueue.destinations.wire.message import Request, Response
+from hubqueue.domain.outcome import FOREIGN, Blocked, Outcome, RetryLater, Scope
 from hubqueue.domain.redact import LEAST_KEY, clean, remember
 
 _USABLE_KEY = re.compile(r"[!-~]+")
@@ -52,7 +54,7 @@ class Api(Generic[_K]):
         self.keys = keys
         self._name, self._with_key = settings.name, with_key
         self._wire = Wire(Endpoint.of(settings))
-        # Hashes of refused keys: after a 401 the next key is tried.
+        # Hashes of refused keys: after a 401 or 403 the next key is tried.
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
@@ -70,7 +72,7 @@ class Api(Generic[_K]):
     ) -> ApiResponse | Outcome:
         """The response to a request, or the outcome if there is none.
 
-        `unknown` is the scope that a 404 holds. The caller judges responses with a status in `judged`.
+        `unknown` is the scope that a 404 holds. The caller judges the hub's own responses with a status in `judged`.
         """
         key = self._key()
         if not isinstance(key, str):
@@ -81,19 +83,19 @@ class Api(Generic[_K]):
         response = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=_parts(key))
         if not isinstance(response, Response):
             return response
-        if response.status == 401:
-            return self._refuse(key, response)
         outcome = outcome_of_status(response, host=self._wire.host, unknown=unknown, secrets=_parts(key))
-        if outcome is not None and response.status not in judged:
+        if isinstance(outcome, Blocked) and response.status in (401, 403):
+            return self._refuse(key, outcome)
+        # A page of a gateway with one of these statuses says nothing of the hub's models and files.
+        if outcome is not None and (response.status not in judged or is_foreign(response)):
             return outcome
-        found = response.json() if _is_plain(response) else None
-        return ApiResponse(found if isinstance(found, dict) else None, response, key)
+        return ApiResponse(response.object(), response, key)
 
     def unexpected(self, response: ApiResponse) -> RetryLater:
         """The outcome of a 2xx that does not prove a delivery, with the beginning of its body."""
         start = clean(response.http.body.decode("utf-8", "replace"), limit=60, secrets=(response.key,))
         shown = f": {start}" if start else ""
-        what = f"{self._wire.host} responded {response.status}, but not like a hub"
+        what = f"{self._wire.host} responded {response.status}, but {FOREIGN}"
         return RetryLater(f"{what} (login page or wrong URL?){shown}")
 
     def missing(self, what: str) -> RetryLater:
@@ -120,20 +122,14 @@ class Api(Generic[_K]):
             return Blocked(f"{what}, so it could not be masked", Scope.DESTINATION)
         return key
 
-    def _refuse(self, key: _K, response: Response) -> Outcome:
-        """The outcome of a 401: the next key is tried; without another one the destination is held."""
-        refused = outcome_of_status(response, host=self._wire.host, secrets=_parts(key))
-        assert isinstance(refused, Blocked)
+    def _refuse(self, key: _K, refused: Blocked) -> Outcome:
+        """The outcome of a refused key: the next one is tried; without another one the destination is held."""
         with self._lock:
             self._refused.add(_digest(key))
             if any(_digest(each) not in self._refused for each in self.keys()):
                 return RetryLater(f"{refused.reason}; the next key is tried", _NEXT_KEY)
             self._refused.clear()
         return refused
-
-
-def _is_plain(response: Response) -> bool:
-    return response.headers.get("Content-Encoding", "identity").strip().lower() in ("", "identity")
 
 
 def _parts(key: str) -> tuple[str, ...]:

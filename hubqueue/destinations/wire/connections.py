@@ -22,6 +22,16 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from hubqueue.destinations.wire.framing import WholeResponse
 from hubqueue.destinations.wire.watchdog import Watch
 
+# In seconds: how long a socket may take for what it has already accepted. Only the watch knows whether bytes move.
+SLOWEST_DRAIN = 3600.0
+# A response may come after an hour: the peer's machine is asked every minute, and networks forget no silent connection.
+_KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+_KEEPALIVE += [
+    (socket.IPPROTO_TCP, getattr(socket, name), value)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 30), ("TCP_KEEPCNT", 6))
+    if hasattr(socket, name)
+]
+
 
 class _Current(threading.local):
     """The exchange that this thread is running."""
@@ -72,7 +82,7 @@ class _Watched:
             start, CURRENT.on_start = CURRENT.on_start, None
             watch.opened(self.sock, ready=True)
             start()
-            self.sock.settimeout(4 * watch.window)
+            self.sock.settimeout(max(4 * watch.window, SLOWEST_DRAIN))
             watch.sending()
             super().send(data)  # type: ignore[misc]
             if not watch.size:
@@ -103,6 +113,7 @@ class _SecurePool(HTTPSConnectionPool):
     ConnectionCls = _Secure
 
 
+_OPTIONS = [*HTTPConnection.default_socket_options, *_KEEPALIVE]
 _POOLS = {"http": _PlainPool, "https": _SecurePool}
 
 
@@ -110,7 +121,7 @@ class WatchedAdapter(HTTPAdapter):
     """An adapter of `requests` with these connections. It does not retry: the outbox does."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)
+        super().init_poolmanager(*args, **options, socket_options=_OPTIONS)
         self.poolmanager.pool_classes_by_scheme = _POOLS
 
     def request_url(self, request: Any, proxies: Any) -> str:
@@ -121,6 +132,6 @@ class WatchedAdapter(HTTPAdapter):
         return shown
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **options)
+        manager = super().proxy_manager_for(proxy, **options, socket_options=_OPTIONS)
         manager.pool_classes_by_scheme = _POOLS
         return manager

@@ -17,8 +17,8 @@ class Endpoint:
     """The address and the deadlines of a `Wire`.
 
     `root` is an http or https address without a slash at its end; paths of requests are appended to it. Connecting takes
-    at most `connect_timeout`; a body leaves with at least `stall_rate` bytes per second over each `stall_window`; a
-    response is complete within `answer_timeout` of the last byte of its request. `proxy` may carry a password, so no repr
+    at most `connect_timeout`; in each `stall_window` some byte of a body moves, and at least `stall_rate` bytes per second
+    if that is more than 1; a response is complete within `answer_timeout` of the last byte of its request. `proxy` may carry a password, so no repr
     shows it.
     """
 
@@ -26,7 +26,7 @@ class Endpoint:
     connect_timeout: timedelta = timedelta(seconds=10)
     answer_timeout: timedelta = timedelta(seconds=60)
     stall_window: timedelta = timedelta(seconds=60)
-    stall_rate: int = 32_768
+    stall_rate: int = 1
     proxy: str | None = field(default=None, repr=False)
     ca_bundle: Path | None = None
 

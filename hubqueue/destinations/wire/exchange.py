@@ -1,19 +1,18 @@
 """One request, one response, one outcome: bounded, streamed, never redirected.
 
 Refuses what `requests` does automatically: follow redirects, read .netrc and proxy variables, keep cookies, decompress,
-retry, accept the response to half a request. A `Response` is complete, headers and body; everything else is an outcome.
+retry, accept the response to half a request. A `Response` has a complete head, and a complete body where a body proves
+something; everything else is an outcome.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
-import json
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -23,53 +22,22 @@ from requests import exceptions
 from hubqueue.__about__ import __version__
 from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.wire.body import Body, BodyChanged
-from hubqueue.destinations.wire.connections import CURRENT, WatchedAdapter
+from hubqueue.destinations.wire.connections import CURRENT, SLOWEST_DRAIN, WatchedAdapter
 from hubqueue.destinations.wire.endpoint import Endpoint
+from hubqueue.destinations.wire.foreign import foreign, is_foreign
 from hubqueue.destinations.wire.framing import MalformedResponse
+from hubqueue.destinations.wire.message import Request, Response
 from hubqueue.destinations.wire.waits import asked_wait
 from hubqueue.destinations.wire.watchdog import WATCHDOG, Watch
-from hubqueue.domain.outcome import Aborted, Blocked, Outcome, Rejected, RetryLater, Scope
-from hubqueue.domain.plain import is_deep
+from hubqueue.domain.outcome import FOREIGN, Aborted, Blocked, Outcome, Rejected, RetryLater, Scope
 from hubqueue.domain.redact import clean
 
 MAX_RESPONSE = 64 * 1024
 _POOL = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to send. `path` begins with a slash and is appended to the root of the endpoint."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: Body
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """A complete response. `body` has at most 64 KiB."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        """The body as JSON; None when it is not JSON (or is null), is nested too deep, or contradicts itself."""
-        if is_deep(self.body):
-            return None
-        try:
-            return json.loads(self.body, object_pairs_hook=_object)
-        except (ValueError, RecursionError):
-            return None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. Raises `ValueError` for two different values under one name."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs) and any(fields[name] != value for name, value in pairs):
-        raise ValueError("it contradicts itself")
-    return fields
+# In seconds.
+_LONGEST_RESPONSE = 3600.0
+# What a connection raises.
+_TROUBLE = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError)
 
 
 class _TooLong(Exception):
@@ -93,21 +61,26 @@ class Wire:
     ) -> Response | Outcome:
         """Send a request and read its response. A network error is returned as an outcome, not raised."""
         endpoint = self._endpoint
+        response_timeout = _patient(endpoint.answer_timeout.total_seconds(), attempt.patience)
         watch = Watch(
             stop=attempt.stop,
             connect=endpoint.connect_timeout.total_seconds(),
             window=endpoint.stall_window.total_seconds(),
             rate=float(endpoint.stall_rate),
-            response=endpoint.answer_timeout.total_seconds(),
+            response=response_timeout,
             size=len(request.body),
             on_bytes=attempt.on_bytes,
         )
         CURRENT.watch, CURRENT.on_start = watch, attempt.on_start
         WATCHDOG.add(watch)
         try:
-            response = self._read(self._send(request))
-            if ended := self._ended(watch):
-                return ended  # a response without a length ends with the connection, and here the watch ended that
+            response = self._read(self._send(request, response_timeout))
+            ended = self._ended(watch)
+            if isinstance(ended, Aborted):
+                return ended
+            if ended:
+                # A response without a length ends with the connection, and here the watch ended that.
+                return ended if response.status < 300 else dataclasses.replace(response, cut=True)
             if 200 <= response.status < 300 and not watch.whole:
                 # urllib3 ignores a broken pipe and reads what the peer sent before.
                 return RetryLater(
@@ -116,10 +89,10 @@ class Wire:
                 )
             return response
         except _TooLong:
-            return RetryLater(f"{self.host} responded with more than {MAX_RESPONSE >> 10} KiB")
+            return RetryLater(f"{self.host} responded with more than {MAX_RESPONSE >> 10} KiB, {FOREIGN}")
         except BodyChanged as error:
             return RetryLater(str(error))
-        except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError) as error:
+        except _TROUBLE as error:
             return self._ended(watch) or outcome_of_error(error, host=self.host, secrets=secrets)
         finally:
             WATCHDOG.remove(watch)
@@ -135,7 +108,7 @@ class Wire:
             return Aborted("the worker stops")
         return RetryLater(f"{self.host}: {watch.verdict}") if watch.verdict is not None else None
 
-    def _send(self, request: Request) -> requests.Response:
+    def _send(self, request: Request, response_timeout: float) -> requests.Response:
         headers = {
             "User-Agent": f"hubqueue/{__version__}",
             "Accept": "application/json",
@@ -151,29 +124,37 @@ class Wire:
         ).prepare()
         if not len(request.body) and request.method != "GET":
             prepared.headers["Content-Length"] = "0"
-        response_timeout = self._endpoint.answer_timeout.total_seconds()
         with closing(body):
             return self._adapter.send(
                 prepared,
                 stream=True,
                 verify=self._verify,
                 proxies=self._proxies,
-                # A second line of defence: the watchdog enforces the deadlines, also against a dripped response.
-                timeout=(self._endpoint.connect_timeout.total_seconds(), response_timeout + 5.0),
+                # A second line of defence: the watchdog enforces the deadlines, also against a dripped response. The
+                # kernel may still be sending the request for a long time.
+                timeout=(self._endpoint.connect_timeout.total_seconds(), response_timeout + SLOWEST_DRAIN),
             )
 
     def _read(self, response: requests.Response) -> Response:
+        """The response. The body of a refusal is only its reason: what comes of it is enough."""
+        body, status = bytearray(), response.status_code
         try:
-            body = bytearray()
             while block := response.raw.read(16 * 1024, decode_content=False):
                 body += block
                 if len(body) > MAX_RESPONSE:
                     raise _TooLong
-        except BaseException:
+        except BaseException as error:
             response.raw.close()  # the next request must not read the rest of this response
-            raise
+            if status < 300 or not isinstance(error, (_TooLong, *_TROUBLE)):
+                raise
+            return Response(status, response.headers, bytes(body[:MAX_RESPONSE]), cut=True)
         response.raw.release_conn()
-        return Response(response.status_code, response.headers, bytes(body))
+        return Response(status, response.headers, bytes(body))
+
+
+def _patient(seconds: float, patience: int) -> float:
+    """The wait for a response: doubled for each whole request that had none in time, up to an hour."""
+    return max(seconds, min(seconds * 2.0 ** min(patience, 32), _LONGEST_RESPONSE))
 
 
 class _Sized:
@@ -199,8 +180,8 @@ def outcome_of_status(
 ) -> Outcome | None:
     """The outcome of a status; None for 2xx, which the caller must prove by the body.
 
-    `unknown` is the scope that 404 and 410 hold: the run that the hub does not know, or the destination without such an
-    endpoint. Unknown 4xx reject the entry, like 400.
+    `unknown` is the scope that 404, 405 and 410 hold: the run that the hub does not know, or the destination without such
+    an endpoint. Unknown 4xx reject the entry, like 400. Only the hub itself may hold or reject (see `foreign.py`).
     """
     status = response.status
     if 200 <= status < 300:
@@ -209,14 +190,19 @@ def outcome_of_status(
     wait = asked_wait(response.headers, now=datetime.now(UTC))
     if status == 429:
         return RetryLater(reason, wait, Scope.DESTINATION)
-    if 300 <= status < 400:
+    if 300 <= status < 400 and "Location" in response.headers:
         target = clean(_target(response, secrets), limit=80, secrets=secrets)
         return RetryLater(f"{status}: {host} redirects to {target}; not followed")
+    temporary = status in (408, 409, 423, 425) or (status >= 500 and status != 511)
+    if not temporary and (status < 400 or is_foreign(response)):
+        return foreign(response, host=host, wait=wait, secrets=secrets)
     if status in (401, 403):
         return Blocked(f"the key was refused: {reason}", Scope.DESTINATION)
-    if status in (404, 410):
+    if status == 402:
+        return Blocked(f"the account was refused: {reason}", Scope.DESTINATION)
+    if status in (404, 405, 410):
         return Blocked(f"{host} does not know this model or address ({reason})", unknown)
-    if status in (408, 409, 423, 425) or status >= 500 or status < 200:
+    if temporary:
         # 502 to 504 mean that the hub is down; this very content may cause another 5xx.
         return RetryLater(reason, wait, suspect=status >= 500 and status not in (502, 503, 504))
     return Rejected(reason)
@@ -295,9 +281,7 @@ def _target(response: Response, secrets: tuple[str, ...]) -> str:
 
 def _reason(response: Response, secrets: tuple[str, ...]) -> str:
     """The status and the server's message, in one safe line."""
-    body = response.json()
-    message = ""
-    if isinstance(body, dict):
-        message = next((body[name] for name in ("message", "error") if isinstance(body.get(name), str)), "")
+    body = response.object() or {}
+    message = next((body[name] for name in ("message", "error") if isinstance(body.get(name), str)), "")
     phrase = http.client.responses.get(response.status, "")
     return clean(f"{response.status} {phrase}" + (f": {message}" if message else ""), secrets=secrets)

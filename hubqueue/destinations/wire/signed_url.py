@@ -17,7 +17,9 @@ from hubqueue.config.settings import DestinationSettings
 from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.wire.body import File
 from hubqueue.destinations.wire.endpoint import Endpoint
-from hubqueue.destinations.wire.exchange import Request, Response, Wire
+from hubqueue.destinations.wire.exchange import Wire
+from hubqueue.destinations.wire.foreign import foreign, is_page
+from hubqueue.destinations.wire.message import Request, Response
 from hubqueue.destinations.wire.waits import asked_wait
 from hubqueue.domain.outcome import Blocked, Outcome, Rejected, RetryLater, Scope
 from hubqueue.domain.redact import clean
@@ -96,11 +98,16 @@ class Storage:
 
 
 def _outcome(response: Response, host: str) -> Outcome | None:
-    """The outcome of the storage's status. The text of the response is not shown: it may repeat the URL."""
+    """The outcome of the storage's status. The text of the response is not shown: it may repeat the URL.
+
+    A storage responds with XML or JSON, never with a page for people.
+    """
     status = response.status
     if 200 <= status < 300:
         return None
     wait = asked_wait(response.headers, now=datetime.now(UTC))
+    if status in (407, 511) or (400 <= status < 500 and is_page(response)):
+        return foreign(response, host=host, wait=wait, shown=False)
     if status == 413:
         return Rejected(f"413: {host} does not accept a checkpoint of this size")
     if 300 <= status < 400:

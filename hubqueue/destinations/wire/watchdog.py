@@ -1,31 +1,47 @@
 """The watchdog: deadlines that hold against any peer.
 
 A socket's own timeouts limit neither a peer that reads slowly nor one that drips its response. So one thread
-checks every exchange a few times a second, and shuts the socket down when the exchange is too slow or has to
-stop. The thread that is blocked in the exchange then wakes with an error.
+checks every exchange a few times a second, and shuts the socket down when the exchange stands still, is too slow or
+has to stop. The thread that is blocked in the exchange then wakes with an error.
+
+Promises that an upload may take as long as its bytes move: megabytes wait in the kernel's buffer of a slow line, so what
+the peer has acknowledged counts, and not what the socket has taken.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hubqueue.domain import quantities
+from hubqueue.domain.outcome import UNANSWERED
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 _INTERVAL = 0.2
+# Without the kernel's report an upload shows progress only when a part of the socket's buffer is free again.
+_BLIND = 4
+# In bytes and seconds: what a peer, or a relay before it, may have acknowledged without having handled it. It handles
+# that as fast as it took the last bytes, and responds then.
+_BUFFERED, _LONGEST_BUFFERED = 8 * 1024 * 1024, 3600.0
 
 
 @dataclass(eq=False, slots=True)
 class Watch:
     """One exchange under watch. Times are in seconds, `rate` in bytes per second.
 
-    Connecting takes at most `connect`, including proxy and encryption. Sending keeps at least `rate` on average over each
-    `window`. The response is complete within `response` of the last request byte. `verdict` is the reason if the watch
-    ended the exchange; `whole` whether the whole request has left.
+    Connecting takes at most `connect`, including proxy and encryption. While the request is sent, some byte moves in each
+    `window`, and at least `rate` on average if that is more than 1. The response is complete within `response` of the
+    last request byte that the peer has acknowledged, and the time that what is buffered there may take. `verdict` is the reason if the watch ended the exchange; `whole`
+    whether the whole request has left.
     """
 
     stop: threading.Event
@@ -41,11 +57,11 @@ class Watch:
     _handle: socket.socket | None = None
     _over: bool = False
     _sent: int = 0
-    _mark_at: float = 0.0
-    _mark_sent: int = 0
+    _marks: tuple[tuple[float, int], tuple[float, int]] = ((0.0, 0), (0.0, 0))
+    _moved_at: float = float("inf")
+    _seen: tuple[int, int | None] = (0, None)
+    _buffered: float = 0.0
     _ready_by: float = float("inf")
-    _whole_by: float = float("inf")
-    _response_by: float = float("inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def opened(self, connection: socket.socket, *, ready: bool) -> None:
@@ -63,8 +79,7 @@ class Watch:
     def sending(self) -> None:
         """The request is about to leave."""
         now = time.monotonic()
-        self._mark_at, self._mark_sent = now, 0
-        self._whole_by = now + self.window + self.size / self.rate
+        self._marks, self._moved_at = ((now, 0), (now, 0)), now
 
     def sent(self, count: int) -> None:
         """`count` more bytes of the body have left."""
@@ -74,10 +89,9 @@ class Watch:
             self.awaiting_response()
 
     def awaiting_response(self) -> None:
-        """The whole request has left; the time limit of the response begins."""
+        """The whole request has left; the time limit of the response begins with its last byte."""
         self.whole = True
-        self._mark_at, self._whole_by = 0.0, float("inf")
-        self._response_by = time.monotonic() + self.response
+        self._moved_at = time.monotonic()
 
     def check(self, now: float) -> None:
         """Shut the exchange down if a deadline has passed or the worker stops."""
@@ -99,15 +113,25 @@ class Watch:
             return "the worker stops"
         if now > self._ready_by:
             return f"no connection within {self.connect:g} s"
-        if now > self._response_by:
-            return f"no complete response within {self.response:g} s"
-        if now > self._whole_by:
-            return f"the upload of {quantities.size(self.size)} took too long"
-        if self._mark_at and now - self._mark_at >= self.window:
-            moved, due = self._sent - self._mark_sent, self.rate * (now - self._mark_at)
-            self._mark_at, self._mark_sent = now, self._sent
-            if moved < due:
-                return f"the upload stalled: {quantities.size(moved)} in {self.window:g} s"
+        if self._moved_at > now:
+            return None  # it is not sending yet
+        waiting = unacknowledged(self._handle) if self._handle is not None else None
+        done = self._sent - (waiting or 0)
+        if (self._sent, waiting) != self._seen:
+            self._seen, self._moved_at = (self._sent, waiting), now
+            before, moved = self._marks[0]
+            if done > moved and now > before:
+                self._buffered = min(self.size, _BUFFERED) * (now - before) / (done - moved)
+        if self.whole:
+            late = now - self._moved_at > self.response + min(self._buffered, _LONGEST_BUFFERED)
+            return f"{UNANSWERED} {self.response:g} s" if late else None
+        if now - self._moved_at >= self.window * (1 if waiting is not None else _BLIND):
+            return f"the upload stalled: no byte in {self.window:g} s"
+        since, had = self._marks[1]
+        if now - since >= self.window:
+            self._marks = (self._marks[1], (now, done))
+            if self.rate > 1 and done - had < self.rate * (now - since):
+                return f"the upload stalled: {quantities.size(max(done - had, 0))} in {self.window:g} s"
         return None
 
     def _shut(self) -> None:
@@ -124,6 +148,17 @@ class Watch:
         if self._handle is not None:
             self._handle.close()
             self._handle = None
+
+
+def unacknowledged(connection: socket.socket) -> int | None:
+    """How many bytes of a connection its peer has not acknowledged yet; None where the system does not say."""
+    if sys.platform != "linux":
+        return None
+    try:
+        (count,) = struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)))
+    except OSError:
+        return None
+    return int(count)
 
 
 class Watchdog:

@@ -143,10 +143,12 @@ destinations = Table(
     Column("held", Text),
     Column("held_at", Moment),
     _deadline("resumes_at"),
-    # Unused since revision 0006: see `budgets`. An older worker may still run, and stops forever without them.
+    # Budgets before revision 0006 (see `budgets`). An older worker may still run, and stops forever without them.
     _deadline("requests_free_at"),
     _deadline("uploads_free_at"),
 )
+# The next probe of a hold (see moves/holds.py). An older worker does not read this column while there is a hold.
+PROBES_AT = destinations.c.requests_free_at
 
 # The moment from which a limit of a destination has room again (see budget.py); a limit without a row has room. There is
 # no foreign key: to add one, an upgrade would wait for workers that update `destinations`, and they for the upgrade.

@@ -27,7 +27,8 @@ from sqlalchemy import (
 
 from hubqueue.domain.budget import Budget
 from hubqueue.domain.entry import Entry, Kind
-from hubqueue.domain.lane import Batch, Lease, RunRef
+from hubqueue.domain.lane import Batch, Lease, Probe, RunRef
+from hubqueue.domain.outcome import Scope
 from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.prepared import Prepared, first, microseconds
 from hubqueue.outbox.database.schema import (
@@ -42,6 +43,7 @@ from hubqueue.outbox.database.schema import (
 )
 from hubqueue.outbox.moves import remembered
 from hubqueue.outbox.moves.batch import idempotency_key
+from hubqueue.outbox.moves.holds import Probing, begin_probe
 from hubqueue.outbox.moves.picking import mark, pick
 from hubqueue.outbox.moves.readiness import LANES_OF_RUNS, due_among
 
@@ -56,7 +58,7 @@ class Terms:
     """The terms of a worker's claims: its id, the duration of a lease, and how much a request carries.
 
     `start_grace` is the longest time between a claim and the start of its request for which the spacing needs no
-    new stamp (`Settlement.restamp`). `budget` is what the hub allows in a minute.
+    new stamp (`Settlement.restamp`). `budget` is what the hub allows in a minute, `probing` when a hold is probed.
     """
 
     worker: str
@@ -65,6 +67,7 @@ class Terms:
     max_bytes: int
     start_grace: timedelta = START_GRACE
     budget: Budget = field(default_factory=Budget)
+    probing: Probing = field(default_factory=Probing)
 
 
 class Claims:
@@ -116,6 +119,10 @@ class Claims:
     ) -> _Lane | None:
         before = _lane(candidates[0]) if candidates else None
         if before is None or not self._spend(tx, before, terms.budget, now):
+            return None
+        if before.held is not None and not begin_probe(
+            tx, before.destination, again=_probes_again(before, terms, now), now=now
+        ):
             return None
         taken = {
             "lane": before.id,
@@ -204,7 +211,20 @@ class Claims:
             claimed_at=now,
             pace=pace,
             paced_until=moment_of(lane.paced_until),
+            probe=_probe(lane, terms, now),
         )
+
+
+def _probe(lane: _Lane, terms: Terms, now: datetime) -> Probe | None:
+    again = _probes_again(lane, terms, now)
+    if lane.held is not None:
+        return Probe(Scope.DESTINATION, lane.held, again)
+    return None if lane.run_held is None else Probe(Scope.RUN, lane.run_held, again)
+
+
+def _probes_again(lane: _Lane, terms: Terms, now: datetime) -> datetime:
+    since = now if lane.held_at is None else moment_of(lane.held_at)
+    return now + terms.probing.wait(now - since)
 
 
 def _content(entry: Entry) -> tuple[object, ...]:
@@ -227,6 +247,9 @@ class _Lane(NamedTuple):
     model: str
     remote_id: str | None
     label: str
+    run_held: str | None
+    held: str | None
+    held_at: int | None
     remembered: tuple[object, ...]
 
 
@@ -242,10 +265,15 @@ def _first_due(kinds: tuple[Kind, ...]) -> Prepared:
         *lanes.c["id", "run_id", "kind", "lease_token", "lease_worker", "failures", "paced_until"],
         *runs.c["destination", "model", "remote_id"],
         destinations.c.label,
+        runs.c.held,
+        *destinations.c["held", "held_at"],
         *remembered.COLUMNS,
     ]
     due = and_(ready, bindparam("now", type_=Moment()) >= due_at)
-    query = select(*columns).select_from(LANES_OF_RUNS).where(due).order_by(due_at, lanes.c.id)
+    query = (
+        select(*columns).select_from(LANES_OF_RUNS).where(due).order_by(due_at, lanes.c.retry_at, lanes.c.id)
+    )
+    # Probes are due together: the lane whose last one is the oldest takes the next one.
     return Prepared(first(1, query).with_for_update(skip_locked=True, of=lanes))
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.sql.functions import GenericFunction
 from hubqueue.domain.budget import COSTS
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import RunState
-from hubqueue.outbox.database.schema import Moment, budgets, destinations, entries, lanes, runs
+from hubqueue.outbox.database.schema import PROBES_AT, Moment, budgets, destinations, entries, lanes, runs
 
 
 class latest(GenericFunction[Any]):  # noqa: N801 - SQLAlchemy names a function after its class
@@ -68,7 +68,8 @@ def _due_at(kinds: Collection[Kind], destination: ColumnElement[Any]) -> ColumnE
     if Kind.CKPT in kinds:
         # A final checkpoint ignores the spacing of its lane, never the backoff or a wait that the hub asks for.
         spaced = case((_FINAL_WAITS, literal_column("0")), else_=spaced)
-    waits = (lanes.c.lease_until, lanes.c.retry_at, spaced, destinations.c.resumes_at)
+    probed = case((destinations.c.held.is_not(None), PROBES_AT), else_=literal_column("0"))
+    waits = (lanes.c.lease_until, lanes.c.retry_at, spaced, destinations.c.resumes_at, probed)
     return latest(*waits, *_free_at(kinds, destination))
 
 
@@ -76,6 +77,11 @@ DUE_AT = _due_at(set(Kind) - {Kind.HEARTBEAT}, destinations.c.name)
 BEAT_DUE_AT = _due_at({Kind.HEARTBEAT}, destinations.c.name)
 
 NOT_HELD = and_(runs.c.held.is_(None), destinations.c.held.is_(None))
+# A lane that has met the reason of a hold probes it when it is due (see holds.py).
+_SENDS = and_(
+    or_(runs.c.held.is_(None), lanes.c.last_error == runs.c.held),
+    or_(destinations.c.held.is_(None), lanes.c.last_error == destinations.c.held),
+)
 # Registration first, completion last. Some hubs need a new registration when a run continues, with its model known.
 _REGISTERED = and_(
     runs.c.remote_id.is_not(None),
@@ -96,12 +102,12 @@ IN_TURN = and_(
         ),
     ),
 )
-READY = and_(OWING, NOT_HELD, IN_TURN)
+READY = and_(OWING, _SENDS, IN_TURN)
 BEATING = and_(
     lanes.c.kind == literal_column(f"'{Kind.HEARTBEAT}'"),
     runs.c.state == literal_column(f"'{RunState.RUNNING}'"),
     _REGISTERED,
-    NOT_HELD,
+    _SENDS,
 )
 
 # Written so that no index can be used: SQLite would scan all runs of a destination, thousands of idle ones among them,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Update, and_, delete, insert, select, update
+from sqlalchemy import Connection, Update, and_, delete, insert, or_, select, update
 
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.lifecycle import RunState
@@ -16,6 +16,7 @@ from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.schema import EPOCH, destinations, lanes, runs, workers
 from hubqueue.outbox.moves import remembered
 from hubqueue.outbox.moves.enqueue import Entries, hold
+from hubqueue.outbox.moves.holds import appoint, is_any
 from hubqueue.outbox.moves.readiness import OWING
 
 
@@ -151,8 +152,9 @@ class Registry:
         theirs = select(destinations.c.name).where(destinations.c.label == destination)
         with self.database.write() as tx:
             again = lanes.c.run_id.in_(select(runs.c.id).where(runs.c.destination.in_(theirs)))
-            hold(tx, and_(again, OWING))
-            tx.execute(update(lanes).where(again, OWING).values(retry_at=EPOCH))
+            waits = and_(again, or_(OWING, lanes.c.kind == Kind.HEARTBEAT))
+            hold(tx, waits)
+            tx.execute(update(lanes).where(waits).values(retry_at=EPOCH))
             which = and_(destinations.c.label == destination, destinations.c.held.is_not(None))
             held = tx.scalar(select(destinations.c.held).where(which).limit(1))
             tx.execute(update(destinations).where(which).values(held=None, held_at=None))
@@ -160,6 +162,14 @@ class Registry:
             # A run may be held because this is damaged: resuming it replaces the damaged value.
             repaired = {"held": None, "remembered": remembered.REPAIRED}
             return Lifted(held, tx.execute(freed.values(repaired)).rowcount)
+
+    def appoint_probes(self) -> int:
+        """Let other lanes probe a hold whose own lanes cannot (see holds.py). Returns how many lanes may."""
+        with self.database.read() as connection:
+            if not is_any(connection):
+                return 0
+        with self.database.write() as tx:
+            return appoint(tx, self.database.now())
 
     def worker_started(self, worker: str, *, pid: int, host: str, version: str) -> None:
         """Add a worker to the list."""

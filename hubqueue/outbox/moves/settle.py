@@ -26,6 +26,7 @@ from hubqueue.outbox.database.schema import EPOCH, attempts, destinations, entri
 from hubqueue.outbox.moves import remembered
 from hubqueue.outbox.moves.batch import halves
 from hubqueue.outbox.moves.enqueue import Moved, leaving
+from hubqueue.outbox.moves.holds import Probing, hold_destination, lift, postpone
 from hubqueue.outbox.moves.readiness import TRIED
 
 _LOG = logging.getLogger("hubqueue")
@@ -136,23 +137,58 @@ class Settlement:
         reason: str,
         started_at: datetime | None,
         hold: Scope | None = None,
+        probing: Probing | None = None,
         within: Connection | None = None,
     ) -> None:
         """End the lease and refund the attempt; `hold` stops the run or the destination with the reason."""
         with self.database.write(within) as tx:
-            now = self.database.now()
-            error = {"last_error": reason} if hold else {}
+            now, probing = self.database.now(), probing or Probing()
+            error: dict[str, Any] = {"last_error": reason} if hold else {}
+            if hold is Scope.RUN:
+                again = lease.probe is not None and lease.probe.scope is Scope.RUN
+                failures = lease.failures if again else 0
+                error |= {"retry_at": now + probing.wait_after(failures), "failures": failures + 1}
+            elif lease.probe is not None and hold is not None:
+                error |= {"retry_at": now}  # the next probe is made by another lane
             self._settle_lane(tx, lease, started_at, **error)
-            tx.execute(update(lanes).where(lanes.c.id == lease.lane_id).values(attempts=lanes.c.attempts - 1))
-            self._change(tx, lease, attempts=entries.c.attempts - 1)
+            self._refund(tx, lease)
             if hold is Scope.RUN:
                 tx.execute(update(runs).where(runs.c.id == lease.batch.run.id).values(held=reason))
             elif hold is Scope.DESTINATION:
-                which = and_(
-                    destinations.c.name == lease.batch.run.destination, destinations.c.held.is_(None)
-                )
-                tx.execute(update(destinations).where(which).values(held=reason, held_at=now))
+                hold_destination(tx, lease, reason, now=now, probing=probing)
             self._end_attempt(tx, lease, started_at, "held" if hold else "released", reason, now)
+
+    def still_held(
+        self,
+        lease: Lease,
+        *,
+        reason: str,
+        at: datetime,
+        started_at: datetime | None,
+        asked: datetime | None = None,
+        within: Connection | None = None,
+    ) -> None:
+        """A probe had another failure than the hold: the hold stays, and the attempt is refunded.
+
+        A run's hold is probed again `at` that moment, a destination's when it was planned or when the hub `asked`.
+        """
+        assert lease.probe is not None, "only a probe leaves a hold as it is"
+        with self.database.write(within) as tx:
+            now, of_run = self.database.now(), lease.probe.scope is Scope.RUN
+            self._settle_lane(tx, lease, started_at, retry_at=at if of_run else now)
+            self._refund(tx, lease)
+            if asked is not None and not of_run:
+                postpone(tx, lease.batch.run.destination, at=asked)
+            self._end_attempt(tx, lease, started_at, "held", reason, now)
+
+    def lift(self, lease: Lease, *, within: Connection | None = None) -> bool:
+        """End the hold that this attempt has probed, in the transaction of its settle; False if it had ended already."""
+        with self.database.write(within) as tx:
+            return lift(tx, lease)
+
+    def _refund(self, tx: Connection, lease: Lease) -> None:
+        tx.execute(update(lanes).where(lanes.c.id == lease.lane_id).values(attempts=lanes.c.attempts - 1))
+        self._change(tx, lease, attempts=entries.c.attempts - 1)
 
     def _remembered(self, lease: Lease, remote: Remote) -> dict[Any, Any]:
         run = lease.batch.run

@@ -1,0 +1,284 @@
+"""A gateway, a proxy or a login page answers in place of the hub: nothing is lost, and nobody has to come."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import template
+from peer import Peer, answer
+from stage import PATIENCE, ZERO, log, new_run, totals
+
+from hubqueue.domain.outcome import FOREIGN
+from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.testing import FakeClock
+from hubqueue.worker.worker import Worker
+
+PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body>Welcome to the hotel</body></html>"
+REFUSALS = (400, 401, 402, 403, 404, 405, 407, 410, 413, 418, 422, 451, 501, 511)
+SHAPES = {
+    "html": PAGE,
+    "long html": PAGE + b" " * 100_000,
+    "nothing": b"",
+    "text": b"Request Entity Too Large",
+    "xml": b"<?xml version='1.0'?><error>no</error>",
+    "an array": b'[{"message": "no"}]',
+    "a string": b'"no"',
+    "null": b"null",
+    "half an object": b'{"message": "no"',
+}
+
+
+class Gateway:
+    """Answers with `data` while it is set, else as the hub does."""
+
+    def __init__(self) -> None:
+        self.data: bytes | Callable[[bytes], bytes | None] | None = None
+        self.close = False
+
+    def act(self, connection: socket.socket, request: bytes) -> None:
+        data = self.data(request) if callable(self.data) else self.data
+        connection.sendall(answer() if data is None else data)
+        if data is not None and self.close:
+            raise OSError
+
+
+def page(status: int, body: bytes = PAGE, *, kind: str = "text/html", headers: str = "") -> bytes:
+    """A whole response of something that is not the hub."""
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+    return head.encode() + body
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return Gateway()
+
+
+@pytest.fixture
+def peer(gateway: Gateway) -> Iterator[Peer]:
+    with Peer(gateway.act) as opened:
+        yield opened
+
+
+@pytest.fixture
+def staged(home: Path, clock: FakeClock, peer: Peer) -> Iterator[tuple[Outbox, Worker]]:
+    template.lay(home)
+    environ = {
+        "HUB_API_KEY": "key-of-the-tests",
+        "ULTRALYTICS_HUB_API": peer.url,
+        "HUBQUEUE_DESTINATIONS__HUB__ANSWER_TIMEOUT": "1",
+        "HUBQUEUE_RATE_LIMITS__METRICS": "0",
+    }
+    with open_outbox(home, environ=environ, clock=clock) as outbox:
+        outbox.note_destinations()
+        worker = Worker(outbox, emit=lambda _fact: None)
+        worker.start()
+        yield outbox, worker
+        worker.stop(ZERO)
+
+
+def step(worker: Worker) -> None:
+    worker.step()
+    assert worker.wait_free(PATIENCE), "an attempt did not end"
+
+
+def drain(outbox: Outbox, worker: Worker, clock: FakeClock) -> None:
+    for _ in range(40):
+        if not outbox.stats.owed().entries:
+            return
+        clock.advance(400)
+        step(worker)
+    raise AssertionError(f"still owed: {totals(outbox)}")
+
+
+def held(outbox: Outbox) -> list[object]:
+    shown = outbox.status()
+    return [each["held"] for each in (*shown["destinations"], *shown["runs"]) if each["held"]]
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_a_page_of_a_gateway_buries_nothing_and_holds_nothing(
+    status: int, staged: tuple[Outbox, Worker], gateway: Gateway, clock: FakeClock
+) -> None:
+    (outbox, worker), gateway.data = staged, page(status)
+    log(outbox, new_run(outbox), *range(5))
+
+    for _ in range(3):
+        clock.advance(400)
+        step(worker)
+    during = outbox.status()
+    gateway.data = None
+    drain(outbox, worker, clock)
+
+    assert during["totals"]["pending"] == 5
+    assert during["totals"]["dead"] == 0
+    assert not held(outbox)
+    assert str(status) in during["destinations"][0]["last_error"]
+    assert totals(outbox) == {"enqueued": 5, "delivered": 5}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("status", [400, 401, 404, 413])
+def test_what_is_not_the_hubs_own_format_is_no_verdict(
+    status: int, shape: str, staged: tuple[Outbox, Worker], gateway: Gateway, clock: FakeClock
+) -> None:
+    # The announced type does not count: a gateway may claim anything.
+    (outbox, worker), gateway.data = staged, page(status, SHAPES[shape], kind="application/json")
+    log(outbox, new_run(outbox), 0)
+
+    step(worker)
+
+    lane = next(each for each in outbox.status()["runs"][0]["lanes"] if each["kind"] == "metrics")
+    assert (lane["pending"], lane["dead"], lane["held"]) == (1, 0, None)
+    assert FOREIGN in lane["last_error"]
+    assert str(status) in lane["last_error"]
+
+
+@pytest.mark.parametrize(
+    ("status", "state"), [(400, "dead"), (413, "dead"), (422, "dead"), (401, "pending"), (404, "pending")]
+)
+def test_the_hubs_own_refusal_still_counts(
+    status: int, state: str, staged: tuple[Outbox, Worker], gateway: Gateway
+) -> None:
+    (outbox, worker), gateway.data = staged, page(status, b'{"message": "because"}')
+    log(outbox, new_run(outbox), 0)
+
+    step(worker)
+
+    (row,) = outbox.stats.entries()
+    assert row["state"] == state
+    assert bool(held(outbox)) == (state == "pending")
+
+
+def test_a_429_with_a_long_page_is_a_429(
+    staged: tuple[Outbox, Worker], gateway: Gateway, peer: Peer, clock: FakeClock
+) -> None:
+    (outbox, worker), gateway.data = staged, page(429, b"x" * 100_000, headers="Retry-After: 60\r\n")
+    log(outbox, new_run(outbox), 0)
+    step(worker)
+    before = len(peer.requests)
+
+    clock.advance(50)
+    step(worker)
+    waited = len(peer.requests)
+    gateway.data = None
+    clock.advance(20)
+    step(worker)
+
+    assert before == waited
+    assert totals(outbox) == {"enqueued": 1, "delivered": 1}
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ("Transfer-Encoding: chunked\r\n", b"1\r\nx\r\n"),
+        ("Content-Length: 999999999\r\n", b"x" * 1000),
+        ("Transfer-Encoding: chunked\r\n", b"zz\r\n"),
+        ("Content-Encoding: gzip\r\n", gzip.compress(bytes(60_000_000), 9, mtime=0)),
+    ],
+    ids=["chunks without an end", "half a body", "chunks that are none", "a gzip bomb"],
+)
+def test_a_429_is_judged_by_its_headers_whatever_its_body_is(
+    head: str, body: bytes, staged: tuple[Outbox, Worker], gateway: Gateway
+) -> None:
+    outbox, worker = staged
+    gateway.data, gateway.close = f"HTTP/1.1 429 X\r\nRetry-After: 600\r\n{head}\r\n".encode() + body, True
+    log(outbox, new_run(outbox), 0)
+
+    step(worker)
+
+    row = outbox.stats.destinations()[0]
+    assert row["resumes_at"] - outbox.database.now() > timedelta(seconds=590)
+
+
+def test_a_429_whose_body_never_ends_is_a_429(
+    staged: tuple[Outbox, Worker], gateway: Gateway, peer: Peer
+) -> None:
+    outbox, worker = staged
+    gateway.data = b"HTTP/1.1 429 X\r\nRetry-After: 600\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+    log(outbox, new_run(outbox), 0)
+
+    step(worker)  # the connection stays open, and the answer_timeout ends it
+
+    row = outbox.stats.destinations()[0]
+    assert row["resumes_at"] - outbox.database.now() > timedelta(seconds=590)
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 205, 206, 304])
+def test_a_success_without_proof_delivers_nothing(
+    status: int, staged: tuple[Outbox, Worker], gateway: Gateway
+) -> None:
+    outbox, worker = staged
+    gateway.data, gateway.close = page(status, b"" if status in (204, 205, 304) else PAGE * 1000), True
+    log(outbox, new_run(outbox), 0)
+
+    step(worker)
+
+    (row,) = outbox.stats.entries()
+    assert row["state"] == "pending"
+    assert FOREIGN in row["reason"]
+
+
+def test_the_reason_names_the_host_the_status_and_the_page(
+    staged: tuple[Outbox, Worker], gateway: Gateway
+) -> None:
+    (outbox, worker), gateway.data = staged, page(404)
+    log(outbox, new_run(outbox), 0)
+
+    step(worker)
+
+    assert outbox.stats.entries()[0]["reason"] == (
+        "127.0.0.1 responded 404 Not Found with an HTML page, not like a hub (proxy, login page or wrong URL?): "
+        "Sign in Welcome to the hotel"
+    )
+
+
+def test_one_entry_that_a_filter_refuses_blocks_no_neighbour_and_a_person_is_told(
+    staged: tuple[Outbox, Worker], gateway: Gateway, clock: FakeClock
+) -> None:
+    outbox, worker = staged
+    gateway.data = lambda request: page(403) if b"DROP TABLE" in request else None
+    run_id = new_run(outbox)
+    log(outbox, run_id, 0, 1)
+    log(outbox, run_id, 2, value='1, "x\'; DROP TABLE": 1')  # type: ignore[arg-type]
+    log(outbox, run_id, 3, 4)
+
+    for _ in range(30):
+        clock.advance(400)
+        step(worker)
+    log(outbox, run_id, 5)
+    for _ in range(10):
+        clock.advance(400)
+        step(worker)
+
+    shown = outbox.status()
+    assert {row["key"]: row["state"] for row in outbox.stats.entries()} == {
+        **dict.fromkeys("01345", "delivered"),
+        "2": "pending",
+    }
+    (concern,) = (each for each in shown["attention"] if FOREIGN in each["what"])
+    assert "1 entry of metrics" in concern["what"]
+    assert "hubqueue cancel" in concern["hint"]
+    gateway.data = None
+    clock.advance(400)
+    step(worker)
+    assert not any(FOREIGN in each["what"] for each in outbox.status()["attention"])
+
+
+def test_a_request_that_is_too_large_for_a_gateway_gets_through_in_parts(
+    staged: tuple[Outbox, Worker], gateway: Gateway, clock: FakeClock
+) -> None:
+    outbox, worker = staged
+    gateway.data = lambda request: page(413) if len(request) > 700 else None
+    log(outbox, new_run(outbox), *range(40))
+
+    for _ in range(60):
+        clock.advance(400)
+        step(worker)
+
+    assert totals(outbox) == {"enqueued": 40, "delivered": 40}
