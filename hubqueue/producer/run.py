@@ -30,6 +30,7 @@ from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer import metrics as values
 from hubqueue.producer.called_with import check_path, check_start, ending
+from hubqueue.producer.intake import describing
 from hubqueue.producer.leftover import Leftover, describe
 from hubqueue.producer.opening import Start
 from hubqueue.producer.progress import UploadBar
@@ -72,7 +73,7 @@ def start_run(
     named = declaration(target.type).identify(model, target)
     others = settings.destinations.values()
     safe_args = without_keys(args or {}, located.credentials, os.environ, others, named.api_key)
-    start = Start(located, settings, target, named, safe_args, resume)
+    start = Start(located, settings, target, named, safe_args, resume, describing(target, args or {}))
     run = Run(start, worker=worker, strict=strict, config_path=config)
     run._begin()
     return run
@@ -85,6 +86,7 @@ class Run:
         self, start: Start, *, worker: WorkerMode, strict: bool, config_path: Path_ | None = None
     ) -> None:
         self._home, self._destination, self._named = start.home, start.destination, start.named
+        self._described, self._chunk = start.described, 0
         self._config_path = None if config_path is None else os.path.abspath(config_path)
         self._mode = worker
         self._sender: Sender | None = None
@@ -123,14 +125,23 @@ class Run:
         Values are numbers or scalars of numpy and torch; non-finite ones are sent as null. Logging an epoch again
         replaces metrics that are not sent yet. Raises `InvalidMetrics` for other values, `RunFinished` after `finish`.
         """
-        return self._saving.save(metrics_draft(values.metrics_text(metrics), values.epoch_number(epoch)))
+        draft = metrics_draft(values.metrics_text(metrics), values.epoch_number(epoch))
+        return self._saving.save(self._described(draft))
 
-    def log_console(self, content: str, *, lines: int = 1) -> int | None:
-        """Save lines of the training's output for a hub that shows them (Platform). Otherwise as `log_metrics`."""
-        console = declaration(self._destination.type).console
-        if console is None:
+    def log_console(
+        self, content: str, *, lines: int = 1, progress: Mapping[str, str] | None = None
+    ) -> int | None:
+        """Save lines of the training's output for a hub that shows them (Platform). Otherwise as `log_metrics`.
+
+        `progress` is the text of each progress bar that is shown now, by its name; with `lines=0` it is sent alone.
+        """
+        declared = declaration(self._destination.type)
+        if declared.console is None:
             return None
-        return self._saving.save(console(content, lines, time.time_ns() // 1_000_000))
+        # Two calls within a millisecond have different numbers.
+        self._chunk = max(self._chunk + 1, time.time_ns() // 1_000_000)
+        bars = {"progress": progress} if declared.shows_progress else {}
+        return self._saving.save(declared.console(content, lines, self._chunk, **bars))
 
     def save_checkpoint(
         self, path: Path_, *, epoch: int, is_best: bool = False, map: float = 0.0, final: bool = False
