@@ -67,6 +67,8 @@ def sent(hub: Sandbox, name: str) -> list[dict[str, Any]]:
 
 
 def git(folder: Path, *words: str) -> str:
+    if shutil.which("git") is None:
+        pytest.skip("there is no git on this machine")
     name = {"GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@x.invalid"}
     name |= {"GIT_COMMITTER_NAME": "A", "GIT_COMMITTER_EMAIL": "a@x.invalid", "GIT_CONFIG_GLOBAL": os.devnull}
     command = ["git", "-c", "protocol.file.allow=always", "-c", "init.defaultBranch=main", *words]
@@ -619,7 +621,20 @@ def test_results_of_an_unknown_trainer_are_sent_without_what_it_lacks(
 
     assert set(found) == {"metrics", "bestEpoch", "bestFitness", "classNames"}
     assert "without validation" in caplog.text
-    assert "without the calibration: 100" in caplog.text
+    assert "without the calibration: it has 100" in caplog.text
+
+
+def test_a_plot_too_large_for_one_request_is_left_out_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = Holder(epoch=3, metrics={}, args=Holder(task="detect"), validator=None)
+    wide = {"type": "confusion_matrix", "matrix": [[0.0] * 1204] * 1204}
+    curve = {"type": "f1_curve", "x": [0.0, 1.0], "y": [[1.0, float("nan")]]}
+    trainer.plots = {"a": {"data": wide}, "b": {"data": curve}}
+
+    with caplog.at_level(logging.WARNING):
+        found: Any = results(trainer)
+
+    assert found["plots"] == [{**curve, "y": [[1.0, None]]}]
+    assert "without the plot confusion_matrix" in caplog.text
 
 
 def test_a_calibration_is_sent(at_hub: Sandbox, tmp_path: Path) -> None:

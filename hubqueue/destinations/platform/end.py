@@ -47,6 +47,6 @@ def console_draft(
     frames = {clean(str(name), limit=60): clean(str(frame), limit=_LONGEST_BAR) for name, frame in bars}
     data = {"chunkId": chunk, "content": hide_key(content), "lineCount": lines, "progress": frames}
     payload = json.dumps({"event": "console_output", "data": data})
-    if not lines:
+    if not content:
         return Draft(Kind.EVENT, "progress", 0, payload)
     return Draft(Kind.EVENT, f"console-{chunk}", chunk, payload)

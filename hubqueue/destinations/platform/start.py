@@ -27,7 +27,7 @@ from hubqueue.destinations.base import (
     Scope,
     hide_secrets,
 )
-from hubqueue.destinations.platform.machine.environment import versions
+from hubqueue.destinations.platform.machine.versions import versions
 from hubqueue.domain.redact import hide_key
 
 if TYPE_CHECKING:

@@ -174,7 +174,8 @@ class Attachment:
             )
         self._unsaved = None
         self._forward_console(None)
-        self.run.finish(timeout=self._timeout, results=results(trainer))
+        end = results(trainer) if self._declared.completion is not None else None
+        self.run.finish(timeout=self._timeout, results=end)
         self._write_record(trainer)
         self.run = None
 

@@ -21,8 +21,8 @@ _MOST_IMAGES, _MOST_EXTREMES = 5000, 100
 _LONGEST_NAME = 128
 # As many points of a curve as the package sends.
 _POINTS = 101
-# Bytes of JSON. Larger ones are left out: a hub refuses the whole end of a training rather than a part of it.
-_LARGEST_CALIBRATION, _LARGEST_PLOT = 64 * 1024, 512 * 1024
+# Bytes of JSON. What would exceed them is left out: a hub refuses the whole end of a training rather than a part of it.
+_LARGEST_CALIBRATION, _LARGEST_PLOTS = 64 * 1024, 3 << 20
 
 
 def results(trainer: Any) -> dict[str, object]:
@@ -86,7 +86,11 @@ def _validation(trainer: Any) -> object:
 
 def _calibration(trainer: Any) -> object:
     found = plain(getattr(trainer, "depth_calibration", None))
-    return found if _fits(found, _LARGEST_CALIBRATION, "calibration") else None
+    size = len(json.dumps(found))
+    if size > _LARGEST_CALIBRATION:
+        _LOG.warning("the results are sent without the calibration: it has %d bytes", size)
+        return None
+    return found
 
 
 def _plots(trainer: Any) -> list[object]:
@@ -107,16 +111,22 @@ def _plots(trainer: Any) -> list[object]:
         classes = [int(each) for each in validator.metrics.ap_class_index]  # type: ignore[union-attr]
         if len(classes) < len(validator.names):  # type: ignore[union-attr]
             curve["classes"] = classes  # a curve is only there for a class that the validation has
-    shown = [thinned(plain_lists(each)) for each in found.values()]
-    return [each for each in shown if _fits(each, _LARGEST_PLOT, f"plot {each['type']}")]
+    shown: list[object] = []
+    left = _LARGEST_PLOTS
+    for kind, data in found.items():
+        plot = plain(thinned(_lists(data)))
+        left -= (size := len(json.dumps(plot)))
+        if left < 0:
+            left += size
+            _LOG.warning("the results are sent without the plot %s: it has %d bytes", kind, size)
+        else:
+            shown.append(plot)
+    return shown
 
 
-def plain_lists(value: Any) -> Any:
-    """`plain`, with arrays as lists."""
-    if isinstance(value, Mapping):
-        return {str(name): plain_lists(each) for name, each in value.items()}
-    to_list = getattr(value, "tolist", None)
-    return plain(to_list() if callable(to_list) else value)
+def _lists(plot: Mapping[str, Any]) -> dict[str, Any]:
+    """A plot with lists in place of arrays."""
+    return {name: each.tolist() if hasattr(each, "tolist") else each for name, each in plot.items()}
 
 
 def thinned(plot: dict[str, Any]) -> dict[str, Any]:
@@ -138,10 +148,3 @@ def _between(x: Sequence[float], y: Sequence[float | None], point: float) -> flo
         return None
     width = x[right] - x[right - 1]
     return low + (high - low) * ((point - x[right - 1]) / width) if width else high
-
-
-def _fits(found: object, most: int, what: str) -> bool:
-    size = len(json.dumps(found))
-    if size > most:
-        _LOG.warning("the results are sent without the %s: %d bytes are more than %d", what, size, most)
-    return size <= most

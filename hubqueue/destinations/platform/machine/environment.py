@@ -14,20 +14,12 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hubqueue.__about__ import __version__
 from hubqueue.destinations.platform.machine import gpus, sampler
 from hubqueue.destinations.platform.machine.masking import shown_command, shown_path, shown_text
 from hubqueue.destinations.platform.machine.repository import repository
+from hubqueue.destinations.platform.machine.versions import versions
 
 _KAGGLE = "https://www.kaggle.com"
-
-
-def versions() -> dict[str, str]:
-    """The versions of hubqueue, Python and, where it is loaded, the ultralytics package."""
-    package = sys.modules.get("ultralytics")
-    version = getattr(package, "__version__", None)
-    found = {"pythonVersion": platform.python_version(), "hubqueueVersion": __version__}
-    return found | ({"ultralyticsVersion": version} if isinstance(version, str) else {})
 
 
 def environment(args: Mapping[str, object] | None = None) -> dict[str, Any]:

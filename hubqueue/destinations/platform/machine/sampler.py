@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import time
 from typing import Any, NamedTuple
 
 from hubqueue.destinations.platform.machine import gpus
+from hubqueue.destinations.platform.machine.masking import shown_path
 
 _GB, _MB, _GIB, _SECTOR = 1e9, 1e6, 1 << 30, 512
 # Bytes of a file in /proc that are read; a machine with thousands of containers has long ones.
@@ -21,6 +23,7 @@ _LONGEST = 256 * 1024
 _MOST_DISKS = 8
 # Seconds. A rate over a shorter time would be noise, so an earlier call gets the last sample again.
 _LEAST_INTERVAL = 1.0
+_ESCAPED = re.compile(r"\\([0-7]{3})")
 _NOT_A_DISK = ("/dev/loop", "/dev/ram", "/dev/zram", "/dev/fuse")
 
 
@@ -107,7 +110,7 @@ class Sampler:
             with contextlib.suppress(OSError):
                 usage = shutil.disk_usage(mount)
                 used, total = round(usage.used / _GB, 3), round(usage.total / _GB, 3)
-                found.append({"mount": mount, "used_gb": used, "total_gb": total})
+                found.append({"mount": shown_path(mount), "used_gb": used, "total_gb": total})
         return found
 
 
@@ -150,18 +153,21 @@ def _ram() -> float | None:
 def _mounts() -> list[str]:
     """The root, and where local drives are mounted, each drive once. No file system of the network: it may hang."""
     root = os.path.abspath(os.sep)
-    found = {os.stat(root).st_dev: root}
+    found, drives = {os.stat(root).st_dev: root}, set()
     with contextlib.suppress(OSError, ValueError):
         rows = [line.split() for line in _read("/proc/self/mounts").splitlines()]
-        for row in sorted(rows, key=lambda row: len(row[1]) if len(row) > 2 else 0):
-            if len(row) < 3 or not row[0].startswith("/dev/") or row[0].startswith(_NOT_A_DISK):
+        for drive, escaped, kind in sorted(
+            (row[:3] for row in rows if len(row) > 2), key=lambda row: len(row[1])
+        ):
+            mount = _ESCAPED.sub(lambda octal: chr(int(octal[1], 8)), escaped)
+            if not drive.startswith("/dev/") or drive.startswith(_NOT_A_DISK) or drive in drives:
                 continue
-            mount = row[1].encode().decode("unicode_escape")
-            if row[2] == "squashfs" or f"{mount}/".startswith(("/boot/", "/efi/")):
+            if kind == "squashfs" or f"{mount}/".startswith(("/boot/", "/efi/")):
                 continue
             with contextlib.suppress(OSError):
                 status = os.stat(mount)
-                if stat.S_ISDIR(status.st_mode):
+                if stat.S_ISDIR(status.st_mode):  # a container has mounted files too
+                    drives.add(drive)
                     found.setdefault(status.st_dev, mount)
     return list(found.values())[:_MOST_DISKS]
 
