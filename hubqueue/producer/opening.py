@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from hubqueue.config.home import Home
 from hubqueue.config.reader import Config, DestinationSettings
+from hubqueue.domain.entry import Draft
 from hubqueue.domain.errors import HubqueueError, OutboxDamaged
 from hubqueue.domain.identifier import Identifier
 from hubqueue.outbox import presence
@@ -32,7 +33,10 @@ _SET_ASIDE = (
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a run is started with. `named` identifies its model, `resume` the run to continue (an id, or "last")."""
+    """What a run is started with.
+
+    `named` identifies its model, `resume` the run to continue (an id, or "last"). `described` completes its drafts.
+    """
 
     home: Home
     config: Config
@@ -40,6 +44,7 @@ class Start:
     named: Identifier
     args: Mapping[str, object]
     resume: str | None = None
+    described: Callable[[Draft], Draft] = lambda draft: draft
 
 
 class Opening:
@@ -184,6 +189,7 @@ class Opening:
             resume=self._start.resume,
             new_id=self._new_id,
             unsure_after=self.first_entry if unsure else None,
+            described=self._start.described,
         )
         self.leave()
         present = outbox.run_lock(run_id)

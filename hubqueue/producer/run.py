@@ -32,6 +32,7 @@ from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer import metrics as values
 from hubqueue.producer.called_with import check_path, check_start, departure, ending
 from hubqueue.producer.ending import unfinished
+from hubqueue.producer.intake import describing
 from hubqueue.producer.leftover import Leftover, describe
 from hubqueue.producer.opening import Start
 from hubqueue.producer.progress import UploadBar
@@ -74,7 +75,7 @@ def start_run(
     named = declaration(target.type).identify(model, target)
     others = settings.destinations.values()
     safe_args = without_keys(args or {}, located.credentials, os.environ, others, named.api_key)
-    start = Start(located, settings, target, named, safe_args, resume)
+    start = Start(located, settings, target, named, safe_args, resume, describing(target, args or {}))
     run = Run(start, worker=worker, strict=strict, config_path=config)
     run._begin()
     return run
@@ -87,6 +88,7 @@ class Run:
         self, start: Start, *, worker: WorkerMode, strict: bool, config_path: Path_ | None = None
     ) -> None:
         self._home, self._destination, self._named = start.home, start.destination, start.named
+        self._described, self._chunk = start.described, 0
         self._config_path = None if config_path is None else os.path.abspath(config_path)
         self._mode, self._strict = worker, strict
         self._lenient = values.Lenient()
@@ -130,14 +132,22 @@ class Run:
         """
         number = values.epoch_number(epoch)
         text = values.metrics_text(metrics) if self._strict else self._lenient.text(metrics)
-        return None if text is None else self._saving.save(metrics_draft(text, number))
+        return None if text is None else self._saving.save(self._described(metrics_draft(text, number)))
 
-    def log_console(self, content: str, *, lines: int = 1) -> int | None:
-        """Save lines of the training's output for a hub that shows them (Platform). Otherwise as `log_metrics`."""
-        console = declaration(self._destination.type).console
-        if console is None:
+    def log_console(
+        self, content: str, *, lines: int = 1, progress: Mapping[str, str] | None = None
+    ) -> int | None:
+        """Save lines of the training's output for a hub that shows them (Platform). Otherwise as `log_metrics`.
+
+        `progress` is the text of each progress bar that is shown now, by its name; with `lines=0` it is sent alone.
+        """
+        declared = declaration(self._destination.type)
+        if declared.console is None:
             return None
-        return self._saving.save(console(content, lines, time.time_ns() // 1_000_000))
+        # Two calls within a millisecond have different numbers.
+        self._chunk = max(self._chunk + 1, time.time_ns() // 1_000_000)
+        bars = {"progress": progress} if declared.shows_progress else {}
+        return self._saving.save(declared.console(content, lines, self._chunk, **bars))
 
     def save_checkpoint(
         self, path: Path_, *, epoch: int, is_best: bool = False, map: float = 0.0, final: bool = False

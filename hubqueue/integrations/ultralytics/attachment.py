@@ -30,6 +30,7 @@ from hubqueue.domain.errors import InvalidModel
 from hubqueue.integrations.cadence import Cadence
 from hubqueue.integrations.ultralytics import trainer_facts as facts
 from hubqueue.integrations.ultralytics.console_lines import ConsoleLines
+from hubqueue.integrations.ultralytics.end_facts import results
 from hubqueue.producer.called_with import Departure, departure
 from hubqueue.producer.metrics import Lenient
 from hubqueue.producer.run import Run, start_run
@@ -85,7 +86,7 @@ class Attachment:
         self._console = console
         self._lines: ConsoleLines | None = None
         self._cadences = {"last": Cadence(), "best": Cadence()}
-        self._check_at = 0.0
+        self._check_at, self._batches = 0.0, 0
 
     def hook(self, event: str) -> Callable[[Any], None]:
         """The callback for an event. It acts only in the main process and never raises."""
@@ -130,13 +131,16 @@ class Attachment:
 
     def on_train_epoch_start(self, trainer: Any) -> None:
         self._begin(trainer)
-        self._in_epoch = True
+        self._in_epoch, self._batches = True, 0
 
     def on_train_batch_end(self, trainer: Any) -> None:
+        self._batches += 1
         now = time.monotonic()
         if now >= self._check_at:
             self._check_at = now + _CHECK
             self._stop_if_cancelled(trainer)
+            if self._lines is not None:
+                self._lines.show(facts.progress(trainer, self._batches))
 
     def on_model_save(self, trainer: Any) -> None:
         is_best = trainer.best_fitness == trainer.fitness
@@ -171,7 +175,8 @@ class Attachment:
             )
         self._unsaved = None
         self._forward_console(None)
-        self.run.finish(timeout=self._timeout, results=facts.results(trainer))
+        end = results(trainer) if self._declared.completion is not None else None
+        self.run.finish(timeout=self._timeout, results=end)
         self._write_record(trainer)
         self.run = None
 
