@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
@@ -188,7 +189,8 @@ class Run:
         while True:
             left = self._saving.left()
             each(left)
-            hopeless = self._mode == "none" or left.held is not None or not left.entries
+            nobody_sends = self._mode == "none" or (self._mode == "thread" and sys.is_finalizing())
+            hopeless = nobody_sends or left.held is not None or not left.entries
             remaining = deadline - time.monotonic()
             if hopeless or remaining <= 0:
                 return left
