@@ -11,7 +11,8 @@ HubqueueError
 ├── ModelUnavailable       the hub's data of a model cannot be read   (also ConnectionError)
 ├── RunFinished            logging after `finish`
 ├── OutboxError
-│   ├── OutboxUnavailable  locked for too long, read-only, disk full
+│   ├── OutboxUnavailable  read-only, disk full, cannot be read
+│   │   └── OutboxLocked   another process keeps a lock for too long
 │   ├── OutboxDamaged      the file is not a database any more
 │   ├── OutboxAlien        the database belongs to another program
 │   ├── OutboxTooNew       written by a newer hubqueue
@@ -90,6 +91,10 @@ class OutboxError(HubqueueError):
 
 class OutboxUnavailable(OutboxError):
     """Storage trouble: the database stayed locked, the folder is read-only, the disk is full."""
+
+
+class OutboxLocked(OutboxUnavailable):
+    """Another process, or another thread, keeps a lock of the outbox for too long."""
 
 
 class OutboxDamaged(OutboxError):

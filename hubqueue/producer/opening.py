@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from hubqueue.config.home import Home
-from hubqueue.config.reader import Config, DestinationSettings
 from hubqueue.domain.errors import HubqueueError, OutboxDamaged
-from hubqueue.domain.identifier import Identifier
+from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.moves.registry import new_run_id
 from hubqueue.outbox.outbox import Outbox, replace_damaged
 from hubqueue.producer.announcement import announce
 from hubqueue.producer.intake import open_run
 from hubqueue.producer.sharing import SHARED
+from hubqueue.producer.startup.wanted import Start
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger("hubqueue")
@@ -27,18 +26,6 @@ _REOPEN = 5.0
 _SET_ASIDE = (
     "the outbox was damaged: it is kept as %s, and a new one was started (for details: hubqueue check)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a run is started with. `named` identifies its model, `resume` the run to continue (an id, or "last")."""
-
-    home: Home
-    config: Config
-    destination: DestinationSettings
-    named: Identifier
-    args: Mapping[str, object]
-    resume: str | None = None
 
 
 class Opening:
@@ -55,6 +42,12 @@ class Opening:
         self._lock: Lock | None = None
         self._retry_at = 0.0
         self._trouble: HubqueueError | OSError | None = None
+        self.on_settings: Callable[[Start], object] = lambda _start: None  # a preliminary start was completed
+
+    @property
+    def start(self) -> Start:
+        """What the run is started with."""
+        return self._start
 
     @property
     def model_id(self) -> str | None:
@@ -84,7 +77,8 @@ class Opening:
                 if self.outbox is None:
                     raise
                 self._forget_outbox()
-                aside = replace_damaged(self._start.home, self._start.config)
+                with impatient(self._start.config.outbox.busy_timeout.total_seconds()):
+                    aside = replace_damaged(self._start.home, self._start.config)
             _LOG.error(_SET_ASIDE, aside)
             return act()
 
@@ -125,8 +119,14 @@ class Opening:
         if self._trouble is not None and time.monotonic() < self._retry_at:
             raise self._trouble.with_traceback(None)
         self._retry_at = time.monotonic() + _REOPEN
+        # A training waits for every lock as for other writers: some have no setting of their own.
+        busy_timeout = self._start.config.outbox.busy_timeout
         try:
-            outbox = SHARED.borrow(self._start.home, self._start.config)
+            if self._start.again is not None:
+                self._start = self._start.again()
+                self.on_settings(self._start)
+            with impatient(busy_timeout.total_seconds()):
+                outbox = SHARED.borrow(self._start.home, self._start.config)
             try:
                 if outbox.set_aside is not None:
                     _LOG.error(_SET_ASIDE, outbox.set_aside)

@@ -21,10 +21,8 @@ from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
-from hubqueue.config.choice import choose
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.home import Home
-from hubqueue.config.known_keys import without_keys
 from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import Checkpoint, metrics_draft
 from hubqueue.outbox.database.patience import impatient
@@ -32,12 +30,11 @@ from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer import metrics as values
 from hubqueue.producer.called_with import check_path, check_start, ending
 from hubqueue.producer.leftover import Leftover, describe
-from hubqueue.producer.opening import Start
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run_page import run_page
 from hubqueue.producer.saving import Saving
 from hubqueue.producer.senders import NoSender, Sender, WorkerMode, sender
-from hubqueue.producer.survival import settings_of
+from hubqueue.producer.startup.wanted import Start, Wanted
 from hubqueue.worker.daemon import worker_lives
 
 Path_ = str | os.PathLike[str]
@@ -68,12 +65,7 @@ def start_run(
     """
     check_start(model, args, worker)
     located = Home.locate(home)
-    settings = settings_of(located, config, strict=strict)
-    target = choose(settings, Credentials(located.credentials, os.environ), destination, model=str(model))
-    named = declaration(target.type).identify(model, target)
-    others = settings.destinations.values()
-    safe_args = without_keys(args or {}, located.credentials, os.environ, others, named.api_key)
-    start = Start(located, settings, target, named, safe_args, resume)
+    start = Wanted(located, config, model, args or {}, destination, resume).start(strict=strict)
     run = Run(start, worker=worker, strict=strict, config_path=config)
     run._begin()
     return run
@@ -85,11 +77,11 @@ class Run:
     def __init__(
         self, start: Start, *, worker: WorkerMode, strict: bool, config_path: Path_ | None = None
     ) -> None:
-        self._home, self._destination, self._named = start.home, start.destination, start.named
+        self._home = start.home
         self._config_path = None if config_path is None else os.path.abspath(config_path)
         self._mode = worker
         self._sender: Sender | None = None
-        self._saving = Saving(start, strict=strict, on_enqueue=self._nudge)
+        self._saving = Saving(start, strict=strict, on_enqueue=self._nudge, on_settings=self._keep_key)
         _LIVING.add(self)
 
     @property
@@ -128,8 +120,9 @@ class Run:
 
     def log_console(self, content: str, *, lines: int = 1) -> int | None:
         """Save lines of the training's output for a hub that shows them (Platform). Otherwise as `log_metrics`."""
-        console = declaration(self._destination.type).console
-        if console is None:
+        start = self._saving.opening.start
+        console = declaration(start.destination.type).console
+        if console is None or start.again is not None:
             return None
         return self._saving.save(console(content, lines, time.time_ns() // 1_000_000))
 
@@ -208,22 +201,28 @@ class Run:
             self.finish(status="failed" if name else "finished", error=name)
 
     def __repr__(self) -> str:
-        return f"<hubqueue.Run {self.id} to {self._destination.name}>"
+        return f"<hubqueue.Run {self.id} to {self._saving.opening.start.destination.name}>"
 
     def _repr_html_(self) -> str:
-        return run_page(self.id, self._destination.name, self.url, self._saving.left())
+        return run_page(self.id, self._saving.opening.start.destination.name, self.url, self._saving.left())
 
     def _begin(self) -> None:
-        if self._named.api_key:
-            self._saving.attempt("key", self._store_key)
+        if self._saving.opening.start.again is None:
+            self._keep_key(self._saving.opening.start)
         self._saving.attempt("start of the run", self._saving.opening.opened)
         self._nudge()
 
-    def _store_key(self) -> None:
-        # The worker reads keys only from the environment and from this file, so a key in the identifier is stored here.
-        assert self._named.api_key is not None
-        self._home.create()
-        Credentials(self._home.credentials, os.environ).add(self._destination, self._named.api_key)
+    def _keep_key(self, start: Start) -> None:
+        """Store a key of the identifier: a worker reads keys only from the environment and from this file."""
+        key = start.named.api_key
+        if key is None:
+            return
+
+        def store() -> None:
+            self._home.create()
+            Credentials(self._home.credentials, os.environ).add(start.destination, key)
+
+        self._saving.attempt("key", store)
 
     def _nudge(self) -> None:
         self._saving.attempt("worker", lambda: self._sending().nudge())
