@@ -29,6 +29,8 @@ Every error is one line that says what and which, plus `hint`, which says what t
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class HubqueueError(Exception):
     """Base class of all errors. `hint` is one line for the reader; the command line and a traceback show it on its own line."""
@@ -46,6 +48,9 @@ class ConfigError(HubqueueError, ValueError):
     def __init__(self, problems: tuple[str, ...], *, hint: str | None = None) -> None:
         super().__init__("; ".join(problems), hint=hint)
         self.problems = problems
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the default would unpickle the message as the problems
+        return type(self), (self.problems,), self.__dict__
 
 
 class UnknownName(HubqueueError, ValueError):

@@ -17,6 +17,7 @@ from hubqueue.outbox.outbox import Outbox, replace_damaged
 from hubqueue.producer.announcement import announce
 from hubqueue.producer.intake import open_run
 from hubqueue.producer.sharing import SHARED
+from hubqueue.producer.startup.handle import join, refuse_new_outbox
 from hubqueue.producer.startup.wanted import Start
 
 _T = TypeVar("_T")
@@ -125,6 +126,8 @@ class Opening:
             if self._start.again is not None:
                 self._start = self._start.again()
                 self.on_settings(self._start)
+            if self._start.is_joined:
+                refuse_new_outbox(self._start)
             with impatient(busy_timeout.total_seconds()):
                 outbox = SHARED.borrow(self._start.home, self._start.config)
             try:
@@ -138,6 +141,8 @@ class Opening:
             self._trouble = error
             raise
         self.outbox, self._in_use, self._trouble = outbox, True, None
+        if self._start.is_joined:
+            return
         try:
             announce(
                 outbox,
@@ -150,6 +155,8 @@ class Opening:
             _LOG.debug("the run could not be announced: %s", error)
 
     def _register(self, outbox: Outbox) -> str:
+        if self._start.is_joined:
+            return join(outbox, self._start.resume)
         # After an error the run may exist already: the confirmation of its commit may have been lost.
         unsure = self._new_id is not None
         if self._new_id is None:

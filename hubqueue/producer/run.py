@@ -30,10 +30,12 @@ from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer import metrics as values
 from hubqueue.producer.called_with import check_path, check_start, ending
 from hubqueue.producer.leftover import Leftover, describe
+from hubqueue.producer.opening import Opening
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run_page import run_page
 from hubqueue.producer.saving import Saving
 from hubqueue.producer.senders import NoSender, Sender, WorkerMode, sender
+from hubqueue.producer.startup.handle import Handle
 from hubqueue.producer.startup.wanted import Start, Wanted
 from hubqueue.worker.daemon import worker_lives
 
@@ -77,7 +79,7 @@ class Run:
     def __init__(
         self, start: Start, *, worker: WorkerMode, strict: bool, config_path: Path_ | None = None
     ) -> None:
-        self._home = start.home
+        self._home, self._strict = start.home, strict
         self._config_path = None if config_path is None else os.path.abspath(config_path)
         self._mode = worker
         self._sender: Sender | None = None
@@ -87,28 +89,29 @@ class Run:
     @property
     def id(self) -> str | None:
         """The local id, as `hubqueue status` shows it; None until the storage could be opened."""
-        return self._saving.opening.run_id
+        opening = self._saving.opening
+        return opening.start.resume if opening.start.is_joined else opening.run_id
 
     @property
     def outbox(self) -> Outbox | None:
         """The run's outbox, shared with other runs of this process; None until the storage could be opened."""
-        return self._saving.opening.outbox
+        return self._opening.outbox
 
     @property
     def remote_id(self) -> str | None:
         """The id at the hub; None until the hub has responded."""
-        return self._saving.opening.model_id
+        return self._opening.model_id
 
     @property
     def url(self) -> str | None:
         """The address of the run's web page; None until the hub has responded."""
-        found: str | None = self._saving.opening.column("url")
+        found: str | None = self._opening.column("url")
         return found
 
     @property
     def cancelled(self) -> bool:
         """Whether the hub has asked the training to stop."""
-        return bool(self._saving.opening.column("cancelled"))
+        return bool(self._opening.column("cancelled"))
 
     def log_metrics(self, metrics: Mapping[str, object], *, epoch: int) -> int | None:
         """Save the metrics of an epoch (0-based); return the entry's id, or None when they are only kept in memory.
@@ -166,7 +169,7 @@ class Run:
                     self._sender = None
         finally:
             self._saving.opening.give_back()
-        if left:
+        if left and (left.unsaved or not self._saving.opening.start.is_joined):
             has_worker = self._mode != "none" or worker_lives(self._home)
             _LOG.warning("run %s: %s", self.id, describe(left, has_worker=has_worker))
         if end.problem:
@@ -206,6 +209,24 @@ class Run:
     def _repr_html_(self) -> str:
         return run_page(self.id, self._saving.opening.start.destination.name, self.url, self._saving.left())
 
+    def __reduce__(self) -> tuple[Callable[[Handle], Run], tuple[Handle]]:
+        """Pickle a handle: another process that unpickles it saves to this run, and does not end it."""
+        start = self._saving.opening.start
+        target = start.destination
+        made_by = (os.getpid(), id(self))
+        handle = Handle(
+            str(self._home.path), self._config_path, self.id, target.name, target.type, self._strict, made_by
+        )
+        return _unpickled, (handle,)
+
+    @property
+    def _opening(self) -> Opening:
+        """For reading. An unpickled run opens its outbox when it is first used."""
+        opening = self._saving.opening
+        if opening.start.is_joined and opening.outbox is None:
+            self._saving.attempt("run", opening.opened)
+        return opening
+
     def _begin(self) -> None:
         if self._saving.opening.start.again is None:
             self._keep_key(self._saving.opening.start)
@@ -236,6 +257,17 @@ class Run:
 
 
 _LIVING: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+def _unpickled(handle: Handle) -> Run:
+    """The run of a handle: in the process that made it the same object, in another one a run that only saves."""
+    pid, number = handle.made_by
+    for run in list(_LIVING) if pid == os.getpid() else ():
+        if id(run) == number and run.id == handle.run_id:
+            return run
+    run = Run(handle.start(), worker="none", strict=handle.strict, config_path=handle.config)
+    run._sender = NoSender()
+    return run
 
 
 def _after_fork_in_child() -> None:

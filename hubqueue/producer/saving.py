@@ -142,7 +142,9 @@ class Saving:
                 save()  # the disk is full; releasing the ballast is the last chance before the memory is lost
             if self._unsaved.lost or self.backlog or self._unsaved.noted:
                 self.attempt("loss", lambda: self._note_unsaved(waiting=len(self.backlog)))
-            if self.ended is None:
+            if self.opening.start.is_joined:
+                self.ended = ending.state  # only for this process
+            elif self.ended is None:
                 self.attempt("end of the run", close)
 
     def left(self) -> Leftover:

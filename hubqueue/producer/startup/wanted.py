@@ -28,6 +28,7 @@ class Start:
 
     `again` is set in a preliminary start: it reads the settings again and returns the actual start. It raises
     `OutboxUnavailable` as long as they cannot be read, and `ConfigError` and `InvalidModel` for what they turn out to be.
+    With `is_joined` this process only saves to a run of another process, `resume`, and does not end it.
     """
 
     home: Home
@@ -37,6 +38,7 @@ class Start:
     args: Mapping[str, object]
     resume: str | None = None
     again: Callable[[], Start] | None = None
+    is_joined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
