@@ -5,22 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hubqueue.config.home import Home
-from hubqueue.config.reader import Config, DestinationSettings
-from hubqueue.domain.entry import Draft
 from hubqueue.domain.errors import HubqueueError, OutboxDamaged
-from hubqueue.domain.identifier import Identifier
 from hubqueue.outbox import presence
+from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.moves.registry import new_run_id
 from hubqueue.outbox.outbox import Outbox, replace_damaged
 from hubqueue.producer.announcement import announce
 from hubqueue.producer.intake import open_run
 from hubqueue.producer.sharing import SHARED
+from hubqueue.producer.startup.handle import join, refuse_new_outbox
+from hubqueue.producer.startup.wanted import Start
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger("hubqueue")
@@ -29,22 +28,6 @@ _REOPEN = 5.0
 _SET_ASIDE = (
     "the outbox was damaged: it is kept as %s, and a new one was started (for details: hubqueue check)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a run is started with.
-
-    `named` identifies its model, `resume` the run to continue (an id, or "last"). `described` completes its drafts.
-    """
-
-    home: Home
-    config: Config
-    destination: DestinationSettings
-    named: Identifier
-    args: Mapping[str, object]
-    resume: str | None = None
-    described: Callable[[Draft], Draft] = lambda draft: draft
 
 
 class Opening:
@@ -63,6 +46,12 @@ class Opening:
         self._has_ended = False
         self._retry_at = 0.0
         self._trouble: HubqueueError | OSError | None = None
+        self.on_settings: Callable[[Start], object] = lambda _start: None  # a preliminary start was completed
+
+    @property
+    def start(self) -> Start:
+        """What the run is started with."""
+        return self._start
 
     @property
     def model_id(self) -> str | None:
@@ -94,7 +83,8 @@ class Opening:
                 if self.outbox is None:
                     raise
                 self._forget_outbox()
-                aside = replace_damaged(self._start.home, self._start.config)
+                with impatient(self._start.config.outbox.busy_timeout.total_seconds()):
+                    aside = replace_damaged(self._start.home, self._start.config)
             _LOG.error(_SET_ASIDE, aside)
             return act()
 
@@ -152,8 +142,16 @@ class Opening:
         if self._trouble is not None and time.monotonic() < self._retry_at:
             raise self._trouble.with_traceback(None)
         self._retry_at = time.monotonic() + _REOPEN
+        # A training waits for every lock as for other writers: some have no setting of their own.
+        busy_timeout = self._start.config.outbox.busy_timeout
         try:
-            outbox = SHARED.borrow(self._start.home, self._start.config)
+            if self._start.again is not None:
+                self._start = self._start.again()
+                self.on_settings(self._start)
+            if self._start.is_joined:
+                refuse_new_outbox(self._start)
+            with impatient(busy_timeout.total_seconds()):
+                outbox = SHARED.borrow(self._start.home, self._start.config)
             try:
                 if outbox.set_aside is not None:
                     _LOG.error(_SET_ASIDE, outbox.set_aside)
@@ -165,6 +163,8 @@ class Opening:
             self._trouble = error
             raise
         self.outbox, self._in_use, self._trouble = outbox, True, None
+        if self._start.is_joined:
+            return
         try:
             announce(
                 outbox,
@@ -177,6 +177,8 @@ class Opening:
             _LOG.debug("the run could not be announced: %s", error)
 
     def _register(self, outbox: Outbox) -> str:
+        if self._start.is_joined:
+            return join(outbox, self._start.resume)
         # After an error the run may exist already: the confirmation of its commit may have been lost.
         unsure = self._new_id is not None
         if self._new_id is None:

@@ -263,6 +263,6 @@ def _is_main_process() -> bool:
 def _declared(options: Mapping[str, Any]) -> Destination:
     config = options.get("config")
     home = Home.locate(options.get("home"))
-    settings = settings_of(home, config or None, strict=bool(options.get("strict")))
+    settings, _ = settings_of(home, config or None, strict=bool(options.get("strict")))
     target = choose(settings, Credentials(home.credentials, os.environ), options.get("destination"))
     return declaration(target.type)

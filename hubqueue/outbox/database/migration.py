@@ -17,8 +17,10 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from hubqueue.domain.errors import OutboxDamaged, OutboxTooNew
+from hubqueue.outbox.database.patience import seconds_for, waited
 from hubqueue.outbox.database.schema import APPLICATION_ID, REVISION
-from hubqueue.outbox.database.sqlite import SET_ASIDE
+from hubqueue.outbox.database.sqlite import SET_ASIDE, is_busy
+from hubqueue.outbox.locks import PATIENCE, Lock, stayed_locked
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -33,12 +35,28 @@ def current_revision(connection: Connection) -> str | None:
     """The revision in the database, None where there is no schema yet."""
     try:
         return connection.execute(_CURRENT).scalar()
-    except DBAPIError:
+    except DBAPIError as error:
+        if is_busy(error.orig or error):
+            raise
         connection.rollback()
         if not inspect(connection).has_table("alembic_version"):
             return None
         # Another process may have created it since the first SELECT. If it is damaged, this SELECT fails as well.
         return connection.execute(_CURRENT).scalar()
+
+
+@contextmanager
+def lock_of(path: Path) -> Iterator[None]:
+    """Hold the lock of the migrations of one home. Raises `OutboxLocked`."""
+    lock = Lock(path)
+    is_taken = lock.acquire(seconds_for(path, PATIENCE))
+    waited(path, in_vain=not is_taken)
+    if not is_taken:
+        raise stayed_locked(path)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def upgrade(connection: Connection) -> None:
