@@ -50,6 +50,7 @@ class Janitor:
                 self._emit(events.RunInterrupted(run_id))
         for each in exits.reported(self._outbox.home.locks):
             self._correct(each)
+        self._outbox.registry.appoint_probes()
 
     def _correct(self, exit: exits.Exit) -> None:
         try:
@@ -58,8 +59,6 @@ class Janitor:
         except ConfigError:
             return  # as in `_interrupt`
         exits.forget(exit)
-
-        self._outbox.registry.appoint_probes()
 
     def _interrupt(self, run_id: str) -> bool:
         try:
