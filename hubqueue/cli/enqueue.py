@@ -62,7 +62,7 @@ def run(options: HomeOptions, model: str, pairs: tuple[str, ...], destination: s
     """
     from hubqueue.config.choice import choose
     from hubqueue.config.registry import declaration
-    from hubqueue.producer.intake import open_run
+    from hubqueue.producer.intake import describing, open_run
 
     with options.open() as outbox:
         target = choose(outbox.config, outbox.credentials, destination, model=model, guess=False)
@@ -71,7 +71,9 @@ def run(options: HomeOptions, model: str, pairs: tuple[str, ...], destination: s
             hint = f"store it with `hubqueue login {target.name}`, and give the model by its id: {identified.model_id}"
             problem = "do not pass a key on the command line: other users of this machine can see it"
             raise InvalidModel(problem, hint=hint)
-        click.echo(open_run(outbox, identified, _pairs(pairs), target, heartbeat=False)[0])
+        args = _pairs(pairs)
+        described = describing(target, args)
+        click.echo(open_run(outbox, identified, args, target, heartbeat=False, described=described)[0])
 
 
 @enqueue.command("metrics")
@@ -130,12 +132,13 @@ def checkpoint(
       hubqueue enqueue checkpoint --run $RUN --epoch 99 --final --map 0.51 best.pt
     """
     from hubqueue.domain.drafts import Checkpoint
+    from hubqueue.producer import metrics as values
     from hubqueue.producer.intake import save_snapshot
-    from hubqueue.producer.metrics import finite_number
 
     with options.open() as outbox:
         run_id = _open_run(outbox, run_id, Kind.CKPT)
-        draft = Checkpoint(file, epoch, is_best=best, map=finite_number("map", score), final=final)
+        valid = values.score("map", score, strict=True)
+        draft = Checkpoint(file, epoch, is_best=best, map=valid, final=final)
         entry_id = save_snapshot(outbox, run_id, draft)
     click.echo(f"entry {entry_id}")
 

@@ -178,7 +178,7 @@ def _attention(status: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _probes(moment: str | None, now: datetime) -> str:
-    """When a hold finds out by itself whether it is over."""
+    """When a worker finds out next whether a hold is over."""
     return f"; probes again {until(moment, now)}" if moment else ""
 
 

@@ -160,7 +160,10 @@ class Destination:
     most `most_epochs` (None: the limit of the worker's settings). `costs` gives by kind how many "requests" of a budget
     one claim takes, and for a checkpoint also how many "uploads"; the default is 1. `identify` reads the name of a model
     as a person writes it and raises `InvalidModel`; `recognizes` returns whether only this type knows such a form.
-    `console` makes the draft of output lines from their text, their count and a rising number.
+    `console` makes the draft of output lines from their text, their count and a rising number; with `shows_progress` also
+    from `progress=`, the text of each progress bar by its name. `describe` is called in the training's process when a run
+    starts, with the settings and the arguments as they were given (not masked). What it returns completes each draft of
+    a start or of metrics with facts about the machine.
 
     `shows_newest`: the hub shows the checkpoint that arrives last. `wants_fitness`: metrics include the learning rate and
     the fitness. `record` is the file in which a vendor's own callback notes the id of a training's model. `service` is
@@ -180,7 +183,9 @@ class Destination:
     costs: PerClaim = field(default_factory=dict)
     takes_folders: bool = False
     recognizes: Callable[[str | PathLike[str]], bool] = lambda _identifier: False
-    console: Callable[[str, int, int], Draft] | None = None
+    console: Callable[..., Draft] | None = None
+    shows_progress: bool = False
+    describe: Callable[[DestinationSettings, Mapping[str, object]], Callable[[Draft], Draft]] | None = None
     shows_newest: bool = False
     wants_fitness: bool = True
     record: str | None = None

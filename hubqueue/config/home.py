@@ -17,12 +17,21 @@ from hubqueue.config.filesystem import mounts, ownership
 from hubqueue.config.reader import Config, Reading, read
 from hubqueue.domain.errors import ConfigError, OutboxUnavailable
 
+# A file that a person has named and that is no readable file of settings: only the person can correct it. Every other
+# error may be over a moment later.
+_MISNAMED = (errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.EFBIG, errno.ENXIO)
+# How a file system says that it cannot sync the names in a folder (some of FUSE, SMB, exFAT).
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ENOTTY)
+# As Debian's policy has it: the home directory of a user without one. It must not exist.
+_NOWHERE = Path("/nonexistent/hubqueue")
+
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """The folder of one outbox."""
+    """The folder of one outbox. With a `problem` there is none: it is neither read nor created."""
 
     path: Path
+    problem: str | None = None
 
     @classmethod
     def locate(
@@ -33,8 +42,19 @@ class Home:
         if chosen is None:
             from platformdirs import user_data_path
 
-            return cls(user_data_path("hubqueue", appauthor=False))
-        return cls(Path(os.path.abspath(os.path.expanduser(chosen))))
+            # Without HOME, and where the system does not know the user: an error, or a path with a literal `~`.
+            with suppress(RuntimeError):
+                found = user_data_path("hubqueue", appauthor=False)
+                if found.is_absolute():
+                    return cls(found)
+            return cls(_NOWHERE, "this user has no home directory")
+        expanded = Path(os.path.expanduser(chosen))
+        if expanded.parts[:1] and expanded.parts[0].startswith("~"):
+            return cls(_NOWHERE, f"{expanded.parts[0]} is no user with a home directory")
+        try:
+            return cls(Path(os.path.abspath(expanded)))
+        except OSError:
+            return cls(_NOWHERE, "the working directory was deleted, and the home is a path within it")
 
     @property
     def outbox(self) -> Path:
@@ -66,6 +86,7 @@ class Home:
 
     def create(self) -> None:
         """Make the home and its folders, private. Raises `OutboxUnavailable`, also for a home that others may change."""
+        self._refuse_nowhere()
         ownership.refuse_unsafe_path(self.path)
         made = [] if self.outbox.exists() else unsynced(self.path)
         make_private_folder(self.path, follow=True)
@@ -89,6 +110,7 @@ class Home:
         """The same, with where each setting comes from."""
         named = config or (Path(environ["HUBQUEUE_CONFIG"]) if environ.get("HUBQUEUE_CONFIG") else None)
         if named is None:
+            self._refuse_nowhere()
             self._refuse_strangers()
         chosen = named or self.config_file
         try:
@@ -103,12 +125,18 @@ class Home:
             raise ConfigError((f"cannot read the configuration {chosen}: it is not UTF-8 text",)) from error
         except OSError as error:
             problem = f"cannot read the configuration {chosen}: {error.strerror}"
-            if named is not None:
+            if named is not None and error.errno in _MISNAMED:
                 raise ConfigError((problem,), hint="name a readable file") from error
+            hint = f"make it a readable file, or remove it: {chosen}"
             raise OutboxUnavailable(
-                problem, hint=f"make it a readable file, or remove it: {chosen}"
+                problem, hint=hint if named is None else "name a readable file"
             ) from error
         return replace(read(text, environ, source=str(chosen)), file=chosen)
+
+    def _refuse_nowhere(self) -> None:
+        if self.problem:
+            hint = "name a folder for hubqueue: HUBQUEUE_HOME, or set HOME"
+            raise OutboxUnavailable(f"there is no home for hubqueue: {self.problem}", hint=hint)
 
     def _refuse_strangers(self) -> None:
         """Refuse a home that others may change, before any file in it is read."""
@@ -149,7 +177,9 @@ def _make_missing(folder: Path) -> None:
         return
     with suppress(FileExistsError):  # another process was faster, or it is not a folder
         folder.mkdir(mode=0o700)
-        folder.chmod(0o700)
+        # Against a strange umask. Some file systems cannot; then the folder is no more open than that.
+        with suppress(OSError):
+            folder.chmod(0o700)
 
 
 def open_private(path: Path, flags: int) -> int:
@@ -163,17 +193,21 @@ def open_private(path: Path, flags: int) -> int:
         os.close(descriptor)
         raise PermissionError(errno.EPERM, "it belongs to another user", str(path))
     if made and hasattr(os, "fchmod"):
-        os.fchmod(descriptor, 0o600)
+        with suppress(OSError):  # as for a folder
+            os.fchmod(descriptor, 0o600)
     return descriptor
 
 
 def sync_folder(path: Path) -> None:
-    """Sync a folder's own entries (a new or renamed file) to the disk."""
+    """Sync a folder's own entries (a new or renamed file) to the disk, where the file system can do that."""
     if os.name == "nt":
         return  # a folder cannot be opened there, and NTFS logs its own changes
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

@@ -228,7 +228,7 @@ class DestinationSettings:
     stall_rate: int = setting(
         forms.size(unit="bytes per second"),
         default=1,
-        help="the minimum average speed of an upload over a `stall_window`, in bytes per second; 1 is none",
+        help="the minimum average speed of an upload over a `stall_window`, in bytes per second; 1 is no minimum",
     )
     requests_per_minute: int = setting(
         forms.count("requests", least=0),

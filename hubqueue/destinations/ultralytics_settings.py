@@ -41,7 +41,7 @@ def _folder(own: str | None, named: str | None, config: str | None) -> Path:
     """The folder with the settings of ultralytics 8.2 to 8.4, by the environment variables that they use."""
     home = Path(own or os.path.expanduser("~"))
     if named:
-        return Path(named).expanduser() / "Ultralytics"
+        return Path(os.path.expanduser(named)) / "Ultralytics"
     if sys.platform == "win32":
         return home / "AppData" / "Roaming" / "Ultralytics"
     if sys.platform == "darwin":

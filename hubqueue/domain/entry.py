@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from hubqueue.domain.plain import has_all, union
+
 
 class Kind(StrEnum):
     """What an entry uploads. The lane `heartbeat` is used only for its pace: it never holds an entry."""
@@ -33,6 +35,9 @@ class Snapshot:
 
 
 _ANYWHERE = (-(2**63), 2**63 - 1)
+# Kinds whose payload maps names to values, and whose key may be logged again: a hub stores what arrives last, so that is
+# the union of all values that were logged under the key.
+MERGED = frozenset({Kind.METRICS})
 
 
 class Draft(NamedTuple):
@@ -40,7 +45,8 @@ class Draft(NamedTuple):
 
     `key` identifies it in the lane (metrics: the epoch). A later draft with the same key, or with that key in
     `replaces`, supersedes an earlier entry that still waits. `rank` orders the lane, lowest first. `payload` is JSON
-    text and never changes after the enqueue. A `final` draft ignores the lane's pace.
+    text; it never changes after the enqueue, which adds what a draft that `merges` lacks. A `final` draft ignores the
+    lane's pace.
     """
 
     kind: Kind
@@ -50,6 +56,19 @@ class Draft(NamedTuple):
     snapshot: Snapshot | None = None
     final: bool = False
     replaces: tuple[str, ...] = ()
+
+    @property
+    def merges(self) -> bool:
+        """Whether its entry also has the values of earlier entries with its key."""
+        return self.kind in MERGED
+
+    def following(self, older: str) -> Draft:
+        """This draft, with the values of an older payload that it lacks, if it merges."""
+        return self._replace(payload=union(older, self.payload)) if self.merges else self
+
+    def is_in(self, payload: str) -> bool:
+        """Whether an entry with its key and this payload has all of its values."""
+        return has_all(payload, self.payload) if self.merges else payload == self.payload
 
     @property
     def ranks(self) -> tuple[int, int]:

@@ -11,7 +11,8 @@ HubqueueError
 ├── ModelUnavailable       the hub's data of a model cannot be read   (also ConnectionError)
 ├── RunFinished            logging after `finish`
 ├── OutboxError
-│   ├── OutboxUnavailable  locked for too long, read-only, disk full
+│   ├── OutboxUnavailable  read-only, disk full, cannot be read
+│   │   └── OutboxLocked   another process keeps a lock for too long
 │   ├── OutboxDamaged      the file is not a database any more
 │   ├── OutboxAlien        the database belongs to another program
 │   ├── OutboxTooNew       written by a newer hubqueue
@@ -27,6 +28,8 @@ Every error is one line that says what and which, plus `hint`, which says what t
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class HubqueueError(Exception):
@@ -45,6 +48,9 @@ class ConfigError(HubqueueError, ValueError):
     def __init__(self, problems: tuple[str, ...], *, hint: str | None = None) -> None:
         super().__init__("; ".join(problems), hint=hint)
         self.problems = problems
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the default would unpickle the message as the problems
+        return type(self), (self.problems,), self.__dict__
 
 
 class UnknownName(HubqueueError, ValueError):
@@ -90,6 +96,10 @@ class OutboxError(HubqueueError):
 
 class OutboxUnavailable(OutboxError):
     """Storage trouble: the database stayed locked, the folder is read-only, the disk is full."""
+
+
+class OutboxLocked(OutboxUnavailable):
+    """Another process, or another thread, keeps a lock of the outbox for too long."""
 
 
 class OutboxDamaged(OutboxError):

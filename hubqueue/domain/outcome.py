@@ -101,6 +101,8 @@ class Aborted:
 
 Outcome = Delivered | RetryLater | Rejected | Blocked | Aborted
 
+# In a reason after the name of a variable that other programs read.
+UNREAD = "is set, but not read"
 # In the reason of an attempt whose response is not the hub's own.
 FOREIGN = "not like a hub"
 # In the reason of an attempt whose whole request has left: its hub may only need longer.

@@ -38,6 +38,39 @@ def _scalar(value: object) -> object:
         return str(value)
 
 
+def union(older: str, newer: str) -> str:
+    """Two payloads as one: the newer value wins name by name.
+
+    It is the newer payload itself where the older one adds nothing, or one of them is not a JSON object. Never raises.
+    """
+    before, after = _object(older), _object(newer)
+    if before is None or after is None or before.keys() <= after.keys():
+        return newer
+    try:
+        return json.dumps({**before, **after}, allow_nan=False)
+    except (ValueError, RecursionError):  # numbers that a double cannot have, in a payload of another program
+        return newer
+
+
+def has_all(payload: str, of: str) -> bool:
+    """Whether a payload has every name of another one with the same value. Never raises."""
+    found, wanted = _object(payload), _object(of)
+    return payload == of or (found is not None and wanted is not None and wanted.items() <= found.items())
+
+
+def lacks_names(payload: str, of: str) -> bool:
+    """Whether a payload lacks a name of another one. Never raises."""
+    return union(of, payload) is not payload
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def checksum(key: str, payload: str) -> int:
     """CRC-32 (ISO 3309) of an entry's key and payload, to detect changes after the enqueue."""
     return zlib.crc32(payload.encode(), zlib.crc32(key.encode()))
@@ -57,10 +90,7 @@ def is_intact(key: object, payload: object, kept: int | None) -> bool:
 
 def is_payload(text: str) -> bool:
     """Whether a text is a valid payload: a JSON object without replacement characters of a failed UTF-8 decoding."""
-    try:
-        return "\ufffd" not in text and isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
+    return "\ufffd" not in text and _object(text) is not None
 
 
 def is_deep(text: bytes) -> bool:

@@ -7,6 +7,7 @@ the lock shows whether a process holds it.
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 import threading
 from pathlib import Path
@@ -15,13 +16,15 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from hubqueue.domain.errors import OutboxUnavailable
+from hubqueue.config.home import open_private
+from hubqueue.domain.errors import OutboxLocked, OutboxUnavailable
 
 # A probe holds the lock for an instant: a process that finds the lock held tries again to be sure.
 _PROBES = 3
 _INSTANT = 0.001
 _PROBED = 1.0
-_PATIENCE = 30.0
+PATIENCE = 30.0
+"""How long the start of a worker, or a command, waits for a lock, in seconds."""
 
 
 class Lock:
@@ -46,6 +49,8 @@ class Lock:
             hint = f"move it away: mv {self.path} {self.path}.not-a-lock"
             raise OutboxUnavailable(f"{self.path} is not a plain file", hint=hint)
         try:
+            if not self.path.exists():  # made here: `filelock` cannot where a file system has no permissions
+                os.close(open_private(self.path, os.O_RDWR | os.O_CREAT))
             self._lock.acquire(timeout=timeout, poll_interval=0.01)
         except Timeout:
             return False
@@ -58,15 +63,20 @@ class Lock:
         self._lock.release()
 
     def __enter__(self) -> Self:
-        if not self.acquire(_PATIENCE):
-            hint = "another hubqueue process seems to hang; hubqueue status shows the worker"
-            raise OutboxUnavailable(f"{self.path} stayed locked for {_PATIENCE:g} s", hint=hint)
+        if not self.acquire(PATIENCE):
+            raise stayed_locked(self.path)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def stayed_locked(path: Path) -> OutboxLocked:
+    """The error of a lock that another process did not release in time."""
+    hint = "another hubqueue process seems to hang: look for a stopped one; hubqueue status shows the worker"
+    return OutboxLocked(f"a lock is not released: {path}", hint=hint)
 
 
 def is_held(path: Path) -> bool:

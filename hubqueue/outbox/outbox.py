@@ -23,7 +23,8 @@ from hubqueue.domain.clock import Clock
 from hubqueue.domain.errors import ConfigError, CredentialsError, OutboxDamaged, OutboxUnavailable
 from hubqueue.outbox.database import sqlite
 from hubqueue.outbox.database.database import Database
-from hubqueue.outbox.locks import Lock, serving, waiting
+from hubqueue.outbox.database.migration import lock_of
+from hubqueue.outbox.locks import serving, waiting
 from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.outbox.spool.spool import Spool
 
@@ -155,7 +156,7 @@ class Outbox:
         """Check the file again, as at the first opening, and open it. Raises the `OutboxError`s."""
         self.home.create()
         self.set_aside = None
-        self.database.open(lock=Lock(self.home.locks / "migrate.lock"))
+        self.database.open(lock=lock_of(self.home.locks / "migrate.lock"))
 
     def close(self) -> None:
         """Close the database. The next use opens it again."""
@@ -233,7 +234,7 @@ def replace_damaged(home: Home, config: Config) -> Path | None:
     if config.outbox.url or not home.outbox.exists():
         return None
     home.create()
-    with Lock(home.locks / "migrate.lock"):
+    with lock_of(home.locks / "migrate.lock"):
         # Checked again under the lock: another process may have replaced it first.
         if _is_sound(home, config):
             return None
@@ -271,5 +272,5 @@ def _open(
         network=home.is_network_file_system(),
         clock=clock,
     )
-    database.open(lock=Lock(home.locks / "migrate.lock") if lock else None)
+    database.open(lock=lock_of(home.locks / "migrate.lock") if lock else None)
     return database

@@ -6,6 +6,7 @@ the reason names both addresses, and never a key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import absent, of_row
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError
+from hubqueue.domain.outcome import FOREIGN, UNREAD
 from hubqueue.domain.redact import safe_url
 from hubqueue.outbox.addresses import Address
 from hubqueue.outbox.locks import is_held
@@ -107,6 +109,13 @@ def no_key(outbox: Opened, target: DestinationSettings) -> Obstacle:
 def cure(destination: str, url: str, held: str) -> str:
     """The hint for a destination that is on hold, by the reason of the hold."""
     then = f"then: hubqueue resume {destination}"
+    if (variable := _unread_in(held)) is not None:
+        name, setting = variable
+        return f"hubqueue does not read {name}: set {setting}, {then}"
+    if FOREIGN in held:
+        return f"log in to the network, or check destinations.{destination}.url (now {safe_url(url)}) and the proxy"
+    if "407 Proxy" in held:
+        return f"set the user and the password in destinations.{destination}.proxy, by its variable"
     if "certificate" in held:
         return f"set destinations.{destination}.ca_bundle, or correct the clock of this machine; {then}"
     if is_about_key(held):
@@ -114,6 +123,17 @@ def cure(destination: str, url: str, held: str) -> str:
     if held.startswith("the account "):
         return f"look at your plan and your account at {safe_url(url)}; {then}"
     return f"check destinations.{destination}.url (now {safe_url(url)}), {then}"
+
+
+def is_explained(reason: str) -> bool:
+    """Whether `cure` knows what to do about the reason of a failed attempt, which is tried again without that."""
+    return any(each in reason for each in (UNREAD, FOREIGN, "407 Proxy"))
+
+
+def _unread_in(reason: str) -> tuple[str, str] | None:
+    """The variable that a reason names because hubqueue does not read it, and the setting in its place."""
+    found = re.search(rf"(\w+) {UNREAD}: set (\S+)", reason)
+    return None if found is None else (found[1], found[2])
 
 
 def is_about_key(held: str | None) -> bool:

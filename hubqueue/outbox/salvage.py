@@ -23,13 +23,14 @@ from hubqueue.config.registry import BUILT_IN, absent, is_known, of_row
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.budget import COSTS
 from hubqueue.domain.drafts import FINAL_RANK
-from hubqueue.domain.entry import Draft, Kind, Snapshot
+from hubqueue.domain.entry import MERGED, Draft, Kind, Snapshot
 from hubqueue.domain.errors import HubqueueError
 from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.domain.plain import is_intact
 from hubqueue.domain.quantities import plural
 from hubqueue.outbox.database import pages
 from hubqueue.outbox.database.sqlite import asides, report_beside, report_of
+from hubqueue.outbox.moves.merging import joined
 from hubqueue.outbox.outbox import Outbox
 
 _LOG = logging.getLogger("hubqueue")
@@ -199,7 +200,11 @@ def _keep(table: dict[Any, dict[str, Any]], key: Any, values: dict[str, Any]) ->
 
 
 def _owed(found: _Found) -> list[dict[str, Any]]:
-    """Pending and dead entries, oldest first, without those that a newer one with their key has replaced."""
+    """Pending and dead entries, oldest first, without those that a newer one with their key has replaced.
+
+    Of a kind that merges, a key has one entry with the values of all of them, delivered ones too: the outbox that it is
+    copied to does not know those.
+    """
     newest: dict[tuple[int, str], int] = {}
     finals: dict[int, int] = {}
     for entry in found.entries.values():
@@ -208,13 +213,20 @@ def _owed(found: _Found) -> list[dict[str, Any]]:
             newest[key] = max(newest.get(key, 0), entry["id"])
             if entry["rank"] == FINAL_RANK:
                 finals[entry["lane_id"]] = max(finals.get(entry["lane_id"], 0), entry["id"])
-    return [
-        entry
-        for _, entry in sorted(found.entries.items())
-        if entry["state"] in (State.PENDING, State.DEAD)
-        and entry["id"] >= newest.get((entry["lane_id"], entry["key"]), 0)
-        and entry["id"] >= finals.get(entry["lane_id"], 0)
-    ]
+    merging = {lane["id"] for lane in found.lanes.values() if lane["kind"] in MERGED}
+    of_key: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
+    owed = []
+    for _, entry in sorted(found.entries.items()):
+        if entry["lane_id"] in merging:
+            of_key[entry["lane_id"], entry["key"]].append(entry)
+        elif (
+            entry["state"] in (State.PENDING, State.DEAD)
+            and entry["id"] >= newest.get((entry["lane_id"], entry["key"]), 0)
+            and entry["id"] >= finals.get(entry["lane_id"], 0)
+        ):
+            owed.append(entry)
+    owed += filter(None, map(joined, of_key.values()))
+    return sorted(owed, key=lambda entry: int(entry["id"]))
 
 
 def _copy_run(

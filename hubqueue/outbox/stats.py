@@ -101,19 +101,18 @@ class Stats(Survey):
         """The id of the entry that a draft became, among those with an id above `after`; None without one.
 
         For a caller that has lost the confirmation of a commit. An entry with the same key and value counts: then
-        there is nothing to add.
+        there is nothing to add. The value of an entry that merges may have more names.
         """
         if draft.snapshot is not None:
             found: int | None = self._scalar(
                 select(entries.c.id).where(entries.c.snapshot == draft.snapshot.name)
             )
             return found
-        same = entries.c.payload == draft.payload
-        query = select(entries.c.id, case((same, 1), else_=0).label("same")).join(lanes)
+        query = select(entries.c.id, entries.c.payload).join(lanes)
         query = query.where(lanes.c.run_id == run_id, lanes.c.kind == str(draft.kind))
         query = query.where(entries.c.key == draft.key, entries.c.id > after).order_by(entries.c.id.desc())
         newest = next(iter(self._all(query.limit(1))), None)
-        return int(newest["id"]) if newest is not None and newest["same"] else None
+        return int(newest["id"]) if newest is not None and draft.is_in(newest["payload"]) else None
 
     def run(self, run_id: str) -> Mapping[str, Any] | None:
         """The row of a run, with the hold of its destination; None for an unknown run."""
@@ -124,6 +123,12 @@ class Stats(Survey):
         row = dict(zip(_RUN_COLUMNS, rows[0], strict=True))
         moments = {name: row[name] and moment_of(row[name]) for name in _RUN_MOMENTS}
         return {**row, **moments, "cancelled": bool(row["cancelled"])}
+
+    def newest_end(self, run_id: str) -> Mapping[str, Any] | None:
+        """The newest completion of a run: its state, reason, key, rank and payload. None without one, or if pruned."""
+        columns = (entries.c.state, entries.c.reason, entries.c.key, entries.c.rank, entries.c.payload)
+        query = select(*columns).join(lanes).where(lanes.c.run_id == run_id, lanes.c.kind == Kind.COMPLETION)
+        return next(iter(self._all(query.order_by(entries.c.id.desc()).limit(1))), None)
 
     def run_ids(self) -> list[str]:
         """The ids of all runs, newest first."""

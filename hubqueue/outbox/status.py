@@ -6,7 +6,7 @@ kernel releases with the process. What it once wrote does not count.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.quantities import plural
 from hubqueue.domain.redact import clean, harmless, link
+from hubqueue.outbox import exits, presence
 from hubqueue.outbox.addresses import Address
 from hubqueue.outbox.attention import refused_before_the_hub, unanswered, without_response
 from hubqueue.outbox.database.schema import EPOCH, PROBES_AT
@@ -63,8 +64,9 @@ def status(outbox: Opened, *, run_id: str | None = None, finished: int | None = 
     worker, found = _worker(outbox, now), _destinations(outbox, now)
     barred = set() if _is_shared(outbox, worker) else {each["address"] for each in found if _is_barred(each)}
     destinations = [harmless(each) for each in found]
+    failed = {each for exit in exits.reported(outbox.home.locks) if exit.code for each in exit.runs}
     runs = [
-        harmless(_run(outbox, row, now, sendable=row["destination"] not in barred))
+        harmless(_run(outbox, row, now, failed, sendable=row["destination"] not in barred))
         for row in outbox.stats.runs(run_id=run_id, finished=finished)
     ]
     worker["starting"] = not worker["alive"] and _starts(outbox, runs, now)
@@ -220,7 +222,7 @@ def _starts(outbox: Opened, runs: list[dict[str, Any]], now: datetime) -> bool:
     return any(
         run["state"] == RunState.RUNNING
         and run["created_at"] > newest
-        and is_held(outbox.run_lock(run["id"]))
+        and presence.lives(outbox.run_lock(run["id"]))
         for run in runs
     )
 
@@ -274,11 +276,15 @@ def _destination(
     }
 
 
-def _run(outbox: Opened, row: Mapping[str, Any], now: datetime, *, sendable: bool) -> dict[str, Any]:
+def _run(
+    outbox: Opened, row: Mapping[str, Any], now: datetime, failed: Collection[str], *, sendable: bool
+) -> dict[str, Any]:
     state = row["state"]
-    # A run whose process is gone is interrupted, whether or not a worker has recorded that.
+    # A run whose process is gone has ended, whether or not a worker has recorded how.
+    if state == RunState.FINISHED and row["id"] in failed:
+        state = RunState.FAILED
     lock = outbox.run_lock(row["id"])
-    if state == RunState.RUNNING and lock.exists() and not is_held(lock):
+    if state == RunState.RUNNING and lock.exists() and not presence.lives(lock):
         state = RunState.INTERRUPTED
     beat = next((lane for lane in row["lanes"] if lane["kind"] == Kind.HEARTBEAT), None)
     beating = sendable and state == RunState.RUNNING and beat is not None and beat["next_send_at"] is not None

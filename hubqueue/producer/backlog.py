@@ -1,4 +1,4 @@
-"""Drafts kept in memory while the storage fails: oldest first, one for each key, up to a limit.
+"""Drafts kept in memory while the storage fails: oldest first, one for each key with all of its values, up to a limit.
 
 No error loses a draft: it stays and is tried again with the next call. A draft that is refused while the storage
 accepts others moves to the end of the queue, so that it does not block them.
@@ -41,10 +41,11 @@ class Backlog:
         return len(self._waiting)
 
     def put(self, draft: Draft) -> None:
-        """Add a draft. It replaces an older one with the same key."""
+        """Add a draft. It replaces an older one with the same key, with the values of that one if it merges."""
         for key in (draft.key, *draft.replaces):
             older = self._waiting.pop(key, None)
             if older is not None:
+                draft = draft.following(older.draft.payload) if key == draft.key else draft
                 self._on_removed(older.draft, older.unsure, True)
         self._waiting[draft.key] = _Waiting(draft)
         while len(self._waiting) > _LIMIT:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import declaration
@@ -13,6 +14,8 @@ from hubqueue.domain.errors import HubqueueError, OutboxError
 from hubqueue.domain.identifier import Identifier
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox
+
+_LOG = logging.getLogger("hubqueue")
 
 
 def open_run(
@@ -25,6 +28,7 @@ def open_run(
     resume: str | None = None,
     new_id: str | None = None,
     unsure_after: int | None = None,
+    described: Callable[[Draft], Draft] = lambda draft: draft,
 ) -> tuple[str, bool]:
     """Start or continue a run; return its id and whether it continues. Durable on return.
 
@@ -34,6 +38,7 @@ def open_run(
 
     `new_id` is the id for a new run. To repeat a call whose confirmation was lost, pass the same `new_id`, and in
     `unsure_after` the id of the newest entry before that call: rows that exist already are not written again.
+    `described` completes the registration (`describing`).
     """
     type, key = declaration(target.type), named.api_key or outbox.key(target)
     # Without a key, a run that was started with one can be continued; it keeps its account.
@@ -49,6 +54,7 @@ def open_run(
         new_id=new_id,
     )
     draft = type.registration(named, args, continues=continues)
+    draft = None if draft is None else described(draft)
     if (
         draft is not None
         and unsure_after is not None
@@ -65,6 +71,30 @@ def open_run(
                     outbox.registry.end_run(run_id, RunState.FAILED)
             raise
     return run_id, continues
+
+
+def describing(target: DestinationSettings, args: Mapping[str, object]) -> Callable[[Draft], Draft]:
+    """What adds facts about the machine to the drafts of a training that starts now in this process.
+
+    Neither it nor its result raises: without the facts a draft is what the producer made.
+    """
+    describe = declaration(target.type).describe
+    if describe is None:
+        return lambda draft: draft
+    try:
+        complete = describe(target, args)
+    except Exception as error:
+        _LOG.warning("the facts about this machine are not sent: %s", type(error).__name__)
+        return lambda draft: draft
+
+    def completed(draft: Draft) -> Draft:
+        try:
+            return complete(draft)
+        except Exception as error:
+            _LOG.debug("the facts about this machine are not sent: %s", type(error).__name__)
+            return draft
+
+    return completed
 
 
 def save_snapshot(outbox: Outbox, run_id: str, checkpoint: Checkpoint) -> int:

@@ -33,7 +33,8 @@ class Leftover:
     `entries` and `bytes` wait in the outbox; the worker sends them after this process has ended. `held` is the reason
     when they wait for a person, else None. `dead` counts entries that the hub refused, `refused` counts them by kind,
     and `reasons` holds a few distinct reasons. `unsaved` counts metrics and checkpoints that never reached the disk,
-    and `unsaved_why` is the last reason.
+    and `unsaved_why` is the last reason. `other_end` is the state that another process of the run, or a worker that
+    took this one for dead, had set before; None when there was none.
     """
 
     entries: int = 0
@@ -44,6 +45,7 @@ class Leftover:
     reasons: tuple[str, ...] = ()
     unsaved_why: str | None = None
     refused: dict[str, int] = field(default_factory=dict, hash=False)
+    other_end: str | None = None
 
     def __bool__(self) -> bool:
         return bool(self.entries or self.unsaved or self.dead)

@@ -1,14 +1,16 @@
 """Metrics of one epoch as the JSON text that a hub stores.
 
 Promises strict JSON (no NaN, no Infinity) of numbers and nulls only, so that the hub cannot refuse a whole batch
-for one invalid value. Raises at once for a value that is not a number, with its name. Imports neither numpy nor torch:
-it recognizes their scalars by their behaviour.
+for one invalid value. A value that is not a number is left out and logged once a run (`Lenient`), or raised at once
+with its name. Imports neither numpy nor torch: it recognizes their scalars by their behaviour.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -23,7 +25,11 @@ from hubqueue.domain.redact import clean, hide_key
 # The largest whole number that every JSON reader keeps exactly (RFC 8259, section 6).
 _LARGEST_EXACT = 2**53 - 1
 _ENCODER = json.JSONEncoder(allow_nan=False)
-_HINT = "log numbers: int, float, or a numpy or torch scalar"
+_HINT = "log numbers: int, float, or a numpy or torch array of one element"
+_SCORE_HINT = "give the mAP50-95 as a fraction: 0.51, not 51"
+_LOG = logging.getLogger("hubqueue")
+# How many names are remembered, so that each is logged once, and how many one line shows.
+_MOST_NAMES, _MOST_SHOWN = 1000, 10
 
 
 def metrics_text(metrics: Mapping[str, object]) -> str:
@@ -43,24 +49,48 @@ def metrics_text(metrics: Mapping[str, object]) -> str:
             return _ENCODER.encode(metrics)
     if not isinstance(metrics, Mapping):
         raise InvalidMetrics(f"metrics must map names to numbers, not be {_type(metrics)}", hint=_HINT)
-    for name in metrics:
-        if not isinstance(name, str):
-            raise InvalidMetrics(f"the name of a metric must be a string, not {_type(name)}", hint=_HINT)
-    # Not str(name): that of a (str, Enum) member is "Class.MEMBER".
-    plain = {hide_key(str.__str__(name)): _number(name, value) for name, value in metrics.items()}
-    return _ENCODER.encode(plain)
+    names = [_name(name) for name in metrics]
+    numbers = [_number(name, value) for name, value in metrics.items()]
+    return _ENCODER.encode(dict(zip(map(hide_key, names), numbers, strict=True)))
 
 
-def numbers_only(metrics: Mapping[Any, object]) -> tuple[dict[str, object], list[str]]:
-    """The part of `metrics` that `metrics_text` accepts, and the names of the rest. For callbacks, which must not raise."""
-    kept: dict[str, object] = {}
-    left_out = []
-    for name, value in metrics.items():
+class Lenient:
+    """Leaves out of a run's metrics what is not a number. Each name is logged once."""
+
+    def __init__(self) -> None:
+        self._logged: set[str] = set()
+
+    def text(self, metrics: Mapping[Any, object]) -> str | None:
+        """As `metrics_text`, without the values that it refuses; None when nothing is left.
+
+        Raises `InvalidMetrics` for anything but a mapping.
+        """
         try:
-            kept[str.__str__(name)] = _number(name, value)
-        except (InvalidMetrics, TypeError):
-            left_out.append(_named(str(name)))
-    return kept, left_out
+            return metrics_text(metrics)
+        except InvalidMetrics:
+            if not isinstance(metrics, Mapping):
+                raise
+        kept = self.kept(metrics)
+        return _ENCODER.encode(kept) if kept else None
+
+    def kept(self, metrics: Mapping[Any, object]) -> dict[str, int | float | None]:
+        """The numbers of `metrics` by name."""
+        kept: dict[str, int | float | None] = {}
+        left_out: dict[str, str] = {}
+        for name, value in metrics.items():
+            try:
+                kept[hide_key(_name(name))] = _number(name, value)
+            except InvalidMetrics as error:
+                shown = _named(name)
+                if shown not in self._logged and len(self._logged) < _MOST_NAMES:
+                    self._logged.add(shown)
+                    left_out[shown] = str(error)
+        if left_out:
+            reasons = list(left_out.values())
+            more = f"; and {len(reasons) - _MOST_SHOWN} more" if len(reasons) > _MOST_SHOWN else ""
+            rest = "the others of this call are saved" if kept else "nothing of this call is saved"
+            _LOG.warning("left out: %s%s (%s; %s)", "; ".join(reasons[:_MOST_SHOWN]), more, rest, _HINT)
+        return kept
 
 
 def metrics_mapping(text: object) -> Mapping[Any, object]:
@@ -79,24 +109,36 @@ def metrics_mapping(text: object) -> Mapping[Any, object]:
     return found
 
 
-def finite_number(name: str, value: object) -> float:
-    """One metric as a float; None and non-finite values become 0.0, the HUB's value for "not measured".
+def score(name: str, value: object, *, strict: bool) -> float:
+    """A score from 0 to 1, for a field that cannot be null. None and non-finite values become 0.0, "not measured".
 
-    For fields that cannot be null. Raises `InvalidMetrics` for anything but a single number.
+    So does anything else, with a log line, because a wrong score must not cost a checkpoint; `strict` raises
+    `InvalidMetrics` for it.
     """
-    number = _number(name, value)
-    return 0.0 if number is None else float(number)
+    try:
+        number = float(_number(name, value) or 0.0)
+        if not 0.0 <= number <= 1.0:
+            raise InvalidMetrics(f"{_named(name)} must be from 0 to 1, not {number:g}", hint=_SCORE_HINT)
+    except InvalidMetrics as error:
+        if strict:
+            raise
+        _LOG.warning("%s; 0 is sent instead (%s)", error, error.hint)
+        return 0.0
+    return number
 
 
 def epoch_number(epoch: object) -> int:
-    """The epoch as an int. Raises `InvalidMetrics` for anything but a whole number from 0 to 2**53 - 1."""
+    """The epoch as an int, from a whole number of any type (3, 3.0, "3", an array of one element).
+
+    Raises `InvalidMetrics` for anything else, and for a number outside 0 to 2**53 - 1.
+    """
     try:
         # A scalar of numpy or torch can be a boolean, and some of those have `__index__`.
         unwrapped = epoch if isinstance(epoch, int) else _unwrapped(epoch)
-        number = index(unwrapped)  # type: ignore[arg-type]
+        number = None if isinstance(unwrapped, bool) else _whole_number(unwrapped)
     except Exception:
         number = None
-    if number is None or isinstance(unwrapped, bool):
+    if number is None:
         raise InvalidMetrics(
             f"an epoch must be a whole number, not {_type(epoch)}", hint="count epochs from 0"
         )
@@ -105,20 +147,35 @@ def epoch_number(epoch: object) -> int:
     return number
 
 
+def _whole_number(value: object) -> int | None:
+    if isinstance(value, str):
+        return int(value) if re.fullmatch(r"\s*[+-]?[0-9]{1,20}\s*", value) else None
+    if hasattr(type(value), "__index__"):
+        return index(value)  # type: ignore[arg-type]
+    number = float(value) if isinstance(value, Real | Decimal) else math.nan
+    return int(number) if number.is_integer() else None
+
+
 @lru_cache(maxsize=4096)
 def _is_harmless(name: str) -> bool:
     """Whether a name contains no key. Cached, because every epoch has the same names."""
     return hide_key(name) == name
 
 
-def _number(name: str, value: object) -> int | float | None:
+def _name(name: object) -> str:
+    if issubclass(type(name), str):
+        return str.__str__(name)  # not str(name): that of a (str, Enum) member is "Class.MEMBER"
+    raise InvalidMetrics(f"the name of a metric must be a string, not {_type(name)}", hint=_HINT)
+
+
+def _number(name: object, value: object) -> int | float | None:
     if value is None:
         return None
     try:
         plain = _unwrapped(value)
         if isinstance(plain, Integral):
             return _whole(name, int(plain))
-        if isinstance(plain, Real | Decimal):
+        if isinstance(plain, Real | Decimal) or _is_number(plain):
             return _finite(plain)
     except InvalidMetrics:
         raise
@@ -129,34 +186,48 @@ def _number(name: str, value: object) -> int | float | None:
 
 
 def _unwrapped(value: object) -> object:
-    """The Python number inside a scalar of numpy or torch; any other value unchanged."""
+    """The Python number inside a numpy or torch array of one element; any other value unchanged."""
     item = getattr(value, "item", None)
-    if not callable(item) or isinstance(value, type) or getattr(value, "ndim", 0) != 0:
+    if not callable(item) or isinstance(value, type):
+        return value
+    shape = getattr(value, "shape", ())
+    if not isinstance(shape, tuple) or any(each != 1 for each in shape):
         return value
     return item()
 
 
-def _whole(name: str, number: int) -> int:
+def _is_number(value: object) -> bool:
+    """Whether a type of another package is a number. An array of several elements is not, though it has the method."""
+    return hasattr(type(value), "__float__") and not getattr(value, "shape", ())
+
+
+def _whole(name: object, number: int) -> int:
     if number.bit_length() > 1023:
         # A reader that uses doubles would read it as infinity.
         raise InvalidMetrics(f"metric {_named(name)} is a whole number too large for a double", hint=_HINT)
     return number
 
 
-def _finite(value: Real | Decimal) -> float | None:
+def _finite(value: object) -> float | None:
     try:
-        number = float(value)
+        number = float(value)  # type: ignore[arg-type]
     except (OverflowError, ValueError):
         return None  # a fraction outside the range of a double, a signalling NaN
     return number if math.isfinite(number) else None
 
 
-def _named(name: str) -> str:
-    return repr(clean(name, limit=80))
+def _named(name: object) -> str:
+    try:
+        return repr(clean(str(name), limit=80))
+    except Exception:  # third-party code
+        return _type(name)
 
 
 def _type(value: object) -> str:
     kind = type(value)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    shape = getattr(value, "shape", None)
+    try:
+        shape = getattr(value, "shape", None)
+    except Exception:  # third-party code
+        shape = None
     return clean(f"{name} of shape {tuple(shape)}" if isinstance(shape, tuple) and shape else name, limit=120)

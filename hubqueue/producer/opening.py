@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from hubqueue.config.home import Home
-from hubqueue.config.reader import Config, DestinationSettings
 from hubqueue.domain.errors import HubqueueError, OutboxDamaged
-from hubqueue.domain.identifier import Identifier
-from hubqueue.outbox.locks import Lock
+from hubqueue.outbox import presence
+from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.moves.registry import new_run_id
 from hubqueue.outbox.outbox import Outbox, replace_damaged
 from hubqueue.producer.announcement import announce
 from hubqueue.producer.intake import open_run
 from hubqueue.producer.sharing import SHARED
+from hubqueue.producer.startup.handle import join, refuse_new_outbox
+from hubqueue.producer.startup.wanted import Start
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger("hubqueue")
@@ -27,18 +28,6 @@ _REOPEN = 5.0
 _SET_ASIDE = (
     "the outbox was damaged: it is kept as %s, and a new one was started (for details: hubqueue check)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a run is started with. `named` identifies its model, `resume` the run to continue (an id, or "last")."""
-
-    home: Home
-    config: Config
-    destination: DestinationSettings
-    named: Identifier
-    args: Mapping[str, object]
-    resume: str | None = None
 
 
 class Opening:
@@ -52,9 +41,17 @@ class Opening:
         self.first_entry = 0  # entries of this run have higher ids, unless it is continued
         self._new_id: str | None = None
         self._in_use = self._continues = False
-        self._lock: Lock | None = None
+        # The run's first lock file while this process counts as one of the run's.
+        self._present: Path | None = None
+        self._has_ended = False
         self._retry_at = 0.0
         self._trouble: HubqueueError | OSError | None = None
+        self.on_settings: Callable[[Start], object] = lambda _start: None  # a preliminary start was completed
+
+    @property
+    def start(self) -> Start:
+        """What the run is started with."""
+        return self._start
 
     @property
     def model_id(self) -> str | None:
@@ -72,6 +69,8 @@ class Opening:
             elif not self._in_use:
                 SHARED.hold(self.outbox)
                 self._in_use = True
+            if self._present is None and not self._has_ended:
+                self._enter()  # in a forked child, at its first use
             assert self.outbox is not None and self.run_id is not None
             return self.outbox, self.run_id
 
@@ -84,7 +83,8 @@ class Opening:
                 if self.outbox is None:
                     raise
                 self._forget_outbox()
-                aside = replace_damaged(self._start.home, self._start.config)
+                with impatient(self._start.config.outbox.busy_timeout.total_seconds()):
+                    aside = replace_damaged(self._start.home, self._start.config)
             _LOG.error(_SET_ASIDE, aside)
             return act()
 
@@ -101,14 +101,30 @@ class Opening:
             return None
         return None if row is None else row[column]
 
+    def is_open(self) -> bool:
+        """Whether the run is in an outbox whose file is still the opened one."""
+        outbox = self.outbox
+        return outbox is not None and self.run_id is not None and not outbox.database.was_replaced()
+
     def try_again(self) -> None:
         """Let the next call try to open the outbox, however recently the last attempt failed."""
         self._retry_at = 0.0
 
     def ended(self) -> None:
         """Release the run's lock: the run has ended, even if its process continues."""
-        if self._lock is not None:
-            self._lock.release()
+        self._has_ended = True
+        self.leave()
+
+    def leave(self) -> None:
+        """Stop to count as a process of the run; the next use of the run counts again, until it has ended."""
+        present, self._present = self._present, None
+        if present is not None:
+            presence.leave(present)
+
+    def continued(self) -> None:
+        """The run had ended and is running again, because of this process."""
+        if self._present is not None:
+            presence.lead(self._present)
 
     def give_back(self) -> None:
         """Close the outbox if no other run uses it; the next use opens it again."""
@@ -120,13 +136,22 @@ class Opening:
     def after_fork(self) -> None:
         """Give the child process a new lock, because a thread of the parent may have held the old one at the fork."""
         self.guard = threading.RLock()
+        self._present = None
 
     def _open(self) -> None:
         if self._trouble is not None and time.monotonic() < self._retry_at:
             raise self._trouble.with_traceback(None)
         self._retry_at = time.monotonic() + _REOPEN
+        # A training waits for every lock as for other writers: some have no setting of their own.
+        busy_timeout = self._start.config.outbox.busy_timeout
         try:
-            outbox = SHARED.borrow(self._start.home, self._start.config)
+            if self._start.again is not None:
+                self._start = self._start.again()
+                self.on_settings(self._start)
+            if self._start.is_joined:
+                refuse_new_outbox(self._start)
+            with impatient(busy_timeout.total_seconds()):
+                outbox = SHARED.borrow(self._start.home, self._start.config)
             try:
                 if outbox.set_aside is not None:
                     _LOG.error(_SET_ASIDE, outbox.set_aside)
@@ -138,6 +163,8 @@ class Opening:
             self._trouble = error
             raise
         self.outbox, self._in_use, self._trouble = outbox, True, None
+        if self._start.is_joined:
+            return
         try:
             announce(
                 outbox,
@@ -150,6 +177,8 @@ class Opening:
             _LOG.debug("the run could not be announced: %s", error)
 
     def _register(self, outbox: Outbox) -> str:
+        if self._start.is_joined:
+            return join(outbox, self._start.resume)
         # After an error the run may exist already: the confirmation of its commit may have been lost.
         unsure = self._new_id is not None
         if self._new_id is None:
@@ -162,15 +191,24 @@ class Opening:
             resume=self._start.resume,
             new_id=self._new_id,
             unsure_after=self.first_entry if unsure else None,
+            described=self._start.described,
         )
-        self._lock = Lock(outbox.run_lock(run_id))
-        if not self._lock.try_acquire():
+        self.leave()
+        present = outbox.run_lock(run_id)
+        if not presence.enter(present):
             _LOG.warning("run %s: another process is training this model too; both share its lanes", run_id)
+        self._present = present
         if continues:
             # A worker may have found the lock free a moment ago, and marked the run as interrupted.
             outbox.registry.revive(run_id)
         self._continues = continues
         return run_id
+
+    def _enter(self) -> None:
+        assert self.outbox is not None and self.run_id is not None
+        present = self.outbox.run_lock(self.run_id)
+        presence.enter(present)
+        self._present = present
 
     def _forget_outbox(self) -> None:
         """Stop using an outbox that is damaged, or whose file was replaced by another one."""
@@ -178,6 +216,7 @@ class Opening:
         # If the model's id can still be read, the hub does not get a second model.
         named = replace(self._start.named, model_id=self.model_id)
         self._start = replace(self._start, named=named)
+        self.leave()
         SHARED.forget(self.outbox)
         if self._in_use:
             SHARED.give_back(self.outbox)

@@ -12,31 +12,33 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
-from hubqueue.config.choice import choose
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.home import Home
-from hubqueue.config.known_keys import without_keys
 from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import Checkpoint, metrics_draft
 from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer import metrics as values
-from hubqueue.producer.called_with import check_path, check_start, ending
+from hubqueue.producer.called_with import check_path, check_start, departure, ending
+from hubqueue.producer.ending import unfinished
 from hubqueue.producer.leftover import Leftover, describe
-from hubqueue.producer.opening import Start
+from hubqueue.producer.opening import Opening
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run_page import run_page
 from hubqueue.producer.saving import Saving
 from hubqueue.producer.senders import NoSender, Sender, WorkerMode, sender
-from hubqueue.producer.survival import settings_of
+from hubqueue.producer.startup.handle import Handle
+from hubqueue.producer.startup.wanted import Start, Wanted
 from hubqueue.worker.daemon import worker_lives
 
 Path_ = str | os.PathLike[str]
@@ -67,12 +69,7 @@ def start_run(
     """
     check_start(model, args, worker)
     located = Home.locate(home)
-    settings = settings_of(located, config, strict=strict)
-    target = choose(settings, Credentials(located.credentials, os.environ), destination, model=str(model))
-    named = declaration(target.type).identify(model, target)
-    others = settings.destinations.values()
-    safe_args = without_keys(args or {}, located.credentials, os.environ, others, named.api_key)
-    start = Start(located, settings, target, named, safe_args, resume)
+    start = Wanted(located, config, model, args or {}, destination, resume).start(strict=strict)
     run = Run(start, worker=worker, strict=strict, config_path=config)
     run._begin()
     return run
@@ -84,53 +81,74 @@ class Run:
     def __init__(
         self, start: Start, *, worker: WorkerMode, strict: bool, config_path: Path_ | None = None
     ) -> None:
-        self._home, self._destination, self._named = start.home, start.destination, start.named
+        self._home, self._chunk = start.home, 0
         self._config_path = None if config_path is None else os.path.abspath(config_path)
-        self._mode = worker
+        self._mode, self._strict = worker, strict
+        self._lenient = values.Lenient()
         self._sender: Sender | None = None
-        self._saving = Saving(start, strict=strict, on_enqueue=self._nudge)
+        self._saving = Saving(
+            start, strict=strict, on_enqueue=_weak(self._nudge), on_settings=_weak(self._keep_key)
+        )
         _LIVING.add(self)
 
     @property
     def id(self) -> str | None:
         """The local id, as `hubqueue status` shows it; None until the storage could be opened."""
-        return self._saving.opening.run_id
+        opening = self._saving.opening
+        return opening.start.resume if opening.start.is_joined else opening.run_id
 
     @property
     def outbox(self) -> Outbox | None:
         """The run's outbox, shared with other runs of this process; None until the storage could be opened."""
-        return self._saving.opening.outbox
+        return self._opening.outbox
 
     @property
     def remote_id(self) -> str | None:
         """The id at the hub; None until the hub has responded."""
-        return self._saving.opening.model_id
+        return self._opening.model_id
 
     @property
     def url(self) -> str | None:
         """The address of the run's web page; None until the hub has responded."""
-        found: str | None = self._saving.opening.column("url")
+        found: str | None = self._opening.column("url")
         return found
 
     @property
     def cancelled(self) -> bool:
         """Whether the hub has asked the training to stop."""
-        return bool(self._saving.opening.column("cancelled"))
+        return bool(self._opening.column("cancelled"))
 
     def log_metrics(self, metrics: Mapping[str, object], *, epoch: int) -> int | None:
         """Save the metrics of an epoch (0-based); return the entry's id, or None when they are only kept in memory.
 
-        Values are numbers or scalars of numpy and torch; non-finite ones are sent as null. Logging an epoch again
-        replaces metrics that are not sent yet. Raises `InvalidMetrics` for other values, `RunFinished` after `finish`.
+        Values are numbers, and arrays of numpy and torch with one element; non-finite ones are sent as null. What is not a
+        number is left out and logged once (with `strict`: `InvalidMetrics`); a call without any number saves nothing.
+        Logging an epoch again adds to it: the newer value of a name counts. Raises `InvalidMetrics` for an epoch that is
+        not a whole number and for anything but a mapping, `RunFinished` after `finish`.
         """
-        return self._saving.save(metrics_draft(values.metrics_text(metrics), values.epoch_number(epoch)))
+        number = values.epoch_number(epoch)
+        text = values.metrics_text(metrics) if self._strict else self._lenient.text(metrics)
+        return (
+            None
+            if text is None
+            else self._saving.save(self._saving.opening.start.described(metrics_draft(text, number)))
+        )
 
-    def log_console(self, content: str, *, lines: int = 1) -> int | None:
-        """Save lines of the training's output for a hub that shows them (Platform). Otherwise as `log_metrics`."""
-        console = declaration(self._destination.type).console
-        if console is None:
+    def log_console(
+        self, content: str, *, lines: int = 1, progress: Mapping[str, str] | None = None
+    ) -> int | None:
+        """Save lines of the training's output for a hub that shows them (Platform). Otherwise as `log_metrics`.
+
+        `progress` is the text of each progress bar that is shown now, by its name; with `lines=0` it is sent alone.
+        """
+        start = self._saving.opening.start
+        declared = declaration(start.destination.type)
+        if declared.console is None or start.again is not None:
             return None
-        return self._saving.save(console(content, lines, time.time_ns() // 1_000_000))
+        # Two calls within a millisecond have different numbers.
+        self._chunk = max(self._chunk + 1, time.time_ns() // 1_000_000)
+        bars = {"progress": progress} if declared.shows_progress else {}
+        return self._saving.save(declared.console(content, lines, self._chunk, **bars))
 
     def save_checkpoint(
         self, path: Path_, *, epoch: int, is_best: bool = False, map: float = 0.0, final: bool = False
@@ -138,11 +156,12 @@ class Run:
         """Save a private copy of a checkpoint file; return the entry's id, or None when it could not be saved.
 
         The file may be changed or deleted as soon as this returns. Of the waiting checkpoints, only the newest `last`
-        and the newest `best` are kept. A `final` one (with `map`, its mAP50-95) is sent without waiting for the pace.
+        and the newest `best` are kept. A `final` one (with `map`, its mAP50-95, from 0 to 1) is sent without waiting for
+        the pace.
         Errors are logged (raised with `strict`). Raises `RunFinished` after `finish`.
         """
         check_path(path)
-        number, score = values.epoch_number(epoch), values.finite_number("map", map)
+        number, score = values.epoch_number(epoch), values.score("map", map, strict=self._strict)
         return self._saving.save_checkpoint(Checkpoint(path, number, is_best, score, final))
 
     def finish(
@@ -163,6 +182,8 @@ class Run:
         try:
             with impatient(max(_LEAST_PATIENCE, end.timeout / 4)):
                 self._saving.end(end)
+                if self._saving.ended is not None:
+                    unfinished.has_ended(self._saving)
                 self._saving.attempt("worker", lambda: self._sending().finish())
                 with UploadBar(self._home, self.id) as bar:
                     left = self.wait(timeout=end.deadline - time.monotonic(), each=bar.show)
@@ -172,9 +193,11 @@ class Run:
                     self._sender = None
         finally:
             self._saving.opening.give_back()
-        if left:
+        if left and (left.unsaved or not self._saving.opening.start.is_joined):
+            self._saving.has_reported = True
             has_worker = self._mode != "none" or worker_lives(self._home)
             _LOG.warning("run %s: %s", self.id, describe(left, has_worker=has_worker))
+        left = replace(left, other_end=self._saving.ends.other)
         if end.problem:
             raise end.problem
         return left
@@ -188,7 +211,10 @@ class Run:
         while True:
             left = self._saving.left()
             each(left)
-            hopeless = self._mode == "none" or left.held is not None or not left.entries
+            nobody_sends = self._mode == "none" or (self._mode == "thread" and sys.is_finalizing())
+            # Its end waits for the other processes of the run.
+            only_end = self._saving.ends.waits and left.entries == 1
+            hopeless = nobody_sends or left.held is not None or not left.entries or only_end
             remaining = deadline - time.monotonic()
             if hopeless or remaining <= 0:
                 return left
@@ -202,26 +228,51 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._saving.ended is None:
-            name = kind.__name__ if kind else None
-            self.finish(status="failed" if name else "finished", error=name)
+            how = departure(error)
+            self.finish(status=how.status, error=how.error, timeout=how.timeout)
 
     def __repr__(self) -> str:
-        return f"<hubqueue.Run {self.id} to {self._destination.name}>"
+        return f"<hubqueue.Run {self.id} to {self._saving.opening.start.destination.name}>"
 
     def _repr_html_(self) -> str:
-        return run_page(self.id, self._destination.name, self.url, self._saving.left())
+        return run_page(self.id, self._saving.opening.start.destination.name, self.url, self._saving.left())
+
+    def __reduce__(self) -> tuple[Callable[[Handle], Run], tuple[Handle]]:
+        """Pickle a handle: another process that unpickles it saves to this run, and does not end it."""
+        start = self._saving.opening.start
+        target = start.destination
+        made_by = (os.getpid(), id(self))
+        handle = Handle(
+            str(self._home.path), self._config_path, self.id, target.name, target.type, self._strict, made_by
+        )
+        return _unpickled, (handle,)
+
+    @property
+    def _opening(self) -> Opening:
+        """For reading. An unpickled run opens its outbox when it is first used."""
+        opening = self._saving.opening
+        if opening.start.is_joined and opening.outbox is None:
+            self._saving.attempt("run", opening.opened)
+        return opening
 
     def _begin(self) -> None:
-        if self._named.api_key:
-            self._saving.attempt("key", self._store_key)
+        if self._saving.opening.start.again is None:
+            self._keep_key(self._saving.opening.start)
+        unfinished.expect_end(self, self._saving)
         self._saving.attempt("start of the run", self._saving.opening.opened)
         self._nudge()
 
-    def _store_key(self) -> None:
-        # The worker reads keys only from the environment and from this file, so a key in the identifier is stored here.
-        assert self._named.api_key is not None
-        self._home.create()
-        Credentials(self._home.credentials, os.environ).add(self._destination, self._named.api_key)
+    def _keep_key(self, start: Start) -> None:
+        """Store a key of the identifier: a worker reads keys only from the environment and from this file."""
+        key = start.named.api_key
+        if key is None:
+            return
+
+        def store() -> None:
+            self._home.create()
+            Credentials(self._home.credentials, os.environ).add(start.destination, key)
+
+        self._saving.attempt("key", store)
 
     def _nudge(self) -> None:
         self._saving.attempt("worker", lambda: self._sending().nudge())
@@ -235,6 +286,29 @@ class Run:
 
 
 _LIVING: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+def _weak(method: Callable[..., None]) -> Callable[..., None]:
+    """Calls a method of a run as long as the run exists: it must be noticed when a script drops the run."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*given: object) -> None:
+        found = reference()
+        if found is not None:
+            found(*given)
+
+    return call
+
+
+def _unpickled(handle: Handle) -> Run:
+    """The run of a handle: in the process that made it the same object, in another one a run that only saves."""
+    pid, number = handle.made_by
+    for run in list(_LIVING) if pid == os.getpid() else ():
+        if id(run) == number and run.id == handle.run_id:
+            return run
+    run = Run(handle.start(), worker="none", strict=handle.strict, config_path=handle.config)
+    run._sender = NoSender()
+    return run
 
 
 def _after_fork_in_child() -> None:

@@ -7,6 +7,8 @@ training, unless `strict`.
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -14,40 +16,55 @@ from typing import TypeVar
 from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import Checkpoint
 from hubqueue.domain.entry import Draft, Kind
-from hubqueue.domain.errors import RunFinished
+from hubqueue.domain.errors import OutboxLocked, RunFinished
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.redact import clean
+from hubqueue.outbox.database.patience import alone
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.producer.backlog import Backlog
-from hubqueue.producer.called_with import Ending
-from hubqueue.producer.intake import copy_checkpoint, owe, was_swept
+from hubqueue.producer.called_with import Departure, Ending
+from hubqueue.producer.ending.ends import Ends
+from hubqueue.producer.intake import copy_checkpoint, was_swept
 from hubqueue.producer.leftover import Leftover, count_safely
-from hubqueue.producer.opening import Opening, Start
+from hubqueue.producer.opening import Opening
 from hubqueue.producer.sharing import SHARED
-from hubqueue.producer.survival import Survivor
-from hubqueue.worker.closing import close_run
+from hubqueue.producer.startup.wanted import Start
+from hubqueue.producer.survival import COPY, Survivor
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger("hubqueue")
 # The longest reason, in characters, that is recorded for a loss.
 _LONGEST_REASON = 300
+# Seconds between the attempts to end a run while another process keeps a lock.
+_AGAIN = 0.05
 
 
 class Saving:
     """The entries of one run on their way to its outbox. Safe to use from several threads.
 
-    `on_enqueue` is called after each attempt to enqueue, successful or not.
+    `on_enqueue` is called after each attempt to enqueue, successful or not; `on_settings` when the settings of a
+    preliminary start could be read.
     """
 
-    def __init__(self, start: Start, *, strict: bool, on_enqueue: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        start: Start,
+        *,
+        strict: bool,
+        on_enqueue: Callable[[], None],
+        on_settings: Callable[[Start], None],
+    ) -> None:
         self._home, self._on_enqueue = start.home, on_enqueue
-        self._destination = start.destination
         self.opening = Opening(start)
+        self.opening.on_settings = on_settings
         self.backlog = Backlog(self._removed_unsaved)
         self._unsaved = _Unsaved()
-        self._survivor = Survivor(strict=strict, name=lambda: self.opening.run_id, note=self._unsaved.because)
+        self._survivor = Survivor(strict=strict, name=lambda: self.opening.run_id, note=self._note)
+        self._locked = False  # whether another process kept a lock since this was set to False
         self.ended: RunState | None = None
+        self.has_reported = False  # whether `finish` has logged what is left
+        self.ends = Ends(self.opening)
         self._refused: set[Kind] = set()
 
     def attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
@@ -84,7 +101,7 @@ class Saving:
         self._refuse_finished()
         if not self._takes(Kind.CKPT):
             return None
-        while (draft := self.attempt("checkpoint", copy)) is not None:
+        while (draft := self.attempt(COPY, copy)) is not None:
             saved, outbox = self.save(draft), self.opening.outbox
             if saved is None or outbox is None:
                 return saved
@@ -96,16 +113,28 @@ class Saving:
         return None
 
     def end(self, ending: Ending) -> None:
-        """Try once more to save what is in memory, then end the run."""
+        """Save what is in memory, then end the run. While another process keeps a lock, try again until the deadline."""
+        pause = threading.Event()
+        while True:
+            self._locked = False
+            try:
+                self._end(ending)
+            except OutboxLocked:  # strict
+                if time.monotonic() >= ending.deadline:
+                    raise
+                self._locked = True
+            remaining = ending.deadline - time.monotonic()
+            if not self._locked or remaining <= 0:
+                return
+            pause.wait(min(_AGAIN, remaining))
 
+    def _end(self, ending: Ending) -> None:
         def save() -> None:
             self.attempt("metrics", lambda: self.backlog.save(self._enqueue))
 
         def close() -> None:
-            outbox, run_id = self.opening.opened()
-            close_run(outbox, run_id, ending.state, results=ending.results, error=ending.error)
+            self.ends.end(ending)
             self.ended = ending.state
-            self.opening.ended()
 
         with self.opening.guard:
             self.opening.try_again()
@@ -114,8 +143,36 @@ class Saving:
                 save()  # the disk is full; releasing the ballast is the last chance before the memory is lost
             if self._unsaved.lost or self.backlog or self._unsaved.noted:
                 self.attempt("loss", lambda: self._note_unsaved(waiting=len(self.backlog)))
-            if self.ended is None:
+            if self.opening.start.is_joined:
+                self.ended = ending.state  # only for this process
+                self.opening.ended()
+            elif self.ended is None:
                 self.attempt("end of the run", close)
+
+    def leave(self, departure: Departure | None) -> bool:
+        """The process ends, and `end` was not called: save what is in memory, and how the training ended, if known.
+
+        Returns whether the exit code may change that. Never raises, and opens no outbox: the end of a process must not be
+        delayed.
+        """
+        depends: bool | None = False
+        try:
+            with alone(self.opening.guard):
+                if self.ended is None and self.opening.is_open():
+                    self.ends.leaving = True
+                    self.attempt("metrics", lambda: self.backlog.save(self._enqueue))
+                    if departure is not None:
+                        depends = self.attempt("end of the run", lambda: self.ends.leave(departure))
+                if self.backlog and not self.has_reported:
+                    _LOG.warning(
+                        "run %s: %d could not be saved (%s)",
+                        self.opening.run_id,
+                        len(self.backlog),
+                        self._unsaved.why,
+                    )
+        except Exception as error:
+            _LOG.debug("run %s: its end could not be saved: %s", self.opening.run_id, error)
+        return bool(depends)
 
     def left(self) -> Leftover:
         """What the run owes now, including what could not be saved."""
@@ -128,10 +185,11 @@ class Saving:
 
     def _takes(self, kind: Kind) -> bool:
         """Whether the destination takes entries of a kind: one that no lane has would wait in memory and be lost."""
-        takes = kind in declaration(self._destination.type).lanes
+        start = self.opening.start
+        takes = start.again is not None or kind in declaration(start.destination.type).lanes
         if not takes and kind not in self._refused:
             self._refused.add(kind)
-            _LOG.warning("destination %s takes no %s: nothing of it is saved", self._destination.name, kind)
+            _LOG.warning("destination %s takes no %s: nothing of it is saved", start.destination.name, kind)
         return takes
 
     def _refuse_finished(self) -> None:
@@ -146,7 +204,10 @@ class Saving:
         if unsure:
             entry_id = outbox.stats.saved(run_id, draft, after=self.opening.first_entry)
         if entry_id is None:
-            entry_id = owe(outbox, run_id, draft)
+            entry_id, moved = outbox.entries.enqueue(run_id, draft, alive=not self.ends.leaving)
+            outbox.spool.remove_behind(moved.snapshots)
+            if moved.ended:
+                self.ends.continued(outbox, run_id, moved.ended)
         return entry_id
 
     def _removed_unsaved(self, draft: Draft, unsure: bool, replaced: bool) -> None:
@@ -156,6 +217,10 @@ class Saving:
         outbox = self.opening.outbox
         if draft.snapshot is not None and not unsure and outbox is not None:
             outbox.spool.remove(draft.snapshot.name)
+
+    def _note(self, error: BaseException) -> None:
+        self._unsaved.because(error)
+        self._locked |= isinstance(error, OutboxLocked)
 
     def _note_unsaved(self, *, waiting: int = 0) -> None:
         outbox, run_id = self.opening.opened()

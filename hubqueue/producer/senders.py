@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from hubqueue.config.home import Home
-from hubqueue.domain.errors import HubqueueError
+from hubqueue.domain.errors import HubqueueError, WorkerError
 from hubqueue.outbox.outbox import COURTESY, open_outbox
 from hubqueue.worker import daemon
 from hubqueue.worker import log as journal
@@ -35,7 +36,10 @@ def sender(mode: WorkerMode, home: Home, config: str | None, row: Callable[[], s
 class Sender(Protocol):
     """Sends for a run. Any method may raise a storage error or a `WorkerError`."""
 
-    sends: bool
+    @property
+    def sends(self) -> bool:
+        """Whether anything is sent from now on."""
+        ...
 
     def nudge(self) -> None:
         """Something was enqueued."""
@@ -98,14 +102,19 @@ class Detached:
 class InProcess:
     """A worker on daemon threads of this process. What is left at the end of the process waits for the next worker."""
 
-    sends = True
-
     def __init__(self, home: Path, config: str | None) -> None:
         # A separate outbox, because the worker pauses between its writes and the training does not.
         self._outbox = open_outbox(home, config, courtesy=COURTESY)
         self._start()
 
+    @property
+    def sends(self) -> bool:
+        """False at the end of the interpreter, which freezes the threads: then a wait for them never ends."""
+        return not sys.is_finalizing()
+
     def nudge(self) -> None:
+        if not self.sends:
+            return
         if not self._thread.is_alive():
             self._start()  # a storage error ended the thread, and may be over now
         self._service.wake()
@@ -115,17 +124,22 @@ class InProcess:
 
     def close(self, deadline: float) -> None:
         self._service.stop(timedelta(seconds=max(0.0, deadline - time.monotonic())))
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start(self) -> None:
         self._service = Service(self._outbox, emit=journal.write)
         self._thread = threading.Thread(target=self._work, name="hubqueue-service", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # too many threads, or the interpreter ends (from Python 3.12 on)
+            hint = "what is saved is sent by the next worker: hubqueue drain"
+            raise WorkerError(f"no thread can be started: {error}", hint=hint) from error
 
     def _work(self) -> None:
         try:
             self._service.run()
-        except HubqueueError as error:
+        except (HubqueueError, RuntimeError) as error:  # a RuntimeError: no thread can be started
             _LOG.warning("the worker thread has ended: %s; it starts again with the next call", error)
         finally:
             self._outbox.close()  # it reopens automatically if the thread starts again

@@ -26,7 +26,8 @@ _T = TypeVar("_T")
 _LOG = logging.getLogger("hubqueue")
 _START = "start of the run"
 _WORKER = "worker"
-_CHECKPOINT = "checkpoint"
+COPY = "copy of a checkpoint"
+"""What is attempted when only the spool is needed, not the database."""
 _NUMBERS = re.compile(r"[0-9]+")
 # The number of different errors that are logged separately.
 _KINDS = 50
@@ -99,26 +100,28 @@ class Survivor:
     def _log_recovery(self, what: str) -> None:
         if not self._repeated or what == _WORKER:
             return
-        recovered = ("storage", "spool") if what == _CHECKPOINT else ("storage",)
-        over = [kind for kind in self._repeated if kind[0] in recovered]
+        recovered = "spool" if what == COPY else "storage"
+        over = [kind for kind in self._repeated if kind[0] == recovered]
         if over:
             more = sum(self._repeated.pop(kind) for kind in over)
             again = f" ({more} more failures were not shown)" if more else ""
             _LOG.warning("run %s: saving works again%s", self._name(), again)
 
 
-def settings_of(home: Home, config: str | os.PathLike[str] | None, *, strict: bool) -> Config:
-    """The settings of a training; only those of the environment when its home cannot be used or trusted.
+def settings_of(
+    home: Home, config: str | os.PathLike[str] | None, *, strict: bool = False
+) -> tuple[Config, bool]:
+    """The settings of a training, and whether all could be read: else only those of the environment.
 
-    Such a home is neither read nor written: opening the outbox fails for the same reason, and that failure is logged
-    there. With `strict` the reason is raised here. Raises `ConfigError` for errors that only the caller can fix.
+    Nothing may be saved with the latter: `start_run` reads the settings again until it can, and logs why it cannot. With
+    `strict` the reason is raised here. Raises `ConfigError` for errors that only the caller can fix.
     """
     try:
-        return home.load_config(Path(config) if config is not None else None, os.environ)
+        return home.load_config(Path(config) if config is not None else None, os.environ), True
     except OutboxUnavailable:
         if strict:
             raise
-        return parse("", os.environ, source="the environment")
+        return parse("", os.environ, source="the environment"), False
 
 
 def hint_of(error: BaseException) -> str:

@@ -18,16 +18,17 @@ from hubqueue.config.registry import absent, declaration, packages
 from hubqueue.domain.account import origin
 from hubqueue.domain.errors import ConfigError, HubqueueError, OutboxDamaged
 from hubqueue.domain.lifecycle import State
-from hubqueue.domain.outcome import Delivered, RetryLater
+from hubqueue.domain.outcome import Delivered, Outcome, RetryLater
 from hubqueue.domain.plain import is_intact
 from hubqueue.domain.quantities import plural, size
 from hubqueue.domain.redact import clean, safe_url
 from hubqueue.outbox.database import sqlite
 from hubqueue.outbox.database.schema_check import differences
 from hubqueue.outbox.outbox import Outbox, open_outbox, replace_damaged
-from hubqueue.outbox.reach import cure, is_served, no_key, obstacle
+from hubqueue.outbox.reach import cure, is_explained, is_served, no_key, obstacle
 from hubqueue.outbox.salvage import salvage
 
+_NO_CHECK = "this type of destination has no check"
 _ASK_THE_AUTHOR = "report it to the author of this type of destination"
 # In bytes. With less free space the outbox itself is at risk.
 _LEAST_FREE = 16 * 1024 * 1024
@@ -212,7 +213,7 @@ def _destinations(outbox: Outbox) -> Iterator[Finding]:
         keys = partial(outbox.credentials.keys, target)
         try:
             with closing(declaration(target.type).open(target, keys, outbox.spool.open)) as transport:
-                outcome = transport.check()
+                outcome: object = transport.check()
         except HubqueueError as error:
             yield Finding("destination", False, f"{target.name}: {error}", error.hint)
             continue
@@ -220,11 +221,16 @@ def _destinations(outbox: Outbox) -> Iterator[Finding]:
             what = clean(f"{type(error).__name__}: {error}")
             yield Finding("destination", False, f"{target.name} cannot be asked: {what}", _ASK_THE_AUTHOR)
             continue
-        if isinstance(outcome, Delivered):
+        if outcome is None:  # a type of another package may have nothing to ask
+            yield Finding("destination", True, f"{target.name} at {target.url} was not asked: {_NO_CHECK}")
+        elif not isinstance(outcome, Outcome):
+            what = f"its check returned {type(outcome).__name__}, which is no outcome"
+            yield Finding("destination", False, f"{target.name} cannot be asked: {what}", _ASK_THE_AUTHOR)
+        elif isinstance(outcome, Delivered):
             what = "the key" if declaration(target.type).secrets else "requests"
             yield Finding("destination", True, f"{target.name} at {target.url} accepts {what}")
         else:
             hint = cure(target.name, target.url, outcome.reason)
-            if isinstance(outcome, RetryLater):
+            if isinstance(outcome, RetryLater) and not is_explained(outcome.reason):
                 hint = "try again later; nothing is lost meanwhile"
             yield Finding("destination", False, f"{target.name} at {target.url}: {outcome.reason}", hint)

@@ -164,6 +164,14 @@ class RunInterrupted:
 
 
 @dataclass(frozen=True, slots=True)
+class RunFailed:
+    """The training process did not finish its run, and its exit code was not 0."""
+
+    run_id: str
+    code: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class LeasesReclaimed:
     workers: int
     lanes: int
@@ -203,6 +211,7 @@ Fact = (
     | SettleLost
     | StorageTroubled
     | RunInterrupted
+    | RunFailed
     | LeasesReclaimed
     | Tidied
     | Salvaged

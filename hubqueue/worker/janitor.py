@@ -10,12 +10,13 @@ from datetime import timedelta
 
 from hubqueue.domain.errors import ConfigError
 from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox import exits, presence
 from hubqueue.outbox.locks import forget, is_held
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.salvage import salvage
 from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.worker import events
-from hubqueue.worker.closing import close_run
+from hubqueue.worker.closing import RUNNING, close_run, correct
 from hubqueue.worker.events import Emit
 
 # A snapshot is written before its row. It is an orphan only when it is older than any enqueue can take.
@@ -32,7 +33,7 @@ class Janitor:
         self._ballast = Ballast(outbox.home.ballast)
 
     def scan(self) -> None:
-        """Take back the leases of dead workers, and mark runs with a dead process as interrupted. Cheap; often."""
+        """Take back the leases of dead workers, and record how the runs of dead processes ended. Cheap; often."""
         # No lock file: the worker belongs to another home on the same database, and its leases expire.
         locks = {row["id"]: self._outbox.worker_lock(row["id"]) for row in self._outbox.stats.workers()}
         gone = [worker for worker, lock in locks.items() if lock.exists() and not is_held(lock)]
@@ -45,14 +46,23 @@ class Janitor:
         for run_id in self._outbox.stats.running():
             lock = self._outbox.run_lock(run_id)
             # No lock file: the run belongs to another machine's home, whose janitor decides.
-            if lock.exists() and not is_held(lock) and self._interrupt(run_id):
+            if lock.exists() and not presence.lives(lock) and self._interrupt(run_id):
                 self._emit(events.RunInterrupted(run_id))
-
+        for each in exits.reported(self._outbox.home.locks):
+            self._correct(each)
         self._outbox.registry.appoint_probes()
+
+    def _correct(self, exit: exits.Exit) -> None:
+        try:
+            for run_id in correct(self._outbox, exit):
+                self._emit(events.RunFailed(run_id, exit.code))
+        except ConfigError:
+            return  # as in `_interrupt`
+        exits.forget(exit)
 
     def _interrupt(self, run_id: str) -> bool:
         try:
-            return close_run(self._outbox, run_id, RunState.INTERRUPTED)
+            return bool(close_run(self._outbox, run_id, RunState.INTERRUPTED, over=RUNNING))
         except ConfigError:
             return False  # `status` names the broken package; a scan after its repair ends the run
 

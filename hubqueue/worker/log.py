@@ -80,6 +80,8 @@ def word(fact: Fact) -> tuple[int, str] | None:
             return logging.ERROR, f"storage trouble: {reason}; nothing is lost, trying again"
         case events.RunInterrupted(run_id):
             return logging.WARNING, f"run {run_id}: interrupted, its process has ended; its heartbeat stops"
+        case events.RunFailed(run_id, code):
+            return logging.WARNING, f"run {run_id}: failed, its process ended with exit code {code}"
         case events.LeasesReclaimed(workers, lanes):
             return (
                 logging.WARNING,

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.executors.base import BaseExecutor, run_job
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.schedulers.base import STATE_RUNNING
@@ -44,7 +47,7 @@ class Scheduler:
         self._done = threading.Condition(self._lock)
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
-            executors={"default": ThreadPoolExecutor(max(2, len(jobs)))},
+            executors={"default": _Threads(max(2, len(jobs)))},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
             daemon=True,
         )
@@ -126,3 +129,39 @@ class Scheduler:
             when = datetime.now(UTC) + timedelta(seconds=delay)
             arguments = (name, number)
             self._scheduler.add_job(self._call, "date", run_date=when, args=arguments, id=f"{name} {number}")
+
+
+class _Threads(BaseExecutor):  # type: ignore[misc]  # APScheduler has no types
+    """Runs the jobs on daemon threads.
+
+    APScheduler's own executor uses `concurrent.futures`: the end of a process waits for its running jobs, and a job that
+    is due after that is an error.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+        self._due: queue.SimpleQueue[tuple[Any, list[datetime]] | None] = queue.SimpleQueue()
+
+    def start(self, scheduler: Any, alias: str) -> None:
+        super().start(scheduler, alias)
+        for number in range(self._size):
+            threading.Thread(target=self._work, name=f"hubqueue-job-{number}", daemon=True).start()
+
+    def shutdown(self, wait: bool = True) -> None:
+        del wait  # `Scheduler.stop` waits for the running jobs
+        for _ in range(self._size):
+            self._due.put(None)
+
+    def _do_submit_job(self, job: Any, run_times: list[datetime]) -> None:
+        self._due.put((job, run_times))
+
+    def _work(self) -> None:
+        while (due := self._due.get()) is not None:
+            job, run_times = due
+            try:
+                events = run_job(job, job._jobstore_alias, run_times, self._logger.name)
+            except Exception as error:
+                self._run_job_error(job.id, error, sys.exc_info()[2])
+            else:
+                self._run_job_success(job.id, events)

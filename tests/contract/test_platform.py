@@ -92,10 +92,12 @@ def test_a_key_that_is_refused_holds_the_destination(tmp_path: Path, clock: Fake
     with Sandbox(tmp_path / "hub", keys=("another",)) as hub, staged(hub, tmp_path, clock) as at:
         at.start()
         at.log(0)
-        at.step(3)
+        at.step()
+        assert len(hub.requests) == 1
+        at.step(2)  # 1000 s between them: each is a probe
 
         assert totals(at.outbox) == {"enqueued": 2, "pending": 2}
-        assert len(hub.requests) == 1
+        assert len(hub.requests) == 3
         assert "the key was refused" in next(
             filter(None, (row["held"] for row in at.outbox.stats.destinations()))
         )

@@ -107,7 +107,7 @@ def test_a_kill_at_any_statement_of_an_upgrade_leaves_one_revision_or_the_other(
         (found,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         connection.close()
-        assert ("budgets" in tables) == (found == "0006")
+        assert ("budgets" in tables) == (found >= "0006")
 
     assert met > 8, "the upgrade was not killed often enough"
     with open_outbox(home, environ={}, clock=clock) as outbox:

@@ -263,7 +263,7 @@ def test_metrics_that_are_no_numbers_are_left_out(
 
     first = at_hub.metrics(only_model(at_hub))[0]
     assert (first["m"], first["nan"]) == (0.5, None)
-    assert "not a number, skipped: 'name'" in caplog.text
+    assert "'name' is not a number" in caplog.text
 
 
 def test_the_packages_own_callbacks_for_the_same_hub_are_removed(at_hub: Sandbox, tmp_path: Path) -> None:

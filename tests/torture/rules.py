@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -40,7 +41,7 @@ from hubqueue.domain.lane import Lease
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.outcome import Remote, Scope
 from hubqueue.outbox.database.prepared import Prepared
-from hubqueue.outbox.database.schema import lanes
+from hubqueue.outbox.database.schema import entries, lanes
 from hubqueue.outbox.moves.claim import Terms
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.producer.intake import open_run
@@ -49,7 +50,7 @@ from hubqueue.worker.closing import close_run
 
 SENTENCE = (
     "after every move the entries add up, a lane has one holder and keeps its order and its spacing, tokens only rise, a "
-    "stale one settles nothing, and a repeated batch has the same key"
+    "stale one settles nothing, a repeated batch has the same key, and the newest value of an epoch has every name of it"
 )
 _SHARE = 250  # examples per seed
 SCALES = {"quick": (20, 30), "normal": (300, 60), "full": (5000, 100)}
@@ -95,9 +96,14 @@ class OutboxMachine(RuleBasedStateMachine):
 
     # The producer.
 
-    @rule(which=st.integers(0, 2), epoch=st.integers(0, 9), value=st.integers(0, 3))
-    def log(self, which: int, epoch: int, value: int) -> None:
-        self._enqueue(which, metrics_draft(f'{{"loss": {value}}}', epoch))
+    @rule(
+        which=st.integers(0, 2),
+        epoch=st.integers(0, 9),
+        name=st.sampled_from(("loss", "loss", "val/loss", "map")),
+        value=st.integers(0, 3),
+    )
+    def log(self, which: int, epoch: int, name: str, value: int) -> None:
+        self._enqueue(which, metrics_draft(f'{{"{name}": {value}}}', epoch))
 
     @rule(which=st.integers(0, 2), key=st.sampled_from(("last", "best", "final")))
     def save(self, which: int, key: str) -> None:
@@ -277,6 +283,21 @@ class OutboxMachine(RuleBasedStateMachine):
                 states = ("pending", "delivered", "dead", "superseded", "cancelled")
                 assert lane["enqueued"] == sum(lane[name] for name in states)
 
+    @invariant()
+    def keeps_every_name(self) -> None:
+        """Of the metrics of an epoch that wait or are delivered, the newest has all names: the hub stores what arrives last."""
+        live = entries.c.state.in_(("pending", "delivered"))
+        query = select(entries.c.lane_id, entries.c.key, entries.c.payload).join(lanes)
+        query = query.where(live, lanes.c.kind == "metrics").order_by(entries.c.id)
+        names: dict[tuple[int, str], list[set[str]]] = defaultdict(list)
+        with self.outbox.database.read() as connection:
+            for lane, key, payload in connection.execute(query):
+                names[lane, key].append(set(json.loads(payload)))
+        for each in names.values():
+            assert each[-1] >= set().union(*each), (
+                "a value of an epoch would be replaced by one without its names"
+            )
+
     def _begin(self, destination: str, resume: str | None) -> str:
         target = self.outbox.config.destination(destination)
         model = f"{len(self.runs):020d}" if destination == "hub" and resume is None else "yolo26n.pt"
@@ -374,6 +395,10 @@ _CONTROLS: dict[str, tuple[str, object]] = {
     "a move that is not counted": (
         "hubqueue.outbox.moves.enqueue._TALLY",
         Prepared(select(literal_column("1"))),
+    ),
+    "an enqueue that forgets earlier values": (
+        "hubqueue.outbox.moves.merging.merged",
+        lambda _tx, _lane, draft: draft,
     ),
     "a key for each attempt": (
         "hubqueue.outbox.moves.claim.idempotency_key",

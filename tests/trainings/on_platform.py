@@ -13,18 +13,11 @@ from trainings.training import SEED, Case, Failed, Training
 
 from hubqueue.sandbox import RunRecord
 
-# The fields that hubqueue leaves out on purpose, by event (docs/platform.md gives the reasons).
-LEFT_OUT = {
-    "training_started": {
-        *(f"environment.{name}" for name in ("command", "pythonExecutable", "environment", "cpu")),
-        *(f"environment.{name}" for name in ("totalRamGb", "totalDiskGb")),
-        *(f"environment.{name}" for name in ("gitRepository", "gitBranch", "gitCommit", "gitCommitMessage")),
-        "system",
-    },
-    "epoch_end": {"system"},
-    "training_complete": {"results.validation", "results.calibration"},
-    "console_output": {"progress"},
-}
+# Facts of a machine that both sides send in the same words.
+SAME = (
+    *("ultralyticsVersion", "hostname", "os", "environment", "pythonVersion", "cpuCount", "cpu"),
+    *("totalRamGb", "totalDiskGb", "gitRepository", "gitBranch", "gitCommit", "gitCommitMessage"),
+)
 
 
 class PlatformTraining(Training):
@@ -104,15 +97,15 @@ def compared_with_the_package(version: str) -> str:
         lines.append(
             f"| `{name}` | {len(other)} | {len(mine)} | {_shown(there - here)} | {_shown(here - there)} |"
         )
-        unexcused = {field for field in there - here if not _is_left_out(name, field)}
-        if other and (not mine or unexcused):
-            missing.append(f"{name}: {sorted(unexcused) or 'not sent'}")
+        if other and (not mine or there - here):
+            missing.append(f"{name}: {sorted(there - here) or 'not sent'}")
     for name, path in (("upload URL", "/api/webhooks/models/upload"), ("`PUT`", "/storage/")):
         counts = [
             sum(each.path.startswith(path) for each in requests)
             for requests in (their_requests, our_requests)
         ]
         lines.append(f"| {name} | {counts[0]} | {counts[1]} | | |")
+    missing += _other_values(theirs, ours)
     if missing:
         raise Failed(f"hubqueue does not send what the package sends: {missing}\n" + "\n".join(lines))
     if (ours.project, ours.asked_name) != (theirs.project, theirs.asked_name):
@@ -120,22 +113,35 @@ def compared_with_the_package(version: str) -> str:
     return "\n".join([*lines, f"both are {ours.project}/{ours.asked_name}"])
 
 
+def _other_values(theirs: RunRecord, ours: RunRecord) -> list[str]:
+    """The facts that have to be the same on both sides, and are not: they show a wrong unit or another source."""
+    starts = [_data(each, "training_started")[0] for each in (theirs, ours)]
+    ends = [_data(each, "training_complete")[0] for each in (theirs, ours)]
+    pairs = {f"environment.{name}": [start["environment"].get(name) for start in starts] for name in SAME}
+    pairs["system.disk"] = [
+        [(each["mount"], each["total_gb"]) for each in start["system"]["disk"]] for start in starts
+    ]
+    pairs["results.validation"] = [end["results"].get("validation") for end in ends]
+    pairs["plots"] = [[(each["type"], len(each.get("x", ()))) for each in end["plots"]] for end in ends]
+    return [f"{name}: {one} and {other}" for name, (one, other) in pairs.items() if one != other]
+
+
 def _data(run: RunRecord, name: str) -> list[dict[str, Any]]:
     return [each.data for each in run.events if each.event == name]
 
 
 def _fields(found: Iterable[dict[str, Any]]) -> set[str]:
-    """The fields of all events, including those of nested objects (metrics and arguments by their own names)."""
+    """The fields of all events, including those of nested objects (metrics and arguments by their own names).
+
+    A bar of `progress` has any name. A list has the fields of the objects in it.
+    """
     fields: set[str] = set()
     for data in found:
         for name, value in data.items():
-            inner = value if isinstance(value, dict) and name != "system" else {}
-            fields |= {f"{name}.{each}" for each in inner} or {name}
+            objects = value if isinstance(value, list) else [value]
+            inner = [each for each in objects if isinstance(each, dict)] if name != "progress" else []
+            fields |= {f"{name}.{each}" for each in _fields(inner)} or {name}
     return fields
-
-
-def _is_left_out(event: str, field: str) -> bool:
-    return field in LEFT_OUT.get(event, ())
 
 
 def _shown(fields: set[str]) -> str:

@@ -82,11 +82,13 @@ def main(door: str, model: str, folder: Path, last: str | None) -> None:
     if from_hub:
         yolo.train()  # with the hub's arguments, from the hub's last weights when it has some
     else:
-        yolo.train(**({"resume": True} if last else _arguments(folder)))
+        # With plots, where what is sent is compared with what the package sends.
+        with_plots = door in {"package", "attach-console"}
+        yolo.train(**({"resume": True} if last else _arguments(folder, plots=with_plots)))
 
 
-def _arguments(folder: Path) -> dict[str, Any]:
-    small = {"imgsz": 64, "batch": 4, "workers": 0, "device": "cpu", "amp": False, "plots": False}
+def _arguments(folder: Path, *, plots: bool) -> dict[str, Any]:
+    small = {"imgsz": 64, "batch": 4, "workers": 0, "device": "cpu", "amp": False, "plots": plots}
     where = {"data": str(folder / "data.yaml"), "project": "Coco 8", "name": "Exp 1"}
     return {**small, **where, "epochs": EPOCHS, "exist_ok": True}
 

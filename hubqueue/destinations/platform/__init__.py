@@ -12,12 +12,18 @@ from hubqueue.destinations.platform.end import completion_draft, console_draft
 from hubqueue.destinations.platform.settings import PlatformSettings
 from hubqueue.destinations.platform.start import registration
 from hubqueue.destinations.ultralytics_settings import borrowed_key
-from hubqueue.domain.entry import Kind, Snapshot
+from hubqueue.domain.entry import Draft, Kind, Snapshot
 from hubqueue.domain.identifier import Identifier
 
 
 def _identify(model: str | PathLike[str], _settings: DestinationSettings) -> Identifier:
     return identifier.parse(model)
+
+
+def _describe(settings: DestinationSettings, args: Mapping[str, object]) -> Callable[[Draft], Draft]:
+    from hubqueue.destinations.platform.machine.description import describe
+
+    return describe(settings, args)
 
 
 def _open(
@@ -56,6 +62,8 @@ DESTINATION = Destination(
     registration=registration,
     completion=completion_draft,
     console=console_draft,
+    shows_progress=True,
+    describe=_describe,
     open=_open,
     service="hubqueue.destinations.platform.sandbox:FakePlatform",
 )

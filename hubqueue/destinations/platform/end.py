@@ -9,8 +9,9 @@ from hubqueue.domain.arguments import hide_in
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.plain import plain
-from hubqueue.domain.redact import hide_key
+from hubqueue.domain.redact import clean, hide_key
 
+_MOST_BARS, _LONGEST_BAR = 16, 500
 _ENDED = {RunState.FAILED: "failed", RunState.INTERRUPTED: "ended without reporting"}
 
 
@@ -33,7 +34,19 @@ def completion_draft(
     return Draft(Kind.COMPLETION, "completion", 0, json.dumps(payload))
 
 
-def console_draft(content: str, lines: int, chunk: int) -> Draft:
-    """Some lines of the training's output. `chunk` is their rising number."""
-    data = {"chunkId": chunk, "content": hide_key(content), "lineCount": lines}
-    return Draft(Kind.EVENT, f"console-{chunk}", chunk, json.dumps({"event": "console_output", "data": data}))
+def console_draft(
+    content: str, lines: int, chunk: int, *, progress: Mapping[str, str] | None = None
+) -> Draft:
+    """Some lines of the training's output, with the progress bars of that moment.
+
+    `chunk` is their rising number (milliseconds since 1970). `progress` is the text of each bar that is shown, by its
+    name; at most 16 bars of 500 characters. Names and form are those of ultralytics 8.4.190. Progress without lines
+    replaces earlier progress that still waits.
+    """
+    bars = list((progress or {}).items())[:_MOST_BARS]
+    frames = {clean(str(name), limit=60): clean(str(frame), limit=_LONGEST_BAR) for name, frame in bars}
+    data = {"chunkId": chunk, "content": hide_key(content), "lineCount": lines, "progress": frames}
+    payload = json.dumps({"event": "console_output", "data": data})
+    if not content:
+        return Draft(Kind.EVENT, "progress", 0, payload)
+    return Draft(Kind.EVENT, f"console-{chunk}", chunk, payload)

@@ -12,11 +12,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from hubqueue.destinations.base import Attempt, Batch, Delivered, Outcome, Rejected, Remote, RunRef
-from hubqueue.destinations.platform import machine
+from hubqueue.destinations.platform.machine.description import SYSTEM
+from hubqueue.destinations.platform.machine.sampler import Sampler
 from hubqueue.destinations.platform.webhooks import Webhooks
 from hubqueue.destinations.wire.api import ApiResponse
 from hubqueue.domain.redact import clean
 
+# What is measured between two heartbeats of this process.
+_SAMPLER = Sampler()
+# The names of the load in `system_metrics` (ultralytics-platform 0.1.99), by those in `system`. A worker has no GPU load.
+_LOAD = {"cpu": "cpu", "ram": "memory", "disk": "disk", "disk_io": "diskIo", "network": "network"}
 # Values besides the metrics of an epoch, under the names of the package's own loggers.
 _BESIDE = ("fitness", "best_fitness")
 _MODEL_INFO = {
@@ -39,20 +44,27 @@ def send_event(webhooks: Webhooks, batch: Batch, attempt: Attempt) -> Outcome:
     return _deliver(webhooks, batch, attempt, name, bound(name, event["data"], batch.run))
 
 
-def send_heartbeat(webhooks: Webhooks, batch: Batch, attempt: Attempt) -> Outcome:
+def send_heartbeat(webhooks: Webhooks, batch: Batch, attempt: Attempt, *, with_load: bool) -> Outcome:
     """Report that the training is running, and the load of its machine."""
     name, run = "training_progress", batch.run
     alive = _deliver(webhooks, batch, attempt, name, bound(name, {}, run))
-    if not isinstance(alive, Delivered):
+    if not isinstance(alive, Delivered) or not with_load:
         return alive
     name = "system_metrics"
-    load = _deliver(webhooks, batch, attempt, name, bound(name, machine.load(), run))
-    return alive if isinstance(load, Delivered | Rejected) else load
+    sent = _deliver(webhooks, batch, attempt, name, bound(name, load_now(), run))
+    return alive if isinstance(sent, Delivered | Rejected) else sent
+
+
+def load_now() -> dict[str, Any]:
+    """The data of a `system_metrics`; for the units see `Sampler.sample`."""
+    found = _SAMPLER.sample()
+    return {name: found[measured] for measured, name in _LOAD.items() if measured in found}
 
 
 def epoch_end(epoch: int, payload: str) -> dict[str, Any]:
-    """The data of an `epoch_end`: the metrics, the fitness and the model's size."""
+    """The data of an `epoch_end`: the metrics, the fitness, the model's size, and the load when it was logged."""
     logged = json.loads(payload)
+    system = logged.pop(SYSTEM) if isinstance(logged.get(SYSTEM), dict) else None
     beside = {*_BESIDE, *_MODEL_INFO}
     data: dict[str, Any] = {
         "epoch": epoch,
@@ -60,6 +72,7 @@ def epoch_end(epoch: int, payload: str) -> dict[str, Any]:
     }
     data |= {name: logged[name] for name in _BESIDE if name in logged}
     info = {short: logged[name] for name, short in _MODEL_INFO.items() if name in logged}
+    data |= {"system": system} if system is not None else {}
     return data | ({"modelInfo": info} if info else {})
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hubqueue.config import forms
+from hubqueue.config.setting import setting
 from hubqueue.config.settings import DestinationSettings
 
 _VENDOR = "https://platform.ultralytics.com"
@@ -22,3 +24,9 @@ class PlatformSettings(DestinationSettings):
     requests_per_minute: int = 100
     uploads_per_minute: int = 10
     upload_hosts: tuple[str, ...] = ("storage.googleapis.com",)
+    environment: bool = setting(
+        forms.flag(),
+        default=True,
+        help="`true` sends facts about the training's machine: its command line, repository, hardware and load, with "
+        "keys masked. `false` sends only versions of Python and packages",
+    )

@@ -1,22 +1,17 @@
 """The start of a training: its `training_started` event, how it is sent, and the recovery from a lost response.
 
-Promises strict JSON, the slugs that the ultralytics package makes of `project` and `name`, and masked keys. Does not send
-the command line and the paths of this machine, which the package sends.
+Promises strict JSON, the slugs that the ultralytics package makes of `project` and `name`, and masked keys. The facts
+about the machine are added where the training runs (`machine/`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import platform
 import re
-import socket
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from hubqueue.__about__ import __version__
 from hubqueue.destinations.base import (
     Attempt,
     Batch,
@@ -32,6 +27,7 @@ from hubqueue.destinations.base import (
     Scope,
     hide_secrets,
 )
+from hubqueue.destinations.platform.machine.versions import versions
 from hubqueue.domain.redact import hide_key
 
 if TYPE_CHECKING:
@@ -69,7 +65,7 @@ def training_started(model: str, args: Mapping[str, object]) -> dict[str, Any]:
             "trainArgs": {name: hide_key(str(value)) for name, value in arguments.items()},
             "epochs": int(epochs) if isinstance(epochs, int | float) else 0,
             "device": str(args.get("device") or ""),
-            "environment": environment(),
+            "environment": versions(),
         },
     }
 
@@ -179,7 +175,7 @@ def progress_of_tries(tries: int) -> str | None:
     return json.dumps({"tries": tries}) if tries else None
 
 
-# Its content: names as the package makes them, and this machine.
+# Its names, as the package makes them.
 
 
 def slug(text: str) -> str:
@@ -194,17 +190,3 @@ def project_slug(text: str) -> str:
         return slug(re.split(r"[/\\]", text.rstrip("/\\"))[-1])  # a folder, as older versions used `project`
     owner, slash, rest = text.partition("/")
     return f"{owner}/{slug(rest.replace('/', '-'))}" if slash and owner and rest else slug(text.rstrip("/"))
-
-
-def environment() -> dict[str, Any]:
-    """Facts about this machine, without private ones."""
-    found: dict[str, Any] = {
-        "hostname": socket.gethostname(),
-        "os": platform.platform(),
-        "pythonVersion": platform.python_version(),
-        "cpuCount": os.cpu_count() or 0,
-        "hubqueueVersion": __version__,
-    }
-    package = sys.modules.get("ultralytics")
-    version = getattr(package, "__version__", None)
-    return found | ({"ultralyticsVersion": version} if isinstance(version, str) else {})

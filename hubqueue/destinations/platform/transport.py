@@ -39,6 +39,7 @@ class PlatformTransport:
         keys: Callable[[], tuple[str, ...]],
         open_body: Callable[[Snapshot], Blocks],
     ) -> None:
+        self._with_load = getattr(settings, "environment", True)
         self._webhooks, self._storage = Webhooks(settings, keys), Storage(settings)
         self._uploads = Uploads(self._webhooks, self._storage, open_body)
 
@@ -56,7 +57,7 @@ class PlatformTransport:
             case Kind.EVENT | Kind.COMPLETION:
                 return send_event(self._webhooks, batch, attempt)
             case Kind.HEARTBEAT:
-                return send_heartbeat(self._webhooks, batch, attempt)
+                return send_heartbeat(self._webhooks, batch, attempt, with_load=self._with_load)
 
     def check(self) -> Outcome:
         """Ask whether the key is accepted."""

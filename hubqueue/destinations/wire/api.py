@@ -14,7 +14,7 @@ from hubqueue.config.settings import DestinationSettings
 from hubqueue.destinations.base import Attempt, Key
 from hubqueue.destinations.wire.body import Body
 from hubqueue.destinations.wire.endpoint import Endpoint
-from hubqueue.destinations.wire.exchange import Wire, outcome_of_status
+from hubqueue.destinations.wire.exchange import Wire
 from hubqueue.destinations.wire.foreign import is_foreign
 from hubqueue.destinations.wire.message import Request, Response
 from hubqueue.domain.outcome import FOREIGN, Blocked, Outcome, RetryLater, Scope
@@ -40,16 +40,17 @@ class ApiResponse:
 
 
 class Api(Generic[_K]):
-    """The API of one destination. `with_key` gives the headers that carry a key. Safe to use from several threads.
+    """The API of one destination. Safe to use from several threads.
 
-    `keys` are those of `Open`: plain texts for a destination with one secret, else `Key`.
+    `with_key` gives the headers that carry a key; None is for a destination without secrets. `keys` are those of `Open`:
+    plain texts for a destination with one secret, else `Key`.
     """
 
     def __init__(
         self,
         settings: DestinationSettings,
         keys: Callable[[], tuple[_K, ...]],
-        with_key: Callable[[_K], Mapping[str, str]],
+        with_key: Callable[[_K], Mapping[str, str]] | None = None,
     ) -> None:
         self.keys = keys
         self._name, self._with_key = settings.name, with_key
@@ -74,26 +75,31 @@ class Api(Generic[_K]):
 
         `unknown` is the scope that a 404 holds. The caller judges the hub's own responses with a status in `judged`.
         """
-        key = self._key()
-        if not isinstance(key, str):
+        key = self._key() if self._with_key is not None else None
+        if isinstance(key, Outcome):
             return key
-        sent = {**(headers or {}), **self._with_key(key)}
+        sent = {**(headers or {}), **(self._with_key(key) if self._with_key and key else {})}
+        secrets = _parts(key) if key else ()
         if idempotency_key is not None:
             sent["Idempotency-Key"] = idempotency_key
-        response = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=_parts(key))
+        response = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=secrets)
         if not isinstance(response, Response):
             return response
-        outcome = outcome_of_status(response, host=self._wire.host, unknown=unknown, secrets=_parts(key))
-        if isinstance(outcome, Blocked) and response.status in (401, 403):
+        outcome = self._wire.judge(response, unknown=unknown, secrets=secrets)
+        if key and isinstance(outcome, Blocked) and response.status in (401, 403):
             return self._refuse(key, outcome)
         # A page of a gateway with one of these statuses says nothing of the hub's models and files.
         if outcome is not None and (response.status not in judged or is_foreign(response)):
             return outcome
-        return ApiResponse(response.object(), response, key)
+        return ApiResponse(response.object(), response, key or "")
 
     def unexpected(self, response: ApiResponse) -> RetryLater:
         """The outcome of a 2xx that does not prove a delivery, with the beginning of its body."""
-        start = clean(response.http.body.decode("utf-8", "replace"), limit=60, secrets=(response.key,))
+        start = clean(
+            response.http.body.decode("utf-8", "replace"),
+            limit=60,
+            secrets=(response.key,) if response.key else (),
+        )
         shown = f": {start}" if start else ""
         what = f"{self._wire.host} responded {response.status}, but {FOREIGN}"
         return RetryLater(f"{what} (login page or wrong URL?){shown}")

@@ -18,7 +18,7 @@ class Endpoint:
 
     `root` is an http or https address without a slash at its end; paths of requests are appended to it. Connecting takes
     at most `connect_timeout`; in each `stall_window` some byte of a body moves, and at least `stall_rate` bytes per second
-    if that is more than 1; a response is complete within `answer_timeout` of the last byte of its request. `proxy` may carry a password, so no repr
+    if that is more than 1; a response is complete within `answer_timeout` of the last byte of its request. `name` is its destination's, for messages. `proxy` may carry a password, so no repr
     shows it.
     """
 
@@ -29,6 +29,7 @@ class Endpoint:
     stall_rate: int = 1
     proxy: str | None = field(default=None, repr=False)
     ca_bundle: Path | None = None
+    name: str = ""
 
     @classmethod
     def of(cls, settings: DestinationSettings) -> Self:
@@ -41,6 +42,7 @@ class Endpoint:
             stall_rate=settings.stall_rate,
             proxy=settings.proxy,
             ca_bundle=settings.ca_bundle,
+            name=settings.name,
         )
 
     def at(self, root: str) -> Self:

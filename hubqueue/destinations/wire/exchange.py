@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
+import os
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -24,6 +26,7 @@ from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.wire.body import Body, BodyChanged
 from hubqueue.destinations.wire.connections import CURRENT, SLOWEST_DRAIN, WatchedAdapter
 from hubqueue.destinations.wire.endpoint import Endpoint
+from hubqueue.destinations.wire.environment import CERTIFICATE, ENCRYPTION, with_hint
 from hubqueue.destinations.wire.foreign import foreign, is_foreign
 from hubqueue.destinations.wire.framing import MalformedResponse
 from hubqueue.destinations.wire.message import Request, Response
@@ -60,6 +63,20 @@ class Wire:
         self, request: Request, attempt: Attempt, *, secrets: tuple[str, ...] = ()
     ) -> Response | Outcome:
         """Send a request and read its response. A network error is returned as an outcome, not raised."""
+        return with_hint(self._exchange(request, attempt, secrets), self._endpoint, os.environ)
+
+    def close(self) -> None:
+        """Close the connections that are kept alive."""
+        self._adapter.close()
+
+    def judge(
+        self, response: Response, *, unknown: Scope = Scope.RUN, secrets: tuple[str, ...] = ()
+    ) -> Outcome | None:
+        """The outcome of a status, as `outcome_of_status`."""
+        found = outcome_of_status(response, host=self.host, unknown=unknown, secrets=secrets)
+        return with_hint(found, self._endpoint, os.environ)
+
+    def _exchange(self, request: Request, attempt: Attempt, secrets: tuple[str, ...]) -> Response | Outcome:
         endpoint = self._endpoint
         response_timeout = _patient(endpoint.answer_timeout.total_seconds(), attempt.patience)
         watch = Watch(
@@ -97,10 +114,6 @@ class Wire:
         finally:
             WATCHDOG.remove(watch)
             CURRENT.watch = CURRENT.on_start = CURRENT.target = None
-
-    def close(self) -> None:
-        """Close the connections that are kept alive."""
-        self._adapter.close()
 
     def _ended(self, watch: Watch) -> Outcome | None:
         """The outcome if the watch ended the exchange."""
@@ -214,7 +227,7 @@ def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...
     if any(isinstance(each, ssl.SSLCertVerificationError) for each in chain):
         verdict = next(each for each in chain if isinstance(each, ssl.SSLCertVerificationError))
         said = clean(getattr(verdict, "verify_message", "") or str(verdict), secrets=secrets)
-        return Blocked(f"{host}: certificate refused: {said}", Scope.DESTINATION)
+        return Blocked(f"{host}: {CERTIFICATE}: {said}", Scope.DESTINATION)
     contradicted = any(isinstance(each, urllib3.exceptions.InvalidHeader) for each in chain)
     if isinstance(error, _WRONG_SETTING) and not contradicted:
         return Blocked(f"{host}: invalid address or header: {type(error).__name__}", Scope.DESTINATION)
@@ -223,7 +236,8 @@ def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...
             return RetryLater(f"{host}: {each}")
     for kinds, words in _WORDS:
         if any(isinstance(each, kinds) for each in chain):
-            return RetryLater(f"{host}: {words}")
+            refused = next(filter(None, (_TUNNEL.search(str(each)) for each in chain)), None)
+            return RetryLater(f"{host}: {words}" + (f" ({_phrase(int(refused[1]))})" if refused else ""))
     detail = clean(str(chain[-1]), limit=120, secrets=secrets)
     return RetryLater(f"{host}: {type(chain[-1]).__name__}: {detail}")
 
@@ -252,10 +266,18 @@ _WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((ConnectionResetError, BrokenPipeError, ConnectionAbortedError), "connection reset"),
     ((http.client.RemoteDisconnected,), "closed without a response"),
     ((http.client.IncompleteRead, urllib3.exceptions.IncompleteRead), "the response was cut off"),
-    ((exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError), "the encrypted connection failed"),
+    ((exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError), ENCRYPTION),
     ((http.client.HTTPException,), "the response is not HTTP, or was cut off"),
     ((exceptions.ChunkedEncodingError,), "the response was cut off"),
 )
+
+
+# The response of a proxy to CONNECT, as http.client words it.
+_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")
+
+
+def _phrase(status: int) -> str:
+    return f"{status} {http.client.responses.get(status, '')}".strip()
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

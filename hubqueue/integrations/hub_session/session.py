@@ -28,7 +28,7 @@ from hubqueue.integrations.hub_session.account import Account
 from hubqueue.integrations.hub_session.epoch_texts import EpochTexts
 from hubqueue.integrations.hub_session.model import Model
 from hubqueue.producer.leftover import describe
-from hubqueue.producer.metrics import metrics_mapping, numbers_only
+from hubqueue.producer.metrics import metrics_mapping
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run import Run, start_run
 from hubqueue.producer.senders import WorkerMode
@@ -58,7 +58,8 @@ class HUBTrainingSession:
         deadline: float = 60.0,
     ) -> None:
         self._home = Home.locate(home)
-        self._target = _hub(self._home, config, destination)
+        self._target, self._is_settled = _hub(self._home, config, destination)
+        self._destination = destination
         self._options: dict[str, Any] = {"home": home, "config": config, "worker": worker}
         self._identifier, self._deadline = str(identifier), deadline
         self.rate_limits = {"metrics": 3, "ckpt": 900, "heartbeat": 300}
@@ -212,8 +213,7 @@ class HUBTrainingSession:
 
         def save() -> None:
             run = self._started()
-            score = numbers_only({"map": map})[0].get("map") or 0.0
-            run.save_checkpoint(path, epoch=int(epoch), is_best=bool(is_best), map=float(score), final=final)  # type: ignore[arg-type]
+            run.save_checkpoint(path, epoch=epoch, is_best=bool(is_best), map=map, final=final)
             if final:
                 self._wait(run)
 
@@ -272,10 +272,14 @@ class HUBTrainingSession:
         with self._guard:
             if self._run is None or not self._alive:
                 resume = self._run.id if self._run is not None else _inherited_run()
+                if not self._is_settled:
+                    self._target, self._is_settled = _hub(
+                        self._home, self._options["config"], self._destination
+                    )
                 self._run = start_run(
                     self._identifier,
                     args=args,
-                    destination=self._target.name,
+                    destination=self._target.name if self._is_settled else self._destination,
                     resume=resume,
                     **self._options,
                 )
@@ -284,10 +288,7 @@ class HUBTrainingSession:
 
     def _log(self, epoch: int, text: object) -> None:
         def save() -> None:
-            metrics, left_out = numbers_only(metrics_mapping(text))
-            if left_out:
-                _LOG.warning("epoch %s: not a number, skipped: %s", epoch, ", ".join(left_out))
-            self._started().log_metrics(metrics, epoch=int(epoch))
+            self._started().log_metrics(metrics_mapping(text), epoch=epoch)
 
         survive("metrics", save, strict=False)
 
@@ -298,16 +299,21 @@ class HUBTrainingSession:
             _LOG.warning("run %s: %s", run.id, describe(left))
 
 
-def _hub(home: Home, config: str | os.PathLike[str] | None, destination: str | None) -> DestinationSettings:
-    """The destination with this name, else the default one if it is a HUB, else the first HUB of the configuration."""
-    settings = settings_of(home, config, strict=False)
-    chosen = settings.destination(destination)
-    if destination is None and chosen.type != "hub":
+def _hub(
+    home: Home, config: str | os.PathLike[str] | None, destination: str | None
+) -> tuple[DestinationSettings, bool]:
+    """The destination with this name, else the default one if it is a HUB, else the first HUB of the configuration.
+
+    And whether that is settled: the configuration may be unreadable for the moment.
+    """
+    settings, is_settled = settings_of(home, config)
+    chosen = settings.destination(destination if is_settled or destination in settings.destinations else None)
+    if (destination is None or not is_settled) and chosen.type != "hub":
         chosen = next((each for each in settings.destinations.values() if each.type == "hub"), chosen)
     if chosen.type != "hub":
         hint = "name one of type hub, or use hubqueue.start_run, which serves every type"
         raise ConfigError((f"destination {chosen.name} is of type {chosen.type}, not hub",), hint=hint)
-    return chosen
+    return chosen, is_settled
 
 
 def _inherited_run() -> str | None:

@@ -6,7 +6,7 @@
 
 Promises: every epoch's metrics, the newest and the best checkpoint, and the final one are on disk when their callback
 returns. No error in here reaches the training. A resumed training continues the same run; a training that fails or is
-interrupted marks its run as failed. The package's own callbacks for the same kind of hub are removed from this
+interrupted marks its run as failed, one that exits with code 0 has finished. The package's own callbacks for the same kind of hub are removed from this
 training, so that nothing is sent twice. Only the main process of a training sends.
 """
 
@@ -30,11 +30,13 @@ from hubqueue.domain.errors import InvalidModel
 from hubqueue.integrations.cadence import Cadence
 from hubqueue.integrations.ultralytics import trainer_facts as facts
 from hubqueue.integrations.ultralytics.console_lines import ConsoleLines
-from hubqueue.producer.metrics import numbers_only
+from hubqueue.integrations.ultralytics.end_facts import results
+from hubqueue.producer.called_with import Departure, departure
+from hubqueue.producer.metrics import Lenient
 from hubqueue.producer.run import Run, start_run
 from hubqueue.producer.survival import settings_of
 
-# Seconds that a failed training waits at most: long enough to record its end beside a busy worker.
+# Seconds that a training waits at most that ends early: long enough to record its end beside a busy worker.
 _TO_FAIL = 2.0
 _LOG = logging.getLogger("hubqueue")
 # Seconds between checks, during an epoch, whether the hub has asked the training to stop.
@@ -78,12 +80,13 @@ class Attachment:
         # A weak reference, because a finished trainer holds GPU memory.
         self._trainer: Callable[[], Any] = lambda: None
         self._name_of_run = ""
+        self._lenient = Lenient()
         self._in_epoch, self._last_epoch = False, -1
         self._unsaved: tuple[Path, int, bool] | None = None
         self._console = console
         self._lines: ConsoleLines | None = None
         self._cadences = {"last": Cadence(), "best": Cadence()}
-        self._check_at = 0.0
+        self._check_at, self._batches = 0.0, 0
 
     def hook(self, event: str) -> Callable[[Any], None]:
         """The callback for an event. It acts only in the main process and never raises."""
@@ -100,14 +103,14 @@ class Attachment:
         return callback
 
     def guarding(self, train: Callable[..., Any]) -> Callable[..., Any]:
-        """`train`, wrapped to mark the run as failed when it raises or is interrupted."""
+        """`train`, wrapped to end the run when it raises, exits or is interrupted."""
 
         @functools.wraps(train)
         def guarded(*args: Any, **kwargs: Any) -> Any:
             try:
                 result = train(*args, **kwargs)
             except BaseException as error:
-                self._fail(type(error).__name__)
+                self._leave(departure(error))
                 raise
             if self._trainer() is None and _is_main_process():
                 hint = "on several GPUs start the script with torchrun, with attach in it"
@@ -128,13 +131,16 @@ class Attachment:
 
     def on_train_epoch_start(self, trainer: Any) -> None:
         self._begin(trainer)
-        self._in_epoch = True
+        self._in_epoch, self._batches = True, 0
 
     def on_train_batch_end(self, trainer: Any) -> None:
+        self._batches += 1
         now = time.monotonic()
         if now >= self._check_at:
             self._check_at = now + _CHECK
             self._stop_if_cancelled(trainer)
+            if self._lines is not None:
+                self._lines.show(facts.progress(trainer, self._batches))
 
     def on_model_save(self, trainer: Any) -> None:
         is_best = trainer.best_fitness == trainer.fitness
@@ -150,9 +156,8 @@ class Attachment:
         # The validation of the best model after the last epoch also calls this, in some versions with the number of
         # that epoch. It is logged as a separate epoch after the last one.
         epoch = int(trainer.epoch) if self._in_epoch else self._last_epoch + 1
-        metrics, left_out = numbers_only(facts.metrics(trainer, self._declared, first=epoch == 0))
-        if left_out:
-            _LOG.warning("epoch %d: not a number, skipped: %s", epoch, ", ".join(left_out))
+        # Also with `strict`: the user of a trainer cannot change what it logs.
+        metrics = self._lenient.kept(facts.metrics(trainer, self._declared, first=epoch == 0))
         self.run.log_metrics(metrics, epoch=epoch)
         self._in_epoch, self._last_epoch = False, epoch
         self._write_record(trainer)
@@ -170,14 +175,15 @@ class Attachment:
             )
         self._unsaved = None
         self._forward_console(None)
-        self.run.finish(timeout=self._timeout, results=facts.results(trainer))
+        end = results(trainer) if self._declared.completion is not None else None
+        self.run.finish(timeout=self._timeout, results=end)
         self._write_record(trainer)
         self.run = None
 
     def _begin(self, trainer: Any) -> None:
         if trainer is self._trainer():
             return
-        self._fail()  # an earlier training that did not reach its end
+        self._leave(Departure("failed"))  # an earlier training that did not reach its end
         self._trainer = weakref.ref(trainer)
         if facts.spawns_processes(trainer):
             hint = "start the script with torchrun, with attach in it"
@@ -191,6 +197,7 @@ class Attachment:
             self.run = start_run(known.get("remote_id") or name, args=args, **options)
         except InvalidModel:
             self.run = start_run(facts.as_file(name), args=args, **options)
+        self._lenient = Lenient()
         self._in_epoch, self._last_epoch = False, int(getattr(trainer, "start_epoch", 0) or 0) - 1
         self._name_of_run = name
         if self._console:
@@ -230,7 +237,8 @@ class Attachment:
                 trainer, {"run": self.run.id, "model": self._name_of_run, "remote_id": self.run.remote_id}
             )
 
-    def _fail(self, error: str | None = None) -> None:
+    def _leave(self, how: Departure) -> None:
+        """End the run of a training that did not reach its last callback."""
         self._forward_console(None)
         run, self.run = self.run, None
         if run is None:
@@ -239,9 +247,10 @@ class Attachment:
             if self._unsaved is not None and self._unsaved[0].is_file():
                 path, epoch, best = self._unsaved
                 run.save_checkpoint(path, epoch=epoch, is_best=best)
-            run.finish(timeout=min(self._timeout, _TO_FAIL), status="failed", error=error)
+            timeout = min(self._timeout, how.timeout, _TO_FAIL)
+            run.finish(timeout=timeout, status=how.status, error=how.error)
         except Exception:
-            _LOG.exception("run %s could not be marked as failed", run.id)
+            _LOG.exception("run %s could not be marked as %s", run.id, how.status)
         finally:
             self._unsaved = None
 
@@ -254,6 +263,6 @@ def _is_main_process() -> bool:
 def _declared(options: Mapping[str, Any]) -> Destination:
     config = options.get("config")
     home = Home.locate(options.get("home"))
-    settings = settings_of(home, config or None, strict=bool(options.get("strict")))
+    settings, _ = settings_of(home, config or None, strict=bool(options.get("strict")))
     target = choose(settings, Credentials(home.credentials, os.environ), options.get("destination"))
     return declaration(target.type)

@@ -92,18 +92,15 @@ def retire(trainer: Any, declared: Destination, events: Iterable[str]) -> None:
         found[:] = [callback for callback in found if getattr(callback, "__module__", "") != module]
 
 
-def results(trainer: Any) -> dict[str, object]:
-    """The results of a finished training: metrics with the fitness, the best epoch (0-based), the class names."""
-    validator = getattr(trainer, "validator", None)
-    names = getattr(validator, "names", None) or (getattr(trainer, "data", None) or {}).get("names")
-    # `stopper.best_epoch` counts from 1 in the package.
-    best = getattr(getattr(trainer, "stopper", None), "best_epoch", trainer.epoch + 1)
-    return {
-        "metrics": {**(trainer.metrics or {}), "fitness": getattr(trainer, "fitness", None)},
-        "bestEpoch": max(0, int(best) - 1),
-        "bestFitness": getattr(trainer, "best_fitness", None),
-        "classNames": list(names.values()) if isinstance(names, Mapping) else list(names or ()) or None,
-    }
+def progress(trainer: Any, batches: int) -> dict[str, str]:
+    """The progress of a training after some batches of its epoch, as the text of a bar by its name."""
+    epoch, epochs = int(trainer.epoch) + 1, int(trainer.epochs)
+    try:
+        total = len(trainer.train_loader)
+    except (AttributeError, TypeError):  # a loader without a length
+        return {"training": f"epoch {epoch}/{epochs}: {batches} batches"}
+    percent = round(100 * batches / total) if total else 100
+    return {"training": f"epoch {epoch}/{epochs}: {percent}% {batches}/{total} batches"}
 
 
 def read_record(trainer: Any, declared: Destination) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from hubqueue.domain.errors import OutboxDamaged, OutboxUnavailable
+from hubqueue.domain.errors import OutboxDamaged, OutboxLocked, OutboxUnavailable
 from hubqueue.outbox.database import sqlite
 from hubqueue.outbox.database.schema import DamagedNumber
 
@@ -26,6 +26,9 @@ def translate(error: BaseException, where: object, *, in_file: bool) -> NoReturn
         raise OutboxDamaged(f"{where} is damaged: {cause}", hint=sqlite.SET_ASIDE) from error
     if _refuses_the_values(cause, in_file=in_file):
         raise error
+    if in_file and sqlite.is_busy(cause):
+        hint = "another program holds its lock: look for a stopped process, or a sqlite3 shell"
+        raise OutboxLocked(f"the outbox {where} cannot be used: {cause}", hint=hint) from error
     hint = "hubqueue check finds out why"
     if sqlite.is_full(cause):
         hint = "free some space; nothing that was enqueued is lost"

@@ -17,8 +17,10 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from hubqueue.domain.errors import OutboxDamaged, OutboxTooNew
+from hubqueue.outbox.database.patience import seconds_for, waited
 from hubqueue.outbox.database.schema import APPLICATION_ID, REVISION
-from hubqueue.outbox.database.sqlite import SET_ASIDE
+from hubqueue.outbox.database.sqlite import SET_ASIDE, is_busy
+from hubqueue.outbox.locks import PATIENCE, Lock, stayed_locked
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -33,12 +35,28 @@ def current_revision(connection: Connection) -> str | None:
     """The revision in the database, None where there is no schema yet."""
     try:
         return connection.execute(_CURRENT).scalar()
-    except DBAPIError:
+    except DBAPIError as error:
+        if is_busy(error.orig or error):
+            raise
         connection.rollback()
         if not inspect(connection).has_table("alembic_version"):
             return None
         # Another process may have created it since the first SELECT. If it is damaged, this SELECT fails as well.
         return connection.execute(_CURRENT).scalar()
+
+
+@contextmanager
+def lock_of(path: Path) -> Iterator[None]:
+    """Hold the lock of the migrations of one home. Raises `OutboxLocked`."""
+    lock = Lock(path)
+    is_taken = lock.acquire(seconds_for(path, PATIENCE))
+    waited(path, in_vain=not is_taken)
+    if not is_taken:
+        raise stayed_locked(path)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def upgrade(connection: Connection) -> None:
@@ -74,7 +92,8 @@ def _upgrade(connection: Connection) -> None:
     from alembic.script import ScriptDirectory
 
     config = _config(connection)
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    scripts = ScriptDirectory.from_config(config)
+    known = {script.revision for script in scripts.walk_revisions()}
     if found is not None and not _REVISION.fullmatch(found):
         raise OutboxDamaged("the revision of the outbox cannot be read", hint=SET_ASIDE)
     if found is not None and found not in known:
@@ -82,8 +101,12 @@ def _upgrade(connection: Connection) -> None:
             f"the outbox has revision {found}, this hubqueue knows up to {REVISION}",
             hint="a newer hubqueue wrote it; upgrade this one as you installed it",
         )
-    command.upgrade(config, "head")
-    connection.commit()
+    # Each revision in a transaction of its own: one that waits for a table must not hold the lock of another one, for which
+    # a process of an older revision may be waiting. Nobody waits for a new outbox.
+    newer = [script.revision for script in scripts.iterate_revisions("head", found)]
+    for revision in ["head"] if found is None else reversed(newer):
+        command.upgrade(config, revision)
+        connection.commit()
 
 
 def _config(connection: Connection) -> Config:

@@ -39,7 +39,7 @@ from sqlalchemy import (
 from hubqueue.domain.lifecycle import RunState, State
 
 # The newest revision in migrations/versions; a test keeps the two together.
-REVISION = "0006"
+REVISION = "0007"
 # Says whose database this is ("hubq" in ASCII), so that another program's file is never touched.
 APPLICATION_ID = 0x68756271
 
@@ -233,6 +233,7 @@ _WAITING = text("state = 'pending'")
 _TRIED = text("state = 'pending' AND batch IS NOT NULL")
 _SETTLED = text("state IN ('delivered', 'superseded', 'cancelled')")
 _DEAD = text("state = 'dead'")
+_DELIVERED = text("state = 'delivered'")
 
 entries = Table(
     "entries",
@@ -272,6 +273,8 @@ entries = Table(
     ),
     Index("entries_tried", "lane_id", "batch", sqlite_where=_TRIED),
     Index("entries_settled", "settled_at", sqlite_where=_SETTLED),
+    # Finds what the hub has under a key. A settle pays for it, not an enqueue.
+    Index("entries_delivered", "lane_id", "rank", "id", sqlite_where=_DELIVERED),
     Index("entries_dead", "lane_id", "key", sqlite_where=_DEAD),
     Index(
         "entries_snapshot",

@@ -14,6 +14,7 @@ import os
 import re
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -89,7 +90,8 @@ def prepare_file(path: Path, driver: ModuleType, *, create: bool) -> None:
                 pass  # another process was faster, and created it the same way
             else:
                 if hasattr(os, "fchmod"):
-                    os.fchmod(descriptor, 0o600)
+                    with suppress(OSError):  # some file systems cannot, and 0600 is what it was made with
+                        os.fchmod(descriptor, 0o600)
                 os.close(descriptor)
         with os.fdopen(open_plain(path, os.O_RDONLY), "rb") as file:
             head = file.read(100)
@@ -235,6 +237,11 @@ def _patiently(connection: Any, statement: str, patience: float, turns: Turns | 
 def error_name(error: BaseException) -> str:
     """SQLite's name of a DB-API error, such as SQLITE_BUSY; empty for anything else."""
     return str(getattr(error, "sqlite_errorname", None) or "")
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether the error says that another connection held a lock for too long."""
+    return error_name(error) in _BUSY
 
 
 def is_damage(error: BaseException) -> bool:

@@ -20,11 +20,11 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from hubqueue.domain.errors import ConfigError, OutboxError, OutboxUnavailable
+from hubqueue.domain.errors import ConfigError, OutboxError, OutboxLocked, OutboxUnavailable
 from hubqueue.outbox.database import forks, sqlite
 from hubqueue.outbox.database.address import Address
 from hubqueue.outbox.database.errors import translate
-from hubqueue.outbox.database.patience import alone, limit
+from hubqueue.outbox.database.patience import alone, seconds_for, waited
 from hubqueue.outbox.database.schema import DamagedNumber
 from hubqueue.outbox.database.turns import Turns
 
@@ -107,6 +107,7 @@ class Transactions:
                 handle = driven(connection)
                 try:
                     sqlite.begin_immediate(handle, patience=self._patience_now(), turns=self._turns)
+                    waited((self.path, False), in_vain=False)
                     yield connection
                     committing = True
                     handle.commit()
@@ -132,9 +133,10 @@ class Transactions:
                     connection.invalidate()
                     raise
             return
-        with alone(self._reading_lock), self._translated():
+        with alone(self._reading_lock), self._translated(reading=True):
             try:
                 yield self._held(reading=True)
+                waited((self.path, True), in_vain=False)
             except self._errors:
                 self._drop(reading=True)
                 raise
@@ -171,18 +173,18 @@ class Transactions:
         return engine
 
     def _on_connect(self, connection: Any, _record: object) -> None:
-        patience = self._patience_now()
+        timeout = min(self._patience_now(), self._patience_now(reading=True))
         sqlite.configure(
-            connection, journal=self._journal, synchronous=self._synchronous, busy_timeout=patience
+            connection, journal=self._journal, synchronous=self._synchronous, busy_timeout=timeout
         )
 
     def _on_begin(self, connection: Connection) -> None:
         if not connection.get_execution_options().get(_HELD):
             sqlite.begin_immediate(driven(connection), patience=self._patience_now(), turns=self._turns)
 
-    def _patience_now(self) -> float:
-        least = limit()
-        return self._patience if least is None else min(self._patience, least)
+    def _patience_now(self, *, reading: bool = False) -> float:
+        # No training waits for a worker: it can wait long each time.
+        return self._patience if self._courtesy else seconds_for((self.path, reading), self._patience)
 
     def _held(self, *, reading: bool) -> Connection:
         assert self.path is not None
@@ -194,7 +196,7 @@ class Transactions:
             self._connections[reading] = connection
         held = self._connections[reading]
         # A write waits in `sqlite.begin_immediate` only: SQLite's busy handler is not fair.
-        timeout = self._patience_now() if reading or self._journal != "wal" else 0.0
+        timeout = self._patience_now(reading=reading) if reading or self._journal != "wal" else 0.0
         if self._busy_timeouts.get(reading) != timeout:
             driven(held).execute(f"PRAGMA busy_timeout = {int(timeout * 1000)}")
             self._busy_timeouts[reading] = timeout
@@ -239,19 +241,21 @@ class Transactions:
         self._arm()
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, *, reading: bool = False) -> Iterator[None]:
         """Raise database errors as hubqueue's own."""
         try:
             yield
         except self._foreign as error:
-            self._translate(error)
+            self._translate(error, reading=reading)
 
-    def _translate(self, error: BaseException, *, unsure: bool = False) -> NoReturn:
+    def _translate(self, error: BaseException, *, unsure: bool = False, reading: bool = False) -> NoReturn:
         self._address.scrub(error)
         try:
             translate(error, self.path or self._address.shown, in_file=self.path is not None)
         except OutboxError as translated:
             translated.unsure = unsure
+            if isinstance(translated, OutboxLocked):
+                waited((self.path, reading), in_vain=True)
             raise
 
 

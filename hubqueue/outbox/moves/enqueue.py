@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -30,22 +30,27 @@ from sqlalchemy import (
 )
 
 from hubqueue.domain.entry import Draft, Kind
-from hubqueue.domain.lifecycle import State
+from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.domain.plain import checksum
 from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.prepared import Prepared, microseconds
-from hubqueue.outbox.database.schema import attempts, entries, lanes
+from hubqueue.outbox.database.schema import attempts, entries, lanes, runs
+from hubqueue.outbox.moves import merging
 from hubqueue.outbox.moves.readiness import WAITING
 
-_LONG_TEXT = 500
+_OUTDATED = "a newer one was enqueued"
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What a move did: how many entries, and the snapshots that are no longer needed."""
+    """What a move did: how many entries, and the snapshots that are no longer needed.
+
+    `ended` is the state of the run where something was enqueued although the run had ended.
+    """
 
     count: int
     snapshots: tuple[str, ...] = ()
+    ended: str | None = None
 
 
 class Entries:
@@ -54,26 +59,35 @@ class Entries:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def enqueue(self, run_id: str, draft: Draft) -> tuple[int, Moved]:
+    def enqueue(self, run_id: str, draft: Draft, *, alive: bool = False) -> tuple[int, Moved]:
         """Save a draft; the new entry's id and what it superseded. Durable when this returns.
 
         Entries with the same key (or one the draft replaces) that still wait are superseded. One in flight is
-        left to finish, and the new entry follows it.
+        left to finish, and the new entry follows it. A draft that merges also gets the values of the newest entry with its
+        key, waiting, in flight or delivered. `alive` says that a process of the run saves it: a run that has ended is
+        running again then.
         """
         with self.database.write() as tx:
-            return self.put(tx, run_id, draft)
+            entry_id, moved = self.put(tx, run_id, draft)
+            if alive and moved.ended:
+                self.continue_run(tx, run_id, moved.ended)
+            return entry_id, moved
 
-    def put(self, tx: Connection, run_id: str, draft: Draft) -> tuple[int, Moved]:
-        """`enqueue` inside the transaction of the caller."""
+    def put(self, tx: Connection, run_id: str, draft: Draft, *, supersedes: bool = True) -> tuple[int, Moved]:
+        """`enqueue` inside the transaction of the caller. Without `supersedes`, what waits is sent before it."""
         snapshot = draft.snapshot
         now = microseconds(self.database.now())
         size, (lowest, highest) = draft.size, draft.ranks
         same = {"same_key": draft.key, "lowest": lowest, "highest": highest}
         lane = {"run": run_id, "of_kind": str(draft.kind), "more": size, **same}
-        ((lane_id, waits),) = _ADD_TO_LANE.run(tx, lane)
-        # PostgreSQL evaluates `waits` before it waits for the lane, and misses what was enqueued in that time.
-        is_first = tx.dialect.name == "sqlite" and not waits
-        keys = [*([] if is_first else [draft.key]), *draft.replaces]
+        ((lane_id, waits, of_run, *had),) = (_ADD_AND_LOOK if draft.merges else _ADD_TO_LANE).run(tx, lane)
+        # PostgreSQL evaluates these before it waits for the lane, and misses what was enqueued in that time.
+        unsure = tx.dialect.name != "sqlite"
+        if draft.merges and (unsure or waits or had[0]):
+            draft = merging.merged(tx, lane_id, draft)
+            tally(tx, lane_id, bytes=draft.size - size)
+            size = draft.size
+        keys = [*([draft.key] if waits or unsure else []), *draft.replaces] if supersedes else []
         superseded = self._supersede(tx, lane_id, keys, draft.ranks, now) if keys else Moved(0)
         row = {
             "lane_id": lane_id,
@@ -91,7 +105,18 @@ class Entries:
             "snapshot_sha256": snapshot and snapshot.sha256,
         }
         ((entry_id,),) = _INSERT.run(tx, row)
-        return entry_id, superseded
+        return entry_id, superseded if of_run == RunState.RUNNING else replace(superseded, ended=of_run)
+
+    def continue_run(self, tx: Connection, run_id: str, ended: str) -> bool:
+        """Make a run that had `ended` running again, because a process of it lives; its end is not sent any more."""
+        again = and_(runs.c.id == run_id, runs.c.state == ended)
+        if (
+            tx.execute(update(runs).where(again).values(state=RunState.RUNNING, finished_at=None)).rowcount
+            == 0
+        ):
+            return False
+        self.outdate(tx, run_id, Kind.COMPLETION, taken_back(ended))
+        return True
 
     def outdate(self, tx: Connection, run_id: str, kind: Kind, reason: str) -> Moved:
         """Supersede what waits in a lane, because something newer makes it wrong."""
@@ -121,7 +146,7 @@ class Entries:
         """Bring dead entries back (all of them when `ids` is None). Returns what is pending again, and what was superseded.
 
         A dead entry with the same key as a newer one is superseded instead: an older value never overwrites a
-        newer one at the hub.
+        newer one at the hub. If it merges and has names that the newer one lacks, a new entry has the values of both.
         """
         which = literal(True) if ids is None else entries.c.id.in_(ids)
         newer = entries.alias("newer")
@@ -134,19 +159,11 @@ class Entries:
         with self.database.write() as tx:
             dead = select(entries.c.lane_id).where(entries.c.state == State.DEAD, which)
             hold(tx, lanes.c.id.in_(dead))
-            superseded = self._retire(
-                tx, [State.DEAD], State.SUPERSEDED, and_(which, outdated), "a newer one was enqueued"
-            )
-            move = (
-                update(entries)
-                .where(entries.c.state == State.DEAD, which)
-                .values(state=State.PENDING, attempts=0, batch=None, settled_at=None)
-                .returning(entries.c.lane_id, entries.c.size)
-            )
-            back = tx.execute(move).all()
-            for lane_id, (count, size) in _by_lane(back).items():
-                tally(tx, lane_id, dead=-count, pending=count, bytes=size)
-            return Moved(len(back)), superseded
+            joined, replaced = self._redrive_repeated(tx, which)
+            over = and_(which, outdated)
+            superseded = self._retire(tx, [State.DEAD], State.SUPERSEDED, over, _OUTDATED)
+            back = self._revive(tx, which)
+            return Moved(back + joined), Moved(superseded.count + replaced, superseded.snapshots)
 
     def prune(self, *, settled_before: datetime, ended_before: datetime, limit: int = 1000) -> int:
         """Delete up to `limit` finished entries and attempts older than the given moments. Returns how many.
@@ -174,6 +191,36 @@ class Entries:
         )
         with self.database.read() as connection:
             return frozenset(name for (name,) in connection.execute(query) if name)
+
+    def _redrive_repeated(self, tx: Connection, which: ColumnElement[bool]) -> tuple[int, int]:
+        """Redrive the dead entries that merge and whose key has other values: how many are sent again, and how many not."""
+        joined = replaced = 0
+        for dead in merging.repeated(tx, which):
+            this, how = entries.c.id == dead.id, merging.again(tx, dead)
+            if how is True:
+                self._revive(tx, this)
+            elif how is False:
+                replaced += 1
+                self._retire(tx, [State.DEAD], State.SUPERSEDED, this, _OUTDATED)
+            else:
+                # The hub may refuse the dead one's values again, so what waits without them is sent first.
+                entry_id, _ = self.put(tx, dead.run_id, how, supersedes=False)
+                self._retire(tx, [State.DEAD], State.SUPERSEDED, this, f"sent again in entry {entry_id}")
+            joined += how is not False
+        return joined, replaced
+
+    def _revive(self, tx: Connection, which: ColumnElement[bool]) -> int:
+        """Dead → pending. Returns how many."""
+        move = (
+            update(entries)
+            .where(entries.c.state == State.DEAD, which)
+            .values(state=State.PENDING, attempts=0, batch=None, settled_at=None)
+            .returning(entries.c.lane_id, entries.c.size)
+        )
+        back = tx.execute(move).all()
+        for lane_id, (count, size) in _by_lane(back).items():
+            tally(tx, lane_id, dead=-count, pending=count, bytes=size)
+        return len(back)
 
     def _supersede(
         self, tx: Connection, lane_id: int, keys: Collection[str], ranks: tuple[int, int], now: int
@@ -207,6 +254,11 @@ class Entries:
         return Moved(count, tuple(snapshots))
 
 
+def taken_back(ended: str) -> str:
+    """Why an end is not sent that another process of the run had set. `Stats.taken_back` looks for it."""
+    return f"the run continues; another process had set it to {ended}"
+
+
 def hold(tx: Connection, which: ColumnElement[bool]) -> None:
     """Lock several lanes first, ordered by id, as a move of one lane does: in another order, PostgreSQL would deadlock."""
     tx.execute(select(lanes.c.id).where(which).order_by(lanes.c.id).with_for_update()).all()
@@ -238,7 +290,7 @@ def superseding(*which: ColumnElement[bool]) -> Prepared:
     values = {
         "state": literal_column(f"'{State.SUPERSEDED}'"),
         "settled_at": bindparam("at", type_=entries.c.settled_at.type),
-        "reason": literal_column("'a newer one was enqueued'"),
+        "reason": literal_column(f"'{_OUTDATED}'"),
     }
     moved = update(entries).where(*which).values(values)
     return Prepared(moved.returning(entries.c.size, entries.c.snapshot))
@@ -257,6 +309,7 @@ def _by_lane(rows: Iterable[Row[tuple[int, int]]]) -> dict[int, tuple[int, int]]
 _FINISHED = (State.DELIVERED, State.SUPERSEDED, State.CANCELLED)
 _IS_SETTLED = entries.c.state.in_([literal_column(f"'{state}'") for state in _FINISHED])
 _COUNTERS = ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled", "bytes")
+
 _NO_CHANGE = {f"n_{name}": 0 for name in _COUNTERS}
 
 # Statements of the training thread.
@@ -265,10 +318,11 @@ _NO_CHANGE = {f"n_{name}": 0 for name in _COUNTERS}
 _SAME_KEY = and_(
     entries.c.key == bindparam("same_key"),
     entries.c.rank.between(bindparam("lowest"), bindparam("highest")),
-    WAITING,
 )
+# A literal, because SQLAlchemy omits the table here, and `id` would be that of the entry.
+_OF_THE_LANE = entries.c.lane_id == literal_column("lanes.id")
 # The lane is locked first, as in a claim: on PostgreSQL the two would otherwise deadlock.
-_ADD_TO_LANE = Prepared(
+_ADDED = (
     update(lanes)
     .where(lanes.c.run_id == bindparam("run"), lanes.c.kind == bindparam("of_kind"))
     .values(
@@ -278,10 +332,13 @@ _ADD_TO_LANE = Prepared(
     )
     .returning(
         lanes.c.id,
-        # A literal, because SQLAlchemy omits the table here, and `id` would be that of the entry.
-        exists().where(entries.c.lane_id == literal_column("lanes.id"), _SAME_KEY),
+        exists().where(_OF_THE_LANE, _SAME_KEY, WAITING),
+        select(runs.c.state).where(runs.c.id == literal_column("lanes.run_id")).scalar_subquery(),
     )
 )
+_ADD_TO_LANE = Prepared(_ADDED)
+_ADD_AND_LOOK = Prepared(_ADDED.returning(exists().where(_OF_THE_LANE, _SAME_KEY, merging.IS_DELIVERED)))
+
 _INSERTED = (
     *("lane_id", "key", "rank", "state", "payload", "size", "final", "enqueued_at", "checksum"),
     *("snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256"),
@@ -297,4 +354,4 @@ _IN_FLIGHT = exists().where(
     lanes.c.lease_until > bindparam("now", type_=lanes.c.lease_until.type),
     lanes.c.lease_token == entries.c.claim_token,
 )
-_SUPERSEDE = superseding(entries.c.lane_id == bindparam("lane"), _SAME_KEY, ~_IN_FLIGHT)
+_SUPERSEDE = superseding(entries.c.lane_id == bindparam("lane"), _SAME_KEY, WAITING, ~_IN_FLIGHT)

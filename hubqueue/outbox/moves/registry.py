@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Update, and_, delete, insert, or_, select, update
@@ -97,27 +98,45 @@ class Registry:
             return True
 
     def revive(self, run_id: str) -> None:
-        """Mark an interrupted run as running again: its process lives and holds the lock of the run."""
+        """Mark an interrupted run as running again: its process lives and holds a lock of the run."""
         with self.database.write() as tx:
-            interrupted = and_(runs.c.id == run_id, runs.c.state == RunState.INTERRUPTED)
-            if tx.execute(_again(run_id).where(interrupted)).rowcount:
-                self._entries.outdate(tx, run_id, Kind.COMPLETION, "the run continues")
+            self._entries.continue_run(tx, run_id, RunState.INTERRUPTED)
 
-    def end_run(self, run_id: str, state: RunState, *, completion: Draft | None = None) -> bool:
-        """Record how a run ended, as its script reports or the janitor finds; False when it had ended already.
+    def end_run(
+        self,
+        run_id: str,
+        state: RunState,
+        *,
+        completion: Draft | None = None,
+        over: Collection[RunState] = (RunState.RUNNING,),
+        wait: timedelta = timedelta(0),
+    ) -> bool:
+        """Record how a run ended; False, and nothing is changed, unless its state is one of `over`.
 
-        `completion` is what the hub expects about the end, saved in the same transaction.
+        `completion` is what the hub expects about the end, saved in the same transaction. It replaces an end that was
+        not sent yet, and is not sent before `wait` is over.
         """
         with self.database.write() as tx:
-            running = and_(runs.c.id == run_id, runs.c.state == RunState.RUNNING)
-            ended = update(runs).where(running).values(state=state, finished_at=self.database.now())
-            if tx.execute(ended).rowcount == 0:
+            now = self.database.now()
+            which = and_(runs.c.id == run_id, runs.c.state.in_(over))
+            if tx.execute(update(runs).where(which).values(state=state, finished_at=now)).rowcount == 0:
                 return False
             if completion is not None:
                 # A newer version of a destination may expect an end that its older runs have no lane for.
                 _add_lanes(tx, run_id, [completion.kind])
+                self._entries.outdate(tx, run_id, completion.kind, f"replaced: the run is {state}")
                 self._entries.put(tx, run_id, completion)
+                lane = and_(lanes.c.run_id == run_id, lanes.c.kind == completion.kind)
+                tx.execute(update(lanes).where(lane).values(retry_at=now + wait if wait else EPOCH))
             return True
+
+    def end_wait(self, run_id: str) -> None:
+        """Let the end of a run be sent now: there is no other process to wait for."""
+        with self.database.write() as tx:
+            lane = and_(
+                lanes.c.run_id == run_id, lanes.c.kind == Kind.COMPLETION, lanes.c.failures == 0, OWING
+            )
+            tx.execute(update(lanes).where(lane).values(retry_at=EPOCH))
 
     def note_unsaved(self, run_id: str, count: int, why: str) -> None:
         """Record that `count` more metrics and checkpoints of a run could not be saved, and the reason for the last one."""

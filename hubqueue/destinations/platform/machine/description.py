@@ -1,0 +1,43 @@
+"""Adds to a start the facts about its machine, and to each epoch the load of the machine when it was logged.
+
+The load is measured in the training, not when the epoch is sent: that may be hours later. It is stored in the entry of
+the epoch under a name that no metric has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+from hubqueue.config.settings import DestinationSettings
+from hubqueue.destinations.platform.machine.environment import environment
+from hubqueue.destinations.platform.machine.sampler import Sampler
+from hubqueue.destinations.platform.settings import PlatformSettings
+from hubqueue.domain.entry import Draft, Kind
+
+SYSTEM = "@system"
+"""The name of the load in the payload of an epoch. Its value is an object, so it is never a metric."""
+
+
+def describe(settings: DestinationSettings, args: Mapping[str, object]) -> Callable[[Draft], Draft]:
+    """What completes the drafts of a training that starts now in this process. `args` are its arguments, not masked.
+
+    The facts are read once, now: a start that is drafted again is the same.
+    """
+    if isinstance(settings, PlatformSettings) and not settings.environment:
+        return lambda draft: draft
+    sampler = Sampler(args.get("device"))
+    facts, at_start = environment(args), sampler.sample()
+
+    def completed(draft: Draft) -> Draft:
+        if draft.kind is Kind.REGISTRATION:
+            payload = json.loads(draft.payload)
+            payload["data"] |= {"environment": facts, "system": at_start}
+        elif draft.kind is Kind.METRICS:
+            payload = json.loads(draft.payload)
+            payload.setdefault(SYSTEM, sampler.sample())
+        else:
+            return draft
+        return draft._replace(payload=json.dumps(payload, allow_nan=False))
+
+    return completed

@@ -1,0 +1,90 @@
+"""What a run is started with: the arguments of `start_run`, read with the settings of its home.
+
+If the settings cannot be read for a reason that may pass (an I/O error, no permission, too many open files, no home), the
+destination and the place of the outbox are unknown: with the default settings, entries would go to another address. So a
+preliminary start stands in. What is logged is kept in memory, and the settings are read again until they can be.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hubqueue.config.choice import choose
+from hubqueue.config.credentials import Credentials
+from hubqueue.config.home import Home
+from hubqueue.config.known_keys import without_keys
+from hubqueue.config.reader import Config, DestinationSettings, parse
+from hubqueue.config.registry import declaration
+from hubqueue.domain.entry import Draft
+from hubqueue.domain.errors import ConfigError, InvalidModel, OutboxUnavailable
+from hubqueue.domain.identifier import Identifier
+from hubqueue.producer.intake import describing
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run is started with. `named` identifies its model, `resume` the run to continue (an id, or "last").
+
+    `described` completes its drafts with facts about the machine.
+    `again` is set in a preliminary start: it reads the settings again and returns the actual start. It raises
+    `OutboxUnavailable` as long as they cannot be read, and `ConfigError` and `InvalidModel` for what they turn out to be.
+    With `is_joined` this process only saves to a run of another process, `resume`, and does not end it.
+    """
+
+    home: Home
+    config: Config
+    destination: DestinationSettings
+    named: Identifier
+    args: Mapping[str, object]
+    resume: str | None = None
+    described: Callable[[Draft], Draft] = lambda draft: draft
+    again: Callable[[], Start] | None = None
+    is_joined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The arguments of `start_run`, checked, but not read with any settings yet."""
+
+    home: Home
+    config: str | os.PathLike[str] | None
+    model: str
+    args: Mapping[str, object]
+    destination: str | None
+    resume: str | None
+
+    def start(self, *, strict: bool) -> Start:
+        """The start, preliminary if the settings cannot be read. With `strict` that is raised: `OutboxUnavailable`.
+
+        Raises `ConfigError` and `InvalidModel` for errors that only the caller can fix.
+        """
+        try:
+            return self._read()
+        except OutboxUnavailable:
+            if strict:
+                raise
+        try:
+            settings = parse("", os.environ, source="the environment")
+            return replace(self._with(settings, self.destination), again=self._read)
+        except (ConfigError, InvalidModel):
+            if self.destination is None:
+                raise
+        # The settings that cannot be read may name this destination.
+        start = self._with(settings, None, Identifier(filename=self.model))
+        return replace(start, again=self._read)
+
+    def _read(self) -> Start:
+        chosen = None if self.config is None else Path(self.config)
+        start = self._with(self.home.load_config(chosen, os.environ), self.destination)
+        return replace(start, described=describing(start.destination, self.args))
+
+    def _with(self, settings: Config, destination: str | None, named: Identifier | None = None) -> Start:
+        keys = Credentials(self.home.credentials, os.environ)
+        target = choose(settings, keys, destination, model=self.model)
+        named = named or declaration(target.type).identify(self.model, target)
+        others = settings.destinations.values()
+        args = without_keys(self.args, self.home.credentials, os.environ, others, named.api_key)
+        return Start(self.home, settings, target, named, args, self.resume)

@@ -1,0 +1,397 @@
+"""A training that ended well was shown as failed, because it left by `sys.exit(0)` or never called `finish()`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from stage import ROOT, end, hubqueue, kill, platform_environ, python, start_worker, wait_until
+
+import hubqueue as package
+from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.exits import can_report
+from hubqueue.outbox.locks import Lock
+from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.producer.called_with import departure
+from hubqueue.sandbox import Sandbox
+from hubqueue.worker.events import Fact
+from hubqueue.worker.janitor import Janitor
+
+pytestmark = pytest.mark.usefixtures("migrated_home")
+# Nothing listens there: what is sent stays in the outbox.
+NOWHERE = "http://127.0.0.1:9"
+needs_exit_codes = pytest.mark.skipif(not can_report(), reason="this C library does not report exit codes")
+STARTS = """
+import os, signal, sys, threading
+import hubqueue
+run = hubqueue.start_run("yolo26n.pt", worker="none", args={"project": "coco", "name": "exp-1"})
+print(run.id, flush=True)
+run.log_metrics({"loss": 1.0}, epoch=0)
+"""
+
+
+@pytest.fixture
+def environ(home: Path, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
+    found = platform_environ(home, NOWHERE)
+    for name in found.keys() - os.environ.keys() | {"HUBQUEUE_HOME"}:
+        monkeypatch.setenv(name, found[name])
+    return found
+
+
+def ends(outbox: Outbox, run_id: str) -> tuple[str, dict[str, Any] | None]:
+    """The state of a run, and the end that waits for its hub."""
+    (run,) = outbox.stats.runs(run_id=run_id)
+    waiting = [
+        row for row in outbox.stats.entries(run_id=run_id, kind="completion") if row["state"] == "pending"
+    ]
+    assert len(waiting) < 2, waiting
+    return run["state"], json.loads(outbox.stats.payload(waiting[0]["id"]) or "") if waiting else None
+
+
+def scanned(environ: Mapping[str, str], run_id: str) -> tuple[str, str | None]:
+    """The state of a run after a worker has looked for its process, and the error that its hub gets."""
+    facts: list[Fact] = []
+    with open_outbox(environ=environ) as outbox:
+        Janitor(outbox, facts.append).scan()
+        state, end = ends(outbox, run_id)
+    return state, None if end is None else end["data"].get("error")
+
+
+def ended(environ: Mapping[str, str], code: str) -> tuple[str, str | None]:
+    """How a script ended, in a Python of its own: the way it ends matters."""
+    script = python(STARTS + code, environ, fresh=True)
+    out, _ = script.communicate()
+    return scanned(environ, out.split()[0])
+
+
+def exits(*code: object) -> Callable[[], NoReturn]:
+    return lambda: sys.exit(*code)
+
+
+@pytest.mark.parametrize("leave", [exits(), exits(0), exits(None), exits(False)])
+def test_a_block_that_is_left_with_exit_code_0_has_finished(
+    environ: Mapping[str, str], leave: Callable[[], NoReturn]
+) -> None:
+    with pytest.raises(SystemExit), package.start_run("yolo26n.pt", worker="none") as run:
+        leave()
+
+    with open_outbox(environ=environ) as outbox:
+        state, end = ends(outbox, run.id or "")
+    assert state == "finished"
+    assert end is not None
+    assert end["event"] == "training_complete"
+
+
+@pytest.mark.parametrize(
+    ("leave", "error"),
+    [
+        (exits(3), "SystemExit: 3"),
+        (exits(True), "SystemExit: True"),
+        (exits("no data"), "SystemExit: no data"),
+        (exits(0.0), "SystemExit: 0.0"),
+    ],
+)
+def test_a_block_that_is_left_with_another_exit_code_has_failed(
+    environ: Mapping[str, str], leave: Callable[[], NoReturn], error: str
+) -> None:
+    with pytest.raises(SystemExit), package.start_run("yolo26n.pt", worker="none") as run:
+        leave()
+
+    assert scanned(environ, run.id or "") == ("failed", error)
+
+
+def test_the_exit_of_a_command_line_tool_is_no_failure() -> None:
+    class Exit(RuntimeError):  # as click and typer have it
+        def __init__(self, code: int) -> None:
+            self.exit_code = code
+
+    assert departure(Exit(0)).status == "finished"
+    assert departure(Exit(1)).status == "failed"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit, asyncio.CancelledError])
+def test_a_person_or_an_event_loop_does_not_wait_for_an_interrupted_training(
+    environ: Mapping[str, str], error: type[BaseException]
+) -> None:
+    assert departure(error()).timeout <= 2
+
+    with pytest.raises(error), package.start_run("yolo26n.pt", worker="none") as run:
+        raise error
+
+    assert scanned(environ, run.id or "") == ("failed", error.__name__)
+
+
+def test_ctrl_c_ends_a_block_while_its_hub_does_not_respond(environ: Mapping[str, str], home: Path) -> None:
+    code = """
+import hubqueue, signal, threading
+with hubqueue.start_run("yolo26n.pt", worker="thread", args={"project": "coco"}) as run:
+    run.log_metrics({"loss": 1.0}, epoch=0)
+    print(run.id, flush=True)
+    threading.Event().wait()
+"""
+    training = python(code, environ, fresh=True)
+    assert training.stdout is not None
+    run_id = training.stdout.readline().strip()
+
+    training.send_signal(signal.SIGINT)
+    training.communicate()
+
+    assert scanned(environ, run_id) == ("failed", "KeyboardInterrupt")
+    with open_outbox(environ=environ) as outbox:
+        assert [row["key"] for row in outbox.stats.entries(run_id=run_id, kind="metrics")] == ["0"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "",
+        "sys.exit(0)",
+        "exit(0)",
+        "del run",
+        "run = hubqueue.start_run('yolo26s.pt', worker='none')",
+        "threading.Thread(target=lambda: run.log_metrics({'loss': 2.0}, epoch=1)).start()",
+        "threading.Thread(target=lambda: 1 / 0).start()",
+        "pid = os.fork() or sys.exit(3); os.waitpid(pid, 0)",
+    ],
+)
+def test_a_script_that_reaches_its_end_without_finish_has_finished(
+    environ: Mapping[str, str], code: str
+) -> None:
+    assert ended(environ, code) == ("finished", None)
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("import runpy; sys.argv[1:] = []; runpy.run_path('/nonexistent/train.py')", "FileNotFoundError"),
+    ],
+)
+def test_a_script_that_an_exception_ends_has_failed_with_its_name(
+    environ: Mapping[str, str], code: str, error: str
+) -> None:
+    assert ended(environ, code) == ("failed", error)
+
+
+@needs_exit_codes
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("sys.exit(3)", "exit code 3"),
+        ("sys.exit('no data')", "exit code 1"),
+        ("raise SystemExit(257)", "exit code 1"),
+    ],
+)
+def test_a_script_that_ends_with_another_exit_code_has_failed(
+    environ: Mapping[str, str], code: str, error: str
+) -> None:
+    assert ended(environ, code) == ("failed", error)
+
+
+@needs_exit_codes
+def test_the_status_shows_an_exit_code_before_any_worker_has_seen_it(environ: Mapping[str, str]) -> None:
+    python(STARTS + "sys.exit(3)", environ, fresh=True).communicate()
+
+    assert json.loads(hubqueue(environ, "status", "--json").stdout)["runs"][0]["state"] == "failed"
+
+
+@needs_exit_codes
+def test_the_hub_is_not_sent_an_end_that_the_exit_code_may_change(environ: Mapping[str, str]) -> None:
+    script = python(STARTS + "sys.exit(0)", environ, fresh=True)
+    run_id = script.communicate()[0].split()[0]
+
+    with open_outbox(environ=environ) as outbox:
+        assert waits(outbox, run_id)
+        scanned(environ, run_id)
+        assert not waits(outbox, run_id)
+        assert not list((outbox.home.locks / "exits").iterdir())
+
+
+@needs_exit_codes
+@pytest.mark.parametrize(("code", "event"), [("sys.exit(3)", "training_failed"), ("", "training_complete")])
+def test_the_hub_is_sent_one_end_and_the_right_one(hub: Sandbox, home: Path, code: str, event: str) -> None:
+    environ = platform_environ(home, hub.url)
+    worker = start_worker(environ)
+
+    python(STARTS + code, environ, fresh=True).communicate()
+
+    wait_until(lambda: any(hub.run(each).state != "training" for each in hub.runs))
+    end(worker)
+    (model,) = hub.runs
+    received = [each.event for each in hub.run(model).events if each.event.startswith("training_")]
+    assert [each for each in received if each not in ("training_started", "training_progress")] == [event]
+
+
+def waits(outbox: Outbox, run_id: str) -> bool:
+    """Whether the end of a run waits for the exit code of its process."""
+    (run,) = outbox.stats.runs(run_id=run_id)
+    (lane,) = (lane for lane in run["lanes"] if lane["kind"] == "completion")
+    return bool(lane["retry_at"] > outbox.database.now())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "os._exit(0)",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        "os.abort()",
+        "os.kill(os.getpid(), signal.SIGTERM)",
+    ],
+)
+def test_a_process_that_vanishes_is_interrupted(environ: Mapping[str, str], code: str) -> None:
+    assert ended(environ, code) == ("interrupted", "the training ended without reporting")
+
+
+def test_every_unfinished_run_of_a_script_is_ended(environ: Mapping[str, str]) -> None:
+    code = "more = [hubqueue.start_run('yolo26n.pt', worker='none') for _ in range(3)]\nmore[0].finish(status='failed')"
+    ended(environ, code)
+
+    with open_outbox(environ=environ) as outbox:
+        assert sorted(row["state"] for row in outbox.stats.runs()) == ["failed", *["finished"] * 3]
+
+
+def test_the_end_of_a_fork_is_not_that_of_the_training(environ: Mapping[str, str]) -> None:
+    code = """
+pid = os.fork()
+if not pid:
+    run.log_metrics({"loss": 2.0}, epoch=1)
+    sys.exit(0)
+os.waitpid(pid, 0)
+print("waiting", flush=True)
+threading.Event().wait()
+"""
+    training = python(STARTS + code, environ, fresh=True)
+    assert training.stdout is not None
+    run_id = training.stdout.readline().strip()
+    assert training.stdout.readline() == "waiting\n"
+
+    assert scanned(environ, run_id) == ("running", None)
+
+    kill(training)
+    assert scanned(environ, run_id)[0] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("method", "act", "expected"),
+    [
+        ("fork", "pass", ("finished", None)),
+        ("fork", "sys.exit(0)", ("finished", None)),
+        ("fork", "sys.exit(3)", ("failed", "SystemExit: 3")),
+        ("fork", "1 / 0", ("failed", "ZeroDivisionError")),
+        ("spawn", "pass", ("finished", None)),
+        ("spawn", "1 / 0", ("failed", "ZeroDivisionError")),
+    ],
+)
+def test_a_training_in_a_process_of_multiprocessing_ends_as_a_script_does(
+    environ: Mapping[str, str], tmp_path: Path, method: str, act: str, expected: tuple[str, str | None]
+) -> None:
+    (tmp_path / "train.py").write_text(
+        f"""
+import multiprocessing, sys
+def train():
+    import hubqueue
+    run = hubqueue.start_run("yolo26n.pt", worker="none", args={{"project": "coco"}})
+    {act}
+if __name__ == "__main__":
+    process = multiprocessing.get_context("{method}").Process(target=train)
+    process.start()
+    process.join()
+"""
+    )
+    code = f"import runpy; runpy.run_path({str(tmp_path / 'train.py')!r}, run_name='__main__')"
+    if method == "spawn":  # the child imports the main module, so that it must be a file
+        code = f"import subprocess, sys; subprocess.run([sys.executable, {str(tmp_path / 'train.py')!r}])"
+    script = python(code, {**environ, "PYTHONPATH": str(ROOT)}, fresh=True)
+    script.communicate()
+
+    with open_outbox(environ=environ) as outbox:
+        (run_id,) = outbox.stats.run_ids()
+    assert scanned(environ, run_id) == expected
+
+
+def test_an_interactive_interpreter_says_nothing_about_the_training(environ: Mapping[str, str]) -> None:
+    assert ended({**environ, "PYTHONINSPECT": "1"}, "import builtins; sys.ps1 = '>'")[0] == "interrupted"
+
+
+def test_what_the_script_says_at_exit_counts_more(environ: Mapping[str, str]) -> None:
+    code = """
+import atexit
+run = None
+def say():
+    run.finish(timeout=0, results={"metrics": {"map": 0.5}})
+atexit.register(say)
+import hubqueue
+run = hubqueue.start_run("yolo26n.pt", worker="none", args={"project": "coco"})
+print(run.id, flush=True)
+"""
+    script = python(code, environ, fresh=True)
+    run_id = script.communicate()[0].split()[0]
+
+    with open_outbox(environ=environ) as outbox:
+        state, end = ends(outbox, run_id)
+    assert state == "finished"
+    assert end is not None
+    assert end["data"]["results"] == {"metrics": {"map": 0.5}}
+
+
+def test_a_locked_outbox_does_not_keep_a_script_from_ending(environ: Mapping[str, str]) -> None:
+    script = python(STARTS + "print('started', flush=True)\nthreading.Event().wait()", environ, fresh=True)
+    assert script.stdout is not None
+    run_id = script.stdout.readline().strip()
+    assert script.stdout.readline() == "started\n"
+
+    with open_outbox(environ=environ) as outbox, outbox.database.write():
+        script.send_signal(signal.SIGINT)
+        script.communicate()  # it ends although the lock is held
+
+    assert scanned(environ, run_id)[0] == "interrupted"
+
+
+def test_what_is_in_memory_is_saved_at_the_end_of_a_script(environ: Mapping[str, str], home: Path) -> None:
+    code = """
+home = os.environ["HUBQUEUE_HOME"]
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.outbox.database.patience import impatient
+with open_outbox() as other, other.database.write(), impatient(0.05):
+    assert run.log_metrics({"loss": 2.0}, epoch=1) is None
+"""
+    assert ended(environ, code)[0] == "finished"
+
+    with open_outbox(environ=environ) as outbox:
+        assert sorted(row["key"] for row in outbox.stats.entries(kind="metrics")) == ["0", "1"]
+
+
+def test_a_shell_script_ends_a_run_whose_process_has_died(environ: Mapping[str, str]) -> None:
+    with open_outbox(environ=environ) as outbox:
+        run = package.start_run("yolo26n.pt", worker="none")
+        outbox.registry.end_run(run.id or "", RunState.INTERRUPTED)
+
+        done = hubqueue(environ, "enqueue", "end", "--run", run.id or "")
+
+        assert "is finished" in done.stdout
+        assert ends(outbox, run.id or "")[0] == "finished"
+
+
+def test_a_run_that_has_ended_keeps_no_lock(environ: Mapping[str, str]) -> None:
+    with package.start_run("yolo26n.pt", worker="none") as run:
+        pass
+
+    assert run.outbox is not None
+    assert Lock(run.outbox.run_lock(run.id or "")).acquire(0)
+
+
+def test_a_dropped_run_is_interrupted_when_the_next_one_starts(environ: Mapping[str, str]) -> None:
+    dropped = package.start_run("yolo26n.pt", worker="none").id or ""
+    assert scanned(environ, dropped)[0] == "running"
+
+    package.start_run("yolo26n.pt", worker="none").finish()
+
+    wait_until(lambda: scanned(environ, dropped)[0] == "interrupted")

@@ -1,0 +1,97 @@
+"""`worker="thread"` while the interpreter ends: no traceback, no wait in vain, and nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from stage import environ_of, python
+
+from hubqueue.outbox.outbox import open_outbox
+from hubqueue.sandbox import Sandbox
+
+TRAINING = """
+import atexit, builtins, os, sys, threading
+import hubqueue
+run = hubqueue.start_run("yolov8n.pt", worker="thread")
+run.log_metrics({"loss": 1.0}, epoch=0)
+def finish():
+    left = run.finish(timeout=100)
+    print("left", left.entries, left.unsaved, flush=True)
+"""
+NOWHERE = "http://127.0.0.1:9"
+
+
+def _train(home: Path, url: str, end: str, *, status: int = 0) -> str:
+    process = python(TRAINING + end, environ_of(home, url), fresh=True)
+    out, _ = process.communicate(timeout=90)
+    assert process.returncode == status, out
+    assert "Error submitting job" not in out
+    assert "Fatal Python error" not in out
+    return out
+
+
+def test_a_thread_that_outlives_the_main_thread_can_finish(home: Path, hub: Sandbox) -> None:
+    end = """
+def later():
+    threading.main_thread().join()
+    run.log_metrics({"loss": 0.5}, epoch=1)
+    finish()
+threading.Thread(target=later).start()
+"""
+    out = _train(home, hub.url, end)
+
+    assert "Traceback" not in out, out
+    assert out.strip().splitlines()[-1] == "left 0 0"
+    assert sorted(hub.metrics(hub.models[0])) == [0, 1]
+
+
+def test_a_run_can_be_finished_by_atexit(home: Path, hub: Sandbox) -> None:
+    out = _train(home, hub.url, "atexit.register(finish)\n")
+
+    assert "Traceback" not in out, out
+    assert out.strip().splitlines()[-1] == "left 0 0"
+
+
+def test_a_destructor_at_the_very_end_does_not_wait_for_frozen_threads(home: Path) -> None:
+    end = """
+class Trainer:
+    def __del__(self):
+        finish()
+builtins.kept = Trainer()
+"""
+    # It would wait the timeout of 100 s, or for a thread that never starts: longer than the process may take here.
+    out = _train(home, NOWHERE, end)
+
+    assert "Traceback" not in out, out
+    assert out.strip().splitlines()[-1] == "left 2 0"
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("sys.exit(0)\n", 0),
+        ("sys.exit('failed')\n", 1),
+        ("os._exit(3)\n", 3),
+        (
+            """
+def log():
+    for epoch in range(10**9):
+        run.log_metrics({"loss": 1.0}, epoch=epoch % 10)
+threading.Thread(target=log, daemon=True).start()
+threading.Event().wait(0.5)
+""",
+            0,
+        ),
+        ("if os.fork() == 0:\n    run.log_metrics({'loss': 1.0}, epoch=1)\n    os._exit(0)\nos.wait()\n", 0),
+        ("if os.fork() == 0:\n    run.log_metrics({'loss': 1.0}, epoch=1)\n    sys.exit(0)\nos.wait()\n", 0),
+    ],
+    ids=["exit", "message", "os._exit", "daemon thread", "fork and _exit", "fork and exit"],
+)
+def test_an_end_without_finish_is_quiet_and_keeps_everything(home: Path, end: str, status: int) -> None:
+    out = _train(home, NOWHERE, end, status=status)
+
+    assert "Traceback" not in out, out
+    with open_outbox(home) as outbox:
+        assert outbox.database.integrity() == "ok"
+        assert outbox.stats.entries(kind="metrics", limit=100)
