@@ -268,7 +268,8 @@ def _log_file(home: Home) -> logging.Handler:
 
         def _open(self) -> TextIOWrapper:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            return open(open_private(Path(self.baseFilename), flags), "a", encoding="utf-8")
+            descriptor = open_private(Path(self.baseFilename), flags)
+            return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
     try:
         return Private(home.worker_log, maxBytes=1_000_000, backupCount=2)

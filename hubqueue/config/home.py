@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hubqueue.config.filesystem import mounts, ownership
+from hubqueue.config.forms import unexpanded
 from hubqueue.config.reader import Config, Reading, read
 from hubqueue.domain.errors import ConfigError, OutboxUnavailable
 
@@ -28,13 +29,16 @@ class Home:
     def locate(
         cls, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] = os.environ
     ) -> Home:
-        """The home: the argument, else HUBQUEUE_HOME, else the platform's user data folder."""
+        """The home: the argument, else HUBQUEUE_HOME, else the platform's user data folder.
+
+        Raises `ConfigError` for a path with a variable in it that no shell has replaced.
+        """
         chosen = home if home is not None else environ.get("HUBQUEUE_HOME") or None
         if chosen is None:
             from platformdirs import user_data_path
 
             return cls(user_data_path("hubqueue", appauthor=False))
-        return cls(Path(os.path.abspath(os.path.expanduser(chosen))))
+        return cls(literal_path(chosen, "the home"))
 
     @property
     def outbox(self) -> Path:
@@ -87,7 +91,8 @@ class Home:
 
     def read_config(self, config: Path | None, environ: Mapping[str, str]) -> Reading:
         """The same, with where each setting comes from."""
-        named = config or (Path(environ["HUBQUEUE_CONFIG"]) if environ.get("HUBQUEUE_CONFIG") else None)
+        given = config or environ.get("HUBQUEUE_CONFIG") or None
+        named = None if given is None else literal_path(given, "the configuration")
         if named is None:
             self._refuse_strangers()
         chosen = named or self.config_file
@@ -123,6 +128,17 @@ class Home:
     def is_network_file_system(self) -> bool:
         """Whether the home is on a network file system, where a write-ahead log is not safe."""
         return mounts.is_network(self.file_system())
+
+
+def literal_path(given: str | os.PathLike[str], what: str) -> Path:
+    """An absolute path, with `~` replaced. Raises `ConfigError` for one with a variable in it that no shell has replaced."""
+    text = os.path.expanduser(os.fspath(given))
+    if variable := unexpanded(text):
+        problem = f"{what} {text} has {variable} in it, which was not replaced by its value"
+        raise ConfigError(
+            (problem,), hint="write the whole path; only a shell replaces variables, outside single quotes"
+        )
+    return Path(os.path.abspath(text))
 
 
 def make_private_folder(path: Path, *, shared: bool = False, follow: bool = False) -> None:

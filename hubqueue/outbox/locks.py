@@ -6,7 +6,9 @@ the lock shows whether a process holds it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import stat
 import threading
 from pathlib import Path
@@ -45,6 +47,8 @@ class Lock:
         if not _may_be_locked(self.path):
             hint = f"move it away: mv {self.path} {self.path}.not-a-lock"
             raise OutboxUnavailable(f"{self.path} is not a plain file", hint=hint)
+        if not self.path.parent.is_dir():  # the library would make it, with the permissions of the umask
+            raise _unusable(self.path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
         try:
             self._lock.acquire(timeout=timeout, poll_interval=0.01)
         except Timeout:
@@ -108,7 +112,7 @@ def _digest(name: str) -> str:
 
 def forget(path: Path) -> None:
     """Delete the file of a lock that no process holds or will take again."""
-    if not _may_be_locked(path):
+    if not path.exists() or not _may_be_locked(path):
         return
     lock = _file_lock(path)
     try:

@@ -23,6 +23,7 @@ from hubqueue.domain.clock import Clock
 from hubqueue.domain.errors import ConfigError, CredentialsError, OutboxDamaged, OutboxUnavailable
 from hubqueue.outbox.database import sqlite
 from hubqueue.outbox.database.database import Database
+from hubqueue.outbox.database.replacement import Fate
 from hubqueue.outbox.locks import Lock, serving, waiting
 from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.outbox.spool.spool import Spool
@@ -151,6 +152,14 @@ class Outbox:
         for name in moved.snapshots:
             self.spool.remove(name)
 
+    def let_go(self) -> Fate:
+        """Close an outbox whose file was deleted, moved or replaced, and save what only this process still reaches.
+
+        Raises `OutboxUnavailable` where the home cannot be made again; then nothing was closed.
+        """
+        self.home.create()
+        return self.database.let_go(Lock(self.home.locks / "migrate.lock"))
+
     def reopen(self) -> None:
         """Check the file again, as at the first opening, and open it. Raises the `OutboxError`s."""
         self.home.create()
@@ -262,7 +271,7 @@ def _open(
     home: Home, config: Config, clock: Clock | None, courtesy: timedelta, *, lock: bool = True
 ) -> Database:
     database = Database(
-        config.outbox.url or f"sqlite:///{home.outbox}",
+        config.outbox.url or home.outbox,
         driver=config.outbox.driver,
         patience=max(config.outbox.busy_timeout, _WORKER_PATIENCE)
         if courtesy

@@ -43,11 +43,12 @@ class Saving:
     def __init__(self, start: Start, *, strict: bool, on_enqueue: Callable[[], None]) -> None:
         self._home, self._on_enqueue = start.home, on_enqueue
         self._destination = start.destination
-        self.opening = Opening(start)
+        self.opening = Opening(start, self._lost)
         self.backlog = Backlog(self._removed_unsaved)
         self._unsaved = _Unsaved()
         self._survivor = Survivor(strict=strict, name=lambda: self.opening.run_id, note=self._unsaved.because)
         self.ended: RunState | None = None
+        self._ending: Ending | None = None
         self._refused: set[Kind] = set()
 
     def attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
@@ -98,6 +99,8 @@ class Saving:
     def end(self, ending: Ending) -> None:
         """Try once more to save what is in memory, then end the run."""
 
+        self._ending = ending
+
         def save() -> None:
             self.attempt("metrics", lambda: self.backlog.save(self._enqueue))
 
@@ -114,13 +117,18 @@ class Saving:
                 save()  # the disk is full; releasing the ballast is the last chance before the memory is lost
             if self._unsaved.lost or self.backlog or self._unsaved.noted:
                 self.attempt("loss", lambda: self._note_unsaved(waiting=len(self.backlog)))
-            if self.ended is None:
+            if self.ended is None or self.opening.was_replaced():
                 self.attempt("end of the run", close)
 
     def left(self) -> Leftover:
-        """What the run owes now, including what could not be saved."""
+        """What the run owes now, including what could not be saved. Ends the run again in an outbox that was replaced."""
+        if self._ending is not None and self.opening.was_replaced():
+            self.end(self._ending)
         unsaved, why = len(self.backlog) + self._unsaved.lost, self._unsaved.why
         outbox = self.opening.outbox
+        if self.opening.was_replaced():
+            # Nothing can be saved at the path now: what the open file has is lost with this process.
+            unsaved, outbox = unsaved + len(self.opening.kept), None
         if outbox is None:
             return count_safely(None, None, unsaved=unsaved, why=why)
         with SHARED.used(outbox):
@@ -147,7 +155,13 @@ class Saving:
             entry_id = outbox.stats.saved(run_id, draft, after=self.opening.first_entry)
         if entry_id is None:
             entry_id = owe(outbox, run_id, draft)
+        self.opening.enqueued(entry_id, draft)
         return entry_id
+
+    def _lost(self, number: int, why: str) -> None:
+        """Account for entries that were saved, in an outbox that has been replaced since then."""
+        self._unsaved.lost += number
+        self._unsaved.why = why
 
     def _removed_unsaved(self, draft: Draft, unsure: bool, replaced: bool) -> None:
         """Account for a draft that the backlog removed without saving it."""

@@ -135,13 +135,18 @@ def _refuse_alien(path: Path, driver: ModuleType) -> None:
 
 def _inspect(path: Path, driver: ModuleType, how: str) -> tuple[int, int]:
     """The number of tables, and the application id."""
-    connection = driver.connect(f"{path.resolve().as_uri()}?{how}", uri=True)
+    connection = driver.connect(uri_of(path.resolve(), how), uri=True)
     try:
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         found_id = connection.execute("PRAGMA application_id").fetchone()[0]
     finally:
         connection.close()
     return tables, found_id
+
+
+def uri_of(path: Path, how: str) -> str:
+    """The URI of a file for SQLite: every character of the path is itself, also a `?`, and bytes that are no UTF-8."""
+    return f"{path.as_uri()}?{how}"
 
 
 def set_aside(path: Path) -> Path:
@@ -156,10 +161,10 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def identity(path: Path) -> tuple[int, int] | None:
+def identity(path: Path | str) -> tuple[int, int] | None:
     """Device and inode, which tell a file apart from another one at the same path; None without a file."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_dev, found.st_ino

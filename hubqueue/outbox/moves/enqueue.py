@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 
 from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.errors import RunMissing
 from hubqueue.domain.lifecycle import State
 from hubqueue.domain.plain import checksum
 from hubqueue.outbox.database.database import Database
@@ -70,7 +71,12 @@ class Entries:
         size, (lowest, highest) = draft.size, draft.ranks
         same = {"same_key": draft.key, "lowest": lowest, "highest": highest}
         lane = {"run": run_id, "of_kind": str(draft.kind), "more": size, **same}
-        ((lane_id, waits),) = _ADD_TO_LANE.run(tx, lane)
+        found = _ADD_TO_LANE.run(tx, lane)
+        if not found:
+            raise RunMissing(
+                f"the outbox has no run {run_id} with {draft.kind}", hint="hubqueue runs --all lists the runs"
+            )
+        ((lane_id, waits),) = found
         # PostgreSQL evaluates `waits` before it waits for the lane, and misses what was enqueued in that time.
         is_first = tx.dialect.name == "sqlite" and not waits
         keys = [*([] if is_first else [draft.key]), *draft.replaces]
