@@ -154,7 +154,7 @@ def stop(options: HomeOptions, timeout: float | None) -> None:
     if not has_outbox:
         click.echo("no worker is running")
         exit_with(DONE)
-    with options.open() as outbox:
+    with options.open_to_read() as outbox:
         grace = outbox.config.worker.grace.total_seconds()
         stopped = _stop_workers(outbox, timeout=grace + 10 if timeout is None else timeout, say=click.echo)
     exit_with(DONE if stopped else ATTENTION)

@@ -19,6 +19,10 @@ from hubqueue.config.reader import Config, Reading, read
 from hubqueue.domain.errors import ConfigError, OutboxUnavailable
 
 
+READ_ONLY = "make it writable for you, or choose another home: HUBQUEUE_HOME"
+"""The hint for a home in which nothing can be saved."""
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
     """The folder of one outbox."""
@@ -68,9 +72,16 @@ class Home:
     def ballast(self) -> Path:
         return self.path / "ballast"
 
+    @property
+    def read_only(self) -> bool:
+        """Whether the home exists and this user can change nothing in it: by its permissions, or on a read-only disk."""
+        return self.path.is_dir() and not (may_write(self.path) and may_write(self.outbox))
+
     def create(self) -> None:
         """Make the home and its folders, private. Raises `OutboxUnavailable`, also for a home that others may change."""
         ownership.refuse_unsafe_path(self.path)
+        if self.read_only:
+            raise OutboxUnavailable(f"the home {self.path} is read-only", hint=READ_ONLY)
         made = [] if self.outbox.exists() else unsynced(self.path)
         make_private_folder(self.path, follow=True)
         for folder in (self.spool, self.locks):
@@ -128,6 +139,12 @@ class Home:
     def is_network_file_system(self) -> bool:
         """Whether the home is on a network file system, where a write-ahead log is not safe."""
         return mounts.is_network(self.file_system())
+
+
+def may_write(path: Path) -> bool:
+    """Whether this user may change a file or folder, or make it: a missing one counts as writable."""
+    effective = os.access in os.supports_effective_ids
+    return not path.exists() or os.access(path, os.W_OK, effective_ids=effective)
 
 
 def literal_path(given: str | os.PathLike[str], what: str) -> Path:

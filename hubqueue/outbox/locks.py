@@ -17,6 +17,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from hubqueue.config.filesystem.ownership import open_plain
 from hubqueue.domain.errors import OutboxUnavailable
 
 # A probe holds the lock for an instant: a process that finds the lock held tries again to be sure.
@@ -24,6 +25,7 @@ _PROBES = 3
 _INSTANT = 0.001
 _PROBED = 1.0
 _PATIENCE = 30.0
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Lock:
@@ -89,10 +91,31 @@ def is_held(path: Path) -> bool:
             pause.wait(_INSTANT)
             continue
         except OSError as error:
+            if error.errno in _READ_ONLY:
+                return _is_held_by_another(path)
             raise _unusable(path, error) from error
         probe.release()
         return False
     return True
+
+
+def _is_held_by_another(path: Path) -> bool:
+    """Whether a process holds a lock whose file this user may only read: a shared lock needs no write permission."""
+    try:
+        import fcntl
+
+        descriptor = open_plain(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def serving(folder: Path, destination: str) -> Path:

@@ -203,6 +203,27 @@ def open_outbox(
     )
 
 
+def open_to_read(
+    home: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> Outbox:
+    """Open the outbox of a home for a command that only reads: also in a read-only home, where it changes nothing.
+
+    Otherwise as `open_outbox`.
+    """
+    environ = os.environ if environ is None else environ
+    located = Home.locate(home, environ)
+    settings = located.load_config(Path(config) if config is not None else None, environ)
+    if not located.read_only:
+        return open_with(located, settings, environ)
+    learn_keys(located.credentials, environ, settings.destinations.values())
+    return Outbox(
+        located, settings, _open(located, settings, None, timedelta(0), lock=False, read_only=True), environ
+    )
+
+
 def open_with(
     home: Home,
     settings: Config,
@@ -268,7 +289,13 @@ def _is_sound(home: Home, config: Config) -> bool:
 
 
 def _open(
-    home: Home, config: Config, clock: Clock | None, courtesy: timedelta, *, lock: bool = True
+    home: Home,
+    config: Config,
+    clock: Clock | None,
+    courtesy: timedelta,
+    *,
+    lock: bool = True,
+    read_only: bool = False,
 ) -> Database:
     database = Database(
         config.outbox.url or home.outbox,
@@ -278,6 +305,7 @@ def _open(
         else config.outbox.busy_timeout,
         courtesy=courtesy,
         network=home.is_network_file_system(),
+        read_only=read_only and config.outbox.url is None,
         clock=clock,
     )
     database.open(lock=Lock(home.locks / "migrate.lock") if lock else None)

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, select, text
 
 from hubqueue.domain.clock import Clock, SystemClock
+from hubqueue.domain.errors import OutboxUnavailable
 from hubqueue.outbox.database import migration, origin, replacement, sqlite
 from hubqueue.outbox.database.replacement import Fate
 from hubqueue.outbox.database.schema import REVISION, about, invalid_numbers, metadata
@@ -24,7 +25,8 @@ class Database(Transactions):
 
     `where` is the path of a SQLite file, or `sqlite:////path` or `postgresql+psycopg://…`. `patience` is how long a write waits for other
     writers. `courtesy` is a gap after each own write, so that a busy worker does not starve the training
-    processes that share the file. `network` says that the file is on a network file system.
+    processes that share the file. `network` says that the file is on a network file system. A `read_only` file is neither
+    changed nor upgraded, and nothing is written beside it.
     """
 
     def __init__(
@@ -35,9 +37,12 @@ class Database(Transactions):
         patience: timedelta = timedelta(seconds=5),
         courtesy: timedelta = timedelta(0),
         network: bool = False,
+        read_only: bool = False,
         clock: Clock | None = None,
     ) -> None:
-        super().__init__(where, driver=driver, patience=patience, courtesy=courtesy, network=network)
+        super().__init__(
+            where, driver=driver, patience=patience, courtesy=courtesy, network=network, read_only=read_only
+        )
         self.clock = clock or SystemClock()
         self._file: tuple[int, int] | None = None
         self._outbox_id: str | None = None
@@ -49,17 +54,25 @@ class Database(Transactions):
         Raises `OutboxUnavailable`, `OutboxDamaged`, `OutboxAlien` or `OutboxTooNew`.
         """
         if self.path and self._driver:
-            sqlite.prepare_file(self.path, self._driver, create=create)
+            sqlite.prepare_file(self.path, self._driver, create=create and not self.read_only)
             self._file = sqlite.identity(self.path)
         with self.read() as connection:
-            behind = migration.current_revision(connection) != REVISION
-        if behind:
+            revision = migration.current_revision(connection)
+        if self.read_only and revision != REVISION:
+            raise OutboxUnavailable(
+                f"the outbox {self.path} is read-only and has revision {revision}, not {REVISION}",
+                hint="make the home writable and upgrade it (hubqueue migrate), or read it with the hubqueue that wrote it",
+            )
+        if revision != REVISION:
             # The lock comes first: waiting for it inside a transaction would block the process that holds it.
             with lock or nullcontext(), self._translated(), self._engine.connect() as connection:
                 migration.upgrade(connection)
         with self.read() as connection:
             self._outbox_id = connection.scalar(select(about.c.outbox_id))
             self._boot_starts_at = connection.scalar(origin.known_anchor(self.clock))
+            if self.read_only:
+                self._outbox_id = self._outbox_id or ""
+                self._boot_starts_at = self._boot_starts_at or origin.new_anchor(connection, self.clock)
         if self._outbox_id is None or self._boot_starts_at is None:
             with self.write() as tx:
                 self._outbox_id = origin.identify(tx)
@@ -100,6 +113,7 @@ class Database(Transactions):
                 shown["journal_mode"] = "wal"
                 shown["synchronous"] = connection.scalar(text("SHOW synchronous_commit"))
                 shown["bytes"] = connection.scalar(text("SELECT pg_database_size(current_database())"))
+            shown["read_only"] = self.read_only
             shown["revision"] = migration.current_revision(connection)
         return shown
 

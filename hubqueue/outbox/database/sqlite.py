@@ -120,9 +120,10 @@ def _refuse_alien(path: Path, driver: ModuleType) -> None:
         try:
             tables, found_id = _inspect(path, driver, "mode=ro")
         except driver.Error as error:
-            if not error_name(error).startswith("SQLITE_READONLY"):
+            if not error_name(error).startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")):
                 raise
-            # A transaction that a power cut interrupted has to be rolled back. The first page is enough without that.
+            # A transaction that a power cut interrupted has to be rolled back, and a log needs a file of its own in a
+            # folder that is read-only. The first page is enough without that.
             tables, found_id = _inspect(path, driver, "immutable=1")
     except driver.Error as error:
         if is_damage(error):
@@ -210,6 +211,14 @@ def configure(connection: Any, *, journal: str, synchronous: str, busy_timeout: 
         cursor.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone does not reach the disk
     finally:
         cursor.close()
+
+
+def configure_reading(connection: Any, *, busy_timeout: float) -> None:
+    """Make the settings on a new DB-API connection that only reads."""
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+    connection.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute("PRAGMA query_only = ON")
 
 
 def begin_immediate(connection: Any, *, patience: float, turns: Turns | None = None) -> None:

@@ -19,8 +19,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from hubqueue.config.home import READ_ONLY
 from hubqueue.domain.errors import ConfigError, OutboxError, OutboxUnavailable
-from hubqueue.outbox.database import forks, replacement, sqlite
+from hubqueue.outbox.database import forks, readonly, replacement, sqlite
 from hubqueue.outbox.database.address import Address
 from hubqueue.outbox.database.errors import translate
 from hubqueue.outbox.database.patience import alone, limit
@@ -42,7 +43,9 @@ class Transactions:
         patience: timedelta,
         courtesy: timedelta,
         network: bool,
+        read_only: bool = False,
     ) -> None:
+        self.read_only = read_only
         self._url, self.path = (None, where) if isinstance(where, Path) else _read_url(where)
         self.backend = "sqlite" if self._url is None else self._url.get_backend_name()
         self._address = Address(str(where) if self.path is None else self.path)
@@ -71,6 +74,8 @@ class Transactions:
         if within is not None:
             yield within
             return
+        if self.read_only:
+            raise OutboxUnavailable(f"the outbox {self.path} is read-only", hint=READ_ONLY)
         if not self.path:
             with self._translated(), self._engine.connect() as connection:
                 committing = False
@@ -166,10 +171,15 @@ class Transactions:
         assert self.path is not None and self._driver is not None
         # With isolation_level None the driver sends no BEGIN.
         options: dict[str, Any] = {"isolation_level": None, "check_same_thread": False}
+        if self.read_only:
+            return readonly.connect(self.path, self._driver, **options)
         return self._driver.connect(sqlite.uri_of(self.path, "mode=rw"), uri=True, **options)
 
     def _on_connect(self, connection: Any, _record: object) -> None:
         patience = self._patience_now()
+        if self.read_only:
+            sqlite.configure_reading(connection, busy_timeout=patience)
+            return
         sqlite.configure(
             connection, journal=self._journal, synchronous=self._synchronous, busy_timeout=patience
         )
@@ -189,7 +199,7 @@ class Transactions:
             if not reading and not self._network:
                 # On a network file system, requests would carry the clocks of several machines.
                 self._turns = Turns(self.path.with_name(self.path.name + "-turn"))
-            if self._journal == "wal" and not self._connections:
+            if self._journal == "wal" and not (self._connections or self.read_only):
                 driven(connection).execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # opens the log
                 self._sides = replacement.sides(self._logs)
             self._connections[reading] = connection
