@@ -18,7 +18,6 @@ from hubqueue.config.forms import unexpanded
 from hubqueue.config.reader import Config, Reading, read
 from hubqueue.domain.errors import ConfigError, OutboxUnavailable
 
-
 READ_ONLY = "make it writable for you, or choose another home: HUBQUEUE_HOME"
 """The hint for a home in which nothing can be saved."""
 

@@ -23,7 +23,7 @@ from hubqueue.domain.clock import Clock
 from hubqueue.domain.errors import ConfigError, CredentialsError, OutboxDamaged, OutboxUnavailable
 from hubqueue.outbox.database import sqlite
 from hubqueue.outbox.database.database import Database
-from hubqueue.outbox.database.replacement import Fate
+from hubqueue.outbox.database.files.replacement import Fate
 from hubqueue.outbox.locks import Lock, serving, waiting
 from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.outbox.spool.spool import Spool

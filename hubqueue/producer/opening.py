@@ -19,13 +19,13 @@ from hubqueue.config.reader import Config, DestinationSettings
 from hubqueue.domain.entry import Draft
 from hubqueue.domain.errors import HubqueueError, OutboxDamaged, RunMissing
 from hubqueue.domain.identifier import Identifier
-from hubqueue.outbox.database.replacement import Fate
+from hubqueue.outbox.database.files.replacement import Fate
 from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.moves.registry import new_run_id
 from hubqueue.outbox.outbox import Outbox, replace_damaged
 from hubqueue.producer.announcement import announce
 from hubqueue.producer.intake import open_run
-from hubqueue.producer.kept import Kept, Restored
+from hubqueue.producer.memory.kept import Kept, Restored
 from hubqueue.producer.sharing import SHARED
 
 _T = TypeVar("_T")

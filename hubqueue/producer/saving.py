@@ -19,10 +19,10 @@ from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.redact import clean
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.spool.ballast import Ballast
-from hubqueue.producer.backlog import Backlog
 from hubqueue.producer.called_with import Ending
 from hubqueue.producer.intake import copy_checkpoint, owe, was_swept
 from hubqueue.producer.leftover import Leftover, count_safely
+from hubqueue.producer.memory.backlog import Backlog
 from hubqueue.producer.opening import Opening, Start
 from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.survival import Survivor

@@ -14,8 +14,9 @@ from sqlalchemy import Connection, select, text
 
 from hubqueue.domain.clock import Clock, SystemClock
 from hubqueue.domain.errors import OutboxUnavailable
-from hubqueue.outbox.database import migration, origin, replacement, sqlite
-from hubqueue.outbox.database.replacement import Fate
+from hubqueue.outbox.database import migration, origin, sqlite
+from hubqueue.outbox.database.files import replacement
+from hubqueue.outbox.database.files.replacement import Fate
 from hubqueue.outbox.database.schema import REVISION, about, invalid_numbers, metadata
 from hubqueue.outbox.database.transactions import Transactions, driven
 

@@ -21,9 +21,10 @@ from sqlalchemy.pool import NullPool
 
 from hubqueue.config.home import READ_ONLY
 from hubqueue.domain.errors import ConfigError, OutboxError, OutboxUnavailable
-from hubqueue.outbox.database import forks, readonly, replacement, sqlite
+from hubqueue.outbox.database import forks, sqlite
 from hubqueue.outbox.database.address import Address
 from hubqueue.outbox.database.errors import translate
+from hubqueue.outbox.database.files import readonly, replacement
 from hubqueue.outbox.database.patience import alone, limit
 from hubqueue.outbox.database.schema import DamagedNumber
 from hubqueue.outbox.database.turns import Turns
