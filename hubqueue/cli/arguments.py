@@ -54,6 +54,18 @@ class HomeOptions:
 
         return open_outbox(self.home_option, self.config_option, courtesy=courtesy)
 
+    def open_to_read(self) -> Outbox:
+        """The opened outbox, for a command that changes nothing. Says on stderr when the home is read-only."""
+        from hubqueue.outbox.outbox import open_to_read
+
+        outbox = open_to_read(self.home_option, self.config_option)
+        if outbox.home.read_only:
+            click.echo(
+                f"note: the home {outbox.home.path} is read-only: nothing can be saved or sent in it",
+                err=True,
+            )
+        return outbox
+
     def has_outbox(self) -> bool:
         """Whether an outbox exists. A command that only reads must not create one."""
         return self.config().outbox.url is not None or self.home().outbox.exists()

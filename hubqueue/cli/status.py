@@ -109,7 +109,7 @@ def runs(options: HomeOptions, as_json: bool, everything: bool) -> None:
         return
     from hubqueue.outbox.status import status as describe
 
-    with options.open() as outbox:
+    with options.open_to_read() as outbox:
         found = describe(outbox, finished=None if everything else 10)["runs"]
     if as_json:
         print_json(found)
@@ -150,7 +150,7 @@ def entries(
             refuse_run(run_id)
         print_json([]) if as_json else click.echo("no entries yet")
         return
-    with options.open() as outbox:
+    with options.open_to_read() as outbox:
         chosen = None if state is None else State(state)
         run_id = find_run(outbox, run_id)
         found = outbox.stats.entries(state=chosen, run_id=run_id, kind=kind, limit=limit)
@@ -178,7 +178,7 @@ def show(options: HomeOptions, entry: int, as_json: bool) -> None:
     """
     if not options.has_outbox():
         refuse_entry(entry)
-    with options.open() as outbox:
+    with options.open_to_read() as outbox:
         (found,) = find_entries(outbox, [entry])
         to_wall = outbox.database.to_wall
         shown = _entry(found, to_wall)
@@ -211,7 +211,7 @@ def log(options: HomeOptions, run_id: str | None, limit: int, as_json: bool) -> 
             refuse_run(run_id)
         print_json([]) if as_json else click.echo("no attempts yet")
         return
-    with options.open() as outbox:
+    with options.open_to_read() as outbox:
         to_wall = outbox.database.to_wall
         run_id = find_run(outbox, run_id)
         found = [_attempt(row, to_wall) for row in outbox.stats.attempts(run_id=run_id, limit=limit)]
@@ -226,7 +226,7 @@ def _status(options: HomeOptions, run_id: str | None) -> dict[str, Any]:
     from hubqueue.outbox.status import status as describe
 
     if options.has_outbox():
-        with options.open() as outbox:
+        with options.open_to_read() as outbox:
             return describe(outbox, run_id=find_run(outbox, run_id))
     if run_id is not None:
         refuse_run(run_id)

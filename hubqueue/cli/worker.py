@@ -154,7 +154,7 @@ def stop(options: HomeOptions, timeout: float | None) -> None:
     if not has_outbox:
         click.echo("no worker is running")
         exit_with(DONE)
-    with options.open() as outbox:
+    with options.open_to_read() as outbox:
         grace = outbox.config.worker.grace.total_seconds()
         stopped = _stop_workers(outbox, timeout=grace + 10 if timeout is None else timeout, say=click.echo)
     exit_with(DONE if stopped else ATTENTION)
@@ -268,7 +268,8 @@ def _log_file(home: Home) -> logging.Handler:
 
         def _open(self) -> TextIOWrapper:
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            return open(open_private(Path(self.baseFilename), flags), "a", encoding="utf-8")
+            descriptor = open_private(Path(self.baseFilename), flags)
+            return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
 
     try:
         return Private(home.worker_log, maxBytes=1_000_000, backupCount=2)

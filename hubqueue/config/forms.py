@@ -182,6 +182,8 @@ def path() -> Form:
         found = Path(user_home, written[2:]) if user_home and written.startswith("~/") else Path(written)
         if "\0" in written or not found.is_absolute():
             raise Refused("must be an absolute path, or one that begins with ~/")
+        if variable := unexpanded(written.removeprefix("~/")):
+            raise Refused(f"has {variable} in it, which was not replaced by its value")
         return found
 
     schema = {"type": "string", "pattern": r"^(/|~/|[A-Za-z]:[\\/]|\\\\)"}
@@ -224,11 +226,26 @@ def database_address() -> Form:
     def check(given: Given) -> str:
         written = _text(given)
         if not re.match(r"(sqlite|postgresql)(\+[a-z0-9]+)?://", written):
-            raise Refused("must be a database URL: sqlite:///PATH or postgresql+psycopg://HOST/NAME")
+            raise Refused("must be a database URL: sqlite:////PATH or postgresql+psycopg://HOST/NAME")
+        if written.startswith("sqlite"):
+            # As for SQLAlchemy, all after the third slash is the path, and nothing in it is decoded.
+            path = re.sub(r"^[a-z0-9+]+:///?", "", written)
+            if not Path(path).is_absolute():
+                raise Refused("must have an absolute path: sqlite:////PATH")
+            if "?" in path or "\0" in path:
+                raise Refused("must have no query; for a path with a question mark choose a home instead")
+            if variable := unexpanded(path):
+                raise Refused(f"has {variable} in it, which was not replaced by its value")
         return written
 
     schema = {"type": "string", "pattern": r"^(sqlite|postgresql)(\+[a-z0-9]+)?://"}
     return Form(check, unit="URL", schema=schema)
+
+
+def unexpanded(path: str) -> str | None:
+    """The `~name`, `$NAME` or `${NAME}` in a path that a shell would have replaced; None without any."""
+    found = re.match(r"~[^/]*", path) or re.search(r"\$(\{[^}/]*\}?|[A-Za-z_][A-Za-z0-9_]*)", path)
+    return None if found is None else found.group()
 
 
 def is_plain_remote(url: str, proxy: str | None = None) -> bool:

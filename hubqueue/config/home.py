@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hubqueue.config.filesystem import mounts, ownership
+from hubqueue.config.forms import unexpanded
 from hubqueue.config.reader import Config, Reading, read
 from hubqueue.domain.errors import ConfigError, OutboxUnavailable
 
@@ -24,6 +25,8 @@ _MISNAMED = (errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ENOTTY)
 # As Debian's policy has it: the home directory of a user without one. It must not exist.
 _NOWHERE = Path("/nonexistent/hubqueue")
+READ_ONLY = "make it writable for you, or choose another home: HUBQUEUE_HOME"
+"""The hint for a home in which nothing can be saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,10 @@ class Home:
     def locate(
         cls, home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] = os.environ
     ) -> Home:
-        """The home: the argument, else HUBQUEUE_HOME, else the platform's user data folder."""
+        """The home: the argument, else HUBQUEUE_HOME, else the platform's user data folder.
+
+        Raises `ConfigError` for a path with a variable in it that no shell has replaced.
+        """
         chosen = home if home is not None else environ.get("HUBQUEUE_HOME") or None
         if chosen is None:
             from platformdirs import user_data_path
@@ -49,10 +55,10 @@ class Home:
                     return cls(found)
             return cls(_NOWHERE, "this user has no home directory")
         expanded = Path(os.path.expanduser(chosen))
-        if expanded.parts[:1] and expanded.parts[0].startswith("~"):
-            return cls(_NOWHERE, f"{expanded.parts[0]} is no user with a home directory")
+        if expanded.parts[:1] == ("~",):
+            return cls(_NOWHERE, "this user has no home directory")
         try:
-            return cls(Path(os.path.abspath(expanded)))
+            return cls(literal_path(chosen, "the home"))
         except OSError:
             return cls(_NOWHERE, "the working directory was deleted, and the home is a path within it")
 
@@ -84,10 +90,17 @@ class Home:
     def ballast(self) -> Path:
         return self.path / "ballast"
 
+    @property
+    def read_only(self) -> bool:
+        """Whether the home exists and this user can change nothing in it: by its permissions, or on a read-only disk."""
+        return self.path.is_dir() and not (may_write(self.path) and may_write(self.outbox))
+
     def create(self) -> None:
         """Make the home and its folders, private. Raises `OutboxUnavailable`, also for a home that others may change."""
         self._refuse_nowhere()
         ownership.refuse_unsafe_path(self.path)
+        if self.read_only:
+            raise OutboxUnavailable(f"the home {self.path} is read-only", hint=READ_ONLY)
         made = [] if self.outbox.exists() else unsynced(self.path)
         make_private_folder(self.path, follow=True)
         for folder in (self.spool, self.locks):
@@ -108,7 +121,8 @@ class Home:
 
     def read_config(self, config: Path | None, environ: Mapping[str, str]) -> Reading:
         """The same, with where each setting comes from."""
-        named = config or (Path(environ["HUBQUEUE_CONFIG"]) if environ.get("HUBQUEUE_CONFIG") else None)
+        given = config or environ.get("HUBQUEUE_CONFIG") or None
+        named = None if given is None else literal_path(given, "the configuration")
         if named is None:
             self._refuse_nowhere()
             self._refuse_strangers()
@@ -151,6 +165,23 @@ class Home:
     def is_network_file_system(self) -> bool:
         """Whether the home is on a network file system, where a write-ahead log is not safe."""
         return mounts.is_network(self.file_system())
+
+
+def may_write(path: Path) -> bool:
+    """Whether this user may change a file or folder, or make it: a missing one counts as writable."""
+    effective = os.access in os.supports_effective_ids
+    return not path.exists() or os.access(path, os.W_OK, effective_ids=effective)
+
+
+def literal_path(given: str | os.PathLike[str], what: str) -> Path:
+    """An absolute path, with `~` replaced. Raises `ConfigError` for one with a variable in it that no shell has replaced."""
+    text = os.path.expanduser(os.fspath(given))
+    if variable := unexpanded(text):
+        problem = f"{what} {text} has {variable} in it, which was not replaced by its value"
+        raise ConfigError(
+            (problem,), hint="write the whole path; only a shell replaces variables, outside single quotes"
+        )
+    return Path(os.path.abspath(text))
 
 
 def make_private_folder(path: Path, *, shared: bool = False, follow: bool = False) -> None:

@@ -16,6 +16,7 @@ HubqueueError
 │   ├── OutboxDamaged      the file is not a database any more
 │   ├── OutboxAlien        the database belongs to another program
 │   ├── OutboxTooNew       written by a newer hubqueue
+│   ├── RunMissing         the outbox does not have the run any more
 │   └── LeaseLost          a stale lease token at settle
 ├── SpoolError
 │   ├── SpoolFull          the cap or the free-space reserve
@@ -112,6 +113,10 @@ class OutboxAlien(OutboxError):
 
 class OutboxTooNew(OutboxError):
     """The schema was written by a newer hubqueue."""
+
+
+class RunMissing(OutboxError):
+    """The outbox does not have the run: an older copy or another outbox has its place."""
 
 
 class LeaseLost(OutboxError):

@@ -25,7 +25,12 @@ class Identifier:
 def is_model_file(written: str) -> bool:
     """Whether the text is the name of a model file, with or without folders."""
     stem = re.split(r"[/\\]", written)[-1].rpartition(".")[0]
-    return written.endswith(FILE_SUFFIXES) and stem != "" and written.isprintable()
+    return written.endswith(FILE_SUFFIXES) and stem != "" and "\0" not in written
+
+
+def printable(filename: str) -> str:
+    """The name of a file as a hub can show it: control characters and bytes that are no text become U+FFFD."""
+    return "".join(each if each.isprintable() else "\ufffd" for each in filename)
 
 
 def shown(written: str) -> str:

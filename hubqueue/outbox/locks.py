@@ -6,6 +6,7 @@ the lock shows whether a process holds it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -16,6 +17,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
+from hubqueue.config.filesystem.ownership import open_plain
 from hubqueue.config.home import open_private
 from hubqueue.domain.errors import OutboxLocked, OutboxUnavailable
 
@@ -48,6 +50,8 @@ class Lock:
         if not _may_be_locked(self.path):
             hint = f"move it away: mv {self.path} {self.path}.not-a-lock"
             raise OutboxUnavailable(f"{self.path} is not a plain file", hint=hint)
+        if not self.path.parent.is_dir():  # the library would make it, with the permissions of the umask
+            raise _unusable(self.path, FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
         try:
             if not self.path.exists():  # made here: `filelock` cannot where a file system has no permissions
                 os.close(open_private(self.path, os.O_RDWR | os.O_CREAT))
@@ -88,17 +92,45 @@ def is_held(path: Path) -> bool:
     for _ in range(_PROBES):
         if not path.exists() or not _may_be_locked(path):
             return False
-        probe = _file_lock(path)
-        try:
-            probe.acquire(timeout=0)
-        except Timeout:
-            pause.wait(_INSTANT)
-            continue
-        except OSError as error:
-            raise _unusable(path, error) from error
-        probe.release()
-        return False
+        if not _is_refused(path):
+            return False
+        pause.wait(_INSTANT)
     return True
+
+
+def _is_refused(path: Path) -> bool:
+    """Whether the lock is refused now. Makes no file and no folder, and needs no permission to write."""
+    try:
+        import fcntl
+    except ImportError:
+        return _is_refused_exclusively(path)
+    try:
+        descriptor = open_plain(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM):
+            return False
+        raise _unusable(path, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise _unusable(path, error) from error
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _is_refused_exclusively(path: Path) -> bool:
+    probe = _file_lock(path)
+    try:
+        probe.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError as error:
+        raise _unusable(path, error) from error
+    probe.release()
+    return False
 
 
 def serving(folder: Path, destination: str) -> Path:
@@ -118,7 +150,7 @@ def _digest(name: str) -> str:
 
 def forget(path: Path) -> None:
     """Delete the file of a lock that no process holds or will take again."""
-    if not _may_be_locked(path):
+    if not path.exists() or not _may_be_locked(path):
         return
     lock = _file_lock(path)
     try:

@@ -23,8 +23,9 @@ from hubqueue.domain.clock import Clock
 from hubqueue.domain.errors import ConfigError, CredentialsError, OutboxDamaged, OutboxUnavailable
 from hubqueue.outbox.database import sqlite
 from hubqueue.outbox.database.database import Database
+from hubqueue.outbox.database.files.replacement import Fate
 from hubqueue.outbox.database.migration import lock_of
-from hubqueue.outbox.locks import serving, waiting
+from hubqueue.outbox.locks import Lock, serving, waiting
 from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.outbox.spool.spool import Spool
 
@@ -152,6 +153,14 @@ class Outbox:
         for name in moved.snapshots:
             self.spool.remove(name)
 
+    def let_go(self) -> Fate:
+        """Close an outbox whose file was deleted, moved or replaced, and save what only this process still reaches.
+
+        Raises `OutboxUnavailable` where the home cannot be made again; then nothing was closed.
+        """
+        self.home.create()
+        return self.database.let_go(Lock(self.home.locks / "migrate.lock"))
+
     def reopen(self) -> None:
         """Check the file again, as at the first opening, and open it. Raises the `OutboxError`s."""
         self.home.create()
@@ -192,6 +201,27 @@ def open_outbox(
     settings = located.load_config(Path(config) if config is not None else None, environ)
     return open_with(
         located, settings, environ, clock=clock, courtesy=courtesy, set_aside_damaged=set_aside_damaged
+    )
+
+
+def open_to_read(
+    home: str | os.PathLike[str] | None = None,
+    config: str | os.PathLike[str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> Outbox:
+    """Open the outbox of a home for a command that only reads: also in a read-only home, where it changes nothing.
+
+    Otherwise as `open_outbox`.
+    """
+    environ = os.environ if environ is None else environ
+    located = Home.locate(home, environ)
+    settings = located.load_config(Path(config) if config is not None else None, environ)
+    if not located.read_only:
+        return open_with(located, settings, environ)
+    learn_keys(located.credentials, environ, settings.destinations.values())
+    return Outbox(
+        located, settings, _open(located, settings, None, timedelta(0), lock=False, read_only=True), environ
     )
 
 
@@ -260,16 +290,23 @@ def _is_sound(home: Home, config: Config) -> bool:
 
 
 def _open(
-    home: Home, config: Config, clock: Clock | None, courtesy: timedelta, *, lock: bool = True
+    home: Home,
+    config: Config,
+    clock: Clock | None,
+    courtesy: timedelta,
+    *,
+    lock: bool = True,
+    read_only: bool = False,
 ) -> Database:
     database = Database(
-        config.outbox.url or f"sqlite:///{home.outbox}",
+        config.outbox.url or home.outbox,
         driver=config.outbox.driver,
         patience=max(config.outbox.busy_timeout, _WORKER_PATIENCE)
         if courtesy
         else config.outbox.busy_timeout,
         courtesy=courtesy,
         network=home.is_network_file_system(),
+        read_only=read_only and config.outbox.url is None,
         clock=clock,
     )
     database.open(lock=lock_of(home.locks / "migrate.lock") if lock else None)

@@ -1,7 +1,12 @@
-"""Opens the outbox of a run and registers the run in it: as soon as that succeeds, and again after damage."""
+"""Opens the outbox of a run and registers the run in it: as soon as that succeeds, and again after damage.
+
+An outbox that was deleted, moved or replaced by another file is noticed before the next write. What this process still
+has (its open file, and in memory what it has enqueued) is saved again, under the same run, and one line says what is lost.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -10,13 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hubqueue.domain.errors import HubqueueError, OutboxDamaged
+from hubqueue.domain.entry import Draft
+from hubqueue.domain.errors import HubqueueError, OutboxDamaged, RunMissing
 from hubqueue.outbox import presence
+from hubqueue.outbox.database.files.replacement import Fate
 from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.moves.registry import new_run_id
 from hubqueue.outbox.outbox import Outbox, replace_damaged
 from hubqueue.producer.announcement import announce
 from hubqueue.producer.intake import open_run
+from hubqueue.producer.memory.kept import Kept, Restored
 from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.startup.handle import join, refuse_new_outbox
 from hubqueue.producer.startup.wanted import Start
@@ -28,19 +36,35 @@ _REOPEN = 5.0
 _SET_ASIDE = (
     "the outbox was damaged: it is kept as %s, and a new one was started (for details: hubqueue check)"
 )
+# By what happened to an outbox that the run was using: its path, the run, and what became of its entries.
+_GONE = {
+    Fate.WRITTEN_AGAIN: "the outbox %s was deleted or moved while run %s was using it: it was written again from the open file",
+    Fate.LOG_SAVED: "the log of the outbox %s was deleted while run %s was using it: it was written again from the open file",
+    Fate.LOG_LOST: "the log of the outbox %s was deleted while run %s was using it, and another one was begun",
+    Fate.REPLACED: "the outbox %s was replaced by another file while run %s was using it: the run continues in that one",
+}
+_HINT = "clean or restore a home only while no training and no worker uses it"
 
 
 class Opening:
-    """The outbox of one run and the run's id in it; both None until they exist. Safe to use from several threads."""
+    """The outbox of one run and the run's id in it; both None until they exist. Safe to use from several threads.
 
-    def __init__(self, start: Start) -> None:
-        self._start = start
+    `on_lost(number, why)` is called with what is lost because the outbox was replaced.
+    """
+
+    def __init__(
+        self, start: Start, on_lost: Callable[[int, str], None] = lambda _number, _why: None
+    ) -> None:
+        self._start, self._on_lost = start, on_lost
+        self.kept = Kept()
         self.outbox: Outbox | None = None
         self.run_id: str | None = None
         self.guard = threading.RLock()
         self.first_entry = 0  # entries of this run have higher ids, unless it is continued
         self._new_id: str | None = None
         self._in_use = self._continues = False
+        self._is_older = False  # the file at the path is an older copy of the outbox
+        self._gone: Fate | None = None  # what happened to the outbox before this one, until it is reported
         # The run's first lock file while this process counts as one of the run's.
         self._present: Path | None = None
         self._has_ended = False
@@ -62,9 +86,7 @@ class Opening:
     def opened(self) -> tuple[Outbox, str]:
         """The outbox and the run's id in it. Opens and registers first if needed, also when the file was replaced."""
         with self.guard:
-            if self.outbox is not None and self.outbox.database.was_replaced():
-                self._forget_outbox()
-            if self.outbox is None or self.run_id is None:
+            if self.outbox is None or self.run_id is None or self.was_replaced():
                 self._open()
             elif not self._in_use:
                 SHARED.hold(self.outbox)
@@ -75,18 +97,41 @@ class Opening:
             return self.outbox, self.run_id
 
     def repaired(self, act: Callable[[], _T]) -> _T:
-        """Call `act`; if the outbox proves to be damaged, replace it with a new one and call `act` again."""
+        """Call `act`; if the outbox proves to be damaged, or an older copy, begin anew in it and call `act` again."""
         try:
+            return act()
+        except RunMissing:
+            with self.guard:
+                if self.outbox is None:
+                    raise
+                self._is_older = True
             return act()
         except OutboxDamaged:
             with self.guard:
                 if self.outbox is None:
                     raise
-                self._forget_outbox()
+                model_id = self.model_id
+                SHARED.forget(self.outbox)
                 with impatient(self._start.config.outbox.busy_timeout.total_seconds()):
                     aside = replace_damaged(self._start.home, self._start.config)
-            _LOG.error(_SET_ASIDE, aside)
+                if aside is None and not self.outbox.database.was_set_aside():
+                    self._is_older = True  # the file was emptied, or replaced by one of ours
+                else:
+                    self._begin_anew(model_id)
+            if aside is not None:
+                _LOG.error(_SET_ASIDE, aside)
             return act()
+
+    def was_replaced(self) -> bool:
+        """Whether the outbox is not the file at its path any more, or an older copy of it."""
+        return self.outbox is not None and (self._is_older or self.outbox.database.was_replaced())
+
+    def enqueued(self, entry_id: int, draft: Draft) -> None:
+        """Keep a draft in memory that was enqueued. An outbox that gives an id twice is an older copy: it is completed."""
+        is_older = entry_id <= self.kept.newest
+        self.kept.note(entry_id, draft)
+        if is_older and self.outbox is not None and self.run_id is not None:
+            self._report(Fate.REPLACED, self.kept.restore(self.outbox, self.run_id))
 
     def column(self, column: str) -> Any:
         """A column of the run's row, which the worker updates; None when it is empty or cannot be read."""
@@ -150,12 +195,15 @@ class Opening:
                 self.on_settings(self._start)
             if self._start.is_joined:
                 refuse_new_outbox(self._start)
+            if self.was_replaced():
+                self._let_go()
             with impatient(busy_timeout.total_seconds()):
                 outbox = SHARED.borrow(self._start.home, self._start.config)
             try:
                 if outbox.set_aside is not None:
                     _LOG.error(_SET_ASIDE, outbox.set_aside)
                 self.run_id = self._register(outbox)
+                restored = self.kept.restore(outbox, self.run_id)
             except BaseException:
                 SHARED.give_back(outbox)
                 raise
@@ -163,6 +211,10 @@ class Opening:
             self._trouble = error
             raise
         self.outbox, self._in_use, self._trouble = outbox, True, None
+        if self._gone is not None:
+            self._report(self._gone, restored)
+            self._gone = None
+            return
         if self._start.is_joined:
             return
         try:
@@ -210,16 +262,44 @@ class Opening:
         presence.enter(present)
         self._present = present
 
-    def _forget_outbox(self) -> None:
+    def _begin_anew(self, model_id: str | None) -> None:
+        """Stop using a damaged outbox. What can be read of the run in it is salvaged, so it continues as another run."""
+        self._forget_outbox(model_id)
+        self.kept.clear()
+
+    def _let_go(self) -> None:
+        """Save what the open file of a replaced outbox still has, and stop using it. The run keeps its id."""
+        assert self.outbox is not None
+        run_id, model_id = self.run_id, self.model_id
+        if self.outbox.database.was_set_aside():
+            self._begin_anew(model_id)
+            return
+        with contextlib.suppress(HubqueueError):
+            self.kept.forget_settled(self.outbox)
+        self._gone = self.outbox.let_go()
+        self._forget_outbox(model_id)
+        self._start = replace(self._start, resume=run_id)
+        self._new_id, self.first_entry = run_id, 0
+
+    def _report(self, gone: Fate, restored: Restored) -> None:
+        """Log what happened to the outbox, and what that cost."""
+        path = self._start.home.outbox
+        if gone is Fate.REPLACED and not restored:
+            _LOG.warning("the outbox %s was opened again: another process has renewed it", path)
+            return
+        _LOG.error(f"{_GONE[gone]}; %s (%s)", path, self.run_id, restored or "nothing is lost", _HINT)
+        if restored.lost:
+            self._on_lost(len(restored.lost), f"the outbox was replaced: {restored}")
+
+    def _forget_outbox(self, model_id: str | None) -> None:
         """Stop using an outbox that is damaged, or whose file was replaced by another one."""
         assert self.outbox is not None
         # If the model's id can still be read, the hub does not get a second model.
-        named = replace(self._start.named, model_id=self.model_id)
-        self._start = replace(self._start, named=named)
+        self._start = replace(self._start, named=replace(self._start.named, model_id=model_id))
         self.leave()
         SHARED.forget(self.outbox)
         if self._in_use:
             SHARED.give_back(self.outbox)
         self.outbox = self.run_id = self._new_id = None
-        self._in_use = False
+        self._in_use = self._is_older = False
         self._retry_at = 0.0

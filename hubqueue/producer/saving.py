@@ -22,11 +22,11 @@ from hubqueue.domain.redact import clean
 from hubqueue.outbox.database.patience import alone
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.spool.ballast import Ballast
-from hubqueue.producer.backlog import Backlog
 from hubqueue.producer.called_with import Departure, Ending
 from hubqueue.producer.ending.ends import Ends
 from hubqueue.producer.intake import copy_checkpoint, was_swept
 from hubqueue.producer.leftover import Leftover, count_safely
+from hubqueue.producer.memory.backlog import Backlog
 from hubqueue.producer.opening import Opening
 from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.startup.wanted import Start
@@ -56,7 +56,7 @@ class Saving:
         on_settings: Callable[[Start], None],
     ) -> None:
         self._home, self._on_enqueue = start.home, on_enqueue
-        self.opening = Opening(start)
+        self.opening = Opening(start, self._lost)
         self.opening.on_settings = on_settings
         self.backlog = Backlog(self._removed_unsaved)
         self._unsaved = _Unsaved()
@@ -64,6 +64,7 @@ class Saving:
         self._locked = False  # whether another process kept a lock since this was set to False
         self.ended: RunState | None = None
         self.has_reported = False  # whether `finish` has logged what is left
+        self._ending: Ending | None = None
         self.ends = Ends(self.opening)
         self._refused: set[Kind] = set()
 
@@ -129,6 +130,8 @@ class Saving:
             pause.wait(min(_AGAIN, remaining))
 
     def _end(self, ending: Ending) -> None:
+        self._ending = ending
+
         def save() -> None:
             self.attempt("metrics", lambda: self.backlog.save(self._enqueue))
 
@@ -146,7 +149,7 @@ class Saving:
             if self.opening.start.is_joined:
                 self.ended = ending.state  # only for this process
                 self.opening.ended()
-            elif self.ended is None:
+            elif self.ended is None or self.opening.was_replaced():
                 self.attempt("end of the run", close)
 
     def leave(self, departure: Departure | None) -> bool:
@@ -175,9 +178,14 @@ class Saving:
         return bool(depends)
 
     def left(self) -> Leftover:
-        """What the run owes now, including what could not be saved."""
+        """What the run owes now, including what could not be saved. Ends the run again in an outbox that was replaced."""
+        if self._ending is not None and self.opening.was_replaced():
+            self.end(self._ending)
         unsaved, why = len(self.backlog) + self._unsaved.lost, self._unsaved.why
         outbox = self.opening.outbox
+        if self.opening.was_replaced():
+            # Nothing can be saved at the path now: what the open file has is lost with this process.
+            unsaved, outbox = unsaved + len(self.opening.kept), None
         if outbox is None:
             return count_safely(None, None, unsaved=unsaved, why=why)
         with SHARED.used(outbox):
@@ -208,7 +216,13 @@ class Saving:
             outbox.spool.remove_behind(moved.snapshots)
             if moved.ended:
                 self.ends.continued(outbox, run_id, moved.ended)
+        self.opening.enqueued(entry_id, draft)
         return entry_id
+
+    def _lost(self, number: int, why: str) -> None:
+        """Account for entries that were saved, in an outbox that has been replaced since then."""
+        self._unsaved.lost += number
+        self._unsaved.why = why
 
     def _removed_unsaved(self, draft: Draft, unsure: bool, replaced: bool) -> None:
         """Account for a draft that the backlog removed without saving it."""

@@ -116,7 +116,9 @@ class InProcess:
         if not self.sends:
             return
         if not self._thread.is_alive():
-            self._start()  # a storage error ended the thread, and may be over now
+            # A storage error ended the thread, and may be over now; or the outbox was replaced by another file.
+            self._outbox.reopen()
+            self._start()
         self._service.wake()
 
     def finish(self) -> None:

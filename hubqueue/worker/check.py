@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hubqueue.config.choice import choose
 from hubqueue.config.credentials import Credentials, secret_variables
-from hubqueue.config.home import Home
+from hubqueue.config.home import READ_ONLY, Home
 from hubqueue.config.names import unread
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import absent, declaration, packages
@@ -24,7 +24,7 @@ from hubqueue.domain.quantities import plural, size
 from hubqueue.domain.redact import clean, safe_url
 from hubqueue.outbox.database import sqlite
 from hubqueue.outbox.database.schema_check import differences
-from hubqueue.outbox.outbox import Outbox, open_outbox, replace_damaged
+from hubqueue.outbox.outbox import Outbox, open_to_read, replace_damaged
 from hubqueue.outbox.reach import cure, is_explained, is_served, no_key, obstacle
 from hubqueue.outbox.salvage import salvage
 
@@ -67,7 +67,7 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
     try:
         if set_aside and (aside := replace_damaged(located, settings)) is not None:
             found.append(Finding("outbox", True, f"the damaged one is kept as {aside}; a new one is started"))
-        with open_outbox(home, config) as outbox:
+        with open_to_read(home, config) as outbox:
             if set_aside:
                 salvage(outbox)
             found += _asides(located)
@@ -86,6 +86,10 @@ def _home(home: Home) -> Iterator[Finding]:
         yield Finding("home", True, f"{home.path} is on {home.file_system()}, a network file system ({hint})")
     else:
         yield Finding("home", True, f"{home.path} ({home.file_system()})")
+    if home.read_only:
+        yield Finding(
+            "home", False, f"the home {home.path} is read-only: nothing can be saved or sent", READ_ONLY
+        )
     for what, hint in home.problems():
         yield Finding("home", True, f"{what} ({hint})")
 

@@ -106,7 +106,7 @@ class Service:
         while not self._stop.wait(every):
             self._scheduler.tend()
             if self._outbox.database.was_replaced():
-                return "the outbox was replaced by another one"
+                return "the outbox was deleted, moved or replaced by another file"
             try:
                 reason = until()
             except OutboxUnavailable:

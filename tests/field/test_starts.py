@@ -57,11 +57,15 @@ def test_a_user_without_a_home_is_told_once_and_trains(tmp_path: Path) -> None:
     assert list((tmp_path / "here").iterdir()) == []  # no folder called "~"
 
 
+@needs_shim
 def test_a_command_without_a_home_names_the_variable(tmp_path: Path) -> None:
-    done = hubqueue(environ_of(Path("~nobody-of-this-name/hubqueue")), "status")
+    environ = environ_of(Path("~/hubqueue")) | refusing(tmp_path, tmp_path, USER=1)
+    environ.pop("HOME", None)
+
+    done = hubqueue(environ, "status")
 
     assert done.returncode == 1
-    assert "there is no home for hubqueue: ~nobody-of-this-name" in done.stderr
+    assert "there is no home for hubqueue: this user has no home directory" in done.stderr
     assert "HUBQUEUE_HOME" in done.stderr
     assert "Traceback" not in done.stderr
 

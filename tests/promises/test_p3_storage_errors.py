@@ -22,7 +22,7 @@ from hubqueue.domain.drafts import Checkpoint, metrics_draft
 from hubqueue.domain.entry import Draft
 from hubqueue.domain.errors import OutboxUnavailable
 from hubqueue.outbox.outbox import Outbox, open_outbox
-from hubqueue.producer.backlog import Backlog
+from hubqueue.producer.memory.backlog import Backlog
 from hubqueue.producer.run import Run
 
 Statement = Callable[[str], None]

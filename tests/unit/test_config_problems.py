@@ -114,7 +114,7 @@ def test_the_hint_names_only_the_source_of_the_problem(
         ("outbox.driver = 'mysql'", "outbox.driver must be 'auto' or 'pysqlite3' or 'sqlite3'"),
         (
             "outbox.url = '/tmp/x.db'",
-            "outbox.url must be a database URL: sqlite:///PATH or postgresql+psycopg://HOST/NAME",
+            "outbox.url must be a database URL: sqlite:////PATH or postgresql+psycopg://HOST/NAME",
         ),
         ("retry.cap = 0.5", "retry.cap must not be less than retry.base"),
         ("outbox = 3", "outbox must be a table, not a whole number"),

@@ -12,7 +12,7 @@ from os import PathLike, fspath
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from hubqueue.domain.errors import InvalidModel
-from hubqueue.domain.identifier import Identifier, is_model_file, shown
+from hubqueue.domain.identifier import Identifier, is_model_file, printable, shown
 from hubqueue.domain.redact import safe_url
 
 _HUB_HOST = "hub.ultralytics.com"
@@ -45,12 +45,12 @@ def parse(
         return _from_address(written, web_url)
     if is_model_file(written):
         # Before the model id rule: yolov8n-custom-17.pt has 20 characters too.
-        return Identifier(filename=written)
+        return Identifier(filename=printable(written))
     if found := _KEY_AND_ID.fullmatch(written):
         return Identifier(api_key=found[1], model_id=found[2])
     if _MODEL_ID.fullmatch(written):
         if exists is not None and exists(written):
-            return Identifier(filename=written)
+            return Identifier(filename=printable(written))
         return Identifier(model_id=written)
     raise InvalidModel(f"{shown(written)} is not a model file, URL or id", hint=_FORMS)
 

@@ -6,7 +6,7 @@ import re
 from os import PathLike, fspath
 
 from hubqueue.domain.errors import InvalidModel
-from hubqueue.domain.identifier import Identifier, is_model_file, shown
+from hubqueue.domain.identifier import Identifier, is_model_file, printable, shown
 
 _ID = re.compile(r"[0-9A-Za-z_-]{16,64}")
 
@@ -15,7 +15,7 @@ def parse(identifier: str | PathLike[str]) -> Identifier:
     """Read an identifier. Raises `InvalidModel` if it is neither a model file nor a model id."""
     written = fspath(identifier).strip()
     if "://" not in written and is_model_file(written):
-        return Identifier(filename=written)
+        return Identifier(filename=printable(written))
     if _ID.fullmatch(written):
         return Identifier(model_id=written)
     raise InvalidModel(

@@ -7,6 +7,7 @@ input in errors: the wrong address, the refused row. Neither is shown.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import parse_qsl, unquote
 
 from hubqueue.domain.redact import LEAST_KEY, MASK, hide_key, hide_known, remember
@@ -36,9 +37,10 @@ _LONGEST_MESSAGE = 4000
 class Address:
     """The address of a database. This process masks its passwords in all that it writes."""
 
-    def __init__(self, url: str) -> None:
-        self.shown = _shown(url)
-        self._secrets = () if url.startswith("sqlite") else _secrets_in(url)
+    def __init__(self, where: str | Path) -> None:
+        # Nothing in the path of a file is a password or a query.
+        self.shown = f"sqlite:///{where}" if isinstance(where, Path) else _shown(where)
+        self._secrets = () if isinstance(where, Path) else _secrets_in(where)
         remember(self._secrets)
 
     def __repr__(self) -> str:

@@ -5,14 +5,18 @@ Refuses a file that is not hubqueue's.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, select, text
 
 from hubqueue.domain.clock import Clock, SystemClock
+from hubqueue.domain.errors import OutboxUnavailable
 from hubqueue.outbox.database import migration, origin, sqlite
+from hubqueue.outbox.database.files import replacement
+from hubqueue.outbox.database.files.replacement import Fate
 from hubqueue.outbox.database.schema import REVISION, about, invalid_numbers, metadata
 from hubqueue.outbox.database.transactions import Transactions, driven
 
@@ -20,22 +24,26 @@ from hubqueue.outbox.database.transactions import Transactions, driven
 class Database(Transactions):
     """One outbox database, for all threads of this process.
 
-    `url` is `sqlite:///path` or `postgresql+psycopg://…`. `patience` is how long a write waits for other
+    `where` is the path of a SQLite file, or `sqlite:////path` or `postgresql+psycopg://…`. `patience` is how long a write waits for other
     writers. `courtesy` is a gap after each own write, so that a busy worker does not starve the training
-    processes that share the file. `network` says that the file is on a network file system.
+    processes that share the file. `network` says that the file is on a network file system. A `read_only` file is neither
+    changed nor upgraded, and nothing is written beside it.
     """
 
     def __init__(
         self,
-        url: str,
+        where: str | Path,
         *,
         driver: str = "auto",
         patience: timedelta = timedelta(seconds=5),
         courtesy: timedelta = timedelta(0),
         network: bool = False,
+        read_only: bool = False,
         clock: Clock | None = None,
     ) -> None:
-        super().__init__(url, driver=driver, patience=patience, courtesy=courtesy, network=network)
+        super().__init__(
+            where, driver=driver, patience=patience, courtesy=courtesy, network=network, read_only=read_only
+        )
         self.clock = clock or SystemClock()
         self._file: tuple[int, int] | None = None
         self._outbox_id: str | None = None
@@ -47,17 +55,25 @@ class Database(Transactions):
         Raises `OutboxUnavailable`, `OutboxDamaged`, `OutboxAlien` or `OutboxTooNew`.
         """
         if self.path and self._driver:
-            sqlite.prepare_file(self.path, self._driver, create=create)
+            sqlite.prepare_file(self.path, self._driver, create=create and not self.read_only)
             self._file = sqlite.identity(self.path)
         with self.read() as connection:
-            behind = migration.current_revision(connection) != REVISION
-        if behind:
+            revision = migration.current_revision(connection)
+        if self.read_only and revision != REVISION:
+            raise OutboxUnavailable(
+                f"the outbox {self.path} is read-only and has revision {revision}, not {REVISION}",
+                hint="make the home writable and upgrade it (hubqueue migrate), or read it with the hubqueue that wrote it",
+            )
+        if revision != REVISION:
             # The lock comes first: waiting for it inside a transaction would block the process that holds it.
             with lock or nullcontext(), self._translated(), self._engine.connect() as connection:
                 migration.upgrade(connection)
         with self.read() as connection:
             self._outbox_id = connection.scalar(select(about.c.outbox_id))
             self._boot_starts_at = connection.scalar(origin.known_anchor(self.clock))
+            if self.read_only:
+                self._outbox_id = self._outbox_id or ""
+                self._boot_starts_at = self._boot_starts_at or origin.new_anchor(connection, self.clock)
         if self._outbox_id is None or self._boot_starts_at is None:
             with self.write() as tx:
                 self._outbox_id = origin.identify(tx)
@@ -98,6 +114,7 @@ class Database(Transactions):
                 shown["journal_mode"] = "wal"
                 shown["synchronous"] = connection.scalar(text("SHOW synchronous_commit"))
                 shown["bytes"] = connection.scalar(text("SELECT pg_database_size(current_database())"))
+            shown["read_only"] = self.read_only
             shown["revision"] = migration.current_revision(connection)
         return shown
 
@@ -113,8 +130,30 @@ class Database(Transactions):
             return found
 
     def was_replaced(self) -> bool:
-        """Whether the path now leads to another file than the opened one (a damaged outbox was set aside)."""
-        return self.path is not None and self._file != sqlite.identity(self.path)
+        """Whether the path now leads to another file than the opened one, or to none, or its log was deleted."""
+        return self.path is not None and (self._file != sqlite.identity(self.path) or self._lost_log())
+
+    def was_set_aside(self) -> bool:
+        """Whether the opened file was renamed because it is damaged."""
+        return self.path is not None and self._file in map(sqlite.identity, sqlite.asides(self.path))
+
+    def let_go(self, lock: AbstractContextManager[object]) -> Fate:
+        """Close a file that was replaced, after saving what only the open handles reach, under `lock`.
+
+        A deleted or moved file is written again, a deleted log is copied into the database. Raises `OutboxUnavailable`.
+        """
+        assert self.path is not None and self._driver is not None
+        fate, same = Fate.REPLACED, self._file == sqlite.identity(self.path)
+        with self._lock, self._reading_lock:
+            handles = [] if self._writing else [driven(each) for each in self._connections.values()]
+            if handles and same and self._lost_log():
+                fate = Fate.LOG_SAVED if self._save_log() else Fate.LOG_LOST
+            elif handles and not self.path.exists():
+                with suppress(*self._errors, OSError), lock:
+                    if replacement.write_again(handles[0], self.path, self._driver):
+                        fate = Fate.WRITTEN_AGAIN
+            self.close()
+        return fate
 
     def integrity(self) -> str:
         """The result of SQLite's check of tables, indexes and CHECKs: "ok", or the first problem."""

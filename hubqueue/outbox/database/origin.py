@@ -34,11 +34,16 @@ def anchor(tx: Connection, clock: Clock) -> datetime:
     known = tx.scalar(known_anchor(clock))
     if known is not None:
         return known
-    # The clock of this boot may be wrong; steady time must not go back behind what is recorded.
-    wall = max(clock.wall(), _last_moment(tx) or clock.wall())
-    starts_at = wall - timedelta(seconds=clock.elapsed())
+    starts_at = new_anchor(tx, clock)
     tx.execute(insert(boots).values(boot_id=clock.boot_id, starts_at=starts_at))
     return starts_at
+
+
+def new_anchor(tx: Connection, clock: Clock) -> datetime:
+    """The same moment for a boot that the outbox has not seen."""
+    # The clock of this boot may be wrong; steady time must not go back behind what is recorded.
+    wall = max(clock.wall(), _last_moment(tx) or clock.wall())
+    return wall - timedelta(seconds=clock.elapsed())
 
 
 def _last_moment(tx: Connection) -> datetime | None:

@@ -122,9 +122,10 @@ def _refuse_alien(path: Path, driver: ModuleType) -> None:
         try:
             tables, found_id = _inspect(path, driver, "mode=ro")
         except driver.Error as error:
-            if not error_name(error).startswith("SQLITE_READONLY"):
+            if not error_name(error).startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")):
                 raise
-            # A transaction that a power cut interrupted has to be rolled back. The first page is enough without that.
+            # A transaction that a power cut interrupted has to be rolled back, and a log needs a file of its own in a
+            # folder that is read-only. The first page is enough without that.
             tables, found_id = _inspect(path, driver, "immutable=1")
     except driver.Error as error:
         if is_damage(error):
@@ -137,13 +138,18 @@ def _refuse_alien(path: Path, driver: ModuleType) -> None:
 
 def _inspect(path: Path, driver: ModuleType, how: str) -> tuple[int, int]:
     """The number of tables, and the application id."""
-    connection = driver.connect(f"{path.resolve().as_uri()}?{how}", uri=True)
+    connection = driver.connect(uri_of(path.resolve(), how), uri=True)
     try:
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         found_id = connection.execute("PRAGMA application_id").fetchone()[0]
     finally:
         connection.close()
     return tables, found_id
+
+
+def uri_of(path: Path, how: str) -> str:
+    """The URI of a file for SQLite: every character of the path is itself, also a `?`, and bytes that are no UTF-8."""
+    return f"{path.as_uri()}?{how}"
 
 
 def set_aside(path: Path) -> Path:
@@ -158,10 +164,10 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def identity(path: Path) -> tuple[int, int] | None:
+def identity(path: Path | str) -> tuple[int, int] | None:
     """Device and inode, which tell a file apart from another one at the same path; None without a file."""
     try:
-        found = path.stat()
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_dev, found.st_ino
@@ -207,6 +213,14 @@ def configure(connection: Any, *, journal: str, synchronous: str, busy_timeout: 
         cursor.execute("PRAGMA fullfsync = ON")  # macOS: fsync alone does not reach the disk
     finally:
         cursor.close()
+
+
+def configure_reading(connection: Any, *, busy_timeout: float) -> None:
+    """Make the settings on a new DB-API connection that only reads."""
+    connection.text_factory = partial(str, encoding="utf-8", errors="replace")
+    connection.execute(f"PRAGMA busy_timeout = {int(busy_timeout * 1000)}")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute("PRAGMA query_only = ON")
 
 
 def begin_immediate(connection: Any, *, patience: float, turns: Turns | None = None) -> None:

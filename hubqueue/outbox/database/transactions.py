@@ -9,21 +9,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from hubqueue.config.home import READ_ONLY
 from hubqueue.domain.errors import ConfigError, OutboxError, OutboxLocked, OutboxUnavailable
 from hubqueue.outbox.database import forks, sqlite
 from hubqueue.outbox.database.address import Address
 from hubqueue.outbox.database.errors import translate
+from hubqueue.outbox.database.files import readonly, replacement
 from hubqueue.outbox.database.patience import alone, seconds_for, waited
 from hubqueue.outbox.database.schema import DamagedNumber
 from hubqueue.outbox.database.turns import Turns
@@ -37,32 +38,24 @@ class Transactions:
 
     def __init__(
         self,
-        url: str,
+        where: str | Path,
         *,
         driver: str,
         patience: timedelta,
         courtesy: timedelta,
         network: bool,
+        read_only: bool = False,
     ) -> None:
-        try:
-            self._url = make_url(url)
-            self.backend = self._url.get_backend_name()
-        except SQLAlchemyError:
-            raise ConfigError(
-                ("outbox.url is not a database URL",), hint="sqlite:///PATH or postgresql+psycopg://HOST/NAME"
-            ) from None
-        if self.backend not in ("sqlite", "postgresql"):
-            raise ConfigError(
-                (f"outbox.url: {self.backend} is not supported",),
-                hint="sqlite:///PATH or postgresql+psycopg://HOST/NAME",
-            )
-        self._address = Address(url)
-        self.path = Path(self._url.database or "") if self.backend == "sqlite" else None
+        self.read_only = read_only
+        self._url, self.path = (None, where) if isinstance(where, Path) else _read_url(where)
+        self.backend = "sqlite" if self._url is None else self._url.get_backend_name()
+        self._address = Address(str(where) if self.path is None else self.path)
         self._patience, self._courtesy = patience.total_seconds(), courtesy.total_seconds()
         self._driver = sqlite.load_driver(driver) if self.path else None
         version = getattr(self._driver, "sqlite_version_info", ())
         self._journal, self._synchronous = sqlite.journal_for(tuple(version), network=network)
         self._network = network
+        self._logs = replacement.logs(self.path) if self.path else ()
         self._turns: Turns | None = None
         self._engine: Engine
         self._free_at: float
@@ -82,6 +75,8 @@ class Transactions:
         if within is not None:
             yield within
             return
+        if self.read_only:
+            raise OutboxUnavailable(f"the outbox {self.path} is read-only", hint=READ_ONLY)
         if not self.path:
             with self._translated(), self._engine.connect() as connection:
                 committing = False
@@ -144,9 +139,11 @@ class Transactions:
     def close(self) -> None:
         """Close every handle. The next use opens the database again."""
         with self._lock, self._reading_lock:
-            self._drop(reading=False)
-            self._drop(reading=True)
-            self._engine.dispose()
+            apart = self.path is not None and self._lost_log() and not self._save_log()
+            with replacement.log_kept(self.path) if apart and self.path else nullcontext():
+                self._drop(reading=False)
+                self._drop(reading=True)
+                self._engine.dispose()
 
     # Connections.
 
@@ -157,23 +154,35 @@ class Transactions:
         self._free_at = 0.0
         self._writing = False
         self._connections: dict[bool, Connection] = {}
+        self._sides: replacement.Sides | None = None
         self._busy_timeouts: dict[bool, float] = {}
         self._engine = self._make_engine()
 
     def _make_engine(self) -> Engine:
-        create = partial(create_engine, self._url, hide_parameters=True)
-        if not self.path:
-            engine = create(pool_pre_ping=True, connect_args={"connect_timeout": 10})
-        else:
-            # This class keeps the connections, not a pool. With isolation_level None the driver sends no BEGIN.
-            arguments = {"isolation_level": None, "check_same_thread": False}
-            engine = create(module=self._driver, poolclass=NullPool, connect_args=arguments)
-            event.listen(engine, "connect", self._on_connect)
-            event.listen(engine, "begin", self._on_begin)
+        if self._url is not None:
+            arguments: dict[str, Any] = {"connect_timeout": 10}
+            return create_engine(self._url, hide_parameters=True, pool_pre_ping=True, connect_args=arguments)
+        # This class keeps the connections, not a pool.
+        options: dict[str, Any] = {"creator": self._connect, "poolclass": NullPool, "module": self._driver}
+        engine = create_engine("sqlite://", hide_parameters=True, **options)
+        event.listen(engine, "connect", self._on_connect)
+        event.listen(engine, "begin", self._on_begin)
         return engine
+
+    def _connect(self) -> Any:
+        """A new connection to the file. SQLite must not make a missing one: it would be empty, and readable by others."""
+        assert self.path is not None and self._driver is not None
+        # With isolation_level None the driver sends no BEGIN.
+        options: dict[str, Any] = {"isolation_level": None, "check_same_thread": False}
+        if self.read_only:
+            return readonly.connect(self.path, self._driver, **options)
+        return self._driver.connect(sqlite.uri_of(self.path, "mode=rw"), uri=True, **options)
 
     def _on_connect(self, connection: Any, _record: object) -> None:
         timeout = min(self._patience_now(), self._patience_now(reading=True))
+        if self.read_only:
+            sqlite.configure_reading(connection, busy_timeout=timeout)
+            return
         sqlite.configure(
             connection, journal=self._journal, synchronous=self._synchronous, busy_timeout=timeout
         )
@@ -193,6 +202,9 @@ class Transactions:
             if not reading and not self._network:
                 # On a network file system, requests would carry the clocks of several machines.
                 self._turns = Turns(self.path.with_name(self.path.name + "-turn"))
+            if self._journal == "wal" and not (self._connections or self.read_only):
+                driven(connection).execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()  # opens the log
+                self._sides = replacement.sides(self._logs)
             self._connections[reading] = connection
         held = self._connections[reading]
         # A write waits in `sqlite.begin_immediate` only: SQLite's busy handler is not fair.
@@ -203,6 +215,18 @@ class Transactions:
         if held.in_transaction():
             held.commit()  # for SQLAlchemy's bookkeeping only: SQLite is in autocommit mode here
         return held
+
+    def _lost_log(self) -> bool:
+        """Whether the files of the write-ahead log are not those that the connections have open."""
+        is_open = self._sides is not None and bool(self._connections)
+        return is_open and self._sides != replacement.sides(self._logs)
+
+    def _save_log(self) -> bool:
+        """Copy a write-ahead log that was deleted into the database; False when that is not possible."""
+        assert self.path is not None
+        with suppress(*self._errors, OSError):
+            return replacement.write_log_back(driven(next(iter(self._connections.values()))), self.path)
+        return False
 
     def _drop(self, *, reading: bool) -> None:
         """Close a held connection after an error, so that the next use opens a new one.
@@ -257,6 +281,22 @@ class Transactions:
             if isinstance(translated, OutboxLocked):
                 waited((self.path, reading), in_vain=True)
             raise
+
+
+def _read_url(url: str) -> tuple[URL | None, Path | None]:
+    """The URL of a server, or the path of a SQLite file, by `outbox.url`. Raises `ConfigError`."""
+    hint = "sqlite:////ABSOLUTE/PATH or postgresql+psycopg://HOST/NAME"
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except SQLAlchemyError:
+        raise ConfigError(("outbox.url is not a database URL",), hint=hint) from None
+    if backend not in ("sqlite", "postgresql"):
+        raise ConfigError((f"outbox.url: {backend} is not supported",), hint=hint)
+    if backend == "postgresql":
+        return parsed, None
+    path = Path(url.partition("://")[2].removeprefix("/"))
+    return None, path
 
 
 def driven(connection: Connection) -> Any:

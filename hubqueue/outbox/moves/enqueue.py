@@ -30,6 +30,7 @@ from sqlalchemy import (
 )
 
 from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.errors import RunMissing
 from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.domain.plain import checksum
 from hubqueue.outbox.database.database import Database
@@ -80,7 +81,12 @@ class Entries:
         size, (lowest, highest) = draft.size, draft.ranks
         same = {"same_key": draft.key, "lowest": lowest, "highest": highest}
         lane = {"run": run_id, "of_kind": str(draft.kind), "more": size, **same}
-        ((lane_id, waits, of_run, *had),) = (_ADD_AND_LOOK if draft.merges else _ADD_TO_LANE).run(tx, lane)
+        found = (_ADD_AND_LOOK if draft.merges else _ADD_TO_LANE).run(tx, lane)
+        if not found:
+            raise RunMissing(
+                f"the outbox has no run {run_id} with {draft.kind}", hint="hubqueue runs --all lists the runs"
+            )
+        ((lane_id, waits, of_run, *had),) = found
         # PostgreSQL evaluates these before it waits for the lane, and misses what was enqueued in that time.
         unsure = tx.dialect.name != "sqlite"
         if draft.merges and (unsure or waits or had[0]):

@@ -1,0 +1,140 @@
+"""What this process has enqueued for one run, kept in memory: saved again when the outbox turns out to be another file.
+
+Bounded: of a long run the oldest entries are dropped from it. A checkpoint is kept as long as its copy is in the spool.
+Not thread-safe; the lock of the run guards it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.lifecycle import State
+from hubqueue.domain.quantities import plural
+from hubqueue.outbox.outbox import Outbox
+from hubqueue.producer.intake import owe
+
+# Payload bytes of one run: thousands of epochs.
+_LIMIT = 1 << 20
+_AT_ONCE = 500
+_MOST_NAMED = 5
+
+
+@dataclass(slots=True)
+class _Enqueued:
+    id: int
+    draft: Draft
+
+
+@dataclass(slots=True)
+class Restored:
+    """How many entries were saved again, and what is lost, in words."""
+
+    again: int = 0
+    lost: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.again or self.lost)
+
+    def __str__(self) -> str:
+        named = ", ".join(self.lost[:_MOST_NAMED])
+        more = f" and {len(self.lost) - _MOST_NAMED} more" if len(self.lost) > _MOST_NAMED else ""
+        again = [f"{plural(self.again, 'entry', 'entries')} saved again"] if self.again else []
+        return "; ".join([*again, *([f"lost: {named}{more}"] if self.lost else [])])
+
+
+class Kept:
+    """The drafts that this process has enqueued for a run, oldest first, each with the id of its entry."""
+
+    def __init__(self) -> None:
+        self._enqueued: deque[_Enqueued] = deque()
+        self._bytes = 0
+        self._dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._enqueued)
+
+    @property
+    def newest(self) -> int:
+        """The id of the newest entry; an outbox gives higher ids to later ones. 0 without any."""
+        return self._enqueued[-1].id if self._enqueued else 0
+
+    def note(self, entry_id: int, draft: Draft) -> None:
+        """Keep a draft that was enqueued."""
+        if draft.kind is Kind.CKPT:
+            # The copy of a superseded checkpoint is deleted.
+            gone = (draft.key, *draft.replaces)
+            self._keep(
+                [
+                    each
+                    for each in self._enqueued
+                    if _key(each.draft)[1] not in gone or not each.draft.snapshot
+                ]
+            )
+        self._enqueued.append(_Enqueued(entry_id, draft))
+        self._bytes += len(draft.payload)
+        while self._bytes > _LIMIT and len(self._enqueued) > 1:
+            self._bytes -= len(self._enqueued.popleft().draft.payload)
+            self._dropped += 1
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._keep([])
+        self._dropped = 0
+
+    def forget_settled(self, outbox: Outbox) -> None:
+        """Forget what was delivered or is not owed any more, as far as an outbox that was replaced still shows it."""
+        rows = _rows(outbox, [each.id for each in self._enqueued])
+        self._keep(
+            [
+                each
+                for each in self._enqueued
+                if each.id not in rows or rows[each.id]["state"] in (State.PENDING, State.DEAD)
+            ]
+        )
+
+    def restore(self, outbox: Outbox, run_id: str) -> Restored:
+        """Enqueue again what an outbox does not have. Raises the `OutboxError`s; a further call continues."""
+        found, repeated = Restored(), set[tuple[Kind, str]]()
+        rows = _rows(outbox, [each.id for each in self._enqueued])
+        for each in list(self._enqueued):
+            row, draft = rows.get(each.id), each.draft
+            there = row is not None and (row["run_id"], row["kind"], row["key"]) == (run_id, *_key(draft))
+            if draft.snapshot is not None and not outbox.spool.exists(draft.snapshot):
+                if row is None or not there or row["state"] == State.PENDING:
+                    found.lost.append(_named(draft))
+                self._keep([other for other in self._enqueued if other is not each])
+            elif not there or _key(draft) in repeated:
+                # A later value of the same key is enqueued again too, so that the later one stays the newest.
+                each.id = owe(outbox, run_id, draft)
+                repeated.add(_key(draft))
+                found.again += 1
+        if found.again and self._dropped:
+            found.lost.append(f"{self._dropped} older entries that are not in memory any more")
+            self._dropped = 0
+        self._enqueued = deque(sorted(self._enqueued, key=lambda each: each.id))
+        return found
+
+    def _keep(self, kept: list[_Enqueued]) -> None:
+        self._enqueued = deque(kept)
+        self._bytes = sum(len(each.draft.payload) for each in kept)
+
+
+def _rows(outbox: Outbox, ids: list[int]) -> dict[int, dict[str, Any]]:
+    rows: dict[int, dict[str, Any]] = {}
+    for at in range(0, len(ids), _AT_ONCE):
+        some = ids[at : at + _AT_ONCE]
+        rows |= {row["id"]: row for row in outbox.stats.entries(ids=some, limit=len(some))}
+    return rows
+
+
+def _key(draft: Draft) -> tuple[Kind, str]:
+    return draft.kind, draft.key
+
+
+def _named(draft: Draft) -> str:
+    epoch = json.loads(draft.payload).get("epoch")
+    return f"the {draft.key} checkpoint" + ("" if epoch is None else f" of epoch {epoch}")
