@@ -185,7 +185,7 @@ class World:
 
     def _watch_hold(self) -> None:
         """Scan now and then, as a service does, while something is on hold."""
-        self._is_watched = self._is_held and self.now < (self.plan.days + 2) * DAY
+        self._is_watched = self._is_held and self.now < self.plan.days * DAY + 3 * HOUR
         if self._is_watched:
             self._scan()
             self._at(self.now + _HELD, self._watch_hold)
