@@ -212,7 +212,8 @@ class Saving:
         if unsure:
             entry_id = outbox.stats.saved(run_id, draft, after=self.opening.first_entry)
         if entry_id is None:
-            entry_id, moved = outbox.entries.enqueue(run_id, draft, alive=not self.ends.leaving)
+            trains = self.ended is None and not self.ends.leaving
+            entry_id, moved = outbox.entries.enqueue(run_id, draft, alive=trains)
             outbox.spool.remove_behind(moved.snapshots)
             if moved.ended:
                 self.ends.continued(outbox, run_id, moved.ended)
