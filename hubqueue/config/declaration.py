@@ -160,7 +160,8 @@ class Destination:
     as a person writes it and raises `InvalidModel`; `recognizes` returns whether only this type knows such a form.
     `console` makes the draft of output lines from their text, their count and a rising number.
 
-    `shows_newest`: the hub shows the checkpoint that arrives last. `wants_fitness`: metrics include the learning rate and
+    `shows_newest`: the hub shows the checkpoint that arrives last. `resumes_from_last`: a training resumes from the
+    checkpoint that arrives last, so an older one is not sent after a newer one. `wants_fitness`: metrics include the learning rate and
     the fitness. `record` is the file in which a vendor's own callback notes the id of a training's model. `service` is
     the dotted name (`package.module:name`) of the fake service for the sandbox.
     """
@@ -180,6 +181,7 @@ class Destination:
     recognizes: Callable[[str | PathLike[str]], bool] = lambda _identifier: False
     console: Callable[[str, int, int], Draft] | None = None
     shows_newest: bool = False
+    resumes_from_last: bool = False
     wants_fitness: bool = True
     record: str | None = None
     service: str | None = None

@@ -303,7 +303,8 @@ def _new_pools(name: str, destination: DestinationSettings, outbox: Outbox, work
     declared = declaration(destination.type)
     most = declared.most_epochs or settings.batch_entries
     budget = replace(destination.budget, per_claim=declared.costs)
-    terms = Terms(worker, settings.lease, most, settings.batch_bytes, budget=budget)
+    carried = (settings.lease, most, settings.batch_bytes)
+    terms = Terms(worker, *carried, budget=budget, resumes_from_last=declared.resumes_from_last)
     sizes = {
         _LIGHT: settings.light_threads,
         (Kind.CKPT,): settings.ckpt_threads,
