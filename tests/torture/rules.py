@@ -38,7 +38,7 @@ from hubqueue.domain.drafts import FINAL_RANK, metrics_draft
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.errors import LeaseLost
 from hubqueue.domain.lane import Lease
-from hubqueue.domain.lifecycle import RunState
+from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.domain.outcome import Remote, Scope
 from hubqueue.outbox.database.prepared import Prepared
 from hubqueue.outbox.database.schema import entries, lanes
@@ -108,8 +108,8 @@ class OutboxMachine(RuleBasedStateMachine):
         self.number += 1
         final = key == "final"
         replaces = ("last", "best") if final else ()
-        rank = FINAL_RANK if final else -self.number
-        payload = f'{{"final": {str(final).lower()}}}'
+        rank = FINAL_RANK if final else self.number
+        payload = f'{{"final": {str(final).lower()}, "epoch": {self.number}}}'
         self._enqueue(which, Draft(Kind.CKPT, key, rank, payload, final=final, replaces=replaces))
 
     @rule(which=st.integers(0, 2), state=st.sampled_from((RunState.FINISHED, RunState.FAILED)))
@@ -146,7 +146,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def _claim(self, worker: str, destination: str) -> Lease | None:
         budget = _BUDGET if destination == "platform" else Budget()
-        terms = Terms(worker, timedelta(seconds=60), 3, 1 << 20, budget=budget)
+        terms = Terms(worker, timedelta(seconds=60), 3, 1 << 20, budget=budget, resumes_from_last=True)
         now = self.outbox.database.now()
         waiting = self._waiting()
         lease = self.outbox.claims.claim(destination, _PACES, terms)
@@ -168,6 +168,11 @@ class OutboxMachine(RuleBasedStateMachine):
         if self.claimed.isdisjoint(ids):
             fresh = [rank for rank, attempts in self._lane(lease.lane_id) if attempts == 0]
             assert not fresh or ranks[0] <= min(fresh), "an earlier entry was passed over"
+        if batch.kind is Kind.CKPT and not batch.entries[0].final:
+            rows = self.outbox.stats.entries(
+                state=State.DELIVERED, run_id=batch.run.id, kind="ckpt", limit=1000
+            )
+            assert all(row["id"] < ids[0] for row in rows), "the hub would resume from an older checkpoint"
         self._check_turn(lease)
         elapsed = self.clock.elapsed()
         since = elapsed - self.starts.get(lease.lane_id, -1e18)
