@@ -165,7 +165,8 @@ class Destination:
     starts, with the settings and the arguments as they were given (not masked). What it returns completes each draft of
     a start or of metrics with facts about the machine.
 
-    `shows_newest`: the hub shows the checkpoint that arrives last. `wants_fitness`: metrics include the learning rate and
+    `shows_newest`: the hub shows the checkpoint that arrives last. `resumes_from_last`: a training resumes from the
+    checkpoint that arrives last, so an older one is not sent after a newer one. `wants_fitness`: metrics include the learning rate and
     the fitness. `record` is the file in which a vendor's own callback notes the id of a training's model. `service` is
     the dotted name (`package.module:name`) of the fake service for the sandbox.
     """
@@ -187,6 +188,7 @@ class Destination:
     shows_progress: bool = False
     describe: Callable[[DestinationSettings, Mapping[str, object]], Callable[[Draft], Draft]] | None = None
     shows_newest: bool = False
+    resumes_from_last: bool = False
     wants_fitness: bool = True
     record: str | None = None
     service: str | None = None

@@ -291,12 +291,12 @@ def leaving(tx: Connection, lane_id: int, target: State, gone: Collection[tuple[
     return Moved(len(gone), tuple(snapshot for _, snapshot in gone if snapshot))
 
 
-def superseding(*which: ColumnElement[bool]) -> Prepared:
+def superseding(*which: ColumnElement[bool], reason: str = _OUTDATED) -> Prepared:
     """Supersedes entries that a newer one replaces; see `leaving`. `at` is a parameter."""
     values = {
         "state": literal_column(f"'{State.SUPERSEDED}'"),
         "settled_at": bindparam("at", type_=entries.c.settled_at.type),
-        "reason": literal_column(f"'{_OUTDATED}'"),
+        "reason": literal_column(f"'{reason}'"),
     }
     moved = update(entries).where(*which).values(values)
     return Prepared(moved.returning(entries.c.size, entries.c.snapshot))
