@@ -66,6 +66,13 @@ class Stats(Survey):
         with self.database.read() as connection:
             return list(connection.scalars(select(runs.c.id).where(which)))
 
+    def waiting_ends(self) -> list[str]:
+        """The ids of the runs whose end waits, for other processes or for an exit code."""
+        ends = and_(OWING, lanes.c.kind == Kind.COMPLETION, lanes.c.failures == 0)
+        with self.database.read() as connection:
+            late = lanes.c.retry_at > self.database.now()
+            return list(connection.scalars(select(lanes.c.run_id).where(ends, late)))
+
     # For the producer and drain.
 
     def owed(self, run_id: str | None = None, *, within: Collection[str] | None = None) -> Owed:

@@ -27,7 +27,7 @@ RUNNING = frozenset({RunState.RUNNING})
 UNSAID = RUNNING | {RunState.INTERRUPTED}
 ANY = frozenset(RunState)
 # The longest wait for another process of the run before its end is sent.
-WAIT_FOR_OTHERS = timedelta(seconds=60)
+WAIT_FOR_OTHERS = timedelta(minutes=10)
 _LOG = logging.getLogger("hubqueue")
 
 

@@ -250,6 +250,26 @@ def test_a_process_that_vanishes_is_interrupted(environ: Mapping[str, str], code
     assert ended(environ, code) == ("interrupted", "the training ended without reporting")
 
 
+def test_a_fork_that_outlives_its_training_does_not_say_how_it_ended(environ: Mapping[str, str]) -> None:
+    code = """
+training = os.getpid()
+if os.fork():
+    os.kill(training, signal.SIGKILL)
+while os.getppid() == training:
+    threading.Event().wait(0.01)
+run.log_metrics({"loss": 2.0}, epoch=1)
+sys.exit(0)
+"""
+    assert ended(environ, code)[0] == "interrupted"
+
+
+def test_a_script_that_has_loaded_a_notebook_is_a_script(environ: Mapping[str, str]) -> None:
+    assert (
+        ended(environ, "import types; sys.modules['ipykernel'] = types.ModuleType('ipykernel')")[0]
+        == "finished"
+    )
+
+
 def test_every_unfinished_run_of_a_script_is_ended(environ: Mapping[str, str]) -> None:
     code = "more = [hubqueue.start_run('yolo26n.pt', worker='none') for _ in range(3)]\nmore[0].finish(status='failed')"
     ended(environ, code)

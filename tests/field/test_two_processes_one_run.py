@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +222,18 @@ def test_finish_replaces_what_somebody_else_has_said_and_says_so(
     assert f"another process had set it to {by}; it is finished now" in caplog.text
 
 
+def test_an_exception_in_one_process_does_not_end_what_another_one_trains(
+    outbox: Outbox, other: Other, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt), continued(other.run_id):
+        raise KeyboardInterrupt
+
+    assert state(outbox, other.run_id) == "running"
+    assert "another process trains it" in caplog.text
+    other.reach_its_end()
+    assert state(outbox, other.run_id) == "finished"
+
+
 def test_the_last_word_counts(outbox: Outbox, other: Other) -> None:
     run = continued(other.run_id)
 
@@ -277,12 +289,17 @@ def test_the_end_is_not_sent_while_another_process_may_log_more(
     assert may_be_sent(outbox, other.run_id)
 
 
-def test_the_end_is_sent_when_the_other_process_has_ended(outbox: Outbox, other: Other) -> None:
+@pytest.mark.parametrize("ends", [Other.reach_its_end, Other.die])
+def test_the_end_is_sent_when_the_other_process_has_ended(
+    outbox: Outbox, other: Other, ends: Callable[[Other], None]
+) -> None:
     run = continued(other.run_id)
     run.finish(timeout=0)
+    scan(outbox)
     assert not may_be_sent(outbox, other.run_id)
 
-    other.reach_its_end()
+    ends(other)
+    scan(outbox)
 
     assert state(outbox, other.run_id) == "finished"
     assert may_be_sent(outbox, other.run_id)

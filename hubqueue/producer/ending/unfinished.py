@@ -121,7 +121,8 @@ def _printed() -> BaseException | None:
 
 
 def _is_interactive() -> bool:
-    return hasattr(sys, "ps1") or bool(sys.flags.interactive) or "ipykernel" in sys.modules
+    """Whether a person types the code. IPython sets `ps1` too, also in a notebook; a script may import its modules."""
+    return hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
 
 def _watch_child() -> None:
