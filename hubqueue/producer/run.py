@@ -235,6 +235,7 @@ class Run:
         Credentials(self._home.credentials, os.environ).add(self._destination, self._named.api_key)
 
     def _nudge(self) -> None:
+        unfinished.abandon_dropped()
         self._saving.attempt("worker", lambda: self._sending().nudge())
 
     def _sending(self) -> Sender:

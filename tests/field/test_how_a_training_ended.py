@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -410,8 +411,39 @@ def test_a_run_that_has_ended_keeps_no_lock(environ: Mapping[str, str]) -> None:
 
 def test_a_dropped_run_is_interrupted_when_the_next_one_starts(environ: Mapping[str, str]) -> None:
     dropped = package.start_run("yolo26n.pt", worker="none").id or ""
+    gc.collect()
     assert scanned(environ, dropped)[0] == "running"
 
-    package.start_run("yolo26n.pt", worker="none").finish()
+    run = package.start_run("yolo26n.pt", worker="none")
 
-    wait_until(lambda: scanned(environ, dropped)[0] == "interrupted")
+    assert scanned(environ, dropped)[0] == "interrupted"
+    run.finish(timeout=0)
+
+
+def test_a_notebook_cell_that_runs_twice_leaves_one_running_run(environ: Mapping[str, str]) -> None:
+    ids = []
+    for _ in range(2):
+        run = package.start_run("yolo26n.pt", worker="none")
+        run.log_metrics({"loss": 1.0}, epoch=0)
+        ids.append(run.id or "")
+    gc.collect()
+
+    run.log_metrics({"loss": 1.0}, epoch=1)
+
+    assert [scanned(environ, each)[0] for each in ids] == ["interrupted", "running"]
+    run.finish(timeout=0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")
+def test_trials_that_are_never_finished_keep_no_descriptors(environ: Mapping[str, str]) -> None:
+    run = package.start_run("yolo26n.pt", worker="none")
+    run = package.start_run("yolo26n.pt", worker="none")
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+
+    for _ in range(10):
+        run = package.start_run("yolo26n.pt", worker="none")
+        run.log_metrics({"loss": 1.0}, epoch=0)
+        gc.collect()
+
+    assert len(os.listdir("/proc/self/fd")) <= before + 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import Process, ack, hubqueue, kill, platform_environ, python, start_worker, wait_until
+from stage import PATIENCE, Process, ack, hubqueue, kill, platform_environ, python, start_worker, wait_until
 from stage import end as terminate
 
 import hubqueue as package
@@ -23,7 +23,9 @@ from hubqueue.outbox import presence
 from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.moves.claim import Terms
 from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.producer.leftover import Leftover
 from hubqueue.producer.run import Run
+from hubqueue.producer.senders import WorkerMode
 from hubqueue.sandbox import Sandbox
 from hubqueue.worker.closing import close_run
 from hubqueue.worker.events import Fact
@@ -103,8 +105,8 @@ def other(environ: Mapping[str, str], tmp_path: Path) -> Iterator[Other]:
         started.die()
 
 
-def continued(run_id: str) -> Run:
-    return package.start_run("yolo26n.pt", worker="none", resume=run_id, args={"project": "coco"})
+def continued(run_id: str, worker: WorkerMode = "none") -> Run:
+    return package.start_run("yolo26n.pt", worker=worker, resume=run_id, args={"project": "coco"})
 
 
 def scan(outbox: Outbox) -> None:
@@ -354,6 +356,27 @@ def test_the_hub_gets_one_end_after_everything_else(
     terminate(worker)
     received = [each.event for each in hub.run(model).events if each.event in LATE]
     assert received == ["epoch_end", "epoch_end", "training_complete"]
+
+
+def test_finish_does_not_wait_for_an_end_that_cannot_be_sent_yet(
+    hub: Sandbox, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ULTRALYTICS_PLATFORM_URL", hub.url)
+    other = Other(platform_environ(home, hub.url), tmp_path)
+    run = continued(other.run_id, worker="thread")
+    looks: list[int] = []
+
+    def look(left: Leftover) -> None:
+        looks.append(left.entries)
+        assert looks.count(1) < 3, "it waits"
+
+    run.log_metrics({"loss": 1.0}, epoch=0)
+    run.finish(timeout=0)
+    left = run.wait(timeout=PATIENCE, each=look)
+    run.finish(timeout=PATIENCE)
+
+    assert left.entries == 1
+    other.die()
 
 
 def test_a_fork_that_logs_keeps_the_run_alive_after_its_parent(
