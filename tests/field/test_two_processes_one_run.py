@@ -12,10 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import PATIENCE, Process, ack, hubqueue, kill, platform_environ, python, start_worker, wait_until
+from stage import (
+    PATIENCE,
+    Process,
+    ack,
+    hubqueue,
+    kill,
+    new_run,
+    platform_environ,
+    python,
+    start_worker,
+    wait_until,
+)
 from stage import end as terminate
 
 import hubqueue as package
+from hubqueue.domain.drafts import metrics_draft
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lane import Lease
 from hubqueue.domain.lifecycle import RunState
@@ -401,6 +413,22 @@ def test_a_fork_that_logs_keeps_the_run_alive_after_its_parent(
     wait_until(lambda: not presence.lives(outbox.run_lock(other.run_id)))
     scan(outbox)
     assert state(outbox, other.run_id) == "interrupted"
+
+
+def test_only_a_living_process_makes_an_ended_run_continue(any_outbox: Outbox) -> None:
+    run = new_run(any_outbox)
+    any_outbox.registry.end_run(run, RunState.INTERRUPTED)
+
+    _, moved = any_outbox.entries.enqueue(run, metrics_draft('{"loss": 1.0}', 0))
+    assert (moved.ended, state(any_outbox, run)) == ("interrupted", "interrupted")
+    _, moved = any_outbox.entries.enqueue(run, metrics_draft('{"loss": 1.0}', 1), alive=True)
+    assert (moved.ended, state(any_outbox, run)) == ("interrupted", "running")
+    _, moved = any_outbox.entries.enqueue(run, metrics_draft('{"loss": 1.0}', 2), alive=True)
+    assert (moved.ended, state(any_outbox, run)) == (None, "running")
+
+    assert any_outbox.registry.end_run(run, RunState.FINISHED)
+    assert not any_outbox.registry.end_run(run, RunState.FAILED)
+    assert any_outbox.registry.end_run(run, RunState.FAILED, over=[RunState.FINISHED])
 
 
 def test_two_runs_of_one_process_are_one_process(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:
