@@ -231,6 +231,22 @@ def test_the_hub_is_sent_one_end_and_the_right_one(hub: Sandbox, home: Path, cod
     assert [each for each in received if each not in ("training_started", "training_progress")] == [event]
 
 
+@needs_exit_codes
+def test_the_end_waits_for_a_process_that_takes_long_to_exit(environ: Mapping[str, str]) -> None:
+    code = "import atexit, threading\natexit.register(lambda: (print('exits', flush=True), threading.Event().wait()))"
+    script = python(code + STARTS, environ, fresh=True)
+    assert script.stdout is not None
+    run_id = script.stdout.readline().strip()
+    assert script.stdout.readline() == "exits\n"
+
+    assert scanned(environ, run_id)[0] == "finished"
+    with open_outbox(environ=environ) as outbox:
+        assert waits(outbox, run_id)
+        kill(script)  # as a crash of a library at the very end: the script had reached its end
+        assert scanned(environ, run_id)[0] == "finished"
+        assert not waits(outbox, run_id)
+
+
 def waits(outbox: Outbox, run_id: str) -> bool:
     """Whether the end of a run waits for the exit code of its process."""
     (run,) = outbox.stats.runs(run_id=run_id)
