@@ -47,7 +47,10 @@ def check_path(path: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The checked arguments of `finish`. If there is a `problem`, the run is ended first, then the problem is raised."""
+    """The checked arguments of `finish`. If there is a `problem`, the run is ended first, then the problem is raised.
+
+    An end that `yields` counts only if no other process of the run lives: nobody has called `finish`.
+    """
 
     state: RunState
     timeout: float
@@ -55,9 +58,12 @@ class Ending:
     results: Mapping[str, object] | None
     error: str | None
     problem: InvalidArgument | None
+    yields: bool = False
 
 
-def ending(timeout: object, status: object, results: object, error: object) -> Ending:
+def ending(
+    timeout: object, status: object, results: object, error: object, *, yields: bool = False
+) -> Ending:
     """Check the arguments of `finish`. Never raises."""
     problem: InvalidArgument | None = None
     state = next((each for each in _ENDS if each == status), None)
@@ -81,7 +87,7 @@ def ending(timeout: object, status: object, results: object, error: object) -> E
         )
     seconds = 0.0 if problem else min(max(0.0, float(min(seconds, _FOREVER))), _FOREVER)
     reason = None if error is None else str(error)
-    return Ending(state, seconds, time.monotonic() + seconds, mapping, reason, problem)
+    return Ending(state, seconds, time.monotonic() + seconds, mapping, reason, problem, yields)
 
 
 @dataclass(frozen=True, slots=True)

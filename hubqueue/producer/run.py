@@ -29,7 +29,7 @@ from hubqueue.domain.drafts import Checkpoint, metrics_draft
 from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer import metrics as values
-from hubqueue.producer.called_with import check_path, check_start, departure, ending
+from hubqueue.producer.called_with import Ending, check_path, check_start, departure, ending
 from hubqueue.producer.ending import unfinished
 from hubqueue.producer.leftover import Leftover, describe
 from hubqueue.producer.opening import Opening
@@ -178,7 +178,9 @@ class Run:
         of a run. What is left is sent after this process has ended, by a detached worker or by the next worker.
         A second call waits again. An invalid argument raises `InvalidArgument`; the run is ended anyway.
         """
-        end = ending(timeout, status, results, error)
+        return self._finish(ending(timeout, status, results, error))
+
+    def _finish(self, end: Ending) -> Leftover:
         try:
             with impatient(max(_LEAST_PATIENCE, end.timeout / 4)):
                 self._saving.end(end)
@@ -229,7 +231,8 @@ class Run:
     ) -> None:
         if self._saving.ended is None:
             how = departure(error)
-            self.finish(status=how.status, error=how.error, timeout=how.timeout)
+            # An exception in one process says little about what another one trains.
+            self._finish(ending(how.timeout, how.status, None, how.error, yields=how.status == "failed"))
 
     def __repr__(self) -> str:
         return f"<hubqueue.Run {self.id} to {self._saving.opening.start.destination.name}>"
@@ -275,6 +278,7 @@ class Run:
         self._saving.attempt("key", store)
 
     def _nudge(self) -> None:
+        unfinished.abandon_dropped()
         self._saving.attempt("worker", lambda: self._sending().nudge())
 
     def _sending(self) -> Sender:

@@ -16,7 +16,7 @@ from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.salvage import salvage
 from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.worker import events
-from hubqueue.worker.closing import RUNNING, close_run, correct
+from hubqueue.worker.closing import RUNNING, WAIT_FOR_EXIT, close_run, correct, stop_waiting
 from hubqueue.worker.events import Emit
 
 # A snapshot is written before its row. It is an orphan only when it is older than any enqueue can take.
@@ -50,6 +50,9 @@ class Janitor:
                 self._emit(events.RunInterrupted(run_id))
         for each in exits.reported(self._outbox.home.locks):
             self._correct(each)
+        for run_id in self._outbox.stats.waiting_ends(longer_than=WAIT_FOR_EXIT):
+            if self._outbox.run_lock(run_id).exists():
+                stop_waiting(self._outbox, run_id)
         self._outbox.registry.appoint_probes()
 
     def _correct(self, exit: exits.Exit) -> None:
