@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -19,9 +18,10 @@ from hubqueue.producer.intake import open_run
 from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.startup.handle import join, refuse_new_outbox
 from hubqueue.producer.startup.wanted import Start
+from hubqueue.producer.survival import logger
 
 _T = TypeVar("_T")
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 # Seconds between attempts to open a storage that could not be opened.
 _REOPEN = 5.0
 _SET_ASIDE = (
