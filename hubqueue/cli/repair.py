@@ -59,6 +59,8 @@ def redrive(options: HomeOptions, entries: tuple[int, ...], everything: bool) ->
 def cancel(options: HomeOptions, entries: tuple[int, ...], run_id: str | None, yes: bool) -> None:
     """Drop entries: they are never sent. Their checkpoint copies are deleted.
 
+    On a terminal it asks for confirmation. In a script, where nobody can answer, it does not ask.
+
     \b
     Examples:
       hubqueue cancel 42

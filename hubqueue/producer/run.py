@@ -10,7 +10,6 @@ that succeeds. `Leftover.unsaved` counts what is still unsaved at the end.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -39,10 +38,11 @@ from hubqueue.producer.saving import Saving
 from hubqueue.producer.senders import NoSender, Sender, WorkerMode, sender
 from hubqueue.producer.startup.handle import Handle
 from hubqueue.producer.startup.wanted import Start, Wanted
+from hubqueue.producer.survival import logger
 from hubqueue.worker.daemon import worker_lives
 
 Path_ = str | os.PathLike[str]
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 _POLL = 0.1
 # Seconds that each statement of `finish` waits for a locked database at least.
 _LEAST_PATIENCE = 0.1

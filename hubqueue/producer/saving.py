@@ -6,7 +6,6 @@ training, unless `strict`.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -30,10 +29,10 @@ from hubqueue.producer.memory.backlog import Backlog
 from hubqueue.producer.opening import Opening
 from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.startup.wanted import Start
-from hubqueue.producer.survival import COPY, Survivor
+from hubqueue.producer.survival import COPY, Survivor, logger
 
 _T = TypeVar("_T")
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 # The longest reason, in characters, that is recorded for a loss.
 _LONGEST_REASON = 300
 # Seconds between the attempts to end a run while another process keeps a lock.

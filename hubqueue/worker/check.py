@@ -27,6 +27,7 @@ from hubqueue.outbox.database.schema_check import differences
 from hubqueue.outbox.outbox import Outbox, open_to_read, replace_damaged
 from hubqueue.outbox.reach import cure, is_explained, is_served, no_key, obstacle
 from hubqueue.outbox.salvage import salvage
+from hubqueue.worker.daemon import last_failure
 
 _NO_CHECK = "this type of destination has no check"
 _ASK_THE_AUTHOR = "report it to the author of this type of destination"
@@ -72,7 +73,7 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
                 salvage(outbox)
             found += _asides(located)
             found += [*_outbox(outbox), *_spool(outbox), *_plugins()]
-            found += [*_credentials(outbox), *_addresses(outbox)]
+            found += [*_credentials(outbox), *_addresses(outbox), *_worker(located)]
             if online:
                 found += _destinations(outbox)
     except HubqueueError as error:
@@ -208,6 +209,13 @@ def _addresses(outbox: Outbox) -> Iterator[Finding]:
             served = "; a running worker has what it needs" if is_served(outbox, address.name) else ""
             what = f"{waiting} waiting for {where}: {barred.what}{served}"
             yield Finding("destination", bool(served), what, barred.hint)
+
+
+def _worker(home: Home) -> Iterator[Finding]:
+    failure = last_failure(home)
+    if failure is not None:
+        hint = f"{home.worker_log} has more; start one in the foreground: hubqueue worker"
+        yield Finding("worker", False, f"the last worker ended with an error: {clean(failure)}", hint)
 
 
 def _destinations(outbox: Outbox) -> Iterator[Finding]:
