@@ -256,6 +256,32 @@ def test_a_message_and_a_branch_are_masked_and_cut(tmp_path: Path) -> None:
     assert len(found["gitCommitMessage"]) == 200
 
 
+@pytest.mark.parametrize("where", ["script", "cwd", "neither"])
+def test_the_repository_is_that_of_the_script_else_of_the_folder(tmp_path: Path, where: str) -> None:
+    for name in ("script", "cwd"):
+        (tmp_path / name).mkdir()
+    if where != "neither":
+        committed(tmp_path / where, where)
+    if where == "script":
+        committed(tmp_path / "cwd", "a folder of data")
+    program = tmp_path / "script" / "train.py"
+    program.write_text(
+        "from hubqueue.destinations.platform.machine.repository import repository\n"
+        "print(repository().get('gitCommitMessage'))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        cwd=tmp_path / "cwd",
+        env=environ_of(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.strip() == {"neither": "None"}.get(where, where)
+
+
 # The command line.
 
 
