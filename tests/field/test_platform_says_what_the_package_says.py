@@ -324,7 +324,8 @@ def test_a_command_line_says_what_ran_and_no_key(words: list[str], shown: str) -
 
 
 def test_a_key_that_is_a_word_of_its_own_is_masked_if_an_argument_names_it() -> None:
-    args = {"hub": {"api_key": NAMED, "list": [{"token": ["short"]}]}, "data": "d.yaml"}
+    args: dict[str, Any] = {"hub": {"list": [{"token": ["short"]}], "api_key": NAMED}, "data": "d.yaml"}
+    args |= {"itself": args, "again": [args] * 5}
 
     shown = masking.shown_command(["train.py", NAMED, f"x-{NAMED}", "short", "shorter", "d.yaml"], args)
 

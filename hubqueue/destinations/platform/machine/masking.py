@@ -12,6 +12,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 
 from hubqueue.domain.arguments import is_secret_name
 from hubqueue.domain.redact import MASK, clean, hide_key, hide_known, safe_url
@@ -20,7 +21,7 @@ from hubqueue.domain.redact import MASK, clean, hide_key, hide_known, safe_url
 _LONGEST_COMMAND, _LONGEST_TEXT = 2000, 200
 _SEARCHED = 8 * 1024
 _LONGEST_WORD = 1024
-_MOST_SECRETS, _DEEPEST = 64, 30
+_MOST_SECRETS, _MOST_CONTAINERS = 64, 500
 
 _FORMS = re.compile(
     r"(?<![0-9A-Za-z])(?:gh[opsur]_|github_pat_|glpat-|hf_|sk-|pk-|xox[a-z]-|AKIA|ASIA|AIza|eyJ|npm_|pypi-|dckr_pat_|r8_)"
@@ -56,7 +57,7 @@ def shown_command(argv: Sequence[object], args: Mapping[str, object] | None = No
     So are the secrets among the training's arguments `args`: a script may take a key as a word without an option. URLs
     lose their user info and query, the home folder becomes `~`. At most 2,000 characters.
     """
-    secrets = list(_secrets_in(args or {}))[:_MOST_SECRETS]
+    secrets = list(islice(_secrets_in(args or {}, set()), _MOST_SECRETS))
     return clean(" ".join(_quoted(word) for word in _shown_words(argv, secrets)), limit=_LONGEST_COMMAND)
 
 
@@ -90,18 +91,18 @@ def shown_address(url: str) -> str:
     return MASK if "@" in url else shown_path(url)
 
 
-def _secrets_in(value: object, *, is_secret: bool = False, depth: int = 0) -> Iterator[str]:
-    """The texts under a name that marks a secret, at any depth."""
-    if depth > _DEEPEST:
-        return
-    if isinstance(value, Mapping):
-        for name, each in value.items():
-            yield from _secrets_in(each, is_secret=is_secret or is_secret_name(str(name)), depth=depth + 1)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _secrets_in(each, is_secret=is_secret, depth=depth + 1)
-    elif is_secret and isinstance(value, str) and value.strip():
+def _secrets_in(value: object, seen: set[int], *, is_secret: bool = False) -> Iterator[str]:
+    """The texts under a name that marks a secret, at any depth; each container once, as it may contain itself."""
+    if is_secret and isinstance(value, str) and value.strip():
         yield value
+    if not isinstance(value, Mapping | list | tuple) or id(value) in seen or len(seen) >= _MOST_CONTAINERS:
+        return
+    seen.add(id(value))
+    pairs = value.items() if isinstance(value, Mapping) else ((None, each) for each in value)
+    for name, each in pairs:
+        yield from _secrets_in(
+            each, seen, is_secret=is_secret or (name is not None and is_secret_name(str(name)))
+        )
 
 
 def _shown_words(argv: Iterable[object], secrets: Sequence[str]) -> Iterator[str]:
