@@ -40,8 +40,7 @@ class Draft(NamedTuple):
 
     `key` identifies it in the lane (metrics: the epoch). A later draft with the same key, or with that key in
     `replaces`, supersedes an earlier entry that still waits. `rank` orders the lane, lowest first. `payload` is JSON
-    text and never changes after the enqueue. A `final` draft ignores the lane's pace. `progress` is what its transport
-    finds as `Entry.progress` at the first attempt; it does not belong to the value.
+    text and never changes after the enqueue. A `final` draft ignores the lane's pace.
     """
 
     kind: Kind
@@ -51,6 +50,7 @@ class Draft(NamedTuple):
     snapshot: Snapshot | None = None
     final: bool = False
     replaces: tuple[str, ...] = ()
+    # What its transport finds as `Entry.progress` at the first attempt; it does not belong to the value.
     progress: str | None = None
 
     @property
