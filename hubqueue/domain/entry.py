@@ -56,6 +56,8 @@ class Draft(NamedTuple):
     snapshot: Snapshot | None = None
     final: bool = False
     replaces: tuple[str, ...] = ()
+    # What its transport finds as `Entry.progress` at the first attempt; it does not belong to the value.
+    progress: str | None = None
 
     @property
     def merges(self) -> bool:
@@ -78,14 +80,15 @@ class Draft(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes that the entry occupies and that its upload moves (the body, without HTTP around it)."""
-        return len(self.payload.encode()) + (self.snapshot.size if self.snapshot else 0)
+        text = len(self.payload.encode()) + len((self.progress or "").encode())
+        return text + (self.snapshot.size if self.snapshot else 0)
 
 
 class Entry(NamedTuple):
     """One owed upload in the batch of a claim, as the outbox stores it. `size` is in bytes, `enqueued_at` as stored.
 
-    `attempts` counts those before this claim. `progress` is how far an earlier attempt came, in the format of its
-    transport. `checksum` covers key and payload (None: written by an older hubqueue). `rank` is its position in the
+    `attempts` counts those before this claim. `progress` is how far an earlier attempt came, or what the draft had, in the
+    format of its transport. `checksum` covers key and payload (None: written by an older hubqueue). `rank` is its position in the
     lane. `batch` is the batch in which it was first sent (None: not sent yet).
     """
 

@@ -139,7 +139,7 @@ class Run:
     ) -> int | None:
         """Save lines of the training's output for a hub that shows them (Platform). Otherwise as `log_metrics`.
 
-        `progress` is the text of each progress bar that is shown now, by its name; with `lines=0` it is sent alone.
+        `progress` is the text of each progress bar that is shown now, by its name; without `content` it is sent alone.
         """
         start = self._saving.opening.start
         declared = declaration(start.destination.type)

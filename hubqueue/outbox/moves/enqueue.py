@@ -105,6 +105,7 @@ class Entries:
             "final": draft.final,
             "enqueued_at": now,
             "checksum": checksum(draft.key, draft.payload),
+            "progress": draft.progress,
             "snapshot": snapshot and snapshot.name,
             "snapshot_size": snapshot and snapshot.size,
             "snapshot_mtime_ns": snapshot and snapshot.mtime_ns,
@@ -347,7 +348,7 @@ _ADD_AND_LOOK = Prepared(_ADDED.returning(exists().where(_OF_THE_LANE, _SAME_KEY
 
 _INSERTED = (
     *("lane_id", "key", "rank", "state", "payload", "size", "final", "enqueued_at", "checksum"),
-    *("snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256"),
+    *("progress", "snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256"),
 )
 _INSERT = Prepared(insert(entries).returning(entries.c.id), _INSERTED)
 _TALLY = Prepared(
