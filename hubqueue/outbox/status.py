@@ -159,6 +159,9 @@ def _attention(
                 found.append(
                     {"what": f"run {run['id']}: {lane['held']}", "hint": "upgrade hubqueue on this machine"}
                 )
+    away = outbox.spool.away()
+    if away is not None:
+        found.append({"what": str(away), "hint": away.hint or ""})
     if totals["dead"]:
         refused = plural(totals["dead"], "entry was", "entries were")
         what = f"{refused} refused by the hub (dead)"

@@ -44,7 +44,9 @@ class Finding:
     warning: bool = False
 
 
-def examine(home: str | None, config: str | None, *, online: bool, set_aside: bool) -> list[Finding]:
+def examine(
+    home: str | None, config: str | None, *, online: bool, set_aside: bool, new_spool: bool = False
+) -> list[Finding]:
     """Check configuration, home, outbox, accounting, spool, credentials and, when `online`, the destinations."""
     try:
         located = Home.locate(home, os.environ)
@@ -69,6 +71,8 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
         with open_outbox(home, config) as outbox:
             if set_aside:
                 salvage(outbox)
+            if new_spool:
+                found.append(_new_spool(outbox))
             found += _asides(located)
             found += [*_outbox(outbox), *_spool(outbox), *_plugins()]
             found += [*_credentials(outbox), *_addresses(outbox)]
@@ -77,6 +81,15 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
     except HubqueueError as error:
         found.append(Finding("outbox", False, str(error), error.hint))
     return found
+
+
+def _new_spool(outbox: Outbox) -> Finding:
+    try:
+        outbox.spool.make()
+    except OSError as error:
+        what = f"{outbox.spool.path} cannot be written: {error.strerror}"
+        return Finding("spool", False, what, "make it writable, or set another spool.path")
+    return Finding("spool", True, f"{outbox.spool.path} is the spool of this outbox from now on")
 
 
 def _home(home: Home) -> Iterator[Finding]:
@@ -131,6 +144,10 @@ def _outbox(outbox: Outbox) -> Iterator[Finding]:
 
 
 def _spool(outbox: Outbox) -> Iterator[Finding]:
+    away = outbox.spool.away()
+    if away is not None:
+        yield Finding("spool", False, str(away), away.hint)
+        return  # every snapshot in it would be reported as missing
     bad = 0
     for state in (State.PENDING, State.DEAD):
         for entry_id, snapshot in outbox.stats.snapshots(state):

@@ -22,6 +22,7 @@ from hubqueue.domain.errors import (
     LeaseLost,
     OutboxDamaged,
     OutboxUnavailable,
+    SpoolAway,
     SpoolError,
 )
 from hubqueue.domain.lane import Batch, Lease
@@ -122,6 +123,8 @@ class Delivery:
             if transport is None:
                 return Aborted(f"the key for {batch.run.label} was removed")
             return transport.send(batch, attempt)
+        except SpoolAway as error:
+            return RetryLater(str(error))
         except SpoolError as error:
             # Missing or altered: found now, or during the upload, which was then aborted before its last block.
             if self._outbox.config.outbox.url and not self._outbox.run_lock(batch.run.id).exists():
