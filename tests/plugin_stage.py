@@ -59,7 +59,8 @@ def plugin_environ(home: Path, folder: Path, **settings: str) -> dict[str, str]:
 class Collector:
     """The service of the page, on loopback. `status` is what it responds instead, and `says` its message.
 
-    With `fails_after`, the request after that many files of a checkpoint gets a 503; `failed` counts such requests.
+    With `fails_after`, the request after that many files of a checkpoint gets a 503; `failed` counts such requests. With
+    `waits_at`, the one after that many sets `reached` and waits for `go_on`.
     """
 
     def __init__(self) -> None:
@@ -68,6 +69,8 @@ class Collector:
         self.says = ""
         self.fails_after: int | None = None
         self.failed = 0
+        self.waits_at: int | None = None
+        self.reached, self.go_on = threading.Event(), threading.Event()
         self.key = (ID, SECRET)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -101,6 +104,13 @@ class Collector:
                     if collector.fails_after < 0:
                         status, collector.fails_after = 503, None
                         collector.failed += 1
+                if collector.waits_at is not None and "/checkpoints/" in self.path:
+                    collector.waits_at -= 1
+                    if collector.waits_at < 0:
+                        collector.waits_at = None
+                        collector.reached.set()
+                        collector.go_on.wait(60)
+                        return
                 if status == 200 and "/runs/" in self.path:
                     collector.requests.append((self.path, dict(self.headers), body))
                 said = {"received": True} if status == 200 else {"message": collector.says}

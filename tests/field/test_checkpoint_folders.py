@@ -23,7 +23,17 @@ from urllib.parse import unquote
 
 import pytest
 from plugin_stage import ID, SECRET, Collector, configure, install, plugin_environ
-from stage import environ_of, hubqueue, python
+from stage import (
+    PATIENCE,
+    end,
+    environ_of,
+    hubqueue,
+    kill,
+    platform_environ,
+    python,
+    start_worker,
+    wait_until,
+)
 
 from hubqueue.config.reader import SpoolSettings
 from hubqueue.domain.entry import Snapshot
@@ -487,6 +497,20 @@ def test_a_hub_gets_a_folder_as_one_file(hub: Sandbox, home: Path, folder: Path)
         assert members.getnames() == sorted(content_of(folder))
 
 
+def test_platform_gets_a_folder_as_a_tar_by_name(hub: Sandbox, home: Path, folder: Path) -> None:
+    environ = platform_environ(home, hub.url)
+
+    out, _ = python(TRAIN, environ, "yolo26n.pt", str(folder), "archive").communicate(timeout=60)
+    drained = hubqueue(environ, "drain", "--timeout", "60")
+
+    assert (drained.returncode, "unsaved 0" in out) == (0, True), out
+    (model,) = hub.runs
+    (upload,) = hub.run(model).uploads
+    assert upload.filename == "last.tar" and upload.promoted_at is not None and upload.path is not None
+    with tarfile.open(upload.path) as members:
+        assert members.getnames() == sorted(content_of(folder))
+
+
 def test_a_file_is_not_archived(hub: Sandbox, home: Path, tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"weights")
     environ = environ_of(home, hub.url)
@@ -580,6 +604,30 @@ def test_an_outage_in_the_middle_repeats_the_same_bytes_and_keys(
     assert all(len(each) == 1 for each in sent.values())
     assert collector.failed == 1
     assert len(collector.taken) == 1 + len(content_of(folder)) + 1 + 1
+
+
+def test_a_worker_killed_in_the_middle_delivers_the_folder_whole_later(
+    home: Path, tmp_path: Path, folder: Path, collector: Collector
+) -> None:
+    environ = lab(home, tmp_path, collector)
+    python(TRAIN, environ, "resnet50.pt", str(folder)).communicate(timeout=60)
+    collector.waits_at = 3
+    worker = start_worker(environ)
+    assert collector.reached.wait(PATIENCE)
+    kill(worker)
+    assert "checkpoints/last" not in collector.taken
+    collector.go_on.set()
+
+    worker = start_worker(environ)
+    wait_until(lambda: "end" in collector.taken and "checkpoints/last" in collector.taken)
+    end(worker)
+
+    taken = collector.taken
+    manifest = json.loads(taken["checkpoints/last"])
+    assert {each["path"]: each["sha256"] for each in manifest["files"]} == {
+        path: hashlib.sha256(body).hexdigest() for path, body in content_of(folder).items()
+    }
+    assert {path: taken[f"checkpoints/last/{path}"] for path in content_of(folder)} == content_of(folder)
 
 
 def test_a_file_that_was_altered_in_the_spool_is_never_whole_at_the_destination(

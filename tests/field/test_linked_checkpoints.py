@@ -138,6 +138,24 @@ def test_a_link_to_no_file_is_refused_with_the_reason(spool: Spool, tmp_path: Pa
     assert str(tmp_path / "bad.pt") in str(refused.value)
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="plays another user")
+def test_a_link_of_another_user_sends_no_file_of_this_one(
+    spool: Spool, tmp_path: Path, weights: Path
+) -> None:
+    planted = tmp_path / "best.pt"
+    planted.symlink_to(weights)
+    os.lchown(planted, 54321, 54321)
+    (tmp_path / "ours.pt").symlink_to("best.pt")
+
+    for each in (planted, tmp_path / "ours.pt"):
+        with pytest.raises(CheckpointUnreadable, match="of another user") as refused:
+            spool.take(each, label="x")
+        assert refused.value.hint
+
+    os.chown(weights, 54321, 54321)  # their own file: as with a folder that a container has mounted
+    assert saved(spool, planted) == b"weights of epoch 12"
+
+
 @pytest.mark.timeout(60)
 def test_a_pipe_behind_a_link_does_not_block(spool: Spool, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

@@ -212,6 +212,21 @@ def test_a_spool_that_is_gone_for_good_is_replaced_by_a_command(
     assert sum(len(hub.checkpoints(model)) for model in hub.models) == 1
 
 
+def test_a_spool_may_be_a_link_to_a_disk(home: Path, disk: Disk, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(disk.spool)
+    disk.spool.mkdir(mode=0o700)
+    with open_outbox(home, environ={"HUBQUEUE_SPOOL__PATH": str(tmp_path / "link")}) as outbox:
+        outbox.note_destinations()
+        save(outbox, weights)
+        disk.unmount()
+
+        with pytest.raises(SpoolAway):
+            save(outbox, weights)
+
+        disk.mount()
+        save(outbox, weights)
+
+
 def test_a_marker_that_was_deleted_is_written_again(outbox: Outbox, disk: Disk, weights: Path) -> None:
     """As after `cp spool/* new/`, which leaves hidden files out."""
     save(outbox, weights)

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -69,7 +70,8 @@ class FolderSource:
 
     def write(self, part: Path) -> Written | None:
         part.mkdir(mode=0o700)
-        part.chmod(0o700)  # whatever the umask
+        with suppress(OSError):  # a file system without modes
+            part.chmod(0o700)  # whatever the umask
         try:
             hashes = [_copy(each, part / file_name(number)) for number, each in enumerate(self._files)]
             # A larger one is synced while it is hashed.

@@ -9,15 +9,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from hubqueue.config.filesystem.ownership import open_plain
+from hubqueue.config.filesystem.ownership import is_ours, open_plain
 from hubqueue.config.home import open_private
 from hubqueue.domain.errors import CheckpointUnreadable
 from hubqueue.outbox.spool.blocks import clone, copy_blocks
 
 Path_ = str | os.PathLike[str]
+# As many links as Linux follows.
+_MOST_LINKS = 40
 
 
 class Written(NamedTuple):
@@ -101,9 +105,13 @@ def open_file(path: Path_) -> BinaryIO:
     hint = "pass the path of a finished checkpoint file"
     try:
         # Before opening: to open a device may already act on it.
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a plain file")
+        _refuse_strangers_link(path, found)
         descriptor = open_plain(path, os.O_RDONLY)
+    except CheckpointUnreadable:
+        raise
     except ValueError as error:  # a NUL in the path
         raise CheckpointUnreadable(f"cannot read {path!r}: {error}", hint=hint) from error
     except OSError as error:
@@ -118,3 +126,21 @@ def open_file(path: Path_) -> BinaryIO:
             raise CheckpointUnreadable(f"{path} is not a plain file", hint=hint) from error
         raise CheckpointUnreadable(f"cannot read {path}: {error.strerror}", hint=hint) from error
     return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def _refuse_strangers_link(path: Path_, file: os.stat_result) -> None:
+    """Refuse a link that another user has made to a file that is not theirs: it could send a private file of this user."""
+    if any(link.st_uid != file.st_uid and not is_ours(link) for link in _links(os.fsdecode(path))):
+        why = f"{path} is a symbolic link of another user to a file that is not theirs"
+        raise CheckpointUnreadable(why, hint="pass the path of the file, if you trust it")
+
+
+def _links(path: str) -> Iterator[os.stat_result]:
+    """The symbolic links that a path leads through, from the last name of each path."""
+    with suppress(OSError):
+        for _ in range(_MOST_LINKS):
+            found = os.lstat(path)
+            if not stat.S_ISLNK(found.st_mode):
+                return
+            yield found
+            path = os.path.join(os.path.dirname(path), os.readlink(path))

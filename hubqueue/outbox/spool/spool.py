@@ -258,7 +258,7 @@ class Spool:
 
     def _make_folder(self) -> None:
         made = [] if self._named else unsynced(self.path)
-        make_private_folder(self.path, shared=True)
+        make_private_folder(self.path, shared=True, follow=True)
         sync_names(made)
         self._named = True
 
