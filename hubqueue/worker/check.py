@@ -16,7 +16,7 @@ from hubqueue.config.names import unread
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import absent, declaration, packages
 from hubqueue.domain.account import origin
-from hubqueue.domain.errors import ConfigError, HubqueueError, OutboxDamaged
+from hubqueue.domain.errors import ConfigError, HubqueueError, OutboxDamaged, SpoolAway
 from hubqueue.domain.lifecycle import State
 from hubqueue.domain.outcome import Delivered, RetryLater
 from hubqueue.domain.plain import is_intact
@@ -155,9 +155,10 @@ def _spool(outbox: Outbox) -> Iterator[Finding]:
                 outbox.spool.verify(snapshot)
             except HubqueueError as error:
                 bad += 1
-                yield Finding(
-                    "spool", False, f"entry {entry_id}: {error}", f"give it up: hubqueue cancel {entry_id}"
-                )
+                hint = f"give it up: hubqueue cancel {entry_id}"
+                if isinstance(error, SpoolAway):
+                    hint = error.hint or hint
+                yield Finding("spool", False, f"entry {entry_id}: {error}", hint)
     free, reserve = outbox.spool.free_bytes(), max(outbox.config.spool.min_free_bytes, _LEAST_FREE)
     if free < reserve:
         hint = "free space; checkpoints are refused until then"

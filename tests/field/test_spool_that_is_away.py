@@ -227,6 +227,35 @@ def test_a_spool_may_be_a_link_to_a_disk(home: Path, disk: Disk, weights: Path, 
         save(outbox, weights)
 
 
+def test_another_spool_path_loses_neither_the_old_nor_the_new_checkpoints(
+    home: Path, weights: Path, tmp_path: Path, clock: FakeClock
+) -> None:
+    """Also two processes with different settings: a worker that does not see the variable of the training."""
+    old, new = ({"HUBQUEUE_SPOOL__PATH": str(tmp_path / name)} for name in ("old", "new"))
+    with open_outbox(home, environ=old, clock=clock) as outbox:
+        outbox.note_destinations()
+        save(outbox, weights)
+    with open_outbox(home, environ={}, clock=clock) as outbox, Bench(outbox) as bench:
+        bench.step()  # without any spool.path
+        assert totals(outbox)["pending"] == 1
+        assert outbox.spool.away() is not None
+    with open_outbox(home, environ=new, clock=clock) as outbox, Bench(outbox) as bench:
+        save(outbox, weights, is_best=True)
+        for _ in range(3):
+            clock.advance(1000)
+            bench.step()
+        assert (totals(outbox)["pending"], totals(outbox)["delivered"]) == (1, 1)
+        (why,) = {fact.reason for fact in bench.facts if isinstance(fact, events.AttemptFailed)}
+        assert why.endswith(f"is in another spool: {tmp_path / 'old'}")
+
+        (kept,) = (tmp_path / "old").glob("[!.]*")
+        kept.rename(tmp_path / "new" / kept.name)
+        clock.advance(1000)
+        bench.step()
+
+        assert totals(outbox)["delivered"] == 2
+
+
 def test_a_marker_that_was_deleted_is_written_again(outbox: Outbox, disk: Disk, weights: Path) -> None:
     """As after `cp spool/* new/`, which leaves hidden files out."""
     save(outbox, weights)

@@ -3,7 +3,8 @@
 Promises: while the spool is away as a whole (its disk is not mounted, its folder was moved or deleted), nothing is
 written to its path, nothing is swept, and no snapshot counts as missing. A folder that this outbox has not marked yet
 counts as its spool if it has a snapshot that the outbox owes, or if the outbox owes none and has marked no other folder
-at this path. A note in the home keeps which folder was marked. Several outboxes may share one folder.
+at this path. A note in the home keeps which folders were marked. Several outboxes may share one folder, and one outbox may
+have several: after another `spool.path`, or where two processes have different ones.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Presence:
         try:
             if self._has(self._marker):
                 return None
-            noted = noted_marker(self._note, self._folder)
+            noted = _noted(self._note).get(os.path.realpath(self._folder))
             if noted is not None and self._has(noted):
                 return None  # of the outbox that this one has replaced
             owed = self._owed()
@@ -59,7 +60,19 @@ class Presence:
             return SpoolAway(f"the spool {self._folder} cannot be read: {error.strerror}", hint=_HINT)
         if not owed and (noted is None or self._inside):
             return None
-        return SpoolAway(f"the spool is not at {self._folder}", hint=_HINT)
+        return _away(self._folder)
+
+    def elsewhere(self, name: str) -> SpoolAway | None:
+        """Why a snapshot that is not in this spool may be in another one of this outbox; None where it is in none."""
+        for path, marker in _noted(self._note).items():
+            if path == os.path.realpath(self._folder):
+                continue
+            if os.path.lexists(os.path.join(path, name)):
+                hint = f"set spool.path to that folder, or move the file to {self._folder}"
+                return SpoolAway(f"{name} is in another spool: {path}", hint=hint)
+            if not os.path.lexists(os.path.join(path, marker)):
+                return _away(path)
+        return None
 
     def claim(self) -> bool:
         """Check before a snapshot is written. Returns whether the folder must be marked. Raises `SpoolAway`."""
@@ -69,12 +82,12 @@ class Presence:
         except OSError:
             pass  # `trouble` reports it
         trouble = self.trouble()
-        if trouble is not None and not (self._inside and self._is_gone()):
+        if trouble is not None and not (self._is_replaceable() and self._is_gone()):
             raise trouble
         return True
 
-    def mark(self) -> None:
-        """Mark the folder as the spool of this outbox, durably. Raises `OSError`."""
+    def mark(self, *, alone: bool = False) -> None:
+        """Mark the folder as a spool of this outbox, durably; as the only one if `alone`. Raises `OSError`."""
         path = self._folder / self._marker
         if not self._has(self._marker):
             with suppress(FileExistsError):
@@ -86,8 +99,10 @@ class Presence:
                     os.close(descriptor)
             sync_folder(self._folder)
         with suppress(OSError):  # without a note, the marker is still there
-            if noted_marker(self._note, self._folder) != self._marker:
-                self._write_note()
+            before = _noted(self._note)
+            noted = ({} if alone else before) | {os.path.realpath(self._folder): self._marker}
+            if noted != before:
+                _write(self._note, noted)
             self._noted = True
 
     def is_alone(self) -> bool:
@@ -113,32 +128,16 @@ class Presence:
             raise
         return True
 
+    def _is_replaceable(self) -> bool:
+        """Whether a new spool may be made: in the home, or where the settings name another folder than before."""
+        noted = _noted(self._note)
+        return self._inside or (bool(noted) and os.path.realpath(self._folder) not in noted)
+
     def _is_gone(self) -> bool:
         try:
             return not self._has(self._marker)
         except OSError:
             return False
-
-    def _write_note(self) -> None:
-        text = json.dumps({"path": os.path.realpath(self._folder), "marker": self._marker})
-        part = self._note.with_name(f"{self._note.name}.{secrets.token_hex(4)}.part")
-        descriptor = open_private(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(descriptor)
-        part.replace(self._note)
-        sync_folder(self._note.parent)
-
-
-def noted_marker(note: Path, folder: Path) -> str | None:
-    """The marker that a folder was last given; None where no note says so."""
-    try:
-        noted = json.loads(note.read_text(encoding="utf-8"))
-        path, marker = noted["path"], noted["marker"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return marker if path == os.path.realpath(folder) and str(marker).startswith(_PREFIX) else None
 
 
 def set_aside(folder: Path, note: Path, target: Path) -> None:
@@ -146,9 +145,35 @@ def set_aside(folder: Path, note: Path, target: Path) -> None:
 
     Then its marker stays, too, and the new outbox does not sweep what it does not know.
     """
-    noted = noted_marker(note, folder)
-    if not folder.is_dir() or (noted is not None and not os.path.lexists(folder / noted)):
+    noted = _noted(note)
+    marker = noted.pop(os.path.realpath(folder), None)
+    if not folder.is_dir() or (marker is not None and not os.path.lexists(folder / marker)):
         return
-    note.unlink(missing_ok=True)
+    if marker is not None:
+        _write(note, noted)
     with suppress(OSError):
         folder.rename(target)
+
+
+def _away(folder: str | Path) -> SpoolAway:
+    return SpoolAway(f"the spool is not at {folder}", hint=_HINT)
+
+
+def _noted(note: Path) -> dict[str, str]:
+    """The folders that were marked, each with its marker."""
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))["spools"]
+        return {str(path): str(marker) for path, marker in found.items() if str(marker).startswith(_PREFIX)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _write(note: Path, noted: dict[str, str]) -> None:
+    part = note.with_name(f"{note.name}.{secrets.token_hex(4)}.part")
+    descriptor = open_private(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(json.dumps({"spools": noted}) + "\n")
+        file.flush()
+        os.fsync(descriptor)
+    part.replace(note)
+    sync_folder(note.parent)

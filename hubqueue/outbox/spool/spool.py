@@ -85,10 +85,13 @@ class Spool:
         return self._presence is None or self._presence.is_alone()
 
     def make(self) -> None:
-        """Make the folder, and mark it as the spool of this outbox, whatever is in it. Raises `OSError`s and `OutboxUnavailable`."""
+        """Make the folder, and mark it as the only spool of this outbox, whatever is in it.
+
+        Raises `OSError` and `OutboxUnavailable`.
+        """
         self._make_folder()
         if self._presence:
-            self._presence.mark()
+            self._presence.mark(alone=True)
 
     def look_at(self, snapshot: Snapshot) -> None:
         """Check a snapshot before a byte is sent: all of one that fits into a block, the existence and size of a larger one.
@@ -152,7 +155,9 @@ class Spool:
             return True
         if source.is_symlink() or not (source.is_dir() if snapshot.is_folder else source.is_file()):
             return False
-        self.make()
+        self._make_folder()
+        if self._presence:
+            self._presence.mark()
         part = target.with_name(target.name + PART)
         delete(part)
         if snapshot.is_folder:
@@ -305,9 +310,8 @@ class Spool:
             hint = f"check the disk of {self.path}"
             return OutboxUnavailable(f"cannot open {snapshot.name}: {error.strerror}", hint=hint)
         hint = f"put the file back into {self.path}, or cancel its entry: hubqueue cancel"
-        return self.away() or SnapshotMissing(
-            f"{snapshot.name} is not in the spool: {error.strerror}", hint=hint
-        )
+        away = self.away() or (self._presence and self._presence.elsewhere(snapshot.name))
+        return away or SnapshotMissing(f"{snapshot.name} is not in the spool: {error.strerror}", hint=hint)
 
     def _path_of(self, name: str) -> Path:
         # Names come from the database, which may have been edited: they must not lead out of the folder.
