@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres import Postgres
 from stage import Bench, environ_of, hubqueue, new_run, python, totals, wait_for_removals
 
 from hubqueue.domain.drafts import Checkpoint
@@ -382,6 +383,23 @@ def spoil(home: Path) -> None:
         (home / name).unlink(missing_ok=True)
     database[100:140] = b"\xff" * 40
     (home / "outbox.db").write_bytes(bytes(database))
+
+
+def test_homes_on_a_shared_database_need_only_their_own_snapshots(
+    postgres: Postgres, tmp_path: Path, weights: Path
+) -> None:
+    url = postgres.new_database(migrated=True)
+    here, there = (environ_of(tmp_path / name, HUBQUEUE_OUTBOX__URL=url) for name in ("here", "there"))
+
+    first, _ = python(TRAIN, here, str(weights)).communicate(timeout=60)
+    second, _ = python(TRAIN, there, str(weights)).communicate(timeout=60)
+
+    assert "saved None" not in first + second
+    assert all(len(list((tmp_path / name / "spool").glob("[!.]*"))) == 1 for name in ("here", "there"))
+    shutil.rmtree(tmp_path / "there" / "spool")
+    for environ, away in ((here, False), (there, True)):
+        attention = json.loads(hubqueue(environ, "status", "--json").stdout)["attention"]
+        assert any("the spool is not at" in each["what"] for each in attention) == away
 
 
 # --- the spool in the home
