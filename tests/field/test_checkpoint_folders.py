@@ -8,9 +8,11 @@ import hashlib
 import io
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -34,6 +36,7 @@ from stage import (
     start_worker,
     wait_until,
 )
+from torture.disk import Disk, build, can_build, changes
 
 from hubqueue.config.reader import SpoolSettings
 from hubqueue.domain.entry import Snapshot
@@ -646,6 +649,63 @@ def test_a_file_that_was_altered_in_the_spool_is_never_whole_at_the_destination(
     shown = hubqueue(environ, "entries", "--state", "dead").stdout
     assert "not what was enqueued" in shown
     assert kept.is_dir()  # a dead entry keeps its bytes
+
+
+# --- a power cut at any moment
+
+SAVED = """
+import json, os, sys
+from pathlib import Path
+from torture.disk import Shim
+from hubqueue.config.reader import SpoolSettings
+from hubqueue.outbox.spool.spool import Spool
+root, source = Path(sys.argv[1]), Path(sys.argv[2])
+shim = Shim(root)
+shim.record(Path(sys.argv[3]))
+spool = Spool(root / "spool", SpoolSettings(min_free_bytes=0))
+receipts = os.open(root / "receipts", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+for number in range(3):
+    snapshot = spool.take(source, label=str(number), folders=True)
+    os.write(receipts, (json.dumps([snapshot.name, snapshot.size, 0, snapshot.sha256]) + "\\n").encode())
+    if number == 1:
+        spool.remove(snapshot.name)
+"""
+
+
+@pytest.mark.skipif(not can_build(), reason="needs Linux and a C compiler")
+def test_a_power_cut_leaves_all_of_a_folder_or_nothing(tmp_path: Path) -> None:
+    source, root, record = tmp_path / "ckpt", tmp_path / "disk", tmp_path / "record"
+    (source / "b").mkdir(parents=True)
+    root.mkdir()
+    for name, size in {"a": 3000, "b/c": 5000, "empty": 0, "large": 1_100_000}.items():
+        (source / name).write_bytes(os.urandom(size))
+    environ = {**os.environ, **build(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", SAVED, str(root), str(source), str(record)]
+    subprocess.run(command, env=environ, check=True)
+
+    dice, disk, receipts, whole = random.Random(1), Disk(root), b"", 0
+    for change in changes(record):
+        if change.path == str(root / "receipts"):
+            receipts += change.data
+        else:
+            disk.apply(change)
+        shutil.rmtree(tmp_path / "image", ignore_errors=True)
+        survives, torn = dice.choice([(0.0, False), (1.0, False), (0.5, True)])
+        for path, content in disk.image(dice, survives=survives, torn=torn):
+            target = tmp_path / "image" / Path(path).relative_to(root)
+            target.mkdir() if content is None else target.write_bytes(content)
+        spool = Spool(tmp_path / "image" / "spool", ROOMY)
+        saved = [Snapshot(*json.loads(line)) for line in receipts.splitlines()]
+        for each in saved:
+            if each.name.startswith("1-") and not spool.exists(each):
+                continue  # it was removed
+            spool.verify(each)
+            whole += 1
+        for path in spool.path.glob("*.folder"):
+            manifest = json.loads((path / "manifest.json").read_bytes())
+            hashes = [hashlib.sha256((path / f"{n:08d}").read_bytes()).hexdigest() for n in range(4)]
+            assert [each["sha256"] for each in manifest["files"]] == hashes
+    assert whole > 10
 
 
 # --- killed at any moment
