@@ -18,13 +18,17 @@ _LAST, _BEST = "last", "best"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint file, as a producer describes it. `epoch` is 0-based, `map` is the mAP50-95."""
+    """A checkpoint, as a producer describes it: a file, or a folder. `epoch` is 0-based, `map` is the mAP50-95.
+
+    With `archive` a folder becomes one file, a tar.
+    """
 
     path: str | os.PathLike[str]
     epoch: int
     is_best: bool = False
     map: float = 0.0
     final: bool = False
+    archive: bool = False
 
 
 def metrics_draft(text: str, epoch: int) -> Draft:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from hubqueue.domain.plain import has_all, union
+from hubqueue.domain.snapshots.snapshot import Snapshot
+
+__all__ = ["Draft", "Entry", "Kind", "Snapshot"]
 
 
 class Kind(StrEnum):
@@ -18,20 +20,6 @@ class Kind(StrEnum):
     EVENT = "event"
     COMPLETION = "completion"
     HEARTBEAT = "heartbeat"
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The private copy of a checkpoint, taken at enqueue.
-
-    `name` is a file of the spool, `size` is in bytes, `mtime_ns` is the copy's own. `sha256` is hex, or None
-    where the copy is a reflink (made without reading the bytes).
-    """
-
-    name: str
-    size: int
-    mtime_ns: int
-    sha256: str | None = None
 
 
 _ANYWHERE = (-(2**63), 2**63 - 1)

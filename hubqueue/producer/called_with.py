@@ -44,7 +44,7 @@ def check_path(path: object) -> None:
     if not isinstance(path, str | os.PathLike):
         hint = 'for example run.save_checkpoint("last.pt", epoch=0)'
         raise InvalidArgument(
-            f"a checkpoint must be the path of a file, not {type(path).__name__}", hint=hint
+            f"a checkpoint must be the path of a file or a folder, not {type(path).__name__}", hint=hint
         )
 
 

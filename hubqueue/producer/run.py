@@ -151,18 +151,26 @@ class Run:
         return self._saving.save(declared.console(content, lines, self._chunk, **bars))
 
     def save_checkpoint(
-        self, path: Path_, *, epoch: int, is_best: bool = False, map: float = 0.0, final: bool = False
+        self,
+        path: Path_,
+        *,
+        epoch: int,
+        is_best: bool = False,
+        map: float = 0.0,
+        final: bool = False,
+        archive: bool = False,
     ) -> int | None:
-        """Save a private copy of a checkpoint file; return the entry's id, or None when it could not be saved.
+        """Save a private copy of a checkpoint; return the entry's id, or None when it could not be saved.
 
-        The file may be changed or deleted as soon as this returns. Of the waiting checkpoints, only the newest `last`
-        and the newest `best` are kept. A `final` one (with `map`, its mAP50-95, from 0 to 1) is sent without waiting for
-        the pace.
+        `path` is a file, or a folder of files: a folder is copied with all its files, or not at all. For a destination
+        that takes one file, `archive` saves a folder as one tar. The files may be changed or deleted as soon as this
+        returns. Of the waiting checkpoints, only the newest `last` and the newest `best` are kept. A `final` one (with
+        `map`, its mAP50-95, from 0 to 1) is sent without waiting for the pace.
         Errors are logged (raised with `strict`). Raises `RunFinished` after `finish`.
         """
         check_path(path)
         number, score = values.epoch_number(epoch), values.score("map", map, strict=self._strict)
-        return self._saving.save_checkpoint(Checkpoint(path, number, is_best, score, final))
+        return self._saving.save_checkpoint(Checkpoint(path, number, is_best, score, final, archive))
 
     def finish(
         self,

@@ -96,7 +96,8 @@ class Saving:
 
         def copy() -> Draft:
             outbox, run_id = self.opening.opened()
-            return copy_checkpoint(outbox, run_id, checkpoint)
+            folders = declaration(self.opening.start.destination.type).takes_folders
+            return copy_checkpoint(outbox, run_id, checkpoint, folders=folders)
 
         self._refuse_finished()
         if not self._takes(Kind.CKPT):

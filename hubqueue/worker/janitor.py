@@ -6,6 +6,7 @@ Promises: it never touches an entry that is owed. Everything it removes was sett
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from datetime import timedelta
 
 from hubqueue.domain.errors import ConfigError
@@ -78,12 +79,18 @@ class Janitor:
         """Prune what is finished and old, sweep orphans from the spool, keep the ballast ready. Rarely."""
         self.salvage()
         pruned = self.prune()
-        swept = self._outbox.spool.sweep(
-            self._outbox.entries.snapshots_kept, older_than=_ORPHAN_AGE, now=time.time()
-        )
+        swept = self._outbox.spool.sweep(self._kept, older_than=_ORPHAN_AGE, now=time.time())
         self._ballast.create()
         if pruned or swept:
             self._emit(events.Tidied(pruned, len(swept)))
+
+    def _kept(self, names: Collection[str]) -> frozenset[str]:
+        """The snapshots that are needed, and those that another outbox may need that uses the same folder."""
+        kept = self._outbox.entries.snapshots_kept(names)
+        if self._outbox.spool.is_alone():
+            return kept
+        ours = set(self._outbox.stats.run_ids())
+        return kept | {name for name in names if name.partition("-")[0] not in ours}
 
     def prune(self) -> int:
         """Delete finished entries and attempts older than the configuration keeps. Returns how many."""
