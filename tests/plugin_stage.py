@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import unquote
 
 from stage import ROOT, environ_of
 
@@ -56,12 +57,20 @@ def plugin_environ(home: Path, folder: Path, **settings: str) -> dict[str, str]:
 
 
 class Collector:
-    """The service of the page, on loopback. `status` is what it responds instead, and `says` its message."""
+    """The service of the page, on loopback. `status` is what it responds instead, and `says` its message.
+
+    With `fails_after`, the request after that many files of a checkpoint gets a 503; `failed` counts such requests. With
+    `waits_at`, the one after that many sets `reached` and waits for `go_on`.
+    """
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.status: int | None = None
         self.says = ""
+        self.fails_after: int | None = None
+        self.failed = 0
+        self.waits_at: int | None = None
+        self.reached, self.go_on = threading.Event(), threading.Event()
         self.key = (ID, SECRET)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -75,7 +84,7 @@ class Collector:
         found: dict[str, Any] = {}
         for path, _, body in self.requests:
             below = path.partition("/runs/")[2].partition("/")[2] or "start"
-            found[below] = body if below.startswith("checkpoints/") else json.loads(body)
+            found[unquote(below)] = body if below.startswith("checkpoints/") else json.loads(body)
         return found
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
@@ -86,8 +95,22 @@ class Collector:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                if len(body) < int(self.headers["Content-Length"]):
+                    return  # the client gave up
                 shown = (self.headers["X-Id"], self.headers["X-Secret"])
                 status = collector.status or (200 if shown == collector.key else 401)
+                if collector.fails_after is not None and "/checkpoints/" in self.path:
+                    collector.fails_after -= 1
+                    if collector.fails_after < 0:
+                        status, collector.fails_after = 503, None
+                        collector.failed += 1
+                if collector.waits_at is not None and "/checkpoints/" in self.path:
+                    collector.waits_at -= 1
+                    if collector.waits_at < 0:
+                        collector.waits_at = None
+                        collector.reached.set()
+                        collector.go_on.wait(60)
+                        return
                 if status == 200 and "/runs/" in self.path:
                     collector.requests.append((self.path, dict(self.headers), body))
                 said = {"received": True} if status == 200 else {"message": collector.says}

@@ -5,6 +5,7 @@ An id that matches nothing is an error, with the nearest known id as its hint. I
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -130,6 +131,24 @@ class Number(click.FloatRange):
             return super().convert(value, param, ctx)
         except click.BadParameter:
             self.fail(f"must be a number{_bounds(self)}, not {value!r}", param, ctx)
+
+
+class Seconds(click.FloatRange):
+    """A length of time, as in the settings: a number of seconds of at least `min`, or a text such as "5 min"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from hubqueue.domain.quantities import read_span
+
+        span = read_span(value.strip()) if isinstance(value, str) else None
+        try:
+            found = super().convert(value if span is None else span, param, ctx)
+        except click.BadParameter:
+            found = math.nan
+        if math.isnan(found):
+            self.fail(
+                f'must be a number{_bounds(self)}, or a text such as "5 min", not {value!r}', param, ctx
+            )
+        return found
 
 
 def _bounds(kind: click.IntRange | click.FloatRange) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO
 
 import click
 
-from hubqueue.cli.arguments import HomeOptions, Number, find_run, pass_options, refuse_run, run_option
+from hubqueue.cli.arguments import HomeOptions, Seconds, find_run, pass_options, refuse_run, run_option
 from hubqueue.cli.frame import ATTENTION, DONE, LEFT, exit_with
 from hubqueue.cli.screen import cut, until
 from hubqueue.cli.worker import log_to, stop_on_signal
@@ -35,7 +35,7 @@ _EXPLAIN_EVERY = 1.0
 
 @click.command()
 @click.option(
-    "--timeout", type=Number(min=0), metavar="SECONDS", help="Stop after SECONDS, whatever is left."
+    "--timeout", type=Seconds(min=0), metavar="SECONDS", help="Stop after SECONDS, whatever is left."
 )
 @run_option
 @pass_options
@@ -135,13 +135,13 @@ class Progress:
 
     def __init__(
         self,
-        stream: TextIO,
+        stream: TextIO | None,
         *,
         uploads: Callable[[], Iterator[tuple[str, Upload]]],
         explain: Callable[[], str | None],
     ) -> None:
         self._stream, self._find, self._explain = stream, uploads, explain
-        self._silent = not stream.isatty()
+        self._silent = stream is None or not stream.isatty()  # there is none when stderr is closed
         self._entries: tqdm[NoReturn] | None = None
         self._line: tqdm[NoReturn] | None = None
         self._uploads: dict[str, tqdm[NoReturn]] = {}

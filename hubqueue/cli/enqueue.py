@@ -120,26 +120,39 @@ def metrics(options: HomeOptions, run_id: str, epoch: int, pairs: tuple[str, ...
     show_default=True,
     help="mAP50-95 of a final checkpoint, from 0 to 1.",
 )
-@click.argument("file", type=click.Path())
+@click.option(
+    "--archive", is_flag=True, help="Save a folder as one tar, for a destination that takes one file."
+)
+@click.argument("path", type=click.Path())
 @pass_options
 def checkpoint(
-    options: HomeOptions, run_id: str, epoch: int, best: bool, final: bool, score: float, file: str
+    options: HomeOptions,
+    run_id: str,
+    epoch: int,
+    best: bool,
+    final: bool,
+    score: float,
+    archive: bool,
+    path: str,
 ) -> None:
-    """Save a private copy of a checkpoint FILE. The file may change or be deleted afterwards.
+    """Save a private copy of a checkpoint: the file or folder PATH. It may change or be deleted afterwards.
 
     \b
-    Example:
+    Examples:
       hubqueue enqueue checkpoint --run $RUN --epoch 99 --final --map 0.51 best.pt
+      hubqueue enqueue checkpoint --run $RUN --epoch 99 --archive checkpoints/step-1200
     """
+    from hubqueue.config.registry import of_row
     from hubqueue.domain.drafts import Checkpoint
     from hubqueue.producer import metrics as values
     from hubqueue.producer.intake import save_snapshot
 
     with options.open() as outbox:
         run_id = _open_run(outbox, run_id, Kind.CKPT)
-        valid = values.score("map", score, strict=True)
-        draft = Checkpoint(file, epoch, is_best=best, map=valid, final=final)
-        entry_id = save_snapshot(outbox, run_id, draft)
+        number = values.score("map", score, strict=True)
+        saved = Checkpoint(path, epoch, is_best=best, map=number, final=final, archive=archive)
+        (row,) = outbox.stats.runs(run_id=run_id)
+        entry_id = save_snapshot(outbox, run_id, saved, folders=of_row(row["type"]).takes_folders)
     click.echo(f"entry {entry_id}")
 
 

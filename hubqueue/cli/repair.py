@@ -59,6 +59,8 @@ def redrive(options: HomeOptions, entries: tuple[int, ...], everything: bool) ->
 def cancel(options: HomeOptions, entries: tuple[int, ...], run_id: str | None, yes: bool) -> None:
     """Drop entries: they are never sent. Their checkpoint copies are deleted.
 
+    On a terminal it asks for confirmation. In a script, where nobody can answer, it does not ask.
+
     \b
     Examples:
       hubqueue cancel 42
@@ -151,9 +153,14 @@ def migrate(options: HomeOptions) -> None:
 @click.command()
 @click.option("--offline", is_flag=True, help="Do not contact the destinations.")
 @click.option("--set-aside", is_flag=True, help="Rename an outbox that cannot be read, and start a new one.")
+@click.option(
+    "--new-spool",
+    is_flag=True,
+    help="Use the folder at spool.path as the spool, although the former one is gone for good.",
+)
 @json_option
 @pass_options
-def check(options: HomeOptions, offline: bool, set_aside: bool, as_json: bool) -> None:
+def check(options: HomeOptions, offline: bool, set_aside: bool, new_spool: bool, as_json: bool) -> None:
     """Find every problem, with a hint for each.
 
     It examines the configuration, the outbox, the spool, the credentials and the destinations. A line that begins
@@ -166,7 +173,13 @@ def check(options: HomeOptions, offline: bool, set_aside: bool, as_json: bool) -
     """
     from hubqueue.worker.check import examine
 
-    findings = examine(options.home_option, options.config_option, online=not offline, set_aside=set_aside)
+    findings = examine(
+        options.home_option,
+        options.config_option,
+        online=not offline,
+        set_aside=set_aside,
+        new_spool=new_spool,
+    )
     if as_json:
         print_json(
             [

@@ -9,7 +9,7 @@ from types import FrameType
 
 import click
 
-from hubqueue.cli.arguments import Number, Whole
+from hubqueue.cli.arguments import Seconds, Whole
 
 
 @click.command()
@@ -43,14 +43,14 @@ from hubqueue.cli.arguments import Number, Whole
 )
 @click.option(
     "--latency",
-    type=Number(min=0),
+    type=Seconds(min=0),
     default=0.0,
     metavar="SECONDS",
     help="Delay each response by SECONDS.",
 )
 @click.option(
     "--url-lifetime",
-    type=Number(0, 86_400),
+    type=Seconds(0, 86_400),
     default=900.0,
     show_default=True,
     metavar="SECONDS",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hubqueue.cli.arguments import HomeOptions, Number, pass_options
+from hubqueue.cli.arguments import HomeOptions, Seconds, pass_options
 from hubqueue.cli.frame import ATTENTION, DONE, exit_with, on_signal
 from hubqueue.domain.errors import ConfigError
 from hubqueue.domain.quantities import plural
@@ -45,7 +45,7 @@ _GRACE = 20.0
 @click.command()
 @click.option(
     "--idle-exit",
-    type=Number(min=0),
+    type=Seconds(min=0),
     metavar="SECONDS",
     help="Exit after SECONDS without work.",
 )
@@ -130,7 +130,7 @@ def _detach(options: HomeOptions, idle_exit: float | None) -> None:
 @click.command()
 @click.option(
     "--timeout",
-    type=Number(min=0),
+    type=Seconds(min=0),
     metavar="SECONDS",
     help="Wait at most SECONDS for them to exit [default: worker.grace plus 10 s].",
 )

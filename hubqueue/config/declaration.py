@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Protocol, Self
 
@@ -38,6 +38,10 @@ class Attempt:
     stop: threading.Event
     on_progress: Callable[[str | None], None] = lambda _progress: None
     patience: int = 0
+
+    def beyond(self, done: int) -> Attempt:
+        """The same attempt for a further request of an upload of which `done` bytes are sent already."""
+        return replace(self, on_bytes=lambda sent: self.on_bytes(done + sent))
 
 
 def quiet() -> Attempt:
@@ -97,8 +101,8 @@ class Open(Protocol):
 
     `keys` returns the keys to try, in this order; call it for each attempt. Each key has all secrets that the destination
     declares, from one source: the first one is the key itself, the further ones are in its `others`. All are masked in
-    what this process writes. `open_body` opens a snapshot: what it raises, and what its blocks raise, ends the request
-    and is raised by `send`.
+    what this process writes. `open_body` opens a snapshot (of a folder: its manifest; `files_of` lists its files): what it
+    raises, and what its blocks raise, ends the request and is raised by `send`.
     """
 
     def __call__(
@@ -158,14 +162,16 @@ class Destination:
     them; without secrets no key is needed. `address_variables` names the variables that set an address if neither the
     file nor a HUBQUEUE_ variable does. `lanes` are the kinds of entries that a run owes. One metrics request carries at
     most `most_epochs` (None: the limit of the worker's settings). `costs` gives by kind how many "requests" of a budget
-    one claim takes, and for a checkpoint also how many "uploads"; the default is 1. `identify` reads the name of a model
-    as a person writes it and raises `InvalidModel`; `recognizes` returns whether only this type knows such a form.
-    `console` makes the draft of output lines from their text, their count and a rising number; with `shows_progress` also
-    from `progress=`, the text of each progress bar by its name. `describe` is called in the training's process when a run
-    starts, with the settings and the arguments as they were given (not masked). What it returns completes each draft of
-    a start or of metrics with facts about the machine.
+    one claim takes, and for a checkpoint also how many "uploads"; the default is 1. With `takes_folders` a checkpoint may
+    be a folder; without, a folder is refused when it is saved. `identify` reads the name of a model as a person writes it
+    and raises `InvalidModel`; `recognizes` returns whether only this type knows such a form. `console` makes the draft of
+    output lines from their text, their count and a rising number; with `shows_progress` also from `progress=`, the text of
+    each progress bar by its name. `describe` is called in the training's process when a run starts, with the settings and
+    the arguments as they were given (not masked). What it returns completes each draft of a start or of metrics with facts
+    about the machine.
 
-    `shows_newest`: the hub shows the checkpoint that arrives last. `wants_fitness`: metrics include the learning rate and
+    `shows_newest`: the hub shows the checkpoint that arrives last. `resumes_from_last`: a training resumes from the
+    checkpoint that arrives last, so an older one is not sent after a newer one. `wants_fitness`: metrics include the learning rate and
     the fitness. `record` is the file in which a vendor's own callback notes the id of a training's model. `service` is
     the dotted name (`package.module:name`) of the fake service for the sandbox.
     """
@@ -187,6 +193,7 @@ class Destination:
     shows_progress: bool = False
     describe: Callable[[DestinationSettings, Mapping[str, object]], Callable[[Draft], Draft]] | None = None
     shows_newest: bool = False
+    resumes_from_last: bool = False
     wants_fitness: bool = True
     record: str | None = None
     service: str | None = None

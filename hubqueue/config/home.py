@@ -71,6 +71,10 @@ class Home:
         return self.path / "spool"
 
     @property
+    def spool_note(self) -> Path:
+        return self.path / "spool.json"
+
+    @property
     def locks(self) -> Path:
         return self.path / "locks"
 

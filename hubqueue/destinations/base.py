@@ -34,6 +34,7 @@ from hubqueue.domain.outcome import (
     RetryLater,
     Scope,
 )
+from hubqueue.domain.snapshots.manifest import SnapshotFile, files_of, parts_of
 
 __all__ = [
     "Aborted",
@@ -62,7 +63,10 @@ __all__ = [
     "Scope",
     "Secret",
     "Snapshot",
+    "SnapshotFile",
     "Transport",
+    "files_of",
     "hide_secrets",
+    "parts_of",
     "quiet",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from hubqueue.domain.plain import has_all, union
+from hubqueue.domain.snapshots.snapshot import Snapshot
+
+__all__ = ["Draft", "Entry", "Kind", "Snapshot"]
 
 
 class Kind(StrEnum):
@@ -18,20 +20,6 @@ class Kind(StrEnum):
     EVENT = "event"
     COMPLETION = "completion"
     HEARTBEAT = "heartbeat"
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The private copy of a checkpoint, taken at enqueue.
-
-    `name` is a file of the spool, `size` is in bytes, `mtime_ns` is the copy's own. `sha256` is hex, or None
-    where the copy is a reflink (made without reading the bytes).
-    """
-
-    name: str
-    size: int
-    mtime_ns: int
-    sha256: str | None = None
 
 
 _ANYWHERE = (-(2**63), 2**63 - 1)
@@ -56,6 +44,8 @@ class Draft(NamedTuple):
     snapshot: Snapshot | None = None
     final: bool = False
     replaces: tuple[str, ...] = ()
+    # What its transport finds as `Entry.progress` at the first attempt; it does not belong to the value.
+    progress: str | None = None
 
     @property
     def merges(self) -> bool:
@@ -78,14 +68,15 @@ class Draft(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes that the entry occupies and that its upload moves (the body, without HTTP around it)."""
-        return len(self.payload.encode()) + (self.snapshot.size if self.snapshot else 0)
+        text = len(self.payload.encode()) + len((self.progress or "").encode())
+        return text + (self.snapshot.size if self.snapshot else 0)
 
 
 class Entry(NamedTuple):
     """One owed upload in the batch of a claim, as the outbox stores it. `size` is in bytes, `enqueued_at` as stored.
 
-    `attempts` counts those before this claim. `progress` is how far an earlier attempt came, in the format of its
-    transport. `checksum` covers key and payload (None: written by an older hubqueue). `rank` is its position in the
+    `attempts` counts those before this claim. `progress` is how far an earlier attempt came, or what the draft had, in the
+    format of its transport. `checksum` covers key and payload (None: written by an older hubqueue). `rank` is its position in the
     lane. `batch` is the batch in which it was first sent (None: not sent yet).
     """
 

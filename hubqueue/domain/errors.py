@@ -6,7 +6,7 @@ HubqueueError
 ├── InvalidModel           a model identifier of no known form        (also ValueError)
 ├── InvalidMetrics         a metric that is not a number              (also ValueError)
 ├── InvalidArgument        any other invalid argument                 (also ValueError, TypeError)
-├── CheckpointUnreadable   missing, a directory, a link, changing     (also OSError)
+├── CheckpointUnreadable   missing, a pipe, a folder, changing        (also OSError)
 ├── UnknownModel           the hub has no such model, or no data set  (also ValueError)
 ├── ModelUnavailable       the hub's data of a model cannot be read   (also ConnectionError)
 ├── RunFinished            logging after `finish`
@@ -20,6 +20,7 @@ HubqueueError
 │   └── LeaseLost          a stale lease token at settle
 ├── SpoolError
 │   ├── SpoolFull          the cap or the free-space reserve
+│   ├── SpoolAway          the whole spool is not at its path now
 │   ├── SnapshotMissing    the body is not in the spool
 │   └── SnapshotAltered    the body is not what was enqueued
 ├── CredentialsError       credentials.toml cannot be read or written
@@ -71,7 +72,11 @@ class InvalidArgument(HubqueueError, ValueError, TypeError):
 
 
 class CheckpointUnreadable(HubqueueError, OSError):
-    """The checkpoint cannot be copied: it is missing, not a plain file, or constantly being written."""
+    """The checkpoint cannot be copied.
+
+    It is missing, is constantly being written, or is or contains what cannot be sent (a pipe, a link that leads out of the
+    folder), or it is a folder and the destination takes one file.
+    """
 
 
 class UnknownModel(HubqueueError, ValueError):
@@ -129,6 +134,10 @@ class SpoolError(HubqueueError):
 
 class SpoolFull(SpoolError):
     """The spool's cap or the free-space reserve of the disk does not allow another snapshot."""
+
+
+class SpoolAway(SpoolError):
+    """The whole spool is not at its path now, for example because its disk is not mounted. Nothing is lost."""
 
 
 class SnapshotMissing(SpoolError):

@@ -60,13 +60,15 @@ class RetryLater:
     """Not now. `after` is what the server asked for; `scope` DESTINATION makes every lane there wait for it.
 
     `suspect` marks a response that looks like a crash on this content (500): after several of them the batch is
-    split, so that one entry does not block the others.
+    split, so that one entry does not block the others. `foreign` marks a refusal that is not the hub's own: it came from
+    something before the hub, which has received nothing.
     """
 
     reason: str
     after: timedelta | None = None
     scope: Scope = Scope.LANE
     suspect: bool = False
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)

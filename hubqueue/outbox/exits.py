@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hubqueue.config.home import open_private
+from hubqueue.domain.errors import OutboxUnavailable
 from hubqueue.outbox.locks import is_held
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def reported(folder: Path) -> Iterator[Exit]:
     if not _folder(folder).is_dir():
         return
     for path in sorted(_folder(folder).glob("*.lock")):
-        with suppress(OSError):
+        with suppress(OSError, OutboxUnavailable):
             if not is_held(path):
                 yield _read(path)
 

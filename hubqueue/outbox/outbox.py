@@ -27,6 +27,7 @@ from hubqueue.outbox.database.files.replacement import Fate
 from hubqueue.outbox.database.migration import lock_of
 from hubqueue.outbox.locks import Lock, serving, waiting
 from hubqueue.outbox.spool.ballast import Ballast
+from hubqueue.outbox.spool.presence import Presence, set_aside
 from hubqueue.outbox.spool.spool import Spool
 
 if TYPE_CHECKING:
@@ -52,7 +53,15 @@ class Outbox:
         self.config = config
         self.database = database
         self.credentials = Credentials(home.credentials, environ)
-        self.spool = Spool(config.spool.path or home.spool, config.spool)
+        folder = config.spool.path or home.spool
+        presence = Presence(
+            folder,
+            outbox_id=lambda: self.database.outbox_id,
+            owed=self._snapshots_owed,
+            note=home.spool_note,
+            inside=config.spool.path is None,
+        )
+        self.spool = Spool(folder, config.spool, presence)
         # The path of the damaged outbox that this one replaced when it was opened.
         self.set_aside: Path | None = None
 
@@ -160,6 +169,13 @@ class Outbox:
         """
         self.home.create()
         return self.database.let_go(Lock(self.home.locks / "migrate.lock"))
+
+    def _snapshots_owed(self) -> list[str]:
+        """The names of the snapshots that must be in the spool. On a shared database, those of this home's runs."""
+        owed = self.stats.snapshots_owed()
+        if self.config.outbox.url is None:
+            return owed
+        return [name for name in owed if self.run_lock(name.partition("-")[0]).exists()]
 
     def reopen(self) -> None:
         """Check the file again, as at the first opening, and open it. Raises the `OutboxError`s."""
@@ -270,9 +286,9 @@ def replace_damaged(home: Home, config: Config) -> Path | None:
             return None
         aside = sqlite.set_aside(home.outbox)
         spool = config.spool.path or home.spool
-        if spool.is_dir():
-            # Its snapshots belong to entries of the old outbox; the new one would sweep them as orphans.
-            spool.rename(spool.with_name(f"{spool.name}{aside.name.removeprefix(home.outbox.name)}"))
+        # Its snapshots belong to entries of the old outbox; the new one would sweep them as orphans.
+        kept = spool.with_name(f"{spool.name}{aside.name.removeprefix(home.outbox.name)}")
+        set_aside(spool, home.spool_note, kept)
     home.create()
     return aside
 

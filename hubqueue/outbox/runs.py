@@ -191,6 +191,14 @@ class Survey:
         for row in self._all(query):
             yield row["id"], Snapshot(*(row[name] for name in named))
 
+    def snapshots_owed(self) -> list[str]:
+        """The names of the snapshots of entries that are pending or dead."""
+        owed = entries.c.state.in_([State.PENDING, State.DEAD])
+        with self.database.read() as connection:
+            return list(
+                connection.scalars(select(entries.c.snapshot).where(entries.c.snapshot.is_not(None), owed))
+            )
+
     def attempts(
         self, *, run_id: str | None = None, entry_id: int | None = None, limit: int = 100
     ) -> list[dict[str, Any]]:

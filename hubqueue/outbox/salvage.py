@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import shutil
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubqueue.config.home import sync_folder
 from hubqueue.config.registry import BUILT_IN, absent, is_known, of_row
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.budget import COSTS
@@ -119,8 +116,8 @@ class _Found:
 
 def salvage(outbox: Outbox) -> list[Saved]:
     """Copy what can be read of every damaged outbox beside this one that has no report yet."""
-    if outbox.config.outbox.url:
-        return []
+    if outbox.config.outbox.url or outbox.spool.away():
+        return []  # without the spool, all checkpoints would count as lost
     return [_salvage(outbox, path) for path in asides(outbox.home.outbox) if report_of(path) is None]
 
 
@@ -294,23 +291,15 @@ def _snapshot(outbox: Outbox, path: Path, entry: Mapping[str, Any]) -> Snapshot 
     """The snapshot of an entry, in the current spool; None when its file is gone."""
     if not entry["snapshot"]:
         return None
-    spool = outbox.spool.path
-    kept = spool.with_name(spool.name + path.name.removeprefix(outbox.home.outbox.name))
-    source, target = kept / entry["snapshot"], spool / entry["snapshot"]
-    if "/" in entry["snapshot"] or source.is_symlink() or not source.is_file():
-        return None
-    try:
-        if not target.exists():
-            try:
-                os.link(source, target)
-            except OSError:
-                shutil.copy2(source, target)
-            sync_folder(spool)
-    except OSError:
-        return None
-    return Snapshot(
+    snapshot = Snapshot(
         entry["snapshot"], entry["snapshot_size"], entry["snapshot_mtime_ns"], entry["snapshot_sha256"]
     )
+    spool = outbox.spool.path
+    kept = spool.with_name(spool.name + path.name.removeprefix(outbox.home.outbox.name))
+    try:
+        return snapshot if outbox.spool.adopt(snapshot, kept) else None
+    except (OSError, HubqueueError):
+        return None
 
 
 def _write_report(saved: Saved) -> None:

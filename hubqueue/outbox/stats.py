@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
@@ -65,6 +65,13 @@ class Stats(Survey):
             which = and_(which, runs.c.destination.in_(within))
         with self.database.read() as connection:
             return list(connection.scalars(select(runs.c.id).where(which)))
+
+    def waiting_ends(self, *, longer_than: timedelta) -> list[str]:
+        """The ids of the runs whose end waits longer than this from now."""
+        ends = and_(OWING, lanes.c.kind == Kind.COMPLETION, lanes.c.failures == 0)
+        with self.database.read() as connection:
+            late = lanes.c.retry_at > self.database.now() + longer_than
+            return list(connection.scalars(select(lanes.c.run_id).where(ends, late)))
 
     # For the producer and drain.
 

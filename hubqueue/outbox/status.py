@@ -163,6 +163,9 @@ def _attention(
                     {"what": f"run {run['id']}: {lane['held']}", "hint": "upgrade hubqueue on this machine"}
                 )
     found += [*refused_before_the_hub(outbox), *without_response(runs)]
+    away = outbox.spool.away()
+    if away is not None:
+        found.append({"what": str(away), "hint": away.hint or ""})
     if totals["dead"]:
         refused = plural(totals["dead"], "entry was", "entries were")
         what = f"{refused} refused by the hub (dead)"

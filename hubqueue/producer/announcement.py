@@ -15,8 +15,9 @@ from hubqueue.domain.account import origin
 from hubqueue.outbox.addresses import Address
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.reach import cure, obstacle
+from hubqueue.producer.survival import logger
 
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 
 
 def announce(

@@ -7,10 +7,13 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from decimal import Decimal
+from numbers import Real
+from typing import Any, Literal
 
 from hubqueue.domain.errors import InvalidArgument, InvalidModel
 from hubqueue.domain.lifecycle import RunState
+from hubqueue.domain.plain import plain
 from hubqueue.domain.redact import clean
 
 # Seconds; the longest wait that threads support on every platform.
@@ -41,13 +44,16 @@ def check_path(path: object) -> None:
     if not isinstance(path, str | os.PathLike):
         hint = 'for example run.save_checkpoint("last.pt", epoch=0)'
         raise InvalidArgument(
-            f"a checkpoint must be the path of a file, not {type(path).__name__}", hint=hint
+            f"a checkpoint must be the path of a file or a folder, not {type(path).__name__}", hint=hint
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """The checked arguments of `finish`. If there is a `problem`, the run is ended first, then the problem is raised."""
+    """The checked arguments of `finish`. If there is a `problem`, the run is ended first, then the problem is raised.
+
+    An end that `yields` counts only if no other process of the run lives: nobody has called `finish`.
+    """
 
     state: RunState
     timeout: float
@@ -55,33 +61,41 @@ class Ending:
     results: Mapping[str, object] | None
     error: str | None
     problem: InvalidArgument | None
+    yields: bool = False
 
 
-def ending(timeout: object, status: object, results: object, error: object) -> Ending:
+def ending(
+    timeout: object, status: object, results: object, error: object, *, yields: bool = False
+) -> Ending:
     """Check the arguments of `finish`. Never raises."""
     problem: InvalidArgument | None = None
-    state = next((each for each in _ENDS if each == status), None)
+    state = next((each for each in _ENDS if isinstance(status, str) and each == status), None)
     if state is None:
         problem = InvalidArgument(
-            f"status must be 'finished' or 'failed', not {status!r}", hint="the run was ended anyway"
+            f"status must be 'finished' or 'failed', not {_shown(status)}", hint="the run was ended anyway"
         )
         state = RunState.FAILED if error else RunState.FINISHED
-    seconds = _FOREVER if timeout is None else timeout
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or math.isnan(seconds):
+    seconds = _FOREVER if timeout is None else _seconds(timeout)
+    if seconds is None:
         problem = InvalidArgument(
-            f"timeout must be a number of seconds, or None to wait without a limit, not {timeout!r}",
+            f"timeout must be a number of seconds, or None to wait without a limit, not {_shown(timeout)}",
             hint="the run was ended anyway",
         )
         seconds = 0.0
-    mapping = results if isinstance(results, Mapping) else None
-    if results is not None and mapping is None:
+    mapping = _mapping(results)
+    if results is not None and mapping is None and isinstance(results, Mapping):
+        problem = InvalidArgument(
+            "results cannot be read as JSON: they contain themselves, or an object that fails",
+            hint="the run was ended without them",
+        )
+    elif results is not None and mapping is None:
         problem = InvalidArgument(
             f"results must be a mapping, not {type(results).__name__}",
             hint='for example {"metrics": {"mAP50": 0.5}}; the run was ended without them',
         )
-    seconds = 0.0 if problem else min(max(0.0, float(min(seconds, _FOREVER))), _FOREVER)
-    reason = None if error is None else str(error)
-    return Ending(state, seconds, time.monotonic() + seconds, mapping, reason, problem)
+    seconds = 0.0 if problem else seconds
+    reason = None if error is None else _text(error)
+    return Ending(state, seconds, time.monotonic() + seconds, mapping, reason, problem, yields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +122,45 @@ def departure(error: BaseException | None) -> Departure:
     if isinstance(error, SystemExit):
         if error.code is None or (isinstance(error.code, int) and error.code == 0):
             return Departure()
-        return Departure("failed", clean(f"{name}: {error.code}", limit=_LONGEST_TEXT))
+        return Departure("failed", clean(f"{name}: {_text(error.code)}", limit=_LONGEST_TEXT))
     if isinstance(error, Exception):
         code = getattr(error, "exit_code", None)
         return Departure() if isinstance(code, int) and code == 0 else Departure("failed", name)
     # KeyboardInterrupt, GeneratorExit, asyncio.CancelledError and their like.
     return Departure("failed", name, _BRIEF)
+
+
+def _seconds(timeout: object) -> float | None:
+    """A number of any kind (numpy's too) as a possible wait; None for anything else."""
+    if isinstance(timeout, bool) or not isinstance(timeout, Real | Decimal):
+        return None
+    number: Any = timeout
+    try:
+        seconds = float(number)
+    except OverflowError:  # a whole number beyond a double
+        return _FOREVER if number > 0 else 0.0
+    except Exception:
+        return None
+    return None if math.isnan(seconds) else min(max(0.0, seconds), _FOREVER)
+
+
+def _mapping(results: object) -> Mapping[str, object] | None:
+    """Results in JSON types; None if they are not a mapping, or cannot be read."""
+    try:
+        return plain(results) if isinstance(results, Mapping) else None
+    except Exception:  # RecursionError too
+        return None
+
+
+def _text(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # the object of a stranger
+        return type(value).__name__
+
+
+def _shown(value: object) -> str:
+    try:
+        return clean(repr(value), limit=80)
+    except Exception:
+        return type(value).__name__

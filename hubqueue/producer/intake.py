@@ -97,14 +97,15 @@ def describing(target: DestinationSettings, args: Mapping[str, object]) -> Calla
     return completed
 
 
-def save_snapshot(outbox: Outbox, run_id: str, checkpoint: Checkpoint) -> int:
+def save_snapshot(outbox: Outbox, run_id: str, checkpoint: Checkpoint, *, folders: bool = False) -> int:
     """Copy a checkpoint into the spool and enqueue it; return the entry's id. Durable on return.
 
+    `folders`: the destination of the run takes folders.
     Raises `CheckpointUnreadable`, `SpoolFull` and the `OutboxError`s. The copy is removed then, unless it is unknown
     whether the row was written: in that case the copy stays, and the janitor removes it if it has no row.
     """
     while True:
-        draft = copy_checkpoint(outbox, run_id, checkpoint)
+        draft = copy_checkpoint(outbox, run_id, checkpoint, folders=folders)
         assert draft.snapshot is not None
         try:
             entry_id = owe(outbox, run_id, draft)
@@ -124,9 +125,10 @@ def save_snapshot(outbox: Outbox, run_id: str, checkpoint: Checkpoint) -> int:
             return entry_id
 
 
-def copy_checkpoint(outbox: Outbox, run_id: str, checkpoint: Checkpoint) -> Draft:
+def copy_checkpoint(outbox: Outbox, run_id: str, checkpoint: Checkpoint, *, folders: bool = False) -> Draft:
     """Copy a checkpoint into the spool; return its draft. Raises the errors of the spool's `take`."""
-    snapshot = outbox.spool.take(checkpoint.path, label=f"{run_id}-{checkpoint.epoch}")
+    label = f"{run_id}-{checkpoint.epoch}"
+    snapshot = outbox.spool.take(checkpoint.path, label=label, folders=folders, archive=checkpoint.archive)
     return ckpt_draft(checkpoint, snapshot, now=outbox.database.now())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +12,9 @@ from hubqueue.domain.quantities import plural, size
 from hubqueue.outbox.addresses import Address
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.reach import is_served, obstacle
-from hubqueue.producer.survival import hint_of
+from hubqueue.producer.survival import hint_of, logger
 
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 _NOUNS = {
     Kind.REGISTRATION: "registration",
     Kind.METRICS: "epoch",

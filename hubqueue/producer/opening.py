@@ -7,7 +7,6 @@ has (its open file, and in memory what it has enqueued) is saved again, under th
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -28,9 +27,10 @@ from hubqueue.producer.memory.kept import Kept, Restored
 from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.startup.handle import join, refuse_new_outbox
 from hubqueue.producer.startup.wanted import Start
+from hubqueue.producer.survival import logger
 
 _T = TypeVar("_T")
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 # Seconds between attempts to open a storage that could not be opened.
 _REOPEN = 5.0
 _SET_ASIDE = (

@@ -5,7 +5,6 @@ Promises: it never raises, and it writes only to a terminal or notebook and only
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 import warnings
@@ -15,8 +14,9 @@ from typing import Any, Self, TextIO
 
 from hubqueue.config.home import Home
 from hubqueue.outbox.uploads import upload_of
+from hubqueue.producer.survival import logger
 
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 _EVERY = 0.25
 
 

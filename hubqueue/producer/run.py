@@ -10,7 +10,6 @@ that succeeds. `Leftover.unsaved` counts what is still unsaved at the end.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -29,7 +28,7 @@ from hubqueue.domain.drafts import Checkpoint, metrics_draft
 from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer import metrics as values
-from hubqueue.producer.called_with import check_path, check_start, departure, ending
+from hubqueue.producer.called_with import Ending, check_path, check_start, departure, ending
 from hubqueue.producer.ending import unfinished
 from hubqueue.producer.leftover import Leftover, describe
 from hubqueue.producer.opening import Opening
@@ -39,10 +38,11 @@ from hubqueue.producer.saving import Saving
 from hubqueue.producer.senders import NoSender, Sender, WorkerMode, sender
 from hubqueue.producer.startup.handle import Handle
 from hubqueue.producer.startup.wanted import Start, Wanted
+from hubqueue.producer.survival import logger
 from hubqueue.worker.daemon import worker_lives
 
 Path_ = str | os.PathLike[str]
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 _POLL = 0.1
 # Seconds that each statement of `finish` waits for a locked database at least.
 _LEAST_PATIENCE = 0.1
@@ -139,7 +139,7 @@ class Run:
     ) -> int | None:
         """Save lines of the training's output for a hub that shows them (Platform). Otherwise as `log_metrics`.
 
-        `progress` is the text of each progress bar that is shown now, by its name; with `lines=0` it is sent alone.
+        `progress` is the text of each progress bar that is shown now, by its name; without `content` it is sent alone.
         """
         start = self._saving.opening.start
         declared = declaration(start.destination.type)
@@ -151,18 +151,26 @@ class Run:
         return self._saving.save(declared.console(content, lines, self._chunk, **bars))
 
     def save_checkpoint(
-        self, path: Path_, *, epoch: int, is_best: bool = False, map: float = 0.0, final: bool = False
+        self,
+        path: Path_,
+        *,
+        epoch: int,
+        is_best: bool = False,
+        map: float = 0.0,
+        final: bool = False,
+        archive: bool = False,
     ) -> int | None:
-        """Save a private copy of a checkpoint file; return the entry's id, or None when it could not be saved.
+        """Save a private copy of a checkpoint; return the entry's id, or None when it could not be saved.
 
-        The file may be changed or deleted as soon as this returns. Of the waiting checkpoints, only the newest `last`
-        and the newest `best` are kept. A `final` one (with `map`, its mAP50-95, from 0 to 1) is sent without waiting for
-        the pace.
+        `path` is a file, or a folder of files: a folder is copied with all its files, or not at all. For a destination
+        that takes one file, `archive` saves a folder as one tar. The files may be changed or deleted as soon as this
+        returns. Of the waiting checkpoints, only the newest `last` and the newest `best` are kept. A `final` one (with
+        `map`, its mAP50-95, from 0 to 1) is sent without waiting for the pace.
         Errors are logged (raised with `strict`). Raises `RunFinished` after `finish`.
         """
         check_path(path)
         number, score = values.epoch_number(epoch), values.score("map", map, strict=self._strict)
-        return self._saving.save_checkpoint(Checkpoint(path, number, is_best, score, final))
+        return self._saving.save_checkpoint(Checkpoint(path, number, is_best, score, final, archive))
 
     def finish(
         self,
@@ -178,7 +186,9 @@ class Run:
         of a run. What is left is sent after this process has ended, by a detached worker or by the next worker.
         A second call waits again. An invalid argument raises `InvalidArgument`; the run is ended anyway.
         """
-        end = ending(timeout, status, results, error)
+        return self._finish(ending(timeout, status, results, error))
+
+    def _finish(self, end: Ending) -> Leftover:
         try:
             with impatient(max(_LEAST_PATIENCE, end.timeout / 4)):
                 self._saving.end(end)
@@ -229,7 +239,8 @@ class Run:
     ) -> None:
         if self._saving.ended is None:
             how = departure(error)
-            self.finish(status=how.status, error=how.error, timeout=how.timeout)
+            # An exception in one process says little about what another one trains.
+            self._finish(ending(how.timeout, how.status, None, how.error, yields=how.status == "failed"))
 
     def __repr__(self) -> str:
         return f"<hubqueue.Run {self.id} to {self._saving.opening.start.destination.name}>"
@@ -275,6 +286,7 @@ class Run:
         self._saving.attempt("key", store)
 
     def _nudge(self) -> None:
+        unfinished.abandon_dropped()
         self._saving.attempt("worker", lambda: self._sending().nudge())
 
     def _sending(self) -> Sender:

@@ -6,7 +6,6 @@ training, unless `strict`.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -30,10 +29,10 @@ from hubqueue.producer.memory.backlog import Backlog
 from hubqueue.producer.opening import Opening
 from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.startup.wanted import Start
-from hubqueue.producer.survival import COPY, Survivor
+from hubqueue.producer.survival import COPY, Survivor, logger
 
 _T = TypeVar("_T")
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 # The longest reason, in characters, that is recorded for a loss.
 _LONGEST_REASON = 300
 # Seconds between the attempts to end a run while another process keeps a lock.
@@ -97,7 +96,8 @@ class Saving:
 
         def copy() -> Draft:
             outbox, run_id = self.opening.opened()
-            return copy_checkpoint(outbox, run_id, checkpoint)
+            folders = declaration(self.opening.start.destination.type).takes_folders
+            return copy_checkpoint(outbox, run_id, checkpoint, folders=folders)
 
         self._refuse_finished()
         if not self._takes(Kind.CKPT):
@@ -212,7 +212,8 @@ class Saving:
         if unsure:
             entry_id = outbox.stats.saved(run_id, draft, after=self.opening.first_entry)
         if entry_id is None:
-            entry_id, moved = outbox.entries.enqueue(run_id, draft, alive=not self.ends.leaving)
+            trains = self.ended is None and not self.ends.leaving
+            entry_id, moved = outbox.entries.enqueue(run_id, draft, alive=trains)
             outbox.spool.remove_behind(moved.snapshots)
             if moved.ended:
                 self.ends.continued(outbox, run_id, moved.ended)

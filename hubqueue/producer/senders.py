@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
@@ -14,12 +13,13 @@ from typing import Literal, Protocol
 from hubqueue.config.home import Home
 from hubqueue.domain.errors import HubqueueError, WorkerError
 from hubqueue.outbox.outbox import COURTESY, open_outbox
+from hubqueue.producer.survival import logger
 from hubqueue.worker import daemon
 from hubqueue.worker import log as journal
 from hubqueue.worker.service import Service
 
 WorkerMode = Literal["auto", "thread", "none"]
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 # Seconds between checks that the detached worker is still alive.
 _CHECK = 30.0
 _CHECK_AT_END = 1.0

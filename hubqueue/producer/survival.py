@@ -6,9 +6,9 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hubqueue.config.home import Home
 from hubqueue.config.reader import Config, parse
@@ -23,7 +23,29 @@ from hubqueue.domain.errors import (
 )
 
 _T = TypeVar("_T")
-_LOG = logging.getLogger("hubqueue")
+
+
+class _Safe(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose methods never raise.
+
+    A handler may raise: that of Python itself does when stderr was closed (`sys.stderr.close()`, some launchers).
+    """
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        return msg, kwargs
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1  # the record names the caller, not this file
+        with contextlib.suppress(Exception):
+            super().log(level, msg, *args, **kwargs)
+
+
+def logger() -> logging.LoggerAdapter[logging.Logger]:
+    """The logger of hubqueue; its methods never raise."""
+    return _Safe(logging.getLogger("hubqueue"), {})
+
+
+_LOG = logger()
 _START = "start of the run"
 _WORKER = "worker"
 COPY = "copy of a checkpoint"

@@ -16,7 +16,7 @@ from hubqueue.config.names import unread
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import absent, declaration, packages
 from hubqueue.domain.account import origin
-from hubqueue.domain.errors import ConfigError, HubqueueError, OutboxDamaged
+from hubqueue.domain.errors import ConfigError, HubqueueError, OutboxDamaged, SpoolAway
 from hubqueue.domain.lifecycle import State
 from hubqueue.domain.outcome import Delivered, Outcome, RetryLater
 from hubqueue.domain.plain import is_intact
@@ -27,6 +27,7 @@ from hubqueue.outbox.database.schema_check import differences
 from hubqueue.outbox.outbox import Outbox, open_to_read, replace_damaged
 from hubqueue.outbox.reach import cure, is_explained, is_served, no_key, obstacle
 from hubqueue.outbox.salvage import salvage
+from hubqueue.worker.daemon import last_failure
 
 _NO_CHECK = "this type of destination has no check"
 _ASK_THE_AUTHOR = "report it to the author of this type of destination"
@@ -45,7 +46,9 @@ class Finding:
     warning: bool = False
 
 
-def examine(home: str | None, config: str | None, *, online: bool, set_aside: bool) -> list[Finding]:
+def examine(
+    home: str | None, config: str | None, *, online: bool, set_aside: bool, new_spool: bool = False
+) -> list[Finding]:
     """Check configuration, home, outbox, accounting, spool, credentials and, when `online`, the destinations."""
     try:
         located = Home.locate(home, os.environ)
@@ -70,14 +73,25 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
         with open_to_read(home, config) as outbox:
             if set_aside:
                 salvage(outbox)
+            if new_spool:
+                found.append(_new_spool(outbox))
             found += _asides(located)
             found += [*_outbox(outbox), *_spool(outbox), *_plugins()]
-            found += [*_credentials(outbox), *_addresses(outbox)]
+            found += [*_credentials(outbox), *_addresses(outbox), *_worker(located)]
             if online:
                 found += _destinations(outbox)
     except HubqueueError as error:
         found.append(Finding("outbox", False, str(error), error.hint))
     return found
+
+
+def _new_spool(outbox: Outbox) -> Finding:
+    try:
+        outbox.spool.make()
+    except OSError as error:
+        what = f"{outbox.spool.path} cannot be written: {error.strerror}"
+        return Finding("spool", False, what, "make it writable, or set another spool.path")
+    return Finding("spool", True, f"{outbox.spool.path} is the spool of this outbox from now on")
 
 
 def _home(home: Home) -> Iterator[Finding]:
@@ -136,6 +150,10 @@ def _outbox(outbox: Outbox) -> Iterator[Finding]:
 
 
 def _spool(outbox: Outbox) -> Iterator[Finding]:
+    away = outbox.spool.away()
+    if away is not None:
+        yield Finding("spool", False, str(away), away.hint)
+        return  # every snapshot in it would be reported as missing
     bad = 0
     for state in (State.PENDING, State.DEAD):
         for entry_id, snapshot in outbox.stats.snapshots(state):
@@ -143,9 +161,10 @@ def _spool(outbox: Outbox) -> Iterator[Finding]:
                 outbox.spool.verify(snapshot)
             except HubqueueError as error:
                 bad += 1
-                yield Finding(
-                    "spool", False, f"entry {entry_id}: {error}", f"give it up: hubqueue cancel {entry_id}"
-                )
+                hint = f"give it up: hubqueue cancel {entry_id}"
+                if isinstance(error, SpoolAway):
+                    hint = error.hint or hint
+                yield Finding("spool", False, f"entry {entry_id}: {error}", hint)
     free, reserve = outbox.spool.free_bytes(), max(outbox.config.spool.min_free_bytes, _LEAST_FREE)
     if free < reserve:
         hint = "free space; checkpoints are refused until then"
@@ -208,6 +227,13 @@ def _addresses(outbox: Outbox) -> Iterator[Finding]:
             served = "; a running worker has what it needs" if is_served(outbox, address.name) else ""
             what = f"{waiting} waiting for {where}: {barred.what}{served}"
             yield Finding("destination", bool(served), what, barred.hint)
+
+
+def _worker(home: Home) -> Iterator[Finding]:
+    failure = last_failure(home)
+    if failure is not None:
+        hint = f"{home.worker_log} has more; start one in the foreground: hubqueue worker"
+        yield Finding("worker", False, f"the last worker ended with an error: {clean(failure)}", hint)
 
 
 def _destinations(outbox: Outbox) -> Iterator[Finding]:

@@ -26,8 +26,10 @@ from hubqueue.outbox.outbox import Outbox
 RUNNING = frozenset({RunState.RUNNING})
 UNSAID = RUNNING | {RunState.INTERRUPTED}
 ANY = frozenset(RunState)
-# The longest wait for another process of the run before its end is sent.
-WAIT_FOR_OTHERS = timedelta(seconds=60)
+# The longest waits before the end of a run is sent: for another process of the run, and for the exit code of this one.
+# The janitor ends the first one when it finds no process (see `Stats.waiting_ends`), the second one with the code only.
+WAIT_FOR_OTHERS = timedelta(minutes=10)
+WAIT_FOR_EXIT = timedelta(minutes=1)
 _LOG = logging.getLogger("hubqueue")
 
 
@@ -64,7 +66,7 @@ def close_run(
     that adds nothing to the one on record changes nothing. `wait`: the exit code of this process may change the end.
     Raises `ConfigError` while the package of its destination cannot be loaded: only that can draft the end.
     """
-    row, draft, waits = outbox.stats.run(run_id), None, False
+    row, draft, waits, delay = outbox.stats.run(run_id), None, False, timedelta(0)
     if row is None:
         return Closed(False)
     before = RunState(row["state"])
@@ -78,8 +80,8 @@ def close_run(
         draft = _drafted(row["type"], run_id, state, results, error)
         if state is RunState.FINISHED and results is None:
             draft = _taken_back(outbox, run_id) or draft
-        waits = wait or presence.others_live(outbox.run_lock(run_id))
-    delay = WAIT_FOR_OTHERS if waits else timedelta(0)
+        waits = presence.others_live(outbox.run_lock(run_id))
+        delay = WAIT_FOR_OTHERS if waits else WAIT_FOR_EXIT if wait else delay
     try:
         recorded = outbox.registry.end_run(run_id, state, completion=draft, over=over, wait=delay)
     except HubqueueError:

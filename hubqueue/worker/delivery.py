@@ -22,6 +22,7 @@ from hubqueue.domain.errors import (
     LeaseLost,
     OutboxDamaged,
     OutboxUnavailable,
+    SpoolAway,
     SpoolError,
 )
 from hubqueue.domain.lane import Batch, Lease
@@ -143,6 +144,8 @@ class Delivery:
                 if isinstance(found, Outcome) and not isinstance(found, Delivered):
                     return found
             return transport.send(batch, attempt)
+        except SpoolAway as error:
+            return RetryLater(str(error))
         except SpoolError as error:
             # Missing or altered: found now, or during the upload, which was then aborted before its last block.
             if self._outbox.config.outbox.url and not self._outbox.run_lock(batch.run.id).exists():

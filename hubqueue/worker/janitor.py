@@ -6,6 +6,7 @@ Promises: it never touches an entry that is owed. Everything it removes was sett
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from datetime import timedelta
 
 from hubqueue.domain.errors import ConfigError
@@ -16,7 +17,7 @@ from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.salvage import salvage
 from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.worker import events
-from hubqueue.worker.closing import RUNNING, close_run, correct
+from hubqueue.worker.closing import RUNNING, WAIT_FOR_EXIT, close_run, correct, stop_waiting
 from hubqueue.worker.events import Emit
 
 # A snapshot is written before its row. It is an orphan only when it is older than any enqueue can take.
@@ -50,6 +51,9 @@ class Janitor:
                 self._emit(events.RunInterrupted(run_id))
         for each in exits.reported(self._outbox.home.locks):
             self._correct(each)
+        for run_id in self._outbox.stats.waiting_ends(longer_than=WAIT_FOR_EXIT):
+            if self._outbox.run_lock(run_id).exists():
+                stop_waiting(self._outbox, run_id)
         self._outbox.registry.appoint_probes()
 
     def _correct(self, exit: exits.Exit) -> None:
@@ -75,12 +79,18 @@ class Janitor:
         """Prune what is finished and old, sweep orphans from the spool, keep the ballast ready. Rarely."""
         self.salvage()
         pruned = self.prune()
-        swept = self._outbox.spool.sweep(
-            self._outbox.entries.snapshots_kept, older_than=_ORPHAN_AGE, now=time.time()
-        )
+        swept = self._outbox.spool.sweep(self._kept, older_than=_ORPHAN_AGE, now=time.time())
         self._ballast.create()
         if pruned or swept:
             self._emit(events.Tidied(pruned, len(swept)))
+
+    def _kept(self, names: Collection[str]) -> frozenset[str]:
+        """The snapshots that are needed, and those that another outbox may need that uses the same folder."""
+        kept = self._outbox.entries.snapshots_kept(names)
+        if self._outbox.spool.is_alone():
+            return kept
+        ours = set(self._outbox.stats.run_ids())
+        return kept | {name for name in names if name.partition("-")[0] not in ours}
 
     def prune(self) -> int:
         """Delete finished entries and attempts older than the configuration keeps. Returns how many."""

@@ -304,8 +304,14 @@ def _new_pools(name: str, destination: DestinationSettings, outbox: Outbox, work
     declared = declaration(destination.type)
     most = declared.most_epochs or settings.batch_entries
     budget = replace(destination.budget, per_claim=declared.costs)
-    probing = Probing(retry.probe, retry.probe_cap)
-    terms = Terms(worker, settings.lease, most, settings.batch_bytes, budget=budget, probing=probing)
+    carried = (settings.lease, most, settings.batch_bytes)
+    terms = Terms(
+        worker,
+        *carried,
+        budget=budget,
+        probing=Probing(retry.probe, retry.probe_cap),
+        resumes_from_last=declared.resumes_from_last,
+    )
     sizes = {
         _LIGHT: settings.light_threads,
         (Kind.CKPT,): settings.ckpt_threads,

@@ -261,7 +261,7 @@ def test_a_newer_snapshot_supersedes_the_waiting_one_with_its_key(any_outbox: Ou
     ckpt(any_outbox, run, "last", rank=-3)
 
     assert totals(any_outbox) == {"enqueued": 3, "pending": 2, "superseded": 1}
-    assert keys(must_claim(any_outbox)) == ["last"]
+    assert keys(must_claim(any_outbox)) == ["best"]
 
 
 def test_a_final_checkpoint_supersedes_all_waiting_ones_and_ignores_the_pace(any_outbox: Outbox) -> None:

@@ -105,7 +105,7 @@ def test_a_key_that_is_refused_holds_the_destination(tmp_path: Path, clock: Fake
 
 def test_an_altered_checkpoint_is_never_stored(at: Stage) -> None:
     at.save(os.urandom(3_000_000), 0, final=True)
-    (snapshot,) = at.outbox.spool.path.iterdir()
+    (snapshot,) = at.outbox.spool.path.glob("[!.]*")
     with snapshot.open("r+b") as file:
         (found,) = file.read(1)
         file.seek(0)

@@ -152,15 +152,11 @@ def test_a_file_that_stops_growing_is_taken(spool: Spool, source: Path) -> None:
     spool.verify(snapshot)
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "link", "pipe", "device", "empty"])
-def test_anything_but_a_finished_file_is_refused(
-    spool: Spool, source: Path, tmp_path: Path, kind: str
-) -> None:
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "device", "empty"])
+def test_anything_but_a_finished_file_is_refused(spool: Spool, tmp_path: Path, kind: str) -> None:
     path = tmp_path / kind
     if kind == "folder":
         path.mkdir()
-    elif kind == "link":
-        path.symlink_to(source)
     elif kind == "pipe":
         os.mkfifo(path)
     elif kind == "device":
@@ -341,7 +337,7 @@ def test_the_end_of_a_process_leaves_no_superseded_snapshot(home: Path, source: 
     process.communicate(timeout=60)
 
     assert process.returncode == 0
-    assert len(list((home / "spool").iterdir())) == 1
+    assert len(list((home / "spool").glob("[!.]*"))) == 1
 
 
 def test_a_snapshot_left_by_a_kill_is_swept(home: Path, source: Path) -> None:
@@ -356,7 +352,7 @@ threading.Event().wait(60)
     process = python(_SAVES + code, environ, str(source))
     process.communicate(timeout=60)
     assert process.returncode == -9
-    assert len(list((home / "spool").iterdir())) == 2
+    assert len(list((home / "spool").glob("[!.]*"))) == 2
 
     with open_outbox(home, environ=environ) as outbox:
         later = time.time() + 7200
@@ -364,7 +360,7 @@ threading.Event().wait(60)
         (owed,) = [snapshot for _, snapshot in outbox.stats.snapshots(State.PENDING)]
 
     assert len(swept) == 1
-    assert [path.name for path in (home / "spool").iterdir()] == [owed.name]
+    assert [path.name for path in (home / "spool").glob("[!.]*")] == [owed.name]
 
 
 @pytest.mark.parametrize("offset", [0, 2_500_000, -1], ids=["first", "middle", "last"])
@@ -471,15 +467,15 @@ import os, sys, hubqueue
 from hubqueue.outbox.spool import spool
 run = hubqueue.start_run("yolov8n.pt", worker="none", strict=True)
 take, count = spool.Spool.take, []
-def sleepy(self, source, *, label):
-    snapshot = take(self, source, label=label)
+def sleepy(self, source, **how):
+    snapshot = take(self, source, **how)
     count.append(snapshot)
     if len(count) == 1:
         os.unlink(self.path / snapshot.name)
     return snapshot
 spool.Spool.take = sleepy
 run.save_checkpoint(sys.argv[1], epoch=0)
-print(len(count), len(list(run.outbox.spool.path.iterdir())), run.outbox.stats.owed().entries)
+print(len(count), len(list(run.outbox.spool.path.glob('[!.]*'))), run.outbox.stats.owed().entries)
 """
     out, _ = python(code, environ_of(home), str(source)).communicate(timeout=60)
 

@@ -282,7 +282,7 @@ def test_the_janitor_sweeps_orphans_and_nothing_that_is_owed(outbox: Outbox, tmp
     (tmp_path / "last.pt").write_bytes(b"weights")
     run = new_run(outbox)
     save_snapshot(outbox, run, Checkpoint(tmp_path / "last.pt", 0))
-    kept = {path.name for path in outbox.spool.path.iterdir()}
+    kept = {path.name for path in outbox.spool.path.glob("[!.]*")}
     for name in ("orphan-000000000000.ckpt", "half-000000000000.ckpt.part"):
         (outbox.spool.path / name).write_bytes(b"x")
 
@@ -291,7 +291,7 @@ def test_the_janitor_sweeps_orphans_and_nothing_that_is_owed(outbox: Outbox, tmp
 
     assert young == ()
     assert len(old) == 2
-    assert {path.name for path in outbox.spool.path.iterdir()} == kept
+    assert {path.name for path in outbox.spool.path.glob("[!.]*")} == kept
 
 
 def test_a_resumed_model_continues_its_run(hub: Sandbox, home: Path) -> None:

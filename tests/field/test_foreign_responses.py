@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import platform_stage
 import pytest
 import template
 from peer import Peer, answer
+from platform_stage import Stage
 from stage import PATIENCE, ZERO, log, new_run, totals
 
-from hubqueue.domain.outcome import FOREIGN
+from hubqueue.destinations.base import quiet
+from hubqueue.destinations.platform.settings import PlatformSettings
+from hubqueue.destinations.wire.body import Bytes
+from hubqueue.destinations.wire.signed_url import Storage
+from hubqueue.domain.outcome import FOREIGN, RetryLater
 from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 from hubqueue.worker.worker import Worker
 
@@ -282,3 +291,120 @@ def test_a_request_that_is_too_large_for_a_gateway_gets_through_in_parts(
         step(worker)
 
     assert totals(outbox) == {"enqueued": 40, "delivered": 40}
+
+
+# At Platform, where some statuses of the hub have a meaning of their own.
+
+
+class Front:
+    """Forwards every request to a sandbox, or responds itself: `page_for(path, body)` returns what to respond."""
+
+    def __init__(self, hub: Sandbox) -> None:
+        self._target = urlsplit(hub.url).netloc
+        self.page_for: Callable[[str, bytes], bytes | None] = lambda _path, _body: None
+
+    def act(self, connection: socket.socket, request: bytes) -> None:
+        head, _, body = request.partition(b"\r\n\r\n")
+        line, _, fields = head.decode().partition("\r\n")
+        method, path, _ = line.split(" ")
+        found = self.page_for(path, body)
+        if found is None:
+            headers = dict(field.split(": ", 1) for field in fields.split("\r\n"))
+            onward = http.client.HTTPConnection(self._target, timeout=PATIENCE)
+            onward.request(method, path, body, {**headers, "Host": self._target})
+            response = onward.getresponse()
+            content = response.read()
+            onward.close()
+            found = page(response.status, content, kind="application/json")
+        connection.sendall(found)
+
+
+@pytest.fixture
+def front(hub: Sandbox) -> Front:
+    return Front(hub)
+
+
+@pytest.fixture
+def at(front: Front, hub: Sandbox, tmp_path: Path, clock: FakeClock) -> Iterator[Stage]:
+    hosts = hub.url.removeprefix("http://")
+    with (
+        Peer(front.act) as peer,
+        platform_stage.staged(
+            peer.url, tmp_path / "at", clock, HUBQUEUE_DESTINATIONS__PLATFORM__UPLOAD_HOSTS=hosts
+        ) as stage,
+    ):
+        stage._hub = hub
+        yield stage
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 410])
+def test_a_page_at_the_start_of_a_training_makes_no_second_model(
+    status: int, front: Front, at: Stage, hub: Sandbox
+) -> None:
+    at.start()
+    at.drain()
+    front.page_for = lambda _path, body: page(status) if b"training_started" in body else None
+    first = at.run_id
+    at.start(resume=first)
+    at.step(4)
+    front.page_for = lambda _path, _body: None
+    at.drain()
+
+    assert len(hub.runs) == 1
+    assert at.run_id == first
+
+
+def test_a_page_before_the_first_start_does_not_change_the_name_of_a_model(front: Front, at: Stage) -> None:
+    """The name is taken by an earlier training. A start that the hub may have received would be sent under another one."""
+    at.start()
+    at.drain()
+    front.page_for = lambda _path, body: page(403) if b"training_started" in body else None
+    at.start()
+    at.step(4)
+    starts: list[bytes] = []
+    front.page_for = lambda _path, body: starts.append(body) if b"training_started" in body else None  # type: ignore[func-returns-value]
+    at.drain()
+
+    assert [b'"name": "exp-1"' in each for each in starts] == [True]
+
+
+@pytest.mark.parametrize("status", [404, 409, 410])
+def test_a_page_in_place_of_an_announcement_does_not_send_the_bytes_again(
+    status: int, front: Front, at: Stage, hub: Sandbox
+) -> None:
+    at.start()
+    at.step()
+    front.page_for = lambda _path, body: page(status) if b"checkpoint_saved" in body else None
+    at.save(b"weights" * 1000)
+    at.step(4)
+    front.page_for = lambda _path, _body: None
+    at.drain()
+
+    assert at.contents() == [b"weights" * 1000]
+    # 409 is a "not now" from any sender, and the hub's own 409 means that the bytes are missing.
+    assert len([each for each in hub.requests if each.method == "PUT"]) == 1
+
+
+@pytest.mark.parametrize("body", [PAGE, b""])
+def test_a_load_balancer_before_the_storage_buries_no_checkpoint(body: bytes) -> None:
+    with Peer(lambda connection, _request: connection.sendall(page(413, body))) as balancer:
+        storage = Storage(PlatformSettings(name="platform", url=balancer.url))
+        refused = storage.put(f"{balancer.url}/bucket/object?sig=1", Bytes(b"x" * 100), quiet())  # type: ignore[arg-type]
+        storage.close()
+
+    assert isinstance(refused, RetryLater)
+    assert FOREIGN in refused.reason
+    assert "sig" not in refused.reason
+
+
+def test_a_kept_connection_to_the_wrong_host_is_not_used_again(
+    staged: tuple[Outbox, Worker], gateway: Gateway, peer: Peer, clock: FakeClock
+) -> None:
+    """The name of the hub pointed elsewhere for a while: a connection that stays open would go on reaching that host."""
+    (outbox, worker), gateway.data = staged, page(404)
+    log(outbox, new_run(outbox), 0)
+    for _ in range(3):
+        clock.advance(400)
+        step(worker)
+
+    assert peer.connections == len(peer.requests)

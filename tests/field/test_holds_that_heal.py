@@ -17,9 +17,12 @@ from sqlalchemy import update
 from stage import (
     PATIENCE,
     ZERO,
+    ckpt,
+    claim,
     environ_of,
     hubqueue,
     log,
+    must_claim,
     new_run,
     python,
     start_worker,
@@ -31,7 +34,9 @@ from torture import tls
 from hubqueue.cli.status_text import status_text
 from hubqueue.destinations.hub.registration import registration_draft
 from hubqueue.domain.drafts import Checkpoint
+from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import RunState
+from hubqueue.domain.outcome import Remote, Scope
 from hubqueue.outbox.database.schema import destinations
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.producer.intake import save_snapshot
@@ -473,3 +478,80 @@ def test_a_worker_of_its_own_waits_for_the_hub_beyond_its_idle_exit(
         if worker.poll() is None:
             worker.kill()
         worker.communicate()
+
+
+# The moves, on every database.
+
+
+def test_a_hold_is_probed_by_one_lane_at_a_time_on_every_database(
+    any_outbox: Outbox, clock: FakeClock
+) -> None:
+    for number in range(3):
+        log(any_outbox, new_run(any_outbox, remote_id=f"m{number}"), 0)
+    held = must_claim(any_outbox)
+    seen = must_claim(any_outbox)
+    for lease in (held, seen):
+        any_outbox.settlement.release(
+            lease, reason="refused", started_at=lease.claimed_at, hold=Scope.DESTINATION
+        )
+    at_once = claim(any_outbox)
+    clock.advance(61)
+    probe, another = must_claim(any_outbox), claim(any_outbox)
+    any_outbox.settlement.release(
+        probe, reason="still refused", started_at=probe.claimed_at, hold=Scope.DESTINATION
+    )
+    clock.advance(62)
+    second = must_claim(any_outbox)
+    any_outbox.settlement.ack(second, started_at=second.claimed_at, remote=Remote())
+    lifted = any_outbox.settlement.lift(second)
+
+    assert at_once is None
+    assert another is None
+    assert probe.probe is not None
+    assert probe.probe.reason == "refused"
+    assert second.probe is not None
+    assert second.lane_id == probe.lane_id, "only this lane has met the newest reason"
+    assert lifted
+    assert {must_claim(any_outbox).probe for _ in range(2)} == {None}
+    assert totals(any_outbox)["delivered"] == 1
+
+
+def test_lanes_are_appointed_where_none_has_met_the_reason_on_every_database(
+    any_outbox: Outbox, clock: FakeClock
+) -> None:
+    first, second = (new_run(any_outbox, remote_id=f"m{number}") for number in range(2))
+    log(any_outbox, first, 0)
+    lease = must_claim(any_outbox)
+    any_outbox.settlement.release(lease, reason="gone", started_at=lease.claimed_at, hold=Scope.DESTINATION)
+    any_outbox.entries.cancel(run_id=first)
+    any_outbox.registry.end_run(first, RunState.FINISHED)
+    log(any_outbox, second, 0)
+    clock.advance(61)
+
+    before, appointed, after = claim(any_outbox), any_outbox.registry.appoint_probes(), claim(any_outbox)
+
+    assert before is None
+    assert appointed == 1
+    assert after is not None
+    assert any_outbox.registry.appoint_probes() == 0
+
+
+def test_a_run_on_hold_is_probed_and_lifted_on_every_database(any_outbox: Outbox, clock: FakeClock) -> None:
+    run_id = new_run(any_outbox)
+    log(any_outbox, run_id, 0)
+    ckpt(any_outbox, run_id, "last")
+    held = must_claim(any_outbox, Kind.METRICS)
+    other = must_claim(any_outbox, Kind.CKPT)
+    for lease in (held, other):
+        any_outbox.settlement.release(lease, reason="unknown", started_at=lease.claimed_at, hold=Scope.RUN)
+    at_once = claim(any_outbox)
+    clock.advance(61)
+    probe = must_claim(any_outbox, Kind.METRICS)
+    any_outbox.settlement.ack(probe, started_at=probe.claimed_at, remote=Remote())
+    any_outbox.settlement.lift(probe)
+
+    assert at_once is None
+    assert probe.probe is not None
+    assert probe.probe.scope is Scope.RUN
+    clock.advance(900)  # the limit of checkpoints
+    assert must_claim(any_outbox, Kind.CKPT).probe is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -230,6 +231,22 @@ def test_the_hub_is_sent_one_end_and_the_right_one(hub: Sandbox, home: Path, cod
     assert [each for each in received if each not in ("training_started", "training_progress")] == [event]
 
 
+@needs_exit_codes
+def test_the_end_waits_for_a_process_that_takes_long_to_exit(environ: Mapping[str, str]) -> None:
+    code = "import atexit, threading\natexit.register(lambda: (print('exits', flush=True), threading.Event().wait()))"
+    script = python(code + STARTS, environ, fresh=True)
+    assert script.stdout is not None
+    run_id = script.stdout.readline().strip()
+    assert script.stdout.readline() == "exits\n"
+
+    assert scanned(environ, run_id)[0] == "finished"
+    with open_outbox(environ=environ) as outbox:
+        assert waits(outbox, run_id)
+        kill(script)  # as a crash of a library at the very end: the script had reached its end
+        assert scanned(environ, run_id)[0] == "finished"
+        assert not waits(outbox, run_id)
+
+
 def waits(outbox: Outbox, run_id: str) -> bool:
     """Whether the end of a run waits for the exit code of its process."""
     (run,) = outbox.stats.runs(run_id=run_id)
@@ -248,6 +265,26 @@ def waits(outbox: Outbox, run_id: str) -> bool:
 )
 def test_a_process_that_vanishes_is_interrupted(environ: Mapping[str, str], code: str) -> None:
     assert ended(environ, code) == ("interrupted", "the training ended without reporting")
+
+
+def test_a_fork_that_outlives_its_training_does_not_say_how_it_ended(environ: Mapping[str, str]) -> None:
+    code = """
+training = os.getpid()
+if os.fork():
+    os.kill(training, signal.SIGKILL)
+while os.getppid() == training:
+    threading.Event().wait(0.01)
+run.log_metrics({"loss": 2.0}, epoch=1)
+sys.exit(0)
+"""
+    assert ended(environ, code)[0] == "interrupted"
+
+
+def test_a_script_that_has_loaded_a_notebook_is_a_script(environ: Mapping[str, str]) -> None:
+    assert (
+        ended(environ, "import types; sys.modules['ipykernel'] = types.ModuleType('ipykernel')")[0]
+        == "finished"
+    )
 
 
 def test_every_unfinished_run_of_a_script_is_ended(environ: Mapping[str, str]) -> None:
@@ -390,8 +427,39 @@ def test_a_run_that_has_ended_keeps_no_lock(environ: Mapping[str, str]) -> None:
 
 def test_a_dropped_run_is_interrupted_when_the_next_one_starts(environ: Mapping[str, str]) -> None:
     dropped = package.start_run("yolo26n.pt", worker="none").id or ""
+    gc.collect()
     assert scanned(environ, dropped)[0] == "running"
 
-    package.start_run("yolo26n.pt", worker="none").finish()
+    run = package.start_run("yolo26n.pt", worker="none")
 
-    wait_until(lambda: scanned(environ, dropped)[0] == "interrupted")
+    assert scanned(environ, dropped)[0] == "interrupted"
+    run.finish(timeout=0)
+
+
+def test_a_notebook_cell_that_runs_twice_leaves_one_running_run(environ: Mapping[str, str]) -> None:
+    ids = []
+    for _ in range(2):
+        run = package.start_run("yolo26n.pt", worker="none")
+        run.log_metrics({"loss": 1.0}, epoch=0)
+        ids.append(run.id or "")
+    gc.collect()
+
+    run.log_metrics({"loss": 1.0}, epoch=1)
+
+    assert [scanned(environ, each)[0] for each in ids] == ["interrupted", "running"]
+    run.finish(timeout=0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")
+def test_trials_that_are_never_finished_keep_no_descriptors(environ: Mapping[str, str]) -> None:
+    run = package.start_run("yolo26n.pt", worker="none")
+    run = package.start_run("yolo26n.pt", worker="none")
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+
+    for _ in range(10):
+        run = package.start_run("yolo26n.pt", worker="none")
+        run.log_metrics({"loss": 1.0}, epoch=0)
+        gc.collect()
+
+    assert len(os.listdir("/proc/self/fd")) <= before + 1

@@ -10,9 +10,11 @@ import json
 import logging
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,12 @@ import pytest
 from stage import environ_of, hubqueue, platform_environ
 from trainer import V84, Trainer
 
+from hubqueue.destinations.platform.events import epoch_end
 from hubqueue.destinations.platform.machine import masking
 from hubqueue.destinations.platform.machine.repository import repository
 from hubqueue.destinations.platform.machine.sampler import Sampler
 from hubqueue.integrations.ultralytics.attachment import attach
 from hubqueue.integrations.ultralytics.end_facts import results, thinned, validation
-from hubqueue.outbox.outbox import open_outbox
 from hubqueue.producer.run import start_run
 from hubqueue.sandbox import Sandbox
 
@@ -256,6 +258,32 @@ def test_a_message_and_a_branch_are_masked_and_cut(tmp_path: Path) -> None:
     assert len(found["gitCommitMessage"]) == 200
 
 
+@pytest.mark.parametrize("where", ["script", "cwd", "neither"])
+def test_the_repository_is_that_of_the_script_else_of_the_folder(tmp_path: Path, where: str) -> None:
+    for name in ("script", "cwd"):
+        (tmp_path / name).mkdir()
+    if where != "neither":
+        committed(tmp_path / where, where)
+    if where == "script":
+        committed(tmp_path / "cwd", "a folder of data")
+    program = tmp_path / "script" / "train.py"
+    program.write_text(
+        "from hubqueue.destinations.platform.machine.repository import repository\n"
+        "print(repository().get('gitCommitMessage'))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        cwd=tmp_path / "cwd",
+        env=environ_of(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.strip() == {"neither": "None"}.get(where, where)
+
+
 # The command line.
 
 
@@ -277,6 +305,9 @@ def test_a_message_and_a_branch_are_masked_and_cut(tmp_path: Path) -> None:
             "train.py '--header=Authorization: Bearer ***'",
         ),
         (["train.py", '{"pwd": "' + NAMED + '"}'], """train.py '{"pwd": "***"}'"""),
+        (["train.py", f'["--token", "{NAMED}"]'], """train.py '["--token", "***"]'"""),
+        (["train.py", "-u", f"bob:{NAMED}", f"--user=bob:{NAMED}"], "train.py -u bob:*** --user=bob:***"),
+        (["train.py", "Cookie:", NAMED, "--key", f"----BEGIN{NAMED}"], "train.py Cookie: *** --key ***"),
         (["train.py", "ghp_" + "a1b2" * 9], "train.py ***"),
         (["train.py", "0123456789abcdef" * 2], "train.py ***"),
         (["train.py", "data=coco 8.yaml", ""], "train.py 'data=coco 8.yaml' ''"),
@@ -295,7 +326,8 @@ def test_a_command_line_says_what_ran_and_no_key(words: list[str], shown: str) -
 
 
 def test_a_key_that_is_a_word_of_its_own_is_masked_if_an_argument_names_it() -> None:
-    args = {"hub": {"api_key": NAMED, "list": [{"token": ["short"]}]}, "data": "d.yaml"}
+    args: dict[str, Any] = {"hub": {"list": [{"token": ["short"]}], "api_key": NAMED}, "data": "d.yaml"}
+    args |= {"itself": args, "again": [args] * 5}
 
     shown = masking.shown_command(["train.py", NAMED, f"x-{NAMED}", "short", "shorter", "d.yaml"], args)
 
@@ -376,13 +408,22 @@ def test_the_load_is_that_of_the_moment_when_an_epoch_was_logged(
 ) -> None:
     environ = platform_environ(home, hub.url)
     _train(script, environ)
-    with open_outbox(home, environ=environ) as outbox:
-        rows = {row["key"]: outbox.stats.payload(row["id"]) for row in outbox.stats.entries(limit=20)}
-    logged = {key: json.loads(str(rows[key]))["@system"] for key in ("0", "1")}
+    with closing(sqlite3.connect(home / "outbox.db")) as database:
+        rows = database.execute(
+            "SELECT key, progress, payload FROM entries WHERE state = 'pending'"
+        ).fetchall()
+    logged = {key: json.loads(progress)["system"] for key, progress, _ in rows if progress}
+    assert set(logged) == {"0", "1"}
+    assert not any("disk_io" in payload for key, _, payload in rows if key in logged)
 
     hubqueue(environ, "drain", "--timeout", "100")  # another process, later
 
     assert {str(each["epoch"]): each["system"] for each in sent(hub, "epoch_end")} == logged
+
+
+def test_a_damaged_load_does_not_cost_the_epoch() -> None:
+    for damaged in ("{", "[]", '{"system": 3}', "", None):
+        assert epoch_end(0, '{"loss": 1}', damaged) == {"epoch": 0, "metrics": {"loss": 1}}
 
 
 def test_only_versions_are_sent_when_it_is_switched_off(hub: Sandbox, home: Path, script: Path) -> None:
@@ -428,14 +469,15 @@ def test_a_training_without_a_folder_and_a_home_still_starts(hub: Sandbox, home:
     assert "hostname" in sent(hub, "training_started")[0]["environment"]
 
 
-def test_a_value_that_the_user_logs_is_never_taken_for_the_load(at_hub: Sandbox, home: Path) -> None:
+def test_a_metric_with_the_name_of_the_load_is_a_metric(at_hub: Sandbox, home: Path) -> None:
     run = start_run("yolo26n.pt", worker="none", strict=True)
-    run.log_metrics({"system": 1.0, "@system": 2.0}, epoch=0)
+    run.log_metrics({"system": 1.0, "best": 2.0}, epoch=0)
     run.finish(timeout=0)
     hubqueue(platform_environ(home, at_hub.url), "drain", "--timeout", "100")
 
     (epoch,) = sent(at_hub, "epoch_end")
-    assert epoch["metrics"] == {"system": 1.0, "@system": 2.0}
+    assert epoch["metrics"] == {"system": 1.0, "best": 2.0}
+    assert isinstance(epoch["system"], dict)
 
 
 # The load.

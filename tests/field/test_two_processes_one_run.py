@@ -7,15 +7,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import Process, ack, hubqueue, kill, platform_environ, python, start_worker, wait_until
+from stage import (
+    PATIENCE,
+    Process,
+    ack,
+    hubqueue,
+    kill,
+    new_run,
+    platform_environ,
+    python,
+    start_worker,
+    wait_until,
+)
 from stage import end as terminate
 
 import hubqueue as package
+from hubqueue.domain.drafts import metrics_draft
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lane import Lease
 from hubqueue.domain.lifecycle import RunState
@@ -23,7 +35,9 @@ from hubqueue.outbox import presence
 from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.moves.claim import Terms
 from hubqueue.outbox.outbox import Outbox, open_outbox
+from hubqueue.producer.leftover import Leftover
 from hubqueue.producer.run import Run
+from hubqueue.producer.senders import WorkerMode
 from hubqueue.sandbox import Sandbox
 from hubqueue.worker.closing import close_run
 from hubqueue.worker.events import Fact
@@ -103,8 +117,8 @@ def other(environ: Mapping[str, str], tmp_path: Path) -> Iterator[Other]:
         started.die()
 
 
-def continued(run_id: str) -> Run:
-    return package.start_run("yolo26n.pt", worker="none", resume=run_id, args={"project": "coco"})
+def continued(run_id: str, worker: WorkerMode = "none") -> Run:
+    return package.start_run("yolo26n.pt", worker=worker, resume=run_id, args={"project": "coco"})
 
 
 def scan(outbox: Outbox) -> None:
@@ -222,6 +236,18 @@ def test_finish_replaces_what_somebody_else_has_said_and_says_so(
     assert f"another process had set it to {by}; it is finished now" in caplog.text
 
 
+def test_an_exception_in_one_process_does_not_end_what_another_one_trains(
+    outbox: Outbox, other: Other, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt), continued(other.run_id):
+        raise KeyboardInterrupt
+
+    assert state(outbox, other.run_id) == "running"
+    assert "another process trains it" in caplog.text
+    other.reach_its_end()
+    assert state(outbox, other.run_id) == "finished"
+
+
 def test_the_last_word_counts(outbox: Outbox, other: Other) -> None:
     run = continued(other.run_id)
 
@@ -277,12 +303,17 @@ def test_the_end_is_not_sent_while_another_process_may_log_more(
     assert may_be_sent(outbox, other.run_id)
 
 
-def test_the_end_is_sent_when_the_other_process_has_ended(outbox: Outbox, other: Other) -> None:
+@pytest.mark.parametrize("ends", [Other.reach_its_end, Other.die])
+def test_the_end_is_sent_when_the_other_process_has_ended(
+    outbox: Outbox, other: Other, ends: Callable[[Other], None]
+) -> None:
     run = continued(other.run_id)
     run.finish(timeout=0)
+    scan(outbox)
     assert not may_be_sent(outbox, other.run_id)
 
-    other.reach_its_end()
+    ends(other)
+    scan(outbox)
 
     assert state(outbox, other.run_id) == "finished"
     assert may_be_sent(outbox, other.run_id)
@@ -339,6 +370,27 @@ def test_the_hub_gets_one_end_after_everything_else(
     assert received == ["epoch_end", "epoch_end", "training_complete"]
 
 
+def test_finish_does_not_wait_for_an_end_that_cannot_be_sent_yet(
+    hub: Sandbox, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ULTRALYTICS_PLATFORM_URL", hub.url)
+    other = Other(platform_environ(home, hub.url), tmp_path)
+    run = continued(other.run_id, worker="thread")
+    looks: list[int] = []
+
+    def look(left: Leftover) -> None:
+        looks.append(left.entries)
+        assert looks.count(1) < 3, "it waits"
+
+    run.log_metrics({"loss": 1.0}, epoch=0)
+    run.finish(timeout=0)
+    left = run.wait(timeout=PATIENCE, each=look)
+    run.finish(timeout=PATIENCE)
+
+    assert left.entries == 1
+    other.die()
+
+
 def test_a_fork_that_logs_keeps_the_run_alive_after_its_parent(
     outbox: Outbox, other: Other, tmp_path: Path
 ) -> None:
@@ -361,6 +413,22 @@ def test_a_fork_that_logs_keeps_the_run_alive_after_its_parent(
     wait_until(lambda: not presence.lives(outbox.run_lock(other.run_id)))
     scan(outbox)
     assert state(outbox, other.run_id) == "interrupted"
+
+
+def test_only_a_living_process_makes_an_ended_run_continue(any_outbox: Outbox) -> None:
+    run = new_run(any_outbox)
+    any_outbox.registry.end_run(run, RunState.INTERRUPTED)
+
+    _, moved = any_outbox.entries.enqueue(run, metrics_draft('{"loss": 1.0}', 0))
+    assert (moved.ended, state(any_outbox, run)) == ("interrupted", "interrupted")
+    _, moved = any_outbox.entries.enqueue(run, metrics_draft('{"loss": 1.0}', 1), alive=True)
+    assert (moved.ended, state(any_outbox, run)) == ("interrupted", "running")
+    _, moved = any_outbox.entries.enqueue(run, metrics_draft('{"loss": 1.0}', 2), alive=True)
+    assert (moved.ended, state(any_outbox, run)) == (None, "running")
+
+    assert any_outbox.registry.end_run(run, RunState.FINISHED)
+    assert not any_outbox.registry.end_run(run, RunState.FAILED)
+    assert any_outbox.registry.end_run(run, RunState.FAILED, over=[RunState.FINISHED])
 
 
 def test_two_runs_of_one_process_are_one_process(outbox: Outbox, caplog: pytest.LogCaptureFixture) -> None:

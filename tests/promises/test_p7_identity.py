@@ -94,7 +94,7 @@ def test_a_snapshot_that_is_gone_or_of_another_size_is_found_before_a_byte_is_se
 ) -> None:
     environ = environ_of(home, hub.url)
     entry = _enqueue_altered(home, environ, tmp_path, 3_000_000, 0)
-    (snapshot,) = (home / "spool").iterdir()
+    (snapshot,) = (home / "spool").glob("[!.]*")
     if damage == "gone":
         snapshot.unlink()
     else:
@@ -113,7 +113,7 @@ def _enqueue_altered(home: Path, environ: dict[str, str], folder: Path, size: in
         run = new_run(outbox, remote_id=None)
         outbox.entries.enqueue(run, registration_draft("yolov8n.pt", {}))
         entry = save_snapshot(outbox, run, Checkpoint(folder / "best.pt", 5, is_best=True, final=True))
-    (snapshot,) = (home / "spool").iterdir()
+    (snapshot,) = (home / "spool").glob("[!.]*")
     with snapshot.open("r+b") as file:
         file.seek(offset)
         (found,) = file.read(1)

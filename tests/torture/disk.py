@@ -108,6 +108,12 @@ class Disk:
                 self._name({change.path: _FOLDER})
             case "u":
                 self._name({change.path: None})
+            case "r" if number == _FOLDER:
+                # Of what is in it, the names that are synced move with it.
+                old, new = change.path, os.fsdecode(change.data)
+                inner = [path for path in self._synced if path.startswith(f"{old}/")]
+                moved = {new + path.removeprefix(old): self._now.get(path) for path in inner}
+                self._name({new: _FOLDER, old: None, **moved, **dict.fromkeys(inner)})
             case "r":
                 self._name({os.fsdecode(change.data): number, change.path: None})
             case "s" if number == _FOLDER:

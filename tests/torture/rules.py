@@ -38,7 +38,7 @@ from hubqueue.domain.drafts import FINAL_RANK, metrics_draft
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.errors import LeaseLost
 from hubqueue.domain.lane import Lease
-from hubqueue.domain.lifecycle import RunState
+from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.domain.outcome import Remote, Scope
 from hubqueue.outbox.database.prepared import Prepared
 from hubqueue.outbox.database.schema import entries, lanes
@@ -96,22 +96,21 @@ class OutboxMachine(RuleBasedStateMachine):
 
     # The producer.
 
-    @rule(
-        which=st.integers(0, 2),
-        epoch=st.integers(0, 9),
-        name=st.sampled_from(("loss", "loss", "val/loss", "map")),
-        value=st.integers(0, 3),
-    )
-    def log(self, which: int, epoch: int, name: str, value: int) -> None:
+    @rule(which=st.integers(0, 2), epoch=st.integers(0, 9), value=st.integers(0, 3))
+    def log(self, which: int, epoch: int, value: int) -> None:
+        name, run_id = ("loss", "loss", "map", "lr")[value], self.runs[which][1]
+        before = self._names().get((run_id, str(epoch)), [])
         self._enqueue(which, metrics_draft(f'{{"{name}": {value}}}', epoch))
+        newest = self._names()[run_id, str(epoch)][-1]
+        assert newest == {name}.union(*before), "an epoch has not the names of all calls"
 
     @rule(which=st.integers(0, 2), key=st.sampled_from(("last", "best", "final")))
     def save(self, which: int, key: str) -> None:
         self.number += 1
         final = key == "final"
         replaces = ("last", "best") if final else ()
-        rank = FINAL_RANK if final else -self.number
-        payload = f'{{"final": {str(final).lower()}}}'
+        rank = FINAL_RANK if final else self.number
+        payload = f'{{"final": {str(final).lower()}, "epoch": {self.number}}}'
         self._enqueue(which, Draft(Kind.CKPT, key, rank, payload, final=final, replaces=replaces))
 
     @rule(which=st.integers(0, 2), state=st.sampled_from((RunState.FINISHED, RunState.FAILED)))
@@ -148,7 +147,7 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def _claim(self, worker: str, destination: str) -> Lease | None:
         budget = _BUDGET if destination == "platform" else Budget()
-        terms = Terms(worker, timedelta(seconds=60), 3, 1 << 20, budget=budget)
+        terms = Terms(worker, timedelta(seconds=60), 3, 1 << 20, budget=budget, resumes_from_last=True)
         now = self.outbox.database.now()
         waiting = self._waiting()
         holds = {row["name"]: (row["held"], row["held_at"]) for row in self.outbox.stats.destinations()}
@@ -171,6 +170,11 @@ class OutboxMachine(RuleBasedStateMachine):
         if self.claimed.isdisjoint(ids):
             fresh = [rank for rank, attempts in self._lane(lease.lane_id) if attempts == 0]
             assert not fresh or ranks[0] <= min(fresh), "an earlier entry was passed over"
+        if batch.kind is Kind.CKPT and not batch.entries[0].final:
+            rows = self.outbox.stats.entries(
+                state=State.DELIVERED, run_id=batch.run.id, kind="ckpt", limit=1000
+            )
+            assert all(row["id"] < ids[0] for row in rows), "the hub would resume from an older checkpoint"
         self._check_turn(lease)
         elapsed = self.clock.elapsed()
         self._check_probe(lease, *holds[batch.run.destination], elapsed)
@@ -286,17 +290,21 @@ class OutboxMachine(RuleBasedStateMachine):
     @invariant()
     def keeps_every_name(self) -> None:
         """Of the metrics of an epoch that wait or are delivered, the newest has all names: the hub stores what arrives last."""
-        live = entries.c.state.in_(("pending", "delivered"))
-        query = select(entries.c.lane_id, entries.c.key, entries.c.payload).join(lanes)
-        query = query.where(live, lanes.c.kind == "metrics").order_by(entries.c.id)
-        names: dict[tuple[int, str], list[set[str]]] = defaultdict(list)
-        with self.outbox.database.read() as connection:
-            for lane, key, payload in connection.execute(query):
-                names[lane, key].append(set(json.loads(payload)))
-        for each in names.values():
+        for each in self._names().values():
             assert each[-1] >= set().union(*each), (
                 "a value of an epoch would be replaced by one without its names"
             )
+
+    def _names(self) -> dict[tuple[str, str], list[set[str]]]:
+        """By run and epoch: the names in the metrics that wait or are delivered, oldest first."""
+        live = entries.c.state.in_(("pending", "delivered"))
+        query = select(lanes.c.run_id, entries.c.key, entries.c.payload).join(lanes)
+        query = query.where(live, lanes.c.kind == "metrics").order_by(entries.c.id)
+        names: dict[tuple[str, str], list[set[str]]] = defaultdict(list)
+        with self.outbox.database.read() as connection:
+            for run_id, key, payload in connection.execute(query):
+                names[run_id, key].append(set(json.loads(payload)))
+        return names
 
     def _begin(self, destination: str, resume: str | None) -> str:
         target = self.outbox.config.destination(destination)

@@ -39,6 +39,7 @@ DESTINATION = Destination(
     secrets=(Secret("key", "HUB_API_KEY", _borrowed),),
     address_variables={"url": "ULTRALYTICS_HUB_API", "web_url": "ULTRALYTICS_HUB_WEB"},
     lanes=(Kind.REGISTRATION, Kind.METRICS, Kind.CKPT, Kind.HEARTBEAT),
+    resumes_from_last=True,
     wants_fitness=False,
     identify=_identify,
     recognizes=identifier.names_hub,

@@ -57,6 +57,7 @@ DESTINATION = Destination(
     # A heartbeat sends two events; a checkpoint requests an upload target, uploads its bytes there and announces them.
     costs={Kind.HEARTBEAT: {"requests": 2}, Kind.CKPT: {"requests": 2, "uploads": 1}},
     shows_newest=True,
+    resumes_from_last=True,
     record="platform_model_id.txt",
     identify=_identify,
     registration=registration,

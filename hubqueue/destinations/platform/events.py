@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hubqueue.destinations.base import Attempt, Batch, Delivered, Outcome, Rejected, Remote, RunRef
-from hubqueue.destinations.platform.machine.description import SYSTEM
+from hubqueue.destinations.platform.machine.description import load_in
 from hubqueue.destinations.platform.machine.sampler import Sampler
 from hubqueue.destinations.platform.webhooks import Webhooks
 from hubqueue.destinations.wire.api import ApiResponse
@@ -34,7 +34,9 @@ _MODEL_INFO = {
 def send_epoch(webhooks: Webhooks, batch: Batch, attempt: Attempt) -> Outcome:
     """Send the metrics of one epoch."""
     (entry,) = batch.entries
-    return _deliver(webhooks, batch, attempt, "epoch_end", epoch_end(int(entry.key), entry.payload))
+    return _deliver(
+        webhooks, batch, attempt, "epoch_end", epoch_end(int(entry.key), entry.payload, entry.progress)
+    )
 
 
 def send_event(webhooks: Webhooks, batch: Batch, attempt: Attempt) -> Outcome:
@@ -61,10 +63,10 @@ def load_now() -> dict[str, Any]:
     return {name: found[measured] for measured, name in _LOAD.items() if measured in found}
 
 
-def epoch_end(epoch: int, payload: str) -> dict[str, Any]:
+def epoch_end(epoch: int, payload: str, progress: str | None = None) -> dict[str, Any]:
     """The data of an `epoch_end`: the metrics, the fitness, the model's size, and the load when it was logged."""
     logged = json.loads(payload)
-    system = logged.pop(SYSTEM) if isinstance(logged.get(SYSTEM), dict) else None
+    system = load_in(progress)
     beside = {*_BESIDE, *_MODEL_INFO}
     data: dict[str, Any] = {
         "epoch": epoch,

@@ -109,7 +109,7 @@ def _started(
     gone = (404, 410) if "modelId" in address else ()
     found = webhooks.event(batch, sending, "training_started", data, address=address, judged=gone)
     if isinstance(found, Blocked | Rejected) or (
-        isinstance(found, RetryLater) and found.scope is Scope.DESTINATION
+        isinstance(found, RetryLater) and (found.scope is Scope.DESTINATION or found.foreign)
     ):
         attempt.on_progress(progress_of_tries(tries))
     return found

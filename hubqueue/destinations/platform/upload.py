@@ -60,7 +60,8 @@ class Uploads:
 
     def _stage(self, batch: Batch, attempt: Attempt, snapshot: Snapshot, *, best: bool) -> Staged | Outcome:
         """Request an upload target and upload the bytes."""
-        request = {"filename": "best.pt" if best else "last.pt", "modelId": batch.run.remote_id}
+        name = ("best" if best else "last") + snapshot.extension
+        request = {"filename": name, "modelId": batch.run.remote_id}
         number = number_of(batch.run)
         if number is not None:
             request["runId"] = json.loads(number)

@@ -44,12 +44,13 @@ class _Current(threading.local):
 CURRENT = _Current()
 
 
-class _Watched:
+class Watched:
     """The common part of both connection classes."""
 
     sock: Any
     piece: int
     debuglevel = 0
+    doomed = False  # not to be kept: it may lead to the wrong host
 
     def _new_conn(self) -> socket.socket:
         connection: socket.socket = super()._new_conn()  # type: ignore[misc]
@@ -95,21 +96,31 @@ class _Watched:
             left = left[count:]
 
 
-class _Plain(_Watched, HTTPConnection):
+class _Plain(Watched, HTTPConnection):
     piece = 1 << 20  # the socket takes as much as its buffer has room for
     response_class = WholeResponse
 
 
-class _Secure(_Watched, HTTPSConnection):
+class _Secure(Watched, HTTPSConnection):
     piece = 128 * 1024  # sent as a whole, so small enough to see the progress of a slow peer in time
     response_class = WholeResponse
 
 
-class _PlainPool(HTTPConnectionPool):
+class _Choosy:
+    """Closes a doomed connection when it is returned: the next request resolves the name and connects again."""
+
+    def _put_conn(self, connection: Any) -> None:
+        if connection is not None and connection.doomed:
+            connection.close()
+            connection = None
+        super()._put_conn(connection)  # type: ignore[misc]
+
+
+class _PlainPool(_Choosy, HTTPConnectionPool):
     ConnectionCls = _Plain
 
 
-class _SecurePool(HTTPSConnectionPool):
+class _SecurePool(_Choosy, HTTPSConnectionPool):
     ConnectionCls = _Secure
 
 

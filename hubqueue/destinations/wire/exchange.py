@@ -24,7 +24,7 @@ from requests import exceptions
 from hubqueue.__about__ import __version__
 from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.wire.body import Body, BodyChanged
-from hubqueue.destinations.wire.connections import CURRENT, SLOWEST_DRAIN, WatchedAdapter
+from hubqueue.destinations.wire.connections import CURRENT, SLOWEST_DRAIN, Watched, WatchedAdapter
 from hubqueue.destinations.wire.endpoint import Endpoint
 from hubqueue.destinations.wire.environment import CERTIFICATE, ENCRYPTION, with_hint
 from hubqueue.destinations.wire.foreign import foreign, is_foreign
@@ -151,6 +151,9 @@ class Wire:
     def _read(self, response: requests.Response) -> Response:
         """The response. The body of a refusal is only its reason: what comes of it is enough."""
         body, status = bytearray(), response.status_code
+        page = "html" in response.headers.get("Content-Type", "").lower()
+        if isinstance(connection := response.raw.connection, Watched):
+            connection.doomed = page or (status >= 300 and status != 429)
         try:
             while block := response.raw.read(16 * 1024, decode_content=False):
                 body += block
@@ -236,7 +239,9 @@ def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...
             return RetryLater(f"{host}: {each}")
     for kinds, words in _WORDS:
         if any(isinstance(each, kinds) for each in chain):
-            refused = next(filter(None, (_TUNNEL.search(str(each)) for each in chain)), None)
+            refused = next(
+                filter(None, (_TUNNEL.search(str(each)) for each in chain if type(each) is OSError)), None
+            )
             return RetryLater(f"{host}: {words}" + (f" ({_phrase(int(refused[1]))})" if refused else ""))
     detail = clean(str(chain[-1]), limit=120, secrets=secrets)
     return RetryLater(f"{host}: {type(chain[-1]).__name__}: {detail}")

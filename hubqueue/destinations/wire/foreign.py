@@ -52,8 +52,9 @@ def foreign(
     start = clean(text, limit=60, secrets=secrets) if shown and response.is_plain else ""
     phrase = f"{status} {http.client.responses.get(status, '')}".strip()
     what = f"{host} responded {phrase} {_form(response)}, {FOREIGN} (proxy, login page or wrong URL?)"
-    suspect = 400 <= status < 500 and status not in _WHOLE
-    return RetryLater(what + (f": {start}" if start else ""), wait, suspect=suspect)
+    refused = 400 <= status < 500 or status in _BETWEEN
+    suspect = refused and status not in _WHOLE
+    return RetryLater(what + (f": {start}" if start else ""), wait, suspect=suspect, foreign=refused)
 
 
 def _form(response: Response) -> str:

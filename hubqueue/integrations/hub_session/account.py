@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.home import Home
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.domain.errors import CredentialsError
+from hubqueue.producer.survival import logger
 
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 
 
 class Account:

@@ -6,7 +6,6 @@ hub has it, or until `hubqueue cancel`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeVar
 
@@ -14,8 +13,9 @@ from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import HubqueueError
 from hubqueue.outbox.stats import Stats
 from hubqueue.producer.run import Run
+from hubqueue.producer.survival import logger
 
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 _T = TypeVar("_T")
 Log = Callable[[int, object], None]
 

@@ -6,7 +6,6 @@ per session, no exception from a background request, and no attempt or pause tha
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -14,8 +13,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from hubqueue.domain.redact import clean
+from hubqueue.producer.survival import logger
 
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 _RETRIED = frozenset({408, 502, 504})
 _TOO_MANY = 429
 # Beyond this many waiting requests, the oldest are dropped.

@@ -10,7 +10,6 @@ docs/seed-parity.md lists where it behaves differently, and why.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -32,9 +31,9 @@ from hubqueue.producer.metrics import metrics_mapping
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run import Run, start_run
 from hubqueue.producer.senders import WorkerMode
-from hubqueue.producer.survival import settings_of, survive
+from hubqueue.producer.survival import logger, settings_of, survive
 
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 # The run id, for the processes of a training on several GPUs.
 _RUN_OF_CHILDREN = "HUBQUEUE_RUN"
 

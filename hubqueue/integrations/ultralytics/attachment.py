@@ -13,32 +13,33 @@ training, so that nothing is sent twice. Only the main process of a training sen
 from __future__ import annotations
 
 import functools
-import logging
+import inspect
 import os
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from hubqueue.config.choice import choose
+from hubqueue.config.config import did_you_mean
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.declaration import Destination
 from hubqueue.config.home import Home
 from hubqueue.config.registry import declaration
-from hubqueue.domain.errors import InvalidModel
+from hubqueue.domain.errors import InvalidArgument, InvalidModel
 from hubqueue.integrations.cadence import Cadence
 from hubqueue.integrations.ultralytics import trainer_facts as facts
 from hubqueue.integrations.ultralytics.console_lines import ConsoleLines
 from hubqueue.integrations.ultralytics.end_facts import results
-from hubqueue.producer.called_with import Departure, departure
+from hubqueue.producer.called_with import Departure, check_start, departure
 from hubqueue.producer.metrics import Lenient
 from hubqueue.producer.run import Run, start_run
-from hubqueue.producer.survival import settings_of
+from hubqueue.producer.survival import logger, settings_of
 
 # Seconds that a training waits at most that ends early: long enough to record its end beside a busy worker.
 _TO_FAIL = 2.0
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 # Seconds between checks, during an epoch, whether the hub has asked the training to stop.
 _CHECK = 5.0
 
@@ -49,14 +50,31 @@ def attach(model: Any, *, timeout: float = 30.0, console: bool = False, **option
     `timeout` is how many seconds the end of a training waits for the uploads; the worker sends the rest.
     `console` also sends the package's log lines to a hub that shows them (Platform).
     `options` are those of `start_run`; `model` and `args` are taken from the trainer unless given as
-    `model_name=` and `args=`. Raises `ConfigError` at once, before any training starts.
+    `model_name=` and `args=`. Raises `ConfigError`, and `InvalidArgument` for anything but a model or a trainer and for
+    unknown options, at once, before any training starts.
     """
+    _check(model, options)
     attachment = Attachment(timeout, options, console=console)
     for event in Attachment.EVENTS:
         # First in the list, so that the package's own callbacks for the same hub are removed before they run.
         model.callbacks.setdefault(event, []).insert(0, attachment.hook(event))
     model.train = attachment.guarding(model.train)
     return attachment
+
+
+def _check(model: Any, options: Mapping[str, Any]) -> None:
+    if isinstance(model, type) or not (
+        isinstance(getattr(model, "callbacks", None), MutableMapping)
+        and callable(getattr(model, "train", None))
+    ):
+        named = model.__name__ if isinstance(model, type) else type(model).__name__
+        hint = 'for example hubqueue.ultralytics.attach(YOLO("yolov8n.pt"))'
+        raise InvalidArgument(f"attach needs a YOLO model or a trainer, not {named}", hint=hint)
+    known = {*inspect.signature(start_run).parameters, "model_name"} - {"model"}
+    for each in options.keys() - known:
+        hint = f"the options are {', '.join(sorted(known | {'timeout', 'console'}))}"
+        raise InvalidArgument(f"attach has no option {each!r}{did_you_mean(each, known)}", hint=hint)
+    check_start("model.pt", None, options.get("worker", "auto"))
 
 
 class Attachment:

@@ -14,8 +14,9 @@ from datetime import datetime
 
 from hubqueue.domain.redact import hide_key
 from hubqueue.producer.run import Run
+from hubqueue.producer.survival import logger
 
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 # As often as the package itself sends lines: after 5 lines, or 5 seconds.
 _MOST = 5
 _LONGEST = 5.0

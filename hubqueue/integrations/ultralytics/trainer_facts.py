@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import logging
 import os
 import re
 import secrets
@@ -20,8 +19,9 @@ from typing import Any
 from hubqueue.config.declaration import Destination
 from hubqueue.config.filesystem.ownership import read_small
 from hubqueue.domain.identifier import FILE_SUFFIXES
+from hubqueue.producer.survival import logger
 
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 # A file in the folder of the training that names its run, so that a resumed training continues that run.
 RECORD = "hubqueue.json"
 _MEAN_PRECISION = re.compile(r"metrics/mAP50-95\([BMP]\)")

@@ -6,11 +6,16 @@ concurrent upgrades make each other fail.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
@@ -23,6 +28,8 @@ from hubqueue.outbox.database.sqlite import SET_ASIDE, is_busy
 from hubqueue.outbox.locks import PATIENCE, Lock, stayed_locked
 
 if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
     from alembic.config import Config
 
 _CURRENT = text("SELECT version_num FROM alembic_version")
@@ -119,7 +126,31 @@ def _config(connection: Connection) -> Config:
 
 
 def _scripts() -> Path:
-    """The migrations: inside the package when installed from a wheel, beside it in a checkout."""
+    """The migrations: inside the package when installed from a wheel, beside it in a checkout, unpacked from a zipapp."""
     package = Path(__file__).resolve().parents[2]
     installed = package / "_migrations"
-    return installed if installed.is_dir() else package.parent / "migrations"
+    if installed.is_dir():
+        return installed
+    return _unpacked() if _packed().is_dir() else package.parent / "migrations"
+
+
+def _packed() -> Traversable:
+    return files("hubqueue") / "_migrations"
+
+
+@cache
+def _unpacked() -> Path:
+    """A copy as files, for as long as the process lives: Alembic reads a folder."""
+    made = mkdtemp(prefix="hubqueue-migrations-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    _unpack(_packed(), Path(made))
+    return Path(made)
+
+
+def _unpack(packed: Traversable, to: Path) -> None:
+    to.mkdir(exist_ok=True)
+    for each in packed.iterdir():
+        if each.is_dir():
+            _unpack(each, to / each.name)
+        else:
+            (to / each.name).write_bytes(each.read_bytes())

@@ -44,7 +44,7 @@ from hubqueue.outbox.database.schema import (
 from hubqueue.outbox.moves import remembered
 from hubqueue.outbox.moves.batch import idempotency_key
 from hubqueue.outbox.moves.holds import Probing, begin_probe
-from hubqueue.outbox.moves.picking import mark, pick
+from hubqueue.outbox.moves.picking import mark, pick, pick_checkpoint
 from hubqueue.outbox.moves.readiness import LANES_OF_RUNS, due_among
 
 _MICROSECOND = timedelta(microseconds=1)
@@ -59,6 +59,7 @@ class Terms:
 
     `start_grace` is the longest time between a claim and the start of its request for which the spacing needs no
     new stamp (`Settlement.restamp`). `budget` is what the hub allows in a minute, `probing` when a hold is probed.
+    `resumes_from_last` as the destination declares it.
     """
 
     worker: str
@@ -68,6 +69,7 @@ class Terms:
     start_grace: timedelta = START_GRACE
     budget: Budget = field(default_factory=Budget)
     probing: Probing = field(default_factory=Probing)
+    resumes_from_last: bool = False
 
 
 class Claims:
@@ -97,8 +99,12 @@ class Claims:
             if lane is None:
                 return None
             kind = Kind(lane.kind)
-            most = terms.max_entries if paces[kind] else self._most_entries(tx, terms.max_entries)
-            batch = pick(tx, lane.id, kind, lane.failures, most, terms.max_bytes, now)
+            if kind is Kind.CKPT:
+                last = terms.resumes_from_last
+                batch = pick_checkpoint(tx, lane.id, lane.failures, now, resumes_from_last=last)
+            else:
+                most = terms.max_entries if paces[kind] else self._most_entries(tx, terms.max_entries)
+                batch = pick(tx, lane.id, kind, lane.failures, most, terms.max_bytes, now)
             return self._lease(tx, lane, batch, paces[kind], terms, now)
 
     def reclaim(self, dead_workers: Sequence[str]) -> int:

@@ -105,6 +105,7 @@ class Entries:
             "final": draft.final,
             "enqueued_at": now,
             "checksum": checksum(draft.key, draft.payload),
+            "progress": draft.progress,
             "snapshot": snapshot and snapshot.name,
             "snapshot_size": snapshot and snapshot.size,
             "snapshot_mtime_ns": snapshot and snapshot.mtime_ns,
@@ -291,12 +292,12 @@ def leaving(tx: Connection, lane_id: int, target: State, gone: Collection[tuple[
     return Moved(len(gone), tuple(snapshot for _, snapshot in gone if snapshot))
 
 
-def superseding(*which: ColumnElement[bool]) -> Prepared:
+def superseding(*which: ColumnElement[bool], reason: str = _OUTDATED) -> Prepared:
     """Supersedes entries that a newer one replaces; see `leaving`. `at` is a parameter."""
     values = {
         "state": literal_column(f"'{State.SUPERSEDED}'"),
         "settled_at": bindparam("at", type_=entries.c.settled_at.type),
-        "reason": literal_column(f"'{_OUTDATED}'"),
+        "reason": literal_column(f"'{reason}'"),
     }
     moved = update(entries).where(*which).values(values)
     return Prepared(moved.returning(entries.c.size, entries.c.snapshot))
@@ -347,7 +348,7 @@ _ADD_AND_LOOK = Prepared(_ADDED.returning(exists().where(_OF_THE_LANE, _SAME_KEY
 
 _INSERTED = (
     *("lane_id", "key", "rank", "state", "payload", "size", "final", "enqueued_at", "checksum"),
-    *("snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256"),
+    *("progress", "snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256"),
 )
 _INSERT = Prepared(insert(entries).returning(entries.c.id), _INSERTED)
 _TALLY = Prepared(

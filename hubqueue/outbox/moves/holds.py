@@ -110,8 +110,7 @@ def appoint(tx: Connection, now: datetime) -> int:
             reason = select(destinations.c.held).where(theirs).scalar_subquery()
             of_it = lanes.c.run_id.in_(select(runs.c.id).where(runs.c.destination == name))
             count += _may_probe(tx, and_(of_it, OWING), reason)
-    owing = select(lanes.c.run_id).where(OWING)
-    held = select(runs.c.id).where(runs.c.held.is_not(None), runs.c.id.in_(owing))
+    held = select(runs.c.id).distinct().select_from(LANES_OF_RUNS).where(OWING, runs.c.held.is_not(None))
     for run_id in tx.scalars(held).all():
         # The other condition of a lane is the hold of its destination, which ends first.
         met = and_(lanes.c.run_id == run_id, OWING, lanes.c.last_error == runs.c.held)
@@ -122,12 +121,9 @@ def appoint(tx: Connection, now: datetime) -> int:
 
 
 def is_any(tx: Connection) -> bool:
-    """Whether anything is held. Reads two small tables."""
-    held = select(destinations.c.name).where(destinations.c.held.is_not(None)).limit(1)
-    return (
-        tx.scalar(held) is not None
-        or tx.scalar(select(runs.c.id).where(runs.c.held.is_not(None)).limit(1)) is not None
-    )
+    """Whether a lane that owes something is on hold. Reads only such lanes."""
+    held = or_(runs.c.held.is_not(None), destinations.c.held.is_not(None))
+    return tx.scalar(select(lanes.c.id).select_from(LANES_OF_RUNS).where(OWING, held).limit(1)) is not None
 
 
 _PROBE = Prepared(

@@ -1,18 +1,21 @@
 """Which entries of a lane the next request carries.
 
 Promises: a retry carries the same batch as before, without outdated entries; a batch that fails repeatedly does not
-block the others. The caller has claimed the lane in the same transaction, so no other process changes its entries.
+block the others; the checkpoint that arrives last is the one to resume from. The caller has claimed the lane in the same
+transaction, so no other process changes its entries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, cmp_to_key
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
+    Select,
     and_,
     bindparam,
     exists,
@@ -22,17 +25,55 @@ from sqlalchemy import (
     select,
     true,
     tuple_,
+    union_all,
     update,
 )
 
-from hubqueue.domain.drafts import FINAL_RANK
+from hubqueue.domain.drafts import FINAL_RANK, is_before
 from hubqueue.domain.entry import Entry, Kind, Snapshot
 from hubqueue.domain.lifecycle import State
 from hubqueue.outbox.database.prepared import Prepared, first, microseconds
 from hubqueue.outbox.database.schema import DamagedNumber, entries
 from hubqueue.outbox.moves.batch import STUCK_AFTER, coalesce
 from hubqueue.outbox.moves.enqueue import leaving, superseding
+from hubqueue.outbox.moves.merging import IS_DELIVERED
 from hubqueue.outbox.moves.readiness import TRIED, WAITING
+
+
+def pick_checkpoint(
+    tx: Connection, lane_id: int, failures: int, now: datetime, *, resumes_from_last: bool
+) -> list[Entry]:
+    """The next checkpoint, without outdated ones; empty when there is none.
+
+    With `resumes_from_last`, one that should have arrived before what the hub has already is not sent at all: the hub
+    would resume from it.
+    """
+    at = microseconds(now)
+    gone = _DROP_OUTDATED.run(tx, {"lane": lane_id, "at": at})
+    waiting = [_entry(row) for row in _WAITING_IN_LANE.run(tx, {"lane": lane_id})]
+    sent = [_entry(row) for row in _SENT.run(tx, {"lane": lane_id})] if resumes_from_last else []
+    for late in [each for each in waiting if any(_is_late(each, other) for other in sent)]:
+        waiting.remove(late)
+        gone += _DROP_LATE.run(tx, {"entry": late.id, "at": at})
+    leaving(tx, lane_id, State.SUPERSEDED, gone)
+    waiting.sort(key=_in_order)
+    # One that fails repeatedly must not block the other one.
+    return (
+        [min(waiting, key=lambda each: each.attempts) if failures >= STUCK_AFTER else waiting[0]]
+        if waiting
+        else []
+    )
+
+
+def _order(one: Entry, other: Entry) -> int:
+    return -1 if is_before(one, other) else 1
+
+
+_in_order = cmp_to_key(_order)
+
+
+def _is_late(entry: Entry, sent: Entry) -> bool:
+    return not entry.final and (sent.id > entry.id if sent.final else is_before(entry, sent))
 
 
 def pick(
@@ -42,8 +83,7 @@ def pick(
     tried = _TRIED.run(tx, {"lane": lane_id})
     if tried:
         # An entry that a newer one has replaced is not sent again.
-        drop = _DROP_OUTDATED if kind is Kind.CKPT else _DROP_REPEATED
-        gone = drop.run(tx, {"lane": lane_id, "at": microseconds(now)})
+        gone = _DROP_REPEATED.run(tx, {"lane": lane_id, "at": microseconds(now)})
         if leaving(tx, lane_id, State.SUPERSEDED, gone).count:
             tried = _TRIED.run(tx, {"lane": lane_id})
     untried = 1 if failures >= STUCK_AFTER else 0
@@ -123,6 +163,18 @@ _REPEATED = exists().where(_NEWER_WAITS, _newer.c.key == entries.c.key)
 _A_FINAL_ONE_WAITS = exists().where(
     _NEWER_WAITS, _newer.c.rank == literal_column(str(FINAL_RANK)), _newer.c.final.is_(true())
 )
+_IN_LANE = and_(entries.c.lane_id == bindparam("lane"), WAITING)
 # Few checkpoints wait. Of other kinds many may wait, and a newer one has the same rank (see `Draft.ranks`).
-_DROP_OUTDATED = superseding(TRIED, or_(_REPEATED, _A_FINAL_ONE_WAITS))
+_DROP_OUTDATED = superseding(_IN_LANE, or_(_REPEATED, _A_FINAL_ONE_WAITS))
+_DROP_LATE = superseding(entries.c.id == bindparam("entry"), WAITING, reason="the hub has a newer checkpoint")
+_WAITING_IN_LANE = Prepared(select(*_CARRIED).where(_IN_LANE).order_by(entries.c.rank, entries.c.id))
+
+
+def _newest_sent(*which: ColumnElement[bool]) -> Select[Any]:
+    sent = select(*_CARRIED).where(entries.c.lane_id == bindparam("lane"), IS_DELIVERED, *which)
+    return select(first(1, sent.order_by(entries.c.rank.desc(), entries.c.id.desc())).subquery())
+
+
+# The newest delivered checkpoint, and the newest final one.
+_SENT = Prepared(union_all(_newest_sent(), _newest_sent(entries.c.rank == literal_column(str(FINAL_RANK)))))
 _DROP_REPEATED = superseding(TRIED, _REPEATED.where(_newer.c.rank == entries.c.rank))

@@ -7,13 +7,14 @@ that they are what was enqueued. Promises a memory of a few blocks. A disk error
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Generator
 from contextlib import nullcontext
 from typing import BinaryIO, Self
 
-from hubqueue.domain.entry import Snapshot
 from hubqueue.domain.errors import OutboxUnavailable, SnapshotAltered
+from hubqueue.domain.snapshots.snapshot import Snapshot
 from hubqueue.outbox.spool.hashing import BLOCK, HashBehind, from_ring
 
 # Blocks in memory: one that is read, one that is hashed, one that is sent, and a spare one.
@@ -53,6 +54,12 @@ class SnapshotBody:
 
     def _read(self) -> Generator[memoryview, None, None]:
         size, at = self._snapshot.size, 0
+        if size <= BLOCK:  # a folder may have many small files: no thread, and no more memory than needed
+            block = memoryview(bytearray(size))
+            self._fill(block)
+            self._verify(hashlib.sha256(block).hexdigest() if self._snapshot.sha256 else None)
+            yield block
+            return
         ring = memoryview(bytearray(_RING * BLOCK))
         hashing = HashBehind(from_ring(ring)) if self._snapshot.sha256 else None
         with hashing or nullcontext():

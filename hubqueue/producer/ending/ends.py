@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox import presence
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer.called_with import Departure, Ending
 from hubqueue.producer.opening import Opening
@@ -31,6 +32,12 @@ class Ends:
     def end(self, ending: Ending) -> None:
         """Record what the script says about the end. Durable on return. Raises the `OutboxError`s."""
         outbox, run_id = self._opening.opened()
+        if ending.yields and presence.others_live(outbox.run_lock(run_id)):
+            self._opening.ended()
+            # Checked again, as in `leave`: the other one may have ended in the same way meanwhile.
+            if not stop_waiting(outbox, run_id):
+                _LOG.warning("run %s: another process trains it; it decides how the run ends", run_id)
+                return
         closed = close_run(outbox, run_id, ending.state, results=ending.results, error=ending.error, over=ANY)
         # Released before the look at the others: of two that end at the same time, one finds itself the last.
         self._opening.ended()

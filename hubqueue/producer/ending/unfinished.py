@@ -11,56 +11,69 @@ after `sys.exit(3)`; elsewhere such a script has finished.
 from __future__ import annotations
 
 import atexit
-import logging
+import itertools
 import os
 import sys
 import threading
 import time
 import weakref
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hubqueue.domain.errors import HubqueueError
 from hubqueue.outbox import exits
 from hubqueue.outbox.database.patience import impatient
 from hubqueue.producer.called_with import Departure, departure
 from hubqueue.producer.saving import Saving
 
-_LOG = logging.getLogger("hubqueue")
 # Seconds for all runs together, and for each wait on another writer.
 _LONGEST = 1.0
 _PATIENCE = 0.25
 
 _UNFINISHED: dict[int, _Unfinished] = {}
-# An exception that was printed before the first run says nothing about the end.
-_KNOWN: list[BaseException | None] = []
+# The runs that the script has no reference to any more.
+_DROPPED: list[_Unfinished] = []
+# The exception that was printed before the first run, by its id: it says nothing about the end.
+_KNOWN: list[int] = []
+_NUMBERS = itertools.count()
 
 
+@dataclass(frozen=True, slots=True)
 class _Unfinished:
-    """A run that was started here and has not ended. `is_dropped`: the script has no reference to it any more."""
+    """A run that was started here and has not ended; `number` rises from run to run."""
 
-    def __init__(self, saving: Saving) -> None:
-        self.saving = saving
-        self.is_dropped = False
-
-    def drop(self) -> None:
-        # The garbage collector calls this at any moment, so that it must not do more.
-        self.is_dropped = True
+    saving: Saving
+    number: int
 
 
 def expect_end(run: object, saving: Saving) -> None:
-    """From now on, the end of the process ends this run. Runs that the script has dropped are abandoned."""
-    for each in list(_UNFINISHED.values()):
-        if each.saving.ended is not None:
-            _UNFINISHED.pop(id(each.saving), None)
-        elif each.is_dropped:
-            # Nobody can log to it any more, and another run has started: it must not look like a running one.
-            each.saving.opening.leave()
-            each.saving.opening.give_back()
+    """From now on, the end of the process ends this run."""
     if not _KNOWN:
-        _KNOWN.append(_printed())
-    unfinished = _UNFINISHED[id(saving)] = _Unfinished(saving)
-    weakref.finalize(run, unfinished.drop).atexit = False
+        _KNOWN.append(id(_printed()))
+    unfinished = _UNFINISHED[id(saving)] = _Unfinished(saving, next(_NUMBERS))
+    # The garbage collector calls this at any moment, so that it must not do more.
+    weakref.finalize(run, _DROPPED.append, unfinished).atexit = False
+    abandon_dropped()
     _watch_child()
+
+
+def abandon_dropped() -> None:
+    """Do not count any more as a process of the runs that the script has dropped, if it has started another one since.
+
+    Nobody can log to them, so that they must not look like running ones. They end with the process nevertheless. Never raises.
+    """
+    if not _DROPPED:
+        return
+    newest = max((each.number for each in list(_UNFINISHED.values())), default=-1)
+    for each in [each for each in list(_DROPPED) if each.number < newest]:
+        with suppress(
+            ValueError, HubqueueError, OSError
+        ):  # another thread was first; a lock cannot be released
+            _DROPPED.remove(each)
+            if each.saving.ended is None:
+                each.saving.opening.leave()
+                each.saving.opening.give_back()
 
 
 def has_ended(saving: Saving) -> None:
@@ -93,7 +106,8 @@ def _end_all(how: Departure | None) -> None:
                 if time.monotonic() < deadline and saving.leave(how) and outbox is not None and run_id:
                     depend.setdefault(outbox.home.locks, []).append(run_id)
         for folder, run_ids in depend.items():
-            exits.report(folder, run_ids)
+            with suppress(OSError):
+                exits.report(folder, run_ids)
 
     # On a thread: a disk that does not respond must not keep the process from ending.
     thread = threading.Thread(target=end, name="hubqueue-end", daemon=True)
@@ -108,7 +122,7 @@ def _end_all(how: Departure | None) -> None:
 def _uncaught() -> BaseException | None:
     """The exception that ends this process, as the interpreter has printed it; None without one."""
     found = _printed()
-    if found is None or found in _KNOWN:
+    if found is None or id(found) in _KNOWN:
         return None
     trace = found.__traceback__
     # One that a callback of a main loop had printed began above other frames.
@@ -121,7 +135,8 @@ def _printed() -> BaseException | None:
 
 
 def _is_interactive() -> bool:
-    return hasattr(sys, "ps1") or bool(sys.flags.interactive) or "ipykernel" in sys.modules
+    """Whether a person types the code. IPython sets `ps1` too, also in a notebook; a script may import its modules."""
+    return hasattr(sys, "ps1") or bool(sys.flags.interactive)
 
 
 def _watch_child() -> None:

@@ -1,22 +1,20 @@
 """Adds to a start the facts about its machine, and to each epoch the load of the machine when it was logged.
 
-The load is measured in the training, not when the epoch is sent: that may be hours later. It is stored in the entry of
-the epoch under a name that no metric has.
+The load is measured in the training, not when the epoch is sent: that may be hours later. It is stored with the entry of
+the epoch, but not in its payload, which has only metrics.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.destinations.platform.machine.environment import environment
 from hubqueue.destinations.platform.machine.sampler import Sampler
 from hubqueue.destinations.platform.settings import PlatformSettings
 from hubqueue.domain.entry import Draft, Kind
-
-SYSTEM = "@system"
-"""The name of the load in the payload of an epoch. Its value is an object, so it is never a metric."""
 
 
 def describe(settings: DestinationSettings, args: Mapping[str, object]) -> Callable[[Draft], Draft]:
@@ -33,11 +31,18 @@ def describe(settings: DestinationSettings, args: Mapping[str, object]) -> Calla
         if draft.kind is Kind.REGISTRATION:
             payload = json.loads(draft.payload)
             payload["data"] |= {"environment": facts, "system": at_start}
-        elif draft.kind is Kind.METRICS:
-            payload = json.loads(draft.payload)
-            payload.setdefault(SYSTEM, sampler.sample())
-        else:
-            return draft
-        return draft._replace(payload=json.dumps(payload, allow_nan=False))
+            return draft._replace(payload=json.dumps(payload, allow_nan=False))
+        if draft.kind is Kind.METRICS:
+            return draft._replace(progress=json.dumps({"system": sampler.sample()}, allow_nan=False))
+        return draft
 
     return completed
+
+
+def load_in(progress: str | None) -> dict[str, Any] | None:
+    """The load that was stored with the entry of an epoch; None without one."""
+    try:
+        found = json.loads(progress or "{}").get("system")
+    except (ValueError, AttributeError):  # damaged; the metrics are intact, since their checksum is verified
+        return None
+    return found if isinstance(found, dict) else None

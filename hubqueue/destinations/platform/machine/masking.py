@@ -12,29 +12,36 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 
 from hubqueue.domain.arguments import is_secret_name
 from hubqueue.domain.redact import MASK, clean, hide_key, hide_known, safe_url
 
 # Characters of a text that are sent, and of the text that is searched for keys.
 _LONGEST_COMMAND, _LONGEST_TEXT = 2000, 200
-_SEARCHED = 32 * 1024
-_LONGEST_WORD = 4096
-_MOST_SECRETS, _DEEPEST = 64, 30
+_SEARCHED = 8 * 1024
+_LONGEST_WORD = 1024
+_MOST_SECRETS, _MOST_CONTAINERS = 64, 500
 
 _FORMS = re.compile(
     r"(?<![0-9A-Za-z])(?:gh[opsur]_|github_pat_|glpat-|hf_|sk-|pk-|xox[a-z]-|AKIA|ASIA|AIza|eyJ|npm_|pypi-|dckr_pat_|r8_)"
     r"[0-9A-Za-z._~+/=-]{8,}"
 )
 _RANDOM = re.compile(r"(?<![0-9A-Za-z])(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[0-9A-Za-z]{20,}(?![0-9A-Za-z])")
-_URL = re.compile(r"[A-Za-z][0-9A-Za-z+.-]*://[^\s\"'<>]+")
+_URL = re.compile(r"(?<![0-9A-Za-z])[A-Za-z][0-9A-Za-z+.-]{0,30}://[^\s\"'<>]+")
 # user:password@host without a scheme
-_LOGIN = re.compile(r"[^\s/@:\"'=]+:[^\s/@\"']+@(?=[0-9A-Za-z])")
+_LOGIN = re.compile(r"(?<![^\s/@:\"'=,;(])[^\s/@:\"'=]{1,80}:[^\s/@\"']{1,300}@(?=[0-9A-Za-z])")
 # name=value and name: value anywhere, and --name value inside a quoted command
 _PAIR = re.compile(
-    r"(?P<name>[A-Za-z][\w.-]{0,80})(?P<means>[\"']?\s?[=:]\s?[\"']?)(?P<value>[^\s\"',;&}\]]+)"
+    r"(?<![\w.-])[+-]*(?P<name>\w[\w.-]{0,80})(?P<means>[\"']?\s?[=:]\s?[\"']?)(?P<value>[^\s\"',;&}\]]+)"
 )
-_OPTION = re.compile(r"(?<![^\s\"'])--?(?P<name>[A-Za-z][\w.-]{0,80})\s+[\"']?(?P<value>[^\s\"']+)")
+_OPTION = re.compile(
+    r"(?<![^\s\"'\[(,])--?(?P<name>[A-Za-z][\w.-]{0,80})[\"']?[\s,]+[\"']?(?P<value>[^\s\"',\])]+)"
+)
+# --user name:password
+_USER = re.compile(r"(?<![\w-])(?:-u|--(?:proxy-)?user(?:name)?)[=\s]+[\"']?[^\s:/\"']+:(?P<value>[^\s\"']+)")
+_USERS = frozenset({"-u", "--user", "--username", "--proxy-user"})
+_IS_OPTION = re.compile(r"--[A-Za-z]")
 _NUMBER = re.compile(r"[+-]?[0-9.]+(?:e[+-]?[0-9]+)?|true|false|none|null|yes|no", re.IGNORECASE)
 # Names of options besides those of a training's arguments; there an `auth` may be anything.
 _MORE_NAMES = frozenset(
@@ -50,7 +57,7 @@ def shown_command(argv: Sequence[object], args: Mapping[str, object] | None = No
     So are the secrets among the training's arguments `args`: a script may take a key as a word without an option. URLs
     lose their user info and query, the home folder becomes `~`. At most 2,000 characters.
     """
-    secrets = list(_secrets_in(args or {}))[:_MOST_SECRETS]
+    secrets = list(islice(_secrets_in(args or {}, set()), _MOST_SECRETS))
     return clean(" ".join(_quoted(word) for word in _shown_words(argv, secrets)), limit=_LONGEST_COMMAND)
 
 
@@ -84,22 +91,22 @@ def shown_address(url: str) -> str:
     return MASK if "@" in url else shown_path(url)
 
 
-def _secrets_in(value: object, *, is_secret: bool = False, depth: int = 0) -> Iterator[str]:
-    """The texts under a name that marks a secret, at any depth."""
-    if depth > _DEEPEST:
-        return
-    if isinstance(value, Mapping):
-        for name, each in value.items():
-            yield from _secrets_in(each, is_secret=is_secret or is_secret_name(str(name)), depth=depth + 1)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _secrets_in(each, is_secret=is_secret, depth=depth + 1)
-    elif is_secret and isinstance(value, str) and value.strip():
+def _secrets_in(value: object, seen: set[int], *, is_secret: bool = False) -> Iterator[str]:
+    """The texts under a name that marks a secret, at any depth; each container once, as it may contain itself."""
+    if is_secret and isinstance(value, str) and value.strip():
         yield value
+    if not isinstance(value, Mapping | list | tuple) or id(value) in seen or len(seen) >= _MOST_CONTAINERS:
+        return
+    seen.add(id(value))
+    pairs = value.items() if isinstance(value, Mapping) else ((None, each) for each in value)
+    for name, each in pairs:
+        yield from _secrets_in(
+            each, seen, is_secret=is_secret or (name is not None and is_secret_name(str(name)))
+        )
 
 
 def _shown_words(argv: Iterable[object], secrets: Sequence[str]) -> Iterator[str]:
-    left, is_value = _SEARCHED, False
+    left, is_value, is_user = _SEARCHED, False, False
     for each in argv:
         word = str(each)
         left -= len(word) + 1
@@ -107,22 +114,29 @@ def _shown_words(argv: Iterable[object], secrets: Sequence[str]) -> Iterator[str
             yield "…"
             return
         word = hide_known(word, secrets) if len(word) <= _LONGEST_WORD else word
-        if is_value and not word.startswith("--"):
+        if is_value and not _IS_OPTION.match(word):
             is_value = False
             yield MASK
             continue
         name, equals, _ = word.partition("=")
-        is_value = word.startswith("-") and not equals and _marks_secret(word)
+        bare = word.rstrip("\"':=")  # `Cookie:`, and the value is the next word
+        is_value = (word.startswith("-") and not equals and _marks_secret(word)) or (
+            bare != word and _marks_secret(re.split(r"[^\w.-]", bare)[-1])
+        )
         if equals and name.startswith("-") and _marks_secret(name):
             yield f"{name}={MASK}"
+        elif is_user and ":" in word:
+            yield f"{word.partition(':')[0]}:{MASK}"
         else:
             yield _without_keys(_without_home(word)) if len(word) <= _LONGEST_WORD else MASK
+        is_user = word in _USERS
 
 
 def _without_keys(text: str) -> str:
     text = _URL.sub(lambda found: safe_url(found[0]), hide_key(text))
     text = _LOGIN.sub(f"{MASK}@", text)
     text = _PAIR.sub(_pair, text)
+    text = _USER.sub(_masked, text)
     text = _OPTION.sub(lambda found: _masked(found) if _marks_secret(found["name"]) else found[0], text)
     return _RANDOM.sub(MASK, _FORMS.sub(MASK, text))
 

@@ -1,0 +1,83 @@
+"""A program without stderr (pythonw, a service, a launcher that closes it): nothing in hubqueue fails for want of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stage import environ_of
+
+from hubqueue.sandbox import Sandbox
+
+PROGRAM = """
+import os, sys
+{without}
+import json, logging, traceback
+result = {{}}
+try:
+    import hubqueue
+    session = hubqueue.HUBTrainingSession("yolov8n.pt", worker={worker!r}, deadline=100)
+    session.create_model({{"epochs": 3}})
+    session.metrics_queue[0] = '{{"loss": 1.0, "name": "text"}}'
+    open("last.pt", "wb").write(b"weights" * 1000)
+    session.upload_model(0, "last.pt", final=True)
+    session.upload_model(0, "missing.pt")
+    session.request_queue(lambda **_options: None, thread=False, retry=0, timeout=1)
+    session.alive = False
+    run = hubqueue.start_run("yolov8n.pt", worker={worker!r}, args={{"epochs": 3}})
+    run.log_metrics({{"loss": 1.0}}, epoch=0)
+    result["left"] = run.finish(timeout=100).entries
+    run = hubqueue.start_run("yolov8n.pt", worker="none", home="/proc/no/home")
+    run.log_metrics({{"loss": 1.0}}, epoch=0)
+    result["unsaved"] = run.finish(timeout=0).unsaved
+except BaseException:
+    result["error"] = traceback.format_exc()
+json.dump(result, open("result.json", "w"))
+"""
+WITHOUT = {
+    "None": "sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = None",
+    "closed": "sys.stdout.close(); sys.stderr.close()",
+    "descriptors closed": "os.close(0); os.close(1); os.close(2)",
+    "a handler that fails": (
+        "import logging\nclass Fails(logging.Handler):\n    def emit(self, record): raise ValueError(record)\n"
+        "logging.getLogger().addHandler(Fails())"
+    ),
+}
+
+
+@pytest.mark.parametrize("worker", ["auto", "thread"])
+@pytest.mark.parametrize("without", WITHOUT)
+def test_a_training_without_stderr_saves_and_sends(
+    tmp_path: Path, home: Path, hub: Sandbox, without: str, worker: str
+) -> None:
+    code = PROGRAM.format(without=WITHOUT[without], worker=worker)
+
+    subprocess.run(
+        [sys.executable, "-c", code], env=environ_of(home, hub.url), cwd=tmp_path, check=False, timeout=120
+    )
+
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert "error" not in result, result["error"]
+    assert result == {"left": 0, "unsaved": 1}
+
+
+@pytest.mark.parametrize(
+    "command", [["drain"], ["status"], ["check", "--offline"], ["worker", "--idle-exit", "0"]]
+)
+def test_a_command_without_stderr_has_its_exit_code(home: Path, hub: Sandbox, command: list[str]) -> None:
+    environ = environ_of(home, hub.url)
+    code = "import hubqueue; run = hubqueue.start_run('yolov8n.pt', worker='none'); run.finish(timeout=0)"
+    subprocess.run([sys.executable, "-c", code], env=environ, check=True, timeout=60, capture_output=True)
+
+    usual = subprocess.run([sys.executable, "-m", "hubqueue", *command], env=environ, check=False, timeout=60)
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >/dev/null 2>&-', "sh", sys.executable, "-m", "hubqueue", *command],
+        env=environ,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == usual.returncode
