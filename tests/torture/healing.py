@@ -131,9 +131,11 @@ def alone(world: World) -> Found:
     """Nothing is left that a person would have to do."""
     counts, shown = world.counts, world.outbox.status()
     needs = [each["what"] for each in shown["attention"]]
+    if beside := counts["written beside the disk"]:
+        needs.append(f"{beside} files were written to the path of the spool while its disk was away")
     return Found(
         f"disks away {counts['disks away']}, checkpoints not saved {counts['checkpoints not saved']}; for a person "
-        f"{len(needs)}",
+        f"{len(needs)} things",
         len(world.trainings),
         needs,
     )

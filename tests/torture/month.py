@@ -67,6 +67,7 @@ class Plan:
     gateways: tuple[float, ...] = ()
     holds: tuple[float, ...] = ()
     slow: int = 0
+    uploads: tuple[float, float] = (0.5, 3.0)  # hours
     unmounted: int = 0
 
 
@@ -99,7 +100,10 @@ def bad_days(plan: Plan, dice: random.Random) -> Iterator[Outage]:
     """The outages of a plan, in order, at random times."""
     # In longer ones the hub requests no wait, so that only our own jitter spreads the recovery.
     kinds = [
-        *((hours, ("503", "refused") if hours >= 1.0 else ("503", "refused", "429")) for hours in plan.outages),
+        *(
+            (hours, ("503", "refused") if hours >= 1.0 else ("503", "refused", "429"))
+            for hours in plan.outages
+        ),
         *((hours, ("gateway",)) for hours in plan.gateways),
         *((hours, HOLDS) for hours in plan.holds),
     ]
@@ -224,8 +228,7 @@ class Hub:
         """The end of an upload over a slow link."""
         with self._lock:
             outcome = self._answer(batch)
-            if isinstance(outcome, Delivered):
-                self._keep(batch, digest, acknowledged=True)
+            self._conclude(batch, outcome, digest, acknowledged=True)
             return outcome
 
     def take(self, batch: Batch, attempt: Attempt, dying: str, digest: str) -> Outcome:
@@ -242,11 +245,7 @@ class Hub:
             self._note_sent(
                 batch, started=not refused, answer="lost" if dying else type(outcome).__name__, final=final
             )
-            if isinstance(outcome, RetryLater) and outcome.scope is Scope.DESTINATION:
-                assert outcome.after is not None
-                self.note(What.PAUSED, number=outcome.after.total_seconds())
-            elif isinstance(outcome, Delivered):
-                self._keep(batch, digest, acknowledged=not dying)
+            self._conclude(batch, outcome, digest, acknowledged=not dying)
         if dying:
             raise Killed
         return outcome
@@ -275,7 +274,9 @@ class Hub:
     def _refuse(self, how: str) -> Outcome:
         """What a worker makes of an outage: a response, or an error of the connection."""
         if how == "certificate":
-            expired = ssl.SSLCertVerificationError(1, "certificate verify failed: certificate is not yet valid")
+            expired = ssl.SSLCertVerificationError(
+                1, "certificate verify failed: certificate is not yet valid"
+            )
             return outcome_of_error(exceptions.SSLError(expired), host=_HOST)
         if how in ("gateway", "403"):
             page = Response(403, {}, _REFUSAL) if how == "403" else Response(next(self._pages), {}, _PAGE)
@@ -284,7 +285,12 @@ class Hub:
             return outcome
         return RetryLater(how)
 
-    def _keep(self, batch: Batch, digest: str, *, acknowledged: bool) -> None:
+    def _conclude(self, batch: Batch, outcome: Outcome, digest: str, *, acknowledged: bool) -> None:
+        if isinstance(outcome, RetryLater) and outcome.scope is Scope.DESTINATION:
+            assert outcome.after is not None
+            self.note(What.PAUSED, number=outcome.after.total_seconds())
+        if not isinstance(outcome, Delivered):
+            return
         if batch.kind is Kind.METRICS:
             self.epochs[batch.run.id].update(entry.key for entry in batch.entries)
         elif batch.kind is Kind.REGISTRATION and acknowledged:

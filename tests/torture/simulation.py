@@ -41,7 +41,7 @@ PLANS = {
     "quick": Plan(
         1.0, runs=25, lives=(0.5, 1.2), outages=(1.0, 1.25, 0.2), epochs=(240.0, 1200.0), hasty=2, haste=60.0,
         crowded=0.6, restarts=4, crashes=4, seconds=2, reboots=1, jumps=2, busy=4, troubles=2, gateways=(1.0,),
-        holds=(2.0, 0.5), slow=3, unmounted=2,
+        holds=(2.0, 0.5), slow=3, uploads=(0.3, 1.2), unmounted=2,
     ),
     "normal": Plan(
         7.0, runs=200, lives=(0.5, 4.0), outages=(1.0, 1.0, 3.0, 8.0, *[0.2] * 6), long_lives=2, hasty=8, haste=300.0,
@@ -58,35 +58,35 @@ PLANS = {
 # The controls: restarts during running trainings, and many trainings that wait for the end of one outage.
 _RESTARTS = Plan(0.1, 4, (1.5, 2.0), (), restarts=8)
 _HERD = Plan(0.08, 12, (0.4, 0.8), (1.2,), crowded=1.0)
-_UNHEALED = Plan(0.15, 4, (2.0, 2.5), (), epochs=(60.0, 120.0))
+_UNHEALED = Plan(0.06, 3, (0.6, 1.0), (), epochs=(60.0, 120.0), uploads=(0.4, 0.6))
 _DEFECTS: dict[str, tuple[Plan, Callable[[World], Found], dict[str, Any], dict[str, Any]]] = {
     "a hold that is probed every second": (
-        replace(_UNHEALED, holds=(0.5,)),
+        replace(_UNHEALED, holds=(0.1,)),
         lambda world: healing.holds(world.hub.chronicle),
         {"settings": "[retry]\nprobe = 1\nprobe_cap = 1\n"},
         {},
     ),
     "a hold that waits for a person": (
-        replace(_UNHEALED, holds=(0.5,)),
+        replace(_UNHEALED, holds=(0.1,)),
         lambda world: healing.holds(world.hub.chronicle),
         {"settings": f"[retry]\nprobe = {366 * DAY:.0f}\nprobe_cap = {366 * DAY:.0f}\n"},
         {},
     ),
     "a gateway's page taken for the hub's word": (
-        replace(_UNHEALED, gateways=(0.5,)),
+        replace(_UNHEALED, gateways=(0.3,)),
         judges.delivery,
         {},
         {"hubqueue.destinations.wire.exchange.is_foreign": lambda _response: False},
     ),
     "a lease that is not renewed": (
-        replace(_UNHEALED, slow=4),
+        replace(_UNHEALED, slow=6),
         lambda world: healing.uploads(world.hub.chronicle),
         {"renews": False},
         {},
     ),
     "a spool that is away taken for lost files": (
-        replace(_UNHEALED, unmounted=4),
-        judges.delivery,
+        replace(_UNHEALED, days=0.1, outages=(0.8,), unmounted=8),
+        healing.alone,
         {},
         {"hubqueue.outbox.spool.presence.Presence.trouble": lambda _self: None},
     ),

@@ -11,6 +11,7 @@ import heapq
 import itertools
 import math
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -185,7 +186,7 @@ class World:
 
     def _watch_hold(self) -> None:
         """Scan now and then, as a service does, while something is on hold."""
-        self._is_watched = self._is_held and self.now < self.plan.days * DAY + 3 * HOUR
+        self._is_watched = self._is_held and self.now < self.plan.days * DAY + 2 * HOUR
         if self._is_watched:
             self._scan()
             self._at(self.now + _HELD, self._watch_hold)
@@ -252,7 +253,9 @@ class World:
         try:
             save_snapshot(self.outbox, training.id, checkpoint)
         except SpoolError:
-            self.counts["checkpoints not saved"] += 1  # the disk of the spool is away, and the training continues
+            self.counts["checkpoints not saved"] += (
+                1  # the disk of the spool is away, and the training continues
+            )
         else:
             training.digest = hashlib.sha256(content).hexdigest() if final else ""
         if not final:
@@ -392,8 +395,8 @@ class World:
             self._at(self.now + HOUR, self._trouble)
 
     def _slow_down(self) -> None:
-        """Make the link slow: for some hours each checkpoint that begins needs half an hour, or hours."""
-        self.hub.upload = self._dice.uniform(0.5, 3.0) * HOUR
+        """Make the link slow: each checkpoint that begins in the next hours needs as long as the plan says."""
+        self.hub.upload = self._dice.uniform(*self.plan.uploads) * HOUR
         self._at(self.now + self._dice.uniform(1.0, 6.0) * HOUR, setattr, self.hub, "upload", 0.0)
 
     def _unmount(self) -> None:
@@ -408,5 +411,7 @@ class World:
 
     def _mount(self) -> None:
         if self._disk.exists():
-            self._disk.rmdir()  # fails if something was written into it
+            # A mounted disk hides what was written to its path before.
+            self.counts["written beside the disk"] += sum(1 for _ in self._disk.rglob("*"))
+            shutil.rmtree(self._disk)
         self._unmounted.rename(self._disk)
