@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from stage import totals
+from torture.crew import BATCH
 from torture.month import HOLDS, HOUR, Note, What
-from torture.world import BATCH, World
+from torture.world import World
 
 from hubqueue.domain.entry import Kind
 
