@@ -174,7 +174,10 @@ class Run:
             self._saving.opening.give_back()
         if left:
             has_worker = self._mode != "none" or worker_lives(self._home)
-            _LOG.warning("run %s: %s", self.id, describe(left, has_worker=has_worker))
+            name = (
+                f"run {self.id}" if self.id else f"this run of {self._named.filename or self._named.model_id}"
+            )
+            _LOG.warning("%s: %s", name, describe(left, has_worker=has_worker))
         if end.problem:
             raise end.problem
         return left

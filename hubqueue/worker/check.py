@@ -62,6 +62,9 @@ def examine(home: str | None, config: str | None, *, online: bool, set_aside: bo
     ]
     for line in unread(os.environ, settings.destinations, secret_variables(settings.destinations.values())):
         found.append(Finding("environment", True, line, warning=True))
+    impossible = located.obstacle()
+    if impossible is not None:
+        return [*found, Finding("home", False, str(impossible), impossible.hint)]
     found += _home(located)
     try:
         if set_aside and (aside := replace_damaged(located, settings)) is not None:
@@ -90,7 +93,7 @@ def _home(home: Home) -> Iterator[Finding]:
             "home", False, f"the home {home.path} is read-only: nothing can be saved or sent", READ_ONLY
         )
     for what, hint in home.problems():
-        yield Finding("home", True, f"{what} ({hint})")
+        yield Finding("home", True, what, hint, warning=True)
 
 
 def _asides(home: Home) -> Iterator[Finding]:
