@@ -206,7 +206,9 @@ class Run:
         if left and (left.unsaved or not self._saving.opening.start.is_joined):
             self._saving.has_reported = True
             has_worker = self._mode != "none" or worker_lives(self._home)
-            _LOG.warning("run %s: %s", self.id, describe(left, has_worker=has_worker))
+            named = self._saving.opening.start.named
+            name = f"run {self.id}" if self.id else f"this run of {named.filename or named.model_id}"
+            _LOG.warning("%s: %s", name, describe(left, has_worker=has_worker))
         left = replace(left, other_end=self._saving.ends.other)
         if end.problem:
             raise end.problem
