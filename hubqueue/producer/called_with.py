@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hubqueue.domain.errors import InvalidArgument, InvalidModel
 from hubqueue.domain.lifecycle import RunState
+from hubqueue.domain.plain import text_of
 
 # Seconds; the longest wait that threads support on every platform.
 _FOREVER = 4_000_000.0
@@ -74,5 +75,5 @@ def ending(timeout: object, status: object, results: object, error: object) -> E
             hint='for example {"metrics": {"mAP50": 0.5}}; the run was ended without them',
         )
     seconds = 0.0 if problem else min(max(0.0, float(min(seconds, _FOREVER))), _FOREVER)
-    reason = None if error is None else str(error)
+    reason = None if error is None else text_of(error)
     return Ending(state, seconds, time.monotonic() + seconds, mapping, reason, problem)
