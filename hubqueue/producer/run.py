@@ -11,7 +11,6 @@ that succeeds. `Leftover.unsaved` counts what is still unsaved at the end.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 import weakref
@@ -35,7 +34,7 @@ from hubqueue.producer.opening import Opening
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run_page import run_page
 from hubqueue.producer.saving import Saving
-from hubqueue.producer.senders import NoSender, Sender, WorkerMode, sender
+from hubqueue.producer.senders import InProcess, NoSender, Sender, WorkerMode, sender
 from hubqueue.producer.startup.handle import Handle
 from hubqueue.producer.startup.wanted import Start, Wanted
 from hubqueue.producer.survival import logger
@@ -223,7 +222,9 @@ class Run:
         while True:
             left = self._saving.left()
             each(left)
-            nobody_sends = self._mode == "none" or (self._mode == "thread" and sys.is_finalizing())
+            nobody_sends = self._mode == "none" or (
+                isinstance(self._sender, InProcess) and not self._sender.sends
+            )
             # Its end waits for the other processes of the run.
             only_end = self._saving.ends.waits and left.entries == 1
             hopeless = nobody_sends or left.held is not None or not left.entries or only_end
