@@ -25,7 +25,6 @@ _PROBES = 3
 _INSTANT = 0.001
 _PROBED = 1.0
 _PATIENCE = 30.0
-_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Lock:
@@ -84,37 +83,44 @@ def is_held(path: Path) -> bool:
     for _ in range(_PROBES):
         if not path.exists() or not _may_be_locked(path):
             return False
-        probe = _file_lock(path)
-        try:
-            probe.acquire(timeout=0)
-        except Timeout:
-            pause.wait(_INSTANT)
-            continue
-        except OSError as error:
-            if error.errno in _READ_ONLY:
-                return _is_held_by_another(path)
-            raise _unusable(path, error) from error
-        probe.release()
-        return False
+        if not _is_taken(path):
+            return False
+        pause.wait(_INSTANT)
     return True
 
 
-def _is_held_by_another(path: Path) -> bool:
-    """Whether a process holds a lock whose file this user may only read: a shared lock needs no write permission."""
+def _is_taken(path: Path) -> bool:
+    """Try the lock once. A shared lock on the existing file is enough: it creates nothing and needs no write permission."""
     try:
         import fcntl
-
+    except ImportError:
+        return _is_taken_exclusively(path)
+    try:
         descriptor = open_plain(path, os.O_RDONLY)
-    except (ImportError, OSError):
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        raise _unusable(path, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
-        return False
+    except OSError as error:
+        raise _unusable(path, error) from error
     finally:
         os.close(descriptor)
+    return False
+
+
+def _is_taken_exclusively(path: Path) -> bool:
+    probe = _file_lock(path)
+    try:
+        probe.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError as error:
+        raise _unusable(path, error) from error
+    probe.release()
     return False
 
 
