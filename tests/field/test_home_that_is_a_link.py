@@ -20,9 +20,13 @@ def link_to(target: Path, link: Path) -> Path:
     return link
 
 
-def test_a_link_to_an_own_folder_is_a_home(tmp_path: Path, hub: Sandbox) -> None:
+def test_a_link_to_an_own_folder_is_a_home(
+    tmp_path: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     link = link_to(tmp_path / "disk", tmp_path / "home")
     environ = environ_of(link, hub.url)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
     with package.start_run("yolov8n.pt", home=link, destination="hub", worker="none", strict=True) as run:
         run.log_metrics({"loss": 1.0}, epoch=0)
         run.finish(timeout=0)

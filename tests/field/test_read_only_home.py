@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from stage import environ_of, hubqueue
@@ -48,7 +49,44 @@ run = hubqueue.start_run("yolov8n.pt", destination="hub", worker="none")
 run.log_metrics({"loss": 1.0}, epoch=0)
 run.finish(timeout=0) if sys.argv[1] == "finished" else os._exit(0)
 """
-Command = Callable[..., subprocess.CompletedProcess[str]]
+# Runs commands one after the other in forks of one process, because an interpreter for each of them takes seconds.
+COMMANDS = """
+import json, os, sys, tempfile
+import hubqueue.cli.drain, hubqueue.cli.enqueue, hubqueue.cli.repair, hubqueue.cli.status, hubqueue.cli.worker
+import hubqueue.outbox.status, hubqueue.worker.check
+from hubqueue.__main__ import main
+results = []
+for line in json.loads(sys.argv[1]):
+    streams = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]
+    child = os.fork()
+    if child == 0:
+        for number, stream in enumerate(streams, 1):
+            os.dup2(stream.fileno(), number)
+        sys.argv = ["hubqueue", *line]
+        main()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    results.append([code, *(each.seek(0) or each.read().decode() for each in streams)])
+print(json.dumps(results))
+"""
+
+
+class Shown(NamedTuple):
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+Commands = Callable[..., list[Shown]]
+
+
+def run_all(
+    environ: Mapping[str, str], prefix: Sequence[str], commands: Sequence[Sequence[str]]
+) -> list[Shown]:
+    line = [*prefix, sys.executable, "-c", COMMANDS, json.dumps(commands)]
+    done = subprocess.run(line, env=environ, capture_output=True, text=True, timeout=240, check=True)
+    return [Shown(*each) for each in json.loads(done.stdout)]
 
 
 @pytest.fixture(params=["pysqlite3", "sqlite3"])
@@ -75,83 +113,75 @@ def forbid_writing(home: Path) -> None:
         os.chmod(folder, 0o500)
 
 
-def without_privileges(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command of a user whom permission bits stop; root without its capabilities is one."""
-    command = [sys.executable, "-m", "hubqueue", *arguments]
-    if os.geteuid() == 0:
+@pytest.fixture
+def read_only(trained: dict[str, str], home: Path) -> Commands:
+    """Runs commands on a home whose files and folders this user may not write."""
+    prefix = []
+    if os.geteuid() == 0:  # without its capabilities, root is stopped by permission bits
         if shutil.which("setpriv") is None:
             pytest.skip("root needs setpriv to give up its privileges")
-        command = ["setpriv", "--bounding-set=-all", *command]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=240, check=False)
-
-
-@pytest.fixture
-def read_only(trained: dict[str, str], home: Path) -> Command:
-    """Runs a command on a home whose files and folders nobody may write."""
+        prefix = ["setpriv", "--bounding-set=-all"]
     forbid_writing(home)
-    return lambda *arguments: without_privileges(trained, *arguments)
+    return lambda *commands: run_all(trained, prefix, commands)
 
 
 @pytest.fixture
-def on_a_read_only_disk(trained: dict[str, str], home: Path) -> Command:
-    """Runs a command that sees the home on a disk that is mounted read-only."""
+def on_a_read_only_disk(trained: dict[str, str], home: Path) -> Commands:
+    """Runs commands that see the home on a disk that is mounted read-only."""
     script = f'mount --bind "{home}" "{home}" && mount -o remount,ro,bind "{home}" && exec "$@"'
-    namespace = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    prefix = ["unshare", "--mount", "sh", "-c", script, "sh"]
     if (
         shutil.which("unshare") is None
-        or subprocess.run([*namespace, "true"], check=False, capture_output=True).returncode
+        or subprocess.run([*prefix, "true"], check=False, capture_output=True).returncode
     ):
         pytest.skip("this user may not mount")
-
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        line = [*namespace, sys.executable, "-m", "hubqueue", *arguments]
-        return subprocess.run(line, env=trained, capture_output=True, text=True, timeout=240, check=False)
-
-    return command
+    return lambda *commands: run_all(trained, prefix, commands)
 
 
-def test_everything_can_be_looked_at(read_only: Command, home: Path) -> None:
-    shown = {" ".join(command): read_only(*command) for command in READING}
+def test_everything_can_be_looked_at(read_only: Commands, home: Path) -> None:
+    before = contents(home)
+
+    shown = dict(zip(map(" ".join, READING), read_only(*READING), strict=True))
 
     for name, each in shown.items():
-        assert "Traceback" not in each.stderr, name
-        assert "error: " not in each.stderr, name
-    status = json.loads(shown["status --json"].stdout)
+        assert "Traceback" not in each.err, name
+        assert "error: " not in each.err, name
+    status = json.loads(shown["status --json"].out)
     assert status["outbox"]["read_only"] is True
     assert status["totals"]["pending"] == 2
-    assert f"note: the home {home} is read-only" in shown["status"].stderr
-    assert ", read-only)" in shown["status"].stdout
-    assert shown["status"].returncode == 0
-    assert shown["check --offline"].returncode == 1
-    assert f"the home {home} is read-only" in shown["check --offline"].stdout
+    assert f"note: the home {home} is read-only" in shown["status"].err
+    assert ", read-only)" in shown["status"].out
+    assert shown["status"].code == 0
+    assert shown["check --offline"].code == 1
+    assert f"the home {home} is read-only" in shown["check --offline"].out
+    assert contents(home) == before
 
 
-def test_a_look_changes_no_file(read_only: Command, home: Path) -> None:
-    before = {
+def contents(home: Path) -> dict[Path, bytes]:
+    """The files of a home, without the one by which readers of a log count each other."""
+    return {
         each: each.read_bytes() for each in home.rglob("*") if each.is_file() and each.suffix != ".db-shm"
     }
 
-    read_only("status")
 
-    assert {each: each.read_bytes() for each in before} == before
-    assert not list(home.glob("*.again-*"))
+def test_what_is_on_a_read_only_disk_can_be_looked_at(on_a_read_only_disk: Commands, home: Path) -> None:
+    *looks, drained = on_a_read_only_disk(
+        ["status", "--json"], ["entries"], ["check", "--offline"], ["drain"]
+    )
 
-
-def test_what_is_on_a_read_only_disk_can_be_looked_at(on_a_read_only_disk: Command, home: Path) -> None:
-    for command in (["status", "--json"], ["entries"], ["check", "--offline"]):
-        shown = on_a_read_only_disk(*command)
-        assert "Traceback" not in shown.stderr
-        assert "error: " not in shown.stderr, shown.stderr
-    assert f"error: the home {home} is read-only" in on_a_read_only_disk("drain").stderr
+    for shown in looks:
+        assert "Traceback" not in shown.err
+        assert "error: " not in shown.err
+    assert json.loads(looks[0].out)["totals"]["pending"] == 2
+    assert f"error: the home {home} is read-only" in drained.err
 
 
 @pytest.mark.parametrize("driver", ["sqlite3"], indirect=True)
 @pytest.mark.parametrize("trained", ["finished"], indirect=True)
-def test_a_command_that_writes_is_refused_in_one_line_with_a_hint(read_only: Command, home: Path) -> None:
-    for command in WRITING:
-        refused = read_only(*command)
-        lines = refused.stderr.splitlines()
-        assert refused.returncode == 1, command
+def test_a_command_that_writes_is_refused_in_one_line_with_a_hint(read_only: Commands, home: Path) -> None:
+    for command, refused in zip(WRITING, read_only(*WRITING), strict=True):
+        lines = refused.err.splitlines()
+        assert refused.code == 1, command
         assert lines[0] == f"error: the home {home} is read-only", command
         assert lines[1].startswith("hint: make it writable"), command
         assert len(lines) == 2, command
@@ -159,14 +189,14 @@ def test_a_command_that_writes_is_refused_in_one_line_with_a_hint(read_only: Com
 
 @pytest.mark.parametrize("driver", ["pysqlite3"], indirect=True)
 @pytest.mark.parametrize("trained", ["killed"], indirect=True)
-def test_a_log_without_its_shared_memory_is_read_from_a_copy(read_only: Command, home: Path) -> None:
+def test_a_log_without_its_shared_memory_is_read_from_a_copy(read_only: Commands, home: Path) -> None:
     home.chmod(0o700)
     (home / "outbox.db-shm").unlink()
     home.chmod(0o500)
 
-    shown = read_only("status", "--json")
+    (shown,) = read_only(["status", "--json"])
 
-    assert json.loads(shown.stdout)["totals"]["pending"] == 2
+    assert json.loads(shown.out)["totals"]["pending"] == 2
 
 
 @pytest.mark.parametrize("path", ["/proc/x", "/proc/self/x/y"])

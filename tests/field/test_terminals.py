@@ -33,7 +33,8 @@ run.finish(timeout=0)
 # All commands in one process after the other: an interpreter for each of them would take minutes.
 ALL = """
 import os, sys
-sys.argv = ["hubqueue"]
+import hubqueue.cli.drain, hubqueue.cli.repair, hubqueue.cli.status, hubqueue.outbox.status
+import hubqueue.worker.check, hubqueue.worker.service
 from hubqueue.__main__ import main
 for line in os.environ["COMMANDS"].split("|"):
     child = os.fork()
