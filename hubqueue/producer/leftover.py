@@ -112,8 +112,10 @@ def describe(left: Leftover, *, has_worker: bool = True) -> str:
         parts.append(
             f"{left.unsaved} could not be saved" + (f" ({left.unsaved_why})" if left.unsaved_why else "")
         )
-    if left.entries or left.unsaved:
+    if left.entries:
         see.append("hubqueue status")
+    elif left.unsaved:
+        see.append("hubqueue check")
     return "; ".join(parts) + "; see: " + " and ".join(see)
 
 
