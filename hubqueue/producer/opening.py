@@ -202,6 +202,9 @@ class Opening:
             try:
                 if outbox.set_aside is not None:
                     _LOG.error(_SET_ASIDE, outbox.set_aside)
+                if self._gone is Fate.WRITTEN_AGAIN:
+                    with contextlib.suppress(HubqueueError, OSError):
+                        outbox.spool.make_again()
                 self.run_id = self._register(outbox)
                 restored = self.kept.restore(outbox, self.run_id)
             except BaseException:

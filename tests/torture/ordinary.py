@@ -96,6 +96,7 @@ def _swaps(report: Report, folder: Path, homes: int) -> None:
     )
     report.require(found.altered == 0, f"{found.altered} arrived altered")
     report.require(found.pending == 0, f"{found.pending} could not be sent")
+    _require_none(report, found.homes)
     blind = _together(
         Swapped(),
         (

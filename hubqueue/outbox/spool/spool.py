@@ -93,6 +93,14 @@ class Spool:
         if self._presence:
             self._presence.mark(alone=True)
 
+    def make_again(self) -> None:
+        """Make a spool that is in the home, if it is away: it was deleted with the home, and nobody will put it back.
+
+        Raises `OSError` and `OutboxUnavailable`.
+        """
+        if self._presence and self._presence.inside and self.away() is not None:
+            self.make()
+
     def look_at(self, snapshot: Snapshot) -> None:
         """Check a snapshot before a byte is sent: all of one that fits into a block, the existence and size of a larger one.
 
