@@ -177,7 +177,7 @@ class Run:
             name = (
                 f"run {self.id}" if self.id else f"this run of {self._named.filename or self._named.model_id}"
             )
-            _LOG.warning("%s: %s", name, describe(left, has_worker=has_worker))
+            _LOG.warning("%s: %s", name, describe(left, has_worker=has_worker, known=self.id is not None))
         if end.problem:
             raise end.problem
         return left
