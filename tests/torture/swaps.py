@@ -115,7 +115,7 @@ SWAPS: dict[str, tuple[Callable[[Path, Path], None], str | None]] = {
     "file copied over": (_copy_over, "older"),
     "file copied over, log deleted": (_copy_over_without_log, "older"),
 }
-"""Each swap, and which outbox takes the place of the old one."""
+"""Each swap, and which outbox replaces the old one."""
 
 
 def swap_round(seed: str, folder: Path, names: tuple[str, ...], *, blind: bool = False) -> Swapped:
@@ -165,7 +165,7 @@ def swap_round(seed: str, folder: Path, names: tuple[str, ...], *, blind: bool =
         arrived = _arrived(hub)
         for receipt in training.receipts():
             _judge(receipt, arrived.get("training", _Arrived()), swapped, counted)
-        # What was lost must have been said: in the log, and by `finish`.
+        # What was lost must have been reported: in the log, and by `finish`.
         said = int(left["unsaved"]) if any(line.startswith("ERROR") for line in training.log()) else 0
         counted.silent = max(0, counted.lost - said)
         for guest in guests:
