@@ -54,7 +54,7 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt constraints.txt
 	@touch $@
 
 test-oldest: $(OLDEST)/.installed ## Run the tests that need no training with the least versions that hubqueue supports.
-	@$(OLDEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal tests/unit tests/contract tests/promises tests/doors
+	@$(OLDEST)/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal tests/unit tests/contract tests/promises tests/field tests/doors
 
 $(ULTRALYTICS)/.installed: pyproject.toml constraints.txt tests/trainings/requirements.txt
 	@echo "installing into $(ULTRALYTICS) (about 2 GB)"

@@ -68,8 +68,14 @@ class HomeOptions:
         return outbox
 
     def has_outbox(self) -> bool:
-        """Whether an outbox exists. A command that only reads must not create one."""
-        return self.config().outbox.url is not None or self.home().outbox.exists()
+        """Whether an outbox exists. A command that only reads must not create one.
+
+        Raises `OutboxUnavailable` for a home that cannot exist: nothing will ever be in it.
+        """
+        found = self.config().outbox.url is not None or self.home().outbox.exists()
+        if not found and (impossible := self.home().obstacle()) is not None:
+            raise impossible
+        return found
 
 
 def home_options() -> list[click.Option]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import click
 
+from hubqueue.cli.screen import visible
 from hubqueue.domain.errors import ConfigError, HubqueueError
 
 
@@ -42,9 +43,9 @@ def nearest(given: str, known: Iterable[str]) -> str | None:
 def report_error(error: HubqueueError) -> None:
     """Print an error and its hint to stderr, each on its own line."""
     for line in error.problems if isinstance(error, ConfigError) else (str(error),):
-        click.echo(click.style("error: ", fg="red") + line, err=True)
+        click.echo(click.style("error: ", fg="red") + visible(line), err=True)
     if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
+        click.echo(f"hint: {visible(error.hint)}", err=True)
 
 
 def describe(error: click.ClickException) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from hubqueue.cli.arguments import (
     refuse_run,
 )
 from hubqueue.cli.frame import ATTENTION, DONE, USAGE, exit_with, print_json
+from hubqueue.cli.screen import visible
 from hubqueue.domain.lifecycle import State
 from hubqueue.domain.quantities import plural
 
@@ -197,9 +198,9 @@ def check(options: HomeOptions, offline: bool, set_aside: bool, new_spool: bool,
         for each in findings:
             mark = click.style("ok  ", fg="green") if each.ok else click.style("FAIL", fg="red", bold=True)
             mark = click.style("warn", fg="yellow") if each.warning else mark
-            click.echo(f"{mark}  {each.what:<13} {each.detail}")
-            if each.hint and not each.ok:
-                click.echo(f"      {'':<13} {each.hint}")
+            click.echo(f"{mark}  {each.what:<13} {visible(each.detail)}")
+            if each.hint and (each.warning or not each.ok):
+                click.echo(f"      {'':<13} {visible(each.hint)}")
     wrong = [each for each in findings if not each.ok]
     if any(each.what == "configuration" for each in wrong):
         exit_with(USAGE)

@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from io import StringIO, TextIOWrapper
@@ -38,6 +39,11 @@ def discard_stdout() -> None:
     """Drop all further output. Otherwise Python reports the failed write again at exit."""
     if not isinstance(sys.stdout, _Closed):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def visible(text: str) -> str:
+    """A text whose control characters are shown as escapes: a path may have a line break in its name."""
+    return "".join(repr(each)[1:-1] if unicodedata.category(each) == "Cc" else each for each in text)
 
 
 def fit(text: str) -> str:

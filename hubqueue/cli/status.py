@@ -235,7 +235,7 @@ def _status(options: HomeOptions, run_id: str | None) -> dict[str, Any]:
 
 def _text(options: HomeOptions, report: dict[str, Any]) -> str:
     if report["outbox"]["revision"] is None and report["healthy"]:
-        return f"nothing was enqueued here yet: {options.home().path} has no outbox"
+        return f"nothing was enqueued here yet: {screen.visible(str(options.home().path))} has no outbox"
     return status_text(report, datetime.now(UTC))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from hubqueue.cli.screen import ago, fit, parse_time, until, wrap
+from hubqueue.cli.screen import ago, fit, parse_time, until, visible, wrap
 from hubqueue.domain.outcome import FOREIGN, is_silence
 from hubqueue.domain.quantities import plural, size, span
 from hubqueue.domain.redact import clean
@@ -101,8 +101,9 @@ def _surroundings(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
         line = "not running"
     yield f"worker  {line}"
     journal = f"{outbox['backend']} {outbox['version']}, {outbox['journal_mode']}/{outbox['synchronous']}"
-    yield f"outbox  {outbox['url']}  {size(outbox['bytes'])}  ({journal})"
-    yield f"spool   {spool['path']}  {size(spool['bytes'])} of {size(spool['max_bytes'])}, {size(spool['free_bytes'])} free"
+    journal += ", read-only" if outbox["read_only"] else ""
+    yield f"outbox  {visible(outbox['url'])}  {size(outbox['bytes'])}  ({journal})"
+    yield f"spool   {visible(spool['path'])}  {size(spool['bytes'])} of {size(spool['max_bytes'])}, {size(spool['free_bytes'])} free"
     for destination in status["destinations"]:
         line = f"{destination['name']:<7} {destination['url']}"
         if destination["held"]:

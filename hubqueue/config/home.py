@@ -25,6 +25,7 @@ _MISNAMED = (errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ENOTTY)
 # As Debian's policy has it: the home directory of a user without one. It must not exist.
 _NOWHERE = Path("/nonexistent/hubqueue")
+_WRITABLE = "choose a writable home: HUBQUEUE_HOME"
 READ_ONLY = "make it writable for you, or choose another home: HUBQUEUE_HOME"
 """The hint for a home in which nothing can be saved."""
 
@@ -98,6 +99,23 @@ class Home:
     def read_only(self) -> bool:
         """Whether the home exists and this user can change nothing in it: by its permissions, or on a read-only disk."""
         return self.path.is_dir() and not (may_write(self.path) and may_write(self.outbox))
+
+    def obstacle(self) -> OutboxUnavailable | None:
+        """Why the home neither exists nor can be made at its path; None where it does or can."""
+        if self.path.is_dir():
+            return None
+        there = next(each for each in (self.path, *self.path.parents) if os.path.lexists(each))
+        if there.is_symlink() and not there.exists():
+            why = f"{there} is a symbolic link to {os.readlink(there)}, which does not exist"
+        elif not there.is_dir():
+            why = f"{there} is not a folder"
+        elif mounts.is_pseudo(type := mounts.type_of(there)):
+            why = f"{there} is on {type}, where no folder can be made"
+        elif not may_write(there):
+            why = f"{there} is read-only, and there is no {self.path.relative_to(there)} in it"
+        else:
+            return None
+        return OutboxUnavailable(f"the home {self.path} cannot exist: {why}", hint=_WRITABLE)
 
     def create(self) -> None:
         """Make the home and its folders, private. Raises `OutboxUnavailable`, also for a home that others may change."""
@@ -203,8 +221,7 @@ def make_private_folder(path: Path, *, shared: bool = False, follow: bool = Fals
         if not (shared and path.stat().st_mode & stat.S_ISVTX):
             ownership.refuse_folder(path)
     except OSError as error:
-        hint = "choose a writable home: HUBQUEUE_HOME"
-        raise OutboxUnavailable(f"cannot make {path}: {error.strerror}", hint=hint) from error
+        raise OutboxUnavailable(f"cannot make {path}: {error.strerror}", hint=_WRITABLE) from error
 
 
 def _make_missing(folder: Path) -> None:

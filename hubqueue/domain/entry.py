@@ -75,9 +75,9 @@ class Draft(NamedTuple):
 class Entry(NamedTuple):
     """One owed upload in the batch of a claim, as the outbox stores it. `size` is in bytes, `enqueued_at` as stored.
 
-    `attempts` counts those before this claim. `progress` is how far an earlier attempt came, or what the draft had, in the
-    format of its transport. `checksum` covers key and payload (None: written by an older hubqueue). `rank` is its position in the
-    lane. `batch` is the batch in which it was first sent (None: not sent yet).
+    `attempts` counts those before this claim. `progress` is how far an earlier attempt came, or what the draft had, in
+    the format of its transport. `checksum` covers key and payload (None: written by an older hubqueue). `rank` is its
+    position in the lane. `batch` is the batch in which it was first sent (None: not sent yet).
     """
 
     id: int

@@ -7,35 +7,120 @@ import math
 import re
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+# The most characters of one text, and of a whole value, that are sent to a hub: no argument may be too large for a request.
+LONGEST_TEXT, MOST_TEXT = 10_000, 1 << 20
+# The largest whole number that every JSON reader keeps exactly (RFC 8259, section 6).
+LARGEST_EXACT = 2**53 - 1
+_MOST_BITS = 1023
+_DEEPEST_VALUE = 30
+# Characters that a number, a list or a mapping counts as.
+_LEAST_ROOM = 8
+_T = TypeVar("_T")
 # No response of a hub nests deeper, and a recursive parser handles this depth easily.
 DEEPEST = 100
 _BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def plain(value: object) -> Any:
-    """`value` in JSON types: scalars of numpy and torch become numbers, non-finite ones null, other types their text."""
-    if isinstance(value, Mapping):
-        return {str(name): plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    if not isinstance(value, str | bool | int | float | None):
-        value = _scalar(value)
-    if isinstance(value, bool) or value is None:
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    return str(value)
+    """`value` in JSON types, whatever it is: scalars of numpy and torch become numbers, non-finite ones null, other types
+    their text. Never raises. What nests too deeply, contains itself becomes null; what does not fit into `MOST_TEXT` is left out.
+    """
+    return made_plain(value)[0]
+
+
+def made_plain(value: object) -> tuple[Any, list[str]]:
+    """The same, and the names of what could not be kept, as `outer.inner`."""
+    made = _Plain()
+    return made.of(value, "", 0), made.lost
+
+
+class _Plain:
+    """Converts one value. `lost` has the names of what could not be kept."""
+
+    def __init__(self) -> None:
+        self.lost: list[str] = []
+        self._room = MOST_TEXT
+
+    def of(self, value: object, path: str, depth: int) -> Any:
+        self._room -= _LEAST_ROOM
+        if depth > _DEEPEST_VALUE or self._room < 0:
+            return self._lose(path, None)
+        try:
+            return self._of(value, path, depth)
+        except Exception:  # third-party code
+            return self._lose(path, type_of(value))
+
+    def _of(self, value: object, path: str, depth: int) -> Any:
+        if isinstance(value, Mapping):
+            found = {}
+            for name, each in value.items():
+                if self._is_full(path):
+                    break
+                text = self._text(name, path)
+                found[text] = self.of(each, f"{path}.{text}" if path else text, depth + 1)
+            return found
+        if isinstance(value, list | tuple | set | frozenset):
+            items = []
+            for each in value:
+                if self._is_full(path):
+                    break
+                items.append(self.of(each, path, depth + 1))
+            return items
+        if not isinstance(value, str | bool | int | float | None):
+            value = _scalar(value)
+        if isinstance(value, bool) or value is None:
+            return value
+        if isinstance(value, int):
+            # A reader that uses doubles would read a longer one as infinity.
+            return int(value) if value.bit_length() <= _MOST_BITS else self._lose(path, None)
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else None
+        return self._text(value, path)
+
+    def _text(self, value: object, path: str) -> str:
+        text = text_of(value)
+        most = min(LONGEST_TEXT, max(self._room, 0))
+        self._room -= min(len(text), most)
+        return text if len(text) <= most else self._lose(path, text[:most] + "…")
+
+    def _is_full(self, path: str) -> bool:
+        """Whether the rest of a list or a mapping is left out."""
+        return self._room < 0 and self._lose(path, True)
+
+    def _lose(self, path: str, instead: _T) -> _T:
+        self.lost.append(path)
+        return instead
+
+
+def text_of(value: object) -> str:
+    """The text of any value; its type where third-party code fails. Never raises, and has no lone surrogates."""
+    try:
+        return str(value).encode("utf-8", "backslashreplace").decode()
+    except Exception:  # third-party code, or a number with thousands of digits
+        return type_of(value)
+
+
+def type_of(value: object) -> str:
+    """The name of a value's type, in brackets."""
+    return f"<{type(value).__qualname__}>"
+
+
+def whole(value: object) -> int | None:
+    """A number of any type as a whole one that every JSON reader keeps exactly; None for anything else. Never raises."""
+    try:
+        number = int(value)  # type: ignore[call-overload]
+    except Exception:  # third-party code, infinity
+        return None
+    return number if abs(number) <= LARGEST_EXACT else None
 
 
 def _scalar(value: object) -> object:
     try:
         return value.item()  # type: ignore[attr-defined]
     except Exception:  # third-party code: a tensor with several elements, or not a scalar at all
-        return str(value)
+        return text_of(value)
 
 
 def union(older: str, newer: str) -> str:

@@ -114,6 +114,7 @@ def nothing_yet(home: Home, config: Config) -> dict[str, Any]:
             "journal_mode": None,
             "synchronous": None,
             "bytes": 0,
+            "read_only": home.read_only,
             "revision": None,
         },
         "spool": {

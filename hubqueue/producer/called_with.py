@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from hubqueue.domain.errors import InvalidArgument, InvalidModel
 from hubqueue.domain.lifecycle import RunState
-from hubqueue.domain.plain import plain
+from hubqueue.domain.plain import plain, text_of
 from hubqueue.domain.redact import clean
 
 # Seconds; the longest wait that threads support on every platform.
@@ -94,7 +94,7 @@ def ending(
             hint='for example {"metrics": {"mAP50": 0.5}}; the run was ended without them',
         )
     seconds = 0.0 if problem else seconds
-    reason = None if error is None else _text(error)
+    reason = None if error is None else text_of(error)
     return Ending(state, seconds, time.monotonic() + seconds, mapping, reason, problem, yields)
 
 
@@ -122,7 +122,7 @@ def departure(error: BaseException | None) -> Departure:
     if isinstance(error, SystemExit):
         if error.code is None or (isinstance(error.code, int) and error.code == 0):
             return Departure()
-        return Departure("failed", clean(f"{name}: {_text(error.code)}", limit=_LONGEST_TEXT))
+        return Departure("failed", clean(f"{name}: {text_of(error.code)}", limit=_LONGEST_TEXT))
     if isinstance(error, Exception):
         code = getattr(error, "exit_code", None)
         return Departure() if isinstance(code, int) and code == 0 else Departure("failed", name)
@@ -150,13 +150,6 @@ def _mapping(results: object) -> Mapping[str, object] | None:
         return plain(results) if isinstance(results, Mapping) else None
     except Exception:  # RecursionError too
         return None
-
-
-def _text(value: object) -> str:
-    try:
-        return str(value)
-    except Exception:  # the object of a stranger
-        return type(value).__name__
 
 
 def _shown(value: object) -> str:

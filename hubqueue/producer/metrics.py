@@ -20,10 +20,9 @@ from operator import index
 from typing import Any
 
 from hubqueue.domain.errors import InvalidMetrics
+from hubqueue.domain.plain import LARGEST_EXACT
 from hubqueue.domain.redact import clean, hide_key
 
-# The largest whole number that every JSON reader keeps exactly (RFC 8259, section 6).
-_LARGEST_EXACT = 2**53 - 1
 _ENCODER = json.JSONEncoder(allow_nan=False)
 _HINT = "log numbers: int, float, or a numpy or torch array of one element"
 _SCORE_HINT = "give the mAP50-95 as a fraction: 0.51, not 51"
@@ -142,7 +141,7 @@ def epoch_number(epoch: object) -> int:
         raise InvalidMetrics(
             f"an epoch must be a whole number, not {_type(epoch)}", hint="count epochs from 0"
         )
-    if not 0 <= number <= _LARGEST_EXACT:
+    if not 0 <= number <= LARGEST_EXACT:
         raise InvalidMetrics("an epoch must be at least 0 and less than 2**53", hint="count epochs from 0")
     return number
 

@@ -11,7 +11,6 @@ that succeeds. `Leftover.unsaved` counts what is still unsaved at the end.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 import weakref
@@ -35,7 +34,7 @@ from hubqueue.producer.opening import Opening
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run_page import run_page
 from hubqueue.producer.saving import Saving
-from hubqueue.producer.senders import NoSender, Sender, WorkerMode, sender
+from hubqueue.producer.senders import InProcess, NoSender, Sender, WorkerMode, sender
 from hubqueue.producer.startup.handle import Handle
 from hubqueue.producer.startup.wanted import Start, Wanted
 from hubqueue.producer.survival import logger
@@ -206,7 +205,9 @@ class Run:
         if left and (left.unsaved or not self._saving.opening.start.is_joined):
             self._saving.has_reported = True
             has_worker = self._mode != "none" or worker_lives(self._home)
-            _LOG.warning("run %s: %s", self.id, describe(left, has_worker=has_worker))
+            named = self._saving.opening.start.named
+            name = f"run {self.id}" if self.id else f"this run of {named.filename or named.model_id}"
+            _LOG.warning("%s: %s", name, describe(left, has_worker=has_worker, known=self.id is not None))
         left = replace(left, other_end=self._saving.ends.other)
         if end.problem:
             raise end.problem
@@ -221,7 +222,9 @@ class Run:
         while True:
             left = self._saving.left()
             each(left)
-            nobody_sends = self._mode == "none" or (self._mode == "thread" and sys.is_finalizing())
+            nobody_sends = self._mode == "none" or (
+                isinstance(self._sender, InProcess) and not self._sender.sends
+            )
             # Its end waits for the other processes of the run.
             only_end = self._saving.ends.waits and left.entries == 1
             hopeless = nobody_sends or left.held is not None or not left.entries or only_end

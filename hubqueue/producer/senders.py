@@ -109,11 +109,14 @@ class InProcess:
 
     @property
     def sends(self) -> bool:
-        """False at the end of the interpreter, which freezes the threads: then a wait for them never ends."""
-        return not sys.is_finalizing()
+        """False when no thread can be started, and at the end of the interpreter, which freezes the threads.
+
+        Then a wait for them never ends.
+        """
+        return not (self._cannot_start or sys.is_finalizing())
 
     def nudge(self) -> None:
-        if not self.sends:
+        if sys.is_finalizing():
             return
         if not self._thread.is_alive():
             # A storage error ended the thread, and may be over now; or the outbox was replaced by another file.
@@ -132,8 +135,10 @@ class InProcess:
     def _start(self) -> None:
         self._service = Service(self._outbox, emit=journal.write)
         self._thread = threading.Thread(target=self._work, name="hubqueue-service", daemon=True)
+        self._cannot_start = True
         try:
             self._thread.start()
+            self._cannot_start = False
         except RuntimeError as error:  # too many threads, or the interpreter ends (from Python 3.12 on)
             hint = "what is saved is sent by the next worker: hubqueue drain"
             raise WorkerError(f"no thread can be started: {error}", hint=hint) from error

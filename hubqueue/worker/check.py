@@ -66,6 +66,9 @@ def examine(
     ]
     for line in unread(os.environ, settings.destinations, secret_variables(settings.destinations.values())):
         found.append(Finding("environment", True, line, warning=True))
+    impossible = located.obstacle()
+    if impossible is not None:
+        return [*found, Finding("home", False, str(impossible), impossible.hint)]
     found += _home(located)
     try:
         if set_aside and (aside := replace_damaged(located, settings)) is not None:
@@ -105,7 +108,7 @@ def _home(home: Home) -> Iterator[Finding]:
             "home", False, f"the home {home.path} is read-only: nothing can be saved or sent", READ_ONLY
         )
     for what, hint in home.problems():
-        yield Finding("home", True, f"{what} ({hint})")
+        yield Finding("home", True, what, hint, warning=True)
 
 
 def _asides(home: Home) -> Iterator[Finding]:

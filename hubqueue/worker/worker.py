@@ -266,7 +266,10 @@ class Worker:
         thread = threading.Thread(target=self._attempt, args=(pool, lease), name=name, daemon=True)
         with self._state:
             pool.sending[lease.attempt_id] = lease
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # too many threads, or the interpreter ends (Python 3.12): this thread sends it
+            self._attempt(pool, lease)
 
     def _attempt(self, pool: _Pool, first: Lease) -> None:
         lease = first

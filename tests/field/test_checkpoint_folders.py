@@ -591,6 +591,23 @@ def test_a_folder_arrives_with_all_its_files_and_the_manifest_last(
     assert list((home / "spool").glob("[!.]*")) == []
 
 
+def test_a_shell_sends_a_folder_as_it_is_where_that_is_taken(
+    home: Path, tmp_path: Path, folder: Path, collector: Collector
+) -> None:
+    environ = lab(home, tmp_path, collector)
+    run = hubqueue(environ, "enqueue", "run", "resnet50.pt", "--to", "lab").stdout.strip()
+
+    saved = hubqueue(environ, "enqueue", "checkpoint", "--run", run, "--epoch", "0", "--best", str(folder))
+    hubqueue(environ, "drain", "--timeout", "60")
+
+    assert saved.returncode == 0, saved.stderr
+    assert {
+        path.removeprefix("checkpoints/best/")
+        for path in collector.taken
+        if path.startswith("checkpoints/best/")
+    } == set(content_of(folder))
+
+
 def test_an_outage_in_the_middle_repeats_the_same_bytes_and_keys(
     home: Path, tmp_path: Path, folder: Path, collector: Collector
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import json
 import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -15,7 +16,7 @@ import pytest
 import template
 from peer import Peer, answer
 from platform_stage import Stage
-from stage import PATIENCE, ZERO, log, new_run, totals
+from stage import PATIENCE, ZERO, environ_of, hubqueue, log, new_run, totals
 
 from hubqueue.destinations.base import quiet
 from hubqueue.destinations.platform.settings import PlatformSettings
@@ -365,7 +366,7 @@ def test_a_page_before_the_first_start_does_not_change_the_name_of_a_model(front
     front.page_for = lambda _path, body: starts.append(body) if b"training_started" in body else None  # type: ignore[func-returns-value]
     at.drain()
 
-    assert [b'"name": "exp-1"' in each for each in starts] == [True]
+    assert [json.loads(each)["name"] for each in starts] == ["exp-1"]
 
 
 @pytest.mark.parametrize("status", [404, 409, 410])
@@ -408,3 +409,13 @@ def test_a_kept_connection_to_the_wrong_host_is_not_used_again(
         step(worker)
 
     assert peer.connections == len(peer.requests)
+
+
+def test_check_explains_a_page_instead_of_asking_for_patience(migrated_home: Path) -> None:
+    with Peer(lambda connection, _request: connection.sendall(page(403))) as peer:
+        checked = hubqueue(environ_of(migrated_home, peer.url), "check")
+
+    text = " ".join((checked.stdout + checked.stderr).split())
+    assert "403 Forbidden with an HTML page, not like a hub" in text
+    assert "log in to the network, or check destinations.hub.url" in text
+    assert "hubqueue login" not in text

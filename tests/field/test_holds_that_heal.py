@@ -15,7 +15,9 @@ import template
 from peer import GOOD, Peer, answer
 from sqlalchemy import update
 from stage import (
+    PACES,
     PATIENCE,
+    TERMS,
     ZERO,
     ckpt,
     claim,
@@ -555,3 +557,41 @@ def test_a_run_on_hold_is_probed_and_lifted_on_every_database(any_outbox: Outbox
     assert probe.probe.scope is Scope.RUN
     clock.advance(900)  # the limit of checkpoints
     assert must_claim(any_outbox, Kind.CKPT).probe is None
+
+
+def test_a_hold_that_a_heartbeat_has_met_is_probed_by_what_waits(
+    any_outbox: Outbox, clock: FakeClock
+) -> None:
+    """The next heartbeat is due in five minutes, and never if the run ends."""
+    log(any_outbox, new_run(any_outbox), 0)
+    lease = any_outbox.claims.claim("hub", {Kind.HEARTBEAT: timedelta(seconds=300)}, TERMS)
+    assert lease is not None
+    any_outbox.settlement.release(
+        lease, reason="refused", started_at=lease.claimed_at, hold=Scope.DESTINATION
+    )
+
+    clock.advance(61)
+
+    assert must_claim(any_outbox, Kind.METRICS).probe is not None
+
+
+def test_two_claims_at_the_same_moment_take_one_probe(any_outbox: Outbox, clock: FakeClock) -> None:
+    for number in range(2):
+        log(any_outbox, new_run(any_outbox, remote_id=f"m{number}"), 0)
+    for lease in [must_claim(any_outbox) for _ in range(2)]:
+        any_outbox.settlement.release(
+            lease, reason="refused", started_at=lease.claimed_at, hold=Scope.DESTINATION
+        )
+    clock.advance(61)
+    found: list[object] = []
+    second = threading.Thread(target=lambda: found.append(claim(any_outbox)))
+    with any_outbox.database.write() as tx:
+        first = any_outbox.claims.claim("hub", PACES, TERMS, within=tx)
+        second.start()
+        threading.Event().wait(
+            0.5
+        )  # on PostgreSQL it reads the row of the hold before the first claim is committed
+    second.join(PATIENCE)
+
+    assert first is not None
+    assert found == [None]

@@ -29,6 +29,8 @@ pytestmark = pytest.mark.usefixtures("migrated_home")
 # Nothing listens there: what is sent stays in the outbox.
 NOWHERE = "http://127.0.0.1:9"
 needs_exit_codes = pytest.mark.skipif(not can_report(), reason="this C library does not report exit codes")
+# A shell lets what it starts in the background ignore Ctrl-C.
+TAKES_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 STARTS = """
 import os, signal, sys, threading
 import hubqueue
@@ -137,7 +139,7 @@ with hubqueue.start_run("yolo26n.pt", worker="thread", args={"project": "coco"})
     print(run.id, flush=True)
     threading.Event().wait()
 """
-    training = python(code, environ, fresh=True)
+    training = python(TAKES_CTRL_C + code, environ, fresh=True)
     assert training.stdout is not None
     run_id = training.stdout.readline().strip()
 
@@ -380,7 +382,9 @@ print(run.id, flush=True)
 
 
 def test_a_locked_outbox_does_not_keep_a_script_from_ending(environ: Mapping[str, str]) -> None:
-    script = python(STARTS + "print('started', flush=True)\nthreading.Event().wait()", environ, fresh=True)
+    script = python(
+        TAKES_CTRL_C + STARTS + "print('started', flush=True)\nthreading.Event().wait()", environ, fresh=True
+    )
     assert script.stdout is not None
     run_id = script.stdout.readline().strip()
     assert script.stdout.readline() == "started\n"

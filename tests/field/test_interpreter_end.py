@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
-from stage import environ_of, python
+from stage import Bench, environ_of, log, new_run, python, totals
 
-from hubqueue.outbox.outbox import open_outbox
+from hubqueue.domain.entry import Kind
+from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 
 TRAINING = """
@@ -95,3 +97,21 @@ def test_an_end_without_finish_is_quiet_and_keeps_everything(home: Path, end: st
     with open_outbox(home) as outbox:
         assert outbox.database.integrity() == "ok"
         assert outbox.stats.entries(kind="metrics", limit=100)
+
+
+def test_what_is_claimed_is_sent_although_no_thread_can_be_started(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = new_run(outbox)
+    log(outbox, run_id, 0, 1)
+    with Bench(outbox) as bench:
+
+        def refuse(_thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")  # as Python 3.12 does once the main thread has ended
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        bench.step()
+        monkeypatch.undo()
+
+    assert (Kind.METRICS, ["0", "1"]) in bench.sent
+    assert totals(outbox)["delivered"] == 2

@@ -152,6 +152,12 @@ def test_a_link_of_another_user_sends_no_file_of_this_one(
             spool.take(each, label="x")
         assert refused.value.hint
 
+    (tmp_path / "folder").symlink_to(weights.parent)
+    os.lchown(tmp_path / "folder", 54321, 54321)
+    for how in ({"archive": True}, {"folders": True}):
+        with pytest.raises(CheckpointUnreadable, match="of another user"):
+            spool.take(tmp_path / "folder", label="x", **how)
+
     os.chown(weights, 54321, 54321)  # their own file: as with a folder that a container has mounted
     assert saved(spool, planted) == b"weights of epoch 12"
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from postgres import Postgres
+from sqlalchemy import text
 from stage import environ_of, hubqueue, kill, python, wait_until
 
 import hubqueue as package
@@ -163,3 +165,22 @@ def test_a_command_says_what_holds_the_lock(driver: str, home: Path) -> None:
     assert done.returncode == 1
     assert "database is locked" in done.stderr
     assert "a stopped process" in done.stderr
+
+
+def test_a_server_whose_lock_never_comes_is_like_a_file(
+    postgres: Postgres, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HUBQUEUE_HOME", str(home))
+    monkeypatch.setenv("HUBQUEUE_OUTBOX__URL", postgres.new_database(migrated=True))
+    monkeypatch.setenv("HUBQUEUE_OUTBOX__BUSY_TIMEOUT", FULL_WAIT)
+    run = package.start_run("yolov8n.pt", worker="none")
+    with open_outbox(home) as other, other.database.write() as tx:
+        tx.execute(text("LOCK TABLE lanes, entries IN ACCESS EXCLUSIVE MODE"))
+
+        first = _seconds(lambda: run.log_metrics({"loss": 1.0}, epoch=0))
+        later = [_seconds(lambda at=at: run.log_metrics({"loss": 1.0}, epoch=at)) for at in range(1, 4)]
+
+    assert max(later) < first / 2
+    assert caplog.text.count("another program holds its lock") == 1
+    assert run.log_metrics({"loss": 1.0}, epoch=4) is not None
+    assert run.finish(timeout=0).unsaved == 0

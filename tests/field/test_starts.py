@@ -218,3 +218,43 @@ print("saved", sum(each is not None for each in saved), "unsaved", left.unsaved)
 
     assert last == "saved 1 unsaved 0"
     assert sum("NOTHING of this run can be saved" in line for line in said) == 1
+
+
+SESSION = """
+import os
+from hubqueue import HUBTrainingSession
+session = HUBTrainingSession("yolov8n.pt", worker="none")
+session.create_model({"epochs": 3})
+session.metrics_queue[0] = '{"loss": 1.0}'
+os.remove(os.environ["REFUSE_WHILE"])
+session._run._saving.opening.try_again()  # some seconds later
+session.metrics_queue[1] = '{"loss": 1.0}'
+session.alive = False
+print("done")
+"""
+
+
+@needs_shim
+def test_a_session_of_the_hub_waits_for_its_settings_too(tmp_path: Path, home: Path) -> None:
+    home.mkdir(mode=0o700)
+    (home / "config.toml").write_text(
+        'default_destination = "ours"\n[destinations.ours]\ntype = "hub"\nurl = "http://127.0.0.1:9"\n'
+    )
+    (tmp_path / "trouble").touch()
+    environ = environ_of(home, HUB_API_KEY="") | refusing(
+        tmp_path, home, OPEN=errno.EIO, NAME="config.toml", WHILE=tmp_path / "trouble"
+    )
+
+    last, said = _train(environ, SESSION)
+
+    assert last == "done"
+    assert sum("NOTHING of this run can be saved" in line for line in said) == 1
+    with open_outbox(home) as outbox:
+        (run,) = outbox.stats.run_ids()
+        row = outbox.stats.run(run)
+        assert row is not None
+        assert (row["label"], row["address"]) == ("ours", "http://127.0.0.1:9")
+        assert [each["key"] for each in outbox.stats.entries(kind="metrics", limit=10)] in (
+            ["0", "1"],
+            ["1", "0"],
+        )

@@ -23,6 +23,7 @@ INTERNAL = {
     "aborted": "the person has pressed Ctrl-C",
     'reading JSON such as {"train/loss": 1.2} from the terminal; Ctrl-D ends the input': "no trouble",
     "the worker stops": "the attempt does not count",
+    "hubqueue check": "a next step",
     "hubqueue status": "a next step",
     "hubqueue entries --state dead": "a next step",
 }

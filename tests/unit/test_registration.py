@@ -87,7 +87,7 @@ def test_every_value_is_strict_json() -> None:
 
     assert payload["config"] == {
         "batchSize": "odd",
-        "epochs": "nan",
+        "epochs": None,
         "imageSize": [640, "odd"],
         "patience": None,
         "device": "",

@@ -32,6 +32,8 @@ _LOCAL_FUSE = frozenset({"fuseblk", "fuse.fuse-overlayfs"})
 _WITHOUT_MODES = frozenset(
     {"vfat", "msdos", "exfat", "ntfs", "ntfs3", "fuseblk", "cifs", "smb3", "smbfs", "9p", "drvfs", "vboxsf"}
 )
+# Of the kernel: no file can be made there.
+_PSEUDO = frozenset({"proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "devpts"})
 
 
 def type_of(path: Path) -> str:
@@ -46,6 +48,11 @@ def type_of(path: Path) -> str:
 def is_network(type: str) -> bool:
     """Whether this is a network file system, where a write-ahead log is not safe."""
     return type in _NETWORK or (type.startswith("fuse") and type not in _LOCAL_FUSE)
+
+
+def is_pseudo(type: str) -> bool:
+    """Whether the files of this file system are made by the kernel only."""
+    return type in _PSEUDO
 
 
 def has_modes(path: Path) -> bool:

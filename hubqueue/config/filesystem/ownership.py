@@ -91,7 +91,8 @@ def refuse_unsafe_path(path: Path) -> None:
     real = Path(os.path.realpath(path))
     below: os.stat_result | None = None
     for each, found in _steps(real):
-        if each != real and found.st_mode & stat.S_IWOTH and mounts.has_modes(each):
+        is_above = each != real and stat.S_ISDIR(found.st_mode)
+        if is_above and found.st_mode & stat.S_IWOTH and mounts.has_modes(each):
             quoted = shlex.quote(str(each))
             if not found.st_mode & stat.S_ISVTX:
                 why = f"every user can write to {each} (mode {_mode(found)}), and so could replace {path}"

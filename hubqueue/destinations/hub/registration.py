@@ -1,22 +1,24 @@
 """The body of the create-model request, which registers a new model at a HUB.
 
 Promises strict JSON values and no path of this machine in the model's name. Refuses nothing: an argument of
-another type is sent as its text.
+another type is sent as its text, and a number that JSON cannot have as null.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from os import PathLike, fspath
 from typing import Any
 
-from hubqueue.domain.arguments import hide_secrets
+from hubqueue.domain.arguments import hide_in, hide_secrets, hide_text, warn_lost
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.identifier import FILE_SUFFIXES, Identifier
-from hubqueue.domain.redact import hide_key
+from hubqueue.domain.plain import plain, whole
+
+_NUMBERS = {"batch": -1, "epochs": 300, "imgsz": 640, "patience": 100}
+_LONGEST_LIST = 100
 
 
 def registration(model: Identifier, args: Mapping[str, object], *, continues: bool) -> Draft | None:
@@ -41,14 +43,18 @@ def create_model_payload(model: str | PathLike[str], args: Mapping[str, object])
     text: None becomes "None", False becomes "False".
     """
     name = _file_name(model)
+    numbers = {each: _plain(args.get(each, default)) for each, default in _NUMBERS.items()}
+    lost = [each for each, number in numbers.items() if number is None and args.get(each) is not None]
+    if lost:
+        warn_lost(lost)
     return {
         "config": {
-            "batchSize": _plain(args.get("batch", -1)),
-            "epochs": _plain(args.get("epochs", 300)),
-            "imageSize": _plain(args.get("imgsz", 640)),
-            "patience": _plain(args.get("patience", 100)),
-            "device": str(args.get("device", "")),
-            "cache": str(args.get("cache", "ram")),
+            "batchSize": numbers["batch"],
+            "epochs": numbers["epochs"],
+            "imageSize": numbers["imgsz"],
+            "patience": numbers["patience"],
+            "device": hide_text(args.get("device", "")),
+            "cache": hide_text(args.get("cache", "ram")),
         },
         "dataset": {"name": _dataset(args.get("data"))},
         "lineage": {
@@ -72,18 +78,13 @@ def _architecture(name: str) -> str:
 
 def _dataset(data: object) -> str:
     # A dataset may be an address that contains a key, and the outbox stores this text.
-    return "" if data is None else hide_key(str(data))
+    return "" if data is None else hide_text(data)
 
 
 def _plain(value: object) -> object:
-    """`value` for JSON: numbers, text, null and flat lists of them stay, the rest becomes text."""
-    if isinstance(value, list | tuple):
-        return [_scalar(item) for item in value]
-    return _scalar(value)
-
-
-def _scalar(value: object) -> object:
-    # Exact types: the JSON encoder refuses numbers of other libraries.
-    if type(value) in (int, str, bool, type(None)) or (type(value) is float and math.isfinite(value)):
-        return value
-    return str(value)
+    """`value` for JSON: numbers, text, null and lists of them; text for other types, null for what cannot be sent."""
+    known = plain(value)
+    if isinstance(known, dict) or (isinstance(known, list) and len(known) > _LONGEST_LIST):
+        return hide_text(value)
+    is_large = isinstance(known, int) and whole(known) is None
+    return None if is_large else hide_in(known)

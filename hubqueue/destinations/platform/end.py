@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from hubqueue.domain.arguments import hide_in
+from hubqueue.domain.arguments import hide_in, hide_text, warn_lost
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.lifecycle import RunState
-from hubqueue.domain.plain import plain
+from hubqueue.domain.plain import made_plain
 from hubqueue.domain.redact import clean, hide_key
 
 _MOST_BARS, _LONGEST_BAR = 16, 500
@@ -23,13 +23,16 @@ def completion_draft(
     `classNames` and `plots` move from `results` to the data around it, as that hub expects.
     """
     if state is RunState.FINISHED:
-        safe = hide_in(plain(results or {}))
+        known, lost = made_plain(results or {})
+        if lost:
+            warn_lost(f"results.{name}" for name in lost)
+        safe = hide_in(known)
         beside = {"classNames": safe.pop("classNames", None), "plots": safe.pop("plots", [])}
         payload = {"event": "training_complete", "data": {"results": safe, **beside}}
     else:
         payload = {
             "event": "training_failed",
-            "data": {"error": hide_key(error or f"the training {_ENDED[state]}")},
+            "data": {"error": hide_text(error or f"the training {_ENDED[state]}")},
         }
     return Draft(Kind.COMPLETION, "completion", 0, json.dumps(payload))
 

@@ -28,7 +28,8 @@ from hubqueue.destinations.base import (
     hide_secrets,
 )
 from hubqueue.destinations.platform.machine.versions import versions
-from hubqueue.domain.redact import hide_key
+from hubqueue.domain.arguments import hide_text, warn_lost
+from hubqueue.domain.plain import made_plain, whole
 
 if TYPE_CHECKING:
     # A training makes this draft, and the status reads the declaration, without loading the HTTP code.
@@ -56,18 +57,30 @@ def training_started(model: str, args: Mapping[str, object]) -> dict[str, Any]:
 
     `project` and `name` come from the arguments; the defaults are "hubqueue" and "train".
     """
-    arguments = {"model": model, **args}
-    epochs = args.get("epochs")
+    texts, lost = made_plain({name: hide_text(value) for name, value in {"model": model, **args}.items()})
+    epochs = whole(args.get("epochs"))
+    lost += ["epochs"] if epochs is None and args.get("epochs") is not None else []
+    if lost:
+        warn_lost(lost)
     return {
-        "project": project_slug(str(args.get("project") or "")) or _PROJECT,
-        "name": slug(str(args.get("name") or "")) or _NAME,
+        "project": project_slug(_given(args, "project")) or _PROJECT,
+        "name": slug(_given(args, "name")) or _NAME,
         "data": {
-            "trainArgs": {name: hide_key(str(value)) for name, value in arguments.items()},
-            "epochs": int(epochs) if isinstance(epochs, int | float) else 0,
-            "device": str(args.get("device") or ""),
+            "trainArgs": texts,
+            "epochs": epochs or 0,
+            "device": _given(args, "device"),
             "environment": versions(),
         },
     }
+
+
+def _given(args: Mapping[str, object], name: str) -> str:
+    """The text of an argument; empty for one that counts as false."""
+    value = args.get(name)
+    try:
+        return hide_text(value) if value else ""
+    except Exception:  # an array of several elements is neither true nor false
+        return hide_text(value)
 
 
 # Sending it.
@@ -189,4 +202,8 @@ def project_slug(text: str) -> str:
     if re.match(r"[./\\~]|[A-Za-z]:", text):
         return slug(re.split(r"[/\\]", text.rstrip("/\\"))[-1])  # a folder, as older versions used `project`
     owner, slash, rest = text.partition("/")
-    return f"{owner}/{slug(rest.replace('/', '-'))}" if slash and owner and rest else slug(text.rstrip("/"))
+    return (
+        f"{owner[:_LONGEST]}/{slug(rest.replace('/', '-'))}"
+        if slash and owner and rest
+        else slug(text.rstrip("/"))
+    )

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from hubqueue.domain.redact import contains_secret, hide_key
 
 _ID = re.compile(r"[A-Za-z0-9_-]+")
-# Visible ASCII but quotes, angle brackets, `?`, `#`, `@`, `\`, `^`, backtick and braces.
+# Visible ASCII but double quotes, angle brackets, `?`, `#`, `@`, `\`, `^`, backtick and braces.
 _NAME = re.compile(r"[!$%&'()*+,./0-9:;=A-Z\[\]_a-z|~-]+")
 _LONGEST_ADDRESS = 500
 _LONGEST_NAME = 2048

@@ -14,6 +14,7 @@ from hubqueue.outbox.database.schema import DamagedNumber
 
 # SQLSTATE classes: "data exception" and "integrity constraint violation".
 _ABOUT_THE_VALUES = ("22", "23")
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
 def translate(error: BaseException, where: object, *, in_file: bool) -> NoReturn:
@@ -26,13 +27,17 @@ def translate(error: BaseException, where: object, *, in_file: bool) -> NoReturn
         raise OutboxDamaged(f"{where} is damaged: {cause}", hint=sqlite.SET_ASIDE) from error
     if _refuses_the_values(cause, in_file=in_file):
         raise error
-    if in_file and sqlite.is_busy(cause):
-        hint = "another program holds its lock: look for a stopped process, or a sqlite3 shell"
+    if _is_locked(cause, in_file=in_file):
+        hint = "another program holds its lock: look for a stopped process, or an open transaction in a shell"
         raise OutboxLocked(f"the outbox {where} cannot be used: {cause}", hint=hint) from error
     hint = "hubqueue check finds out why"
     if sqlite.is_full(cause):
         hint = "free some space; nothing that was enqueued is lost"
     raise OutboxUnavailable(f"the outbox {where} cannot be used: {cause}", hint=hint) from error
+
+
+def _is_locked(cause: BaseException, *, in_file: bool) -> bool:
+    return sqlite.is_busy(cause) if in_file else getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE
 
 
 def _refuses_the_values(cause: BaseException, *, in_file: bool) -> bool:

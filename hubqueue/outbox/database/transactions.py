@@ -82,8 +82,11 @@ class Transactions:
                 committing = False
                 try:
                     with connection.begin():
+                        if (seconds := self._patience_now()) < self._patience:
+                            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_milliseconds(seconds)}")
                         yield connection
                         committing = True
+                    waited(self._lock_of(False), in_vain=False)
                 except self._errors as error:
                     connection.invalidate()  # its state is unknown; the next caller gets a new one
                     self._translate(error, unsure=committing)
@@ -102,7 +105,7 @@ class Transactions:
                 handle = driven(connection)
                 try:
                     sqlite.begin_immediate(handle, patience=self._patience_now(), turns=self._turns)
-                    waited((self.path, False), in_vain=False)
+                    waited(self._lock_of(False), in_vain=False)
                     yield connection
                     committing = True
                     handle.commit()
@@ -131,7 +134,7 @@ class Transactions:
         with alone(self._reading_lock), self._translated(reading=True):
             try:
                 yield self._held(reading=True)
-                waited((self.path, True), in_vain=False)
+                waited(self._lock_of(True), in_vain=False)
             except self._errors:
                 self._drop(reading=True)
                 raise
@@ -161,7 +164,11 @@ class Transactions:
     def _make_engine(self) -> Engine:
         if self._url is not None:
             arguments: dict[str, Any] = {"connect_timeout": 10}
-            return create_engine(self._url, hide_parameters=True, pool_pre_ping=True, connect_args=arguments)
+            engine = create_engine(
+                self._url, hide_parameters=True, pool_pre_ping=True, connect_args=arguments
+            )
+            event.listen(engine, "connect", self._limit_waits)
+            return engine
         # This class keeps the connections, not a pool.
         options: dict[str, Any] = {"creator": self._connect, "poolclass": NullPool, "module": self._driver}
         engine = create_engine("sqlite://", hide_parameters=True, **options)
@@ -187,13 +194,21 @@ class Transactions:
             connection, journal=self._journal, synchronous=self._synchronous, busy_timeout=timeout
         )
 
+    def _limit_waits(self, connection: Any, _record: object) -> None:
+        """A server waits for a lock for ever, unless it has a limit."""
+        connection.execute(f"SET lock_timeout = {_milliseconds(self._patience)}")
+        connection.commit()
+
     def _on_begin(self, connection: Connection) -> None:
         if not connection.get_execution_options().get(_HELD):
             sqlite.begin_immediate(driven(connection), patience=self._patience_now(), turns=self._turns)
 
     def _patience_now(self, *, reading: bool = False) -> float:
         # No training waits for a worker: it can wait long each time.
-        return self._patience if self._courtesy else seconds_for((self.path, reading), self._patience)
+        return self._patience if self._courtesy else seconds_for(self._lock_of(reading), self._patience)
+
+    def _lock_of(self, reading: bool) -> tuple[object, bool]:
+        return self.path or self._address.shown, reading
 
     def _held(self, *, reading: bool) -> Connection:
         assert self.path is not None
@@ -279,7 +294,7 @@ class Transactions:
         except OutboxError as translated:
             translated.unsure = unsure
             if isinstance(translated, OutboxLocked):
-                waited((self.path, reading), in_vain=True)
+                waited(self._lock_of(reading), in_vain=True)
             raise
 
 
@@ -302,6 +317,10 @@ def _read_url(url: str) -> tuple[URL | None, Path | None]:
 def driven(connection: Connection) -> Any:
     """The driver's own connection. A statement on it begins no transaction; through SQLAlchemy it would."""
     return connection.connection.driver_connection
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))  # 0 would be without a limit
 
 
 _INHERITED: list[object] = []

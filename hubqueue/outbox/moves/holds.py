@@ -1,4 +1,4 @@
-"""Holds: how they begin, how they probe themselves, how they end (decision 0024).
+"""Holds: how they begin, how they probe themselves, how they end (decision 0026).
 
 Promises one probe of a held destination at a time, among all workers and across restarts: the moment of the next one is
 in its row (`PROBES_AT`) before the request of this one begins. Only a lane that has met the reason of a hold probes it:

@@ -21,7 +21,7 @@ from hubqueue.domain.snapshots.manifest import MANIFEST, file_name, manifest_tex
 from hubqueue.domain.snapshots.snapshot import FOLDER
 from hubqueue.outbox.spool.blocks import clone, copy_blocks, copy_small, digest_of, sync_files
 from hubqueue.outbox.spool.hashing import BLOCK
-from hubqueue.outbox.spool.source import Path_, Written, open_file
+from hubqueue.outbox.spool.source import Path_, Written, open_file, refuse_strangers_link
 
 MOST_FILES = 100_000
 """The most files of a folder: its manifest must fit into memory."""
@@ -106,6 +106,8 @@ def list_files(root: Path_, spool: Path) -> list[Found]:
     top = os.path.realpath(os.fsdecode(root))
     if os.path.join(os.path.realpath(spool), "").startswith(os.path.join(top, "")):
         raise CheckpointUnreadable(f"{root} contains the spool itself", hint=_WHOLE)
+    with suppress(FileNotFoundError):  # reported below
+        refuse_strangers_link(root, os.stat(root))
     found: list[Found] = []
     pending = [""]
     while pending:

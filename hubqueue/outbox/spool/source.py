@@ -108,7 +108,7 @@ def open_file(path: Path_) -> BinaryIO:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a plain file")
-        _refuse_strangers_link(path, found)
+        refuse_strangers_link(path, found)
         descriptor = open_plain(path, os.O_RDONLY)
     except CheckpointUnreadable:
         raise
@@ -128,11 +128,11 @@ def open_file(path: Path_) -> BinaryIO:
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
-def _refuse_strangers_link(path: Path_, file: os.stat_result) -> None:
-    """Refuse a link that another user has made to a file that is not theirs: it could send a private file of this user."""
-    if any(link.st_uid != file.st_uid and not is_ours(link) for link in _links(os.fsdecode(path))):
-        why = f"{path} is a symbolic link of another user to a file that is not theirs"
-        raise CheckpointUnreadable(why, hint="pass the path of the file, if you trust it")
+def refuse_strangers_link(path: Path_, target: os.stat_result) -> None:
+    """Refuse a link that another user has made to what is not theirs: it could send private files of this user."""
+    if any(link.st_uid != target.st_uid and not is_ours(link) for link in _links(os.fsdecode(path))):
+        why = f"{path} is a symbolic link of another user to what is not theirs"
+        raise CheckpointUnreadable(why, hint="pass the path it leads to, if you trust it")
 
 
 def _links(path: str) -> Iterator[os.stat_result]:

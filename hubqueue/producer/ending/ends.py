@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
+from hubqueue.domain.errors import HubqueueError
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox import presence
 from hubqueue.outbox.outbox import Outbox
@@ -42,8 +44,9 @@ class Ends:
         # Released before the look at the others: of two that end at the same time, one finds itself the last.
         self._opening.ended()
         self.waits = closed.waits
-        if (closed.waits or not closed) and stop_waiting(outbox, run_id):
-            self.waits = False
+        with suppress(HubqueueError):  # the end is recorded; a worker notices that nobody is left
+            if (closed.waits or not closed) and stop_waiting(outbox, run_id):
+                self.waits = False
         self._report(run_id, ending.state, closed)
 
     def leave(self, departure: Departure) -> bool:
@@ -62,9 +65,11 @@ class Ends:
             return bool(close_run(outbox, run_id, state, error=departure.error, wait=wait)) and wait
 
     def continued(self, outbox: Outbox, run_id: str, ended: str) -> None:
-        """Log that this process continues a run that had `ended`."""
-        self._opening.continued()
-        newest = outbox.stats.newest_end(run_id)
+        """Log that this process continues a run that had `ended`. Never raises, because what continues it is saved."""
+        newest = None
+        with suppress(HubqueueError):
+            newest = outbox.stats.newest_end(run_id)
+            self._opening.continued()
         sent = "; the hub has received that end already" if newest and newest["state"] == "delivered" else ""
         _LOG.warning(
             "run %s: it was set to %s while this process trains; it continues%s", run_id, ended, sent

@@ -1,0 +1,264 @@
+"""A value that a hub cannot get as it is costs itself, and never its run: the start, the end and every metric arrive."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import UserDict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage import environ_of, hubqueue, platform_environ
+
+import hubqueue as package
+from hubqueue.destinations.platform.start import training_started
+from hubqueue.domain.arguments import hide_in, hide_secrets, hide_text
+from hubqueue.domain.plain import MOST_TEXT, plain, whole
+from hubqueue.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("migrated_home")
+
+KEY = "0123456789abcdef0123456789abcdef0123456789"
+
+
+class Broken:
+    """An object that fails wherever it is shown."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __bool__(self) -> bool:
+        raise ValueError("neither true nor false")
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("not comparable")
+
+    __hash__ = object.__hash__
+
+
+class Array(list[float]):
+    """An array of several elements: neither true nor false, and no number."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("the truth value of an array with more than one element is ambiguous")
+
+    def item(self) -> float:
+        raise ValueError("can only convert an array of size 1 to a Python scalar")
+
+
+class Leaking(UserDict[str, object]):
+    """A mapping whose items cannot be read."""
+
+    def items(self) -> Any:
+        raise RuntimeError("gone")
+
+
+def nested(levels: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def containing_itself() -> dict[str, object]:
+    value: dict[str, object] = {}
+    value["again"] = [value] * 10
+    return value
+
+
+def doubling(levels: int) -> list[Any]:
+    value: list[Any] = ["x"]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def values() -> dict[str, object]:
+    return {
+        "infinity": float("inf"),
+        "minus infinity": float("-inf"),
+        "nan": float("nan"),
+        "huge": 10**400,
+        "enormous": 10**5000,
+        "over 2**53": 2**53 + 1,
+        "over 2**63": 2**63,
+        "bytes": b"\x00\xff",
+        "set": {1, 2},
+        "broken": Broken(),
+        "list of broken": [Broken()],
+        "array": Array([1.0, 2.0]),
+        "path": Path("/data/coco.yaml"),
+        "moment": datetime(2026, 1, 1, tzinfo=UTC),
+        "itself": containing_itself(),
+        "deep": nested(1000),
+        "doubling": doubling(40),
+        "leaking": Leaking(),
+        "keys that are no text": {1: 1, None: 2, ("a",): 3, Broken(): 4, b"b": 5},
+        "10 MB": "x" * 10_000_000,
+        "10 MB of bytes": b"x" * 10_000_000,
+        "a million numbers": list(range(1_000_000)),
+        "lone surrogate": "a\ud800b",
+        "NUL": "a\x00b",
+        "class": Broken,
+        "complex": 1j,
+        "empty": "",
+    }
+
+
+def strict(text: str) -> Any:
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(params=["hub", "platform"])
+def environ(
+    request: pytest.FixtureRequest, hub: Sandbox, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, str]:
+    made = environ_of(home, hub.url) if request.param == "hub" else platform_environ(home, hub.url)
+    made |= {"HUBQUEUE_RATE_LIMITS__METRICS": "0", "HUBQUEUE_RATE_LIMITS__CKPT": "0"}
+    for name, value in made.items():
+        monkeypatch.setenv(name, value)
+    return made
+
+
+def test_no_value_costs_its_run(hub: Sandbox, environ: dict[str, str]) -> None:
+    strange = values()
+    for name, value in strange.items():
+        args = dict.fromkeys(
+            ("epochs", "batch", "imgsz", "data", "device", "cache", "project", "name", "x"), value
+        )
+        run = package.start_run("yolov8n.pt", args={**args, "nested": {"value": value}}, worker="none")
+        assert run.id is not None, name
+        assert run.log_metrics({"loss": 0.5, "strange": value}, epoch=0) is not None, name
+        run.finish(timeout=0, results={"metrics": {"fitness": value}, "classNames": value, name: value})
+    failed = package.start_run("yolov8n.pt", worker="none")
+    failed.log_metrics({"loss": 0.5}, epoch=0)
+    failed.finish(timeout=0, status="failed", error=Broken())  # type: ignore[arg-type]
+
+    drained = hubqueue(environ, "drain", "--timeout", "200")
+
+    assert drained.returncode == 0, drained.stdout + drained.stderr
+    assert hub.models or hub.runs
+    if hub.models:
+        assert [hub.metrics(model)[0]["loss"] for model in hub.models] == [0.5] * (len(strange) + 1)
+    else:
+        runs = [hub.run(model) for model in hub.runs]
+        assert [run.epochs[0]["metrics"]["loss"] for run in runs] == [0.5] * (len(strange) + 1)
+        assert sorted(run.state for run in runs) == ["complete"] * len(strange) + ["failed"]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, 2**53 + 1, "many", Array([1.0, 2.0])])
+def test_epochs_that_are_no_number_become_zero_with_one_line(
+    value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = training_started("yolo26n.pt", hide_secrets({"epochs": value, "batch": 16}))
+
+    assert sent["data"]["epochs"] == 0
+    assert sent["data"]["trainArgs"]["batch"] == "16"
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot be sent as they are, so cut or left out: the values of epochs"
+    ]
+
+
+def test_the_hub_gets_null_for_a_number_that_json_cannot_have(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in environ_of(home, "http://127.0.0.1:9").items():
+        monkeypatch.setenv(name, value)
+    run = package.start_run("yolov8n.pt", args={"epochs": float("inf"), "batch": 10**400}, worker="none")
+
+    assert run.outbox is not None
+    payload = strict(run.outbox.stats.payload(1) or "")
+    assert (payload["config"]["epochs"], payload["config"]["batchSize"]) == (None, None)
+    lines = [record.getMessage() for record in caplog.records if "cannot be sent" in record.getMessage()]
+    assert lines == ["cannot be sent as they are, so cut or left out: the values of batch, epochs"]
+    run.finish(timeout=0)
+
+
+@pytest.mark.parametrize("name", values())
+def test_any_value_becomes_strict_json_of_bounded_size(name: str) -> None:
+    value = values()[name]
+
+    hidden = hide_secrets({"x": value})["x"]
+    for made in (plain(value), plain(hide_in(value)), plain(hidden), hide_text(hidden)):
+        text = json.dumps(made, allow_nan=False)
+        assert len(text) < 3 * MOST_TEXT
+        assert strict(text) == made
+
+
+def test_ordinary_values_stay_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    args = {
+        "epochs": 3,
+        "lr": 0.1,
+        "flag": True,
+        "none": None,
+        "list": [1, "a", [2.5]],
+        "map": {"a": {"b": 1}},
+    }
+
+    assert plain(args) == args
+    assert hide_secrets(args) == args
+    assert training_started("m.pt", {**args, "shape": (1, 2)})["data"]["trainArgs"]["shape"] == "(1, 2)"
+    assert caplog.records == []
+
+
+def test_many_class_names_are_kept() -> None:
+    names = [f"class number {number}" for number in range(22_000)]
+
+    assert plain({"classNames": names}) == {"classNames": names}
+
+
+def test_a_key_at_the_cut_of_a_long_text_is_not_sent() -> None:
+    for before in range(10_000 - 50, 11_010, 7):
+        shown = hide_text("." * before + " " + KEY + " " + "x" * 5000)
+        assert not any(KEY[:part] in shown for part in range(8, len(KEY)))
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (3, 3),
+        (3.9, 3),
+        ("100", 100),
+        (True, 1),
+        (None, None),
+        ("many", None),
+        (2**53 - 1, 2**53 - 1),
+        (2**53, None),
+    ],
+)
+def test_a_whole_number_is_read_from_any_type(value: object, number: int | None) -> None:
+    assert whole(value) == number
+
+
+def test_the_shell_starts_a_run_with_a_value_that_json_does_not_have(hub: Sandbox, home: Path) -> None:
+    environ = platform_environ(home, hub.url)
+    started = hubqueue(
+        environ, "enqueue", "run", "yolo26n.pt", "--arg", "epochs=Infinity", "--arg", "x=1e999"
+    )
+    assert started.returncode == 0, started.stderr
+
+    assert hubqueue(environ, "drain", "--timeout", "60").returncode == 0
+
+    (model,) = hub.runs
+    start = hub.run(model).events[0].data
+    assert (start["epochs"], start["trainArgs"]["x"]) == (0, "inf")
+
+
+def test_the_lines_about_values_are_few(home: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.setenv("HUBQUEUE_HOME", str(home))
+    args = {f"argument {number}": "x" * 20_000 for number in range(1000)}
+    with caplog.at_level(logging.WARNING, "hubqueue"):
+        run = package.start_run("yolo26n.pt", args=args, worker="none")
+
+    lines = [record.getMessage() for record in caplog.records if "cannot be sent" in record.getMessage()]
+    assert 1 <= len(lines) <= 2
+    assert max(map(len, lines)) < 1000
+    run.finish(timeout=0)
