@@ -8,10 +8,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import click
 import pytest
 from messages import HOLE, literals, messages
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "troubleshooting.md"
+from hubqueue.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "troubleshooting.md"
 # Messages that no person has to act on, each with the reason.
 INTERNAL = {
     f"lane {HOLE} was claimed again after token {HOLE}": "the other worker continues",
@@ -33,8 +37,18 @@ _WORD = r"[A-Z][A-Z0-9_]*"
 
 def quoted(page: str) -> list[str]:
     """The messages that a page quotes: the code in the first column of its tables, from the heading "Messages" on."""
-    rows = re.findall(r"^\| (.*?) (?<!\\)\|", page.partition("\n## Messages")[2], re.MULTILINE)
-    return [span.replace("\\|", "|") for row in rows for span in re.findall(r"`([^`]+)`", row)]
+    return [each for row in rows(page.partition("\n## Messages")[2]) for each in code(row[0])]
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of all tables."""
+    lines = re.findall(r"^\| (.*) \|$", page, re.MULTILINE)
+    return [re.split(r" *(?<!\\)\| *", line) for line in lines]
+
+
+def code(cell: str) -> list[str]:
+    """What a cell has in the font of code."""
+    return [span.replace("\\|", "|") for span in re.findall(r"`([^`]+)`", cell)]
 
 
 def pattern(quote: str) -> re.Pattern[str]:
@@ -100,6 +114,33 @@ def test_a_row_without_a_message_is_found() -> None:
     page = PAGE.read_text().replace("`no worker could be started: ", "`no helper could be started: ")
 
     assert "no helper could be started: REASON" in obsolete(page)
+
+
+def test_every_command_on_the_page_can_be_run() -> None:
+    advice = {each for row in rows(PAGE.read_text()) for each in code(row[-1])}
+    commands = sorted(each for each in advice if re.match(r"hubqueue [a-z]", each))
+
+    assert commands
+    for each in commands:
+        given = re.sub(r"\bENTRY\b", "1", each.partition(" < ")[0]).split()[1:]
+        command: click.Command = main
+        context = click.Context(main)
+        while isinstance(command, click.Group) and given:
+            name = given.pop(0)
+            found = command.get_command(context, name)
+            assert found is not None, each
+            command = found
+        command.make_context(command.name, given)
+
+
+def test_every_setting_on_the_page_exists() -> None:
+    page, example = PAGE.read_text(), (ROOT / "config.example.toml").read_text()
+    sections = r"(?:outbox|spool|rate_limits|retry|worker|destinations\.DESTINATION)"
+
+    named = set(re.findall(rf"`{sections}\.([a-z_]+)`", page)) - {"log"}
+
+    assert named
+    assert {each for each in named if not re.search(rf"^#? ?{each} = ", example, re.MULTILINE)} == set()
 
 
 @pytest.mark.parametrize("text", INTERNAL)
