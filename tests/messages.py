@@ -26,9 +26,6 @@ _CONTINUED = {"Refused": 0, "refuse": 1}
 _PROBLEMS = {"problems", "warnings", "incomplete"}
 # Calls that return one of their arguments, in a form that a person can read.
 _TRANSPARENT = {"clean", "harmless", "str", "wrap"}
-_LOUD = {"warning", "error", "warn", "say"}
-# What a log line that asks a person to act names.
-_NEXT_STEP = re.compile(r"\bhubqueue [a-z]+|\bHUBQUEUE_[A-Z]|\b[a-z]+\.[a-z]+_[a-z]+\b")
 # Functions that return a message, or the part of one after a colon.
 _REASONS = {"_why_not", "elsewhere", "_judge"}
 # Functions that append messages to a list.
@@ -268,17 +265,17 @@ def _expressions(node: ast.AST, module: _Module) -> Iterator[ast.expr]:
 
 
 def _logged(node: ast.AST, reader: _Reader) -> Iterator[str]:
-    """The lines of the log, from a warning on, that have a hint or name a command or a setting."""
+    """The lines of the log from a warning on, and what a command says with a next step."""
     match node:
-        case ast.Call(func=ast.Attribute(attr=level) | ast.Name(id=level), args=[first, *rest]) if (
-            level in _LOUD
-        ):
-            has_hint = any("hint" in ast.unparse(each).lower() for each in rest)
+        case ast.Call(func=ast.Attribute(attr="warning" | "error"), args=[first, *_]):
+            is_logged = True
         case ast.Tuple(elts=[ast.Attribute(attr="WARNING" | "ERROR"), first]):
-            has_hint = False
+            is_logged = True
+        case ast.Call(func=ast.Name(id="say"), args=[first, *_]):
+            is_logged = False
         case _:
             return
     for line in reader.texts(first):
         whole = re.sub(r"%[sdr]", HOLE, line)
-        if has_hint or _NEXT_STEP.search(whole):
+        if is_logged or re.search(r"\bhubqueue [a-z]", whole):
             yield re.sub(f"{HOLE}+", HOLE, whole)
