@@ -251,7 +251,7 @@ class Opening:
         self.leave()
         present = outbox.run_lock(run_id)
         if not presence.enter(present):
-            _LOG.warning("run %s: another process is training this model too; both share its lanes", run_id)
+            _LOG.warning("run %s: another process is training this model too; both log to this run", run_id)
         self._present = present
         if continues:
             # A worker may have found the lock free a moment ago, and marked the run as interrupted.
