@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hubqueue.cli import screen
 from hubqueue.cli.arguments import HomeOptions, json_option, pass_options
 from hubqueue.cli.errors import SuggestingGroup
 from hubqueue.cli.frame import print_json
@@ -54,10 +55,11 @@ def show(options: HomeOptions, as_json: bool) -> None:
     targets = reading.config.destinations
     rows, warnings = _rows(reading), unread(os.environ, targets, secret_variables(targets.values()))
     if as_json:
-        file = None if reading.file is None else str(reading.file)
-        print_json({"file": file, "settings": [each for each, _ in rows], "warnings": warnings})
+        named = None if reading.file is None else str(reading.file)
+        print_json({"file": named, "settings": [each for each, _ in rows], "warnings": warnings})
         return
-    click.echo(f"file: {reading.file or f'none ({options.home().config_file} does not exist)'}")
+    file = reading.file or f"none ({options.home().config_file} does not exist)"
+    click.echo(f"file: {screen.visible(str(file))}")
     shown = [(row["key"], clean(text, limit=300), row["variable"] or row["from"]) for row, text in rows]
     click.echo(table(("setting", "value", "from"), shown))
     for each in warnings:

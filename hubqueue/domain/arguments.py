@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import islice, pairwise
 from typing import Any
 
-from hubqueue.domain.plain import LONGEST_TEXT, text_of, type_of
+from hubqueue.domain.plain import LONGEST_TEXT, MOST_TEXT, text_of, type_of
 from hubqueue.domain.redact import MASK, clean, hide_key
 
 _LOG = logging.getLogger("hubqueue")
@@ -28,6 +28,8 @@ _DEEPEST = 30
 # A value with more of them contains itself several times.
 _MOST_VALUES = 100_000
 _LONGEST_KEY = 1000
+# Characters of all arguments together: masking takes microseconds for each.
+_MOST_ARGUMENTS = 1 << 18
 
 
 @lru_cache(maxsize=4096)
@@ -42,7 +44,7 @@ def is_secret_name(name: str) -> bool:
 
 def hide_secrets(args: Mapping[str, object]) -> dict[str, Any]:
     """`args` with secrets masked and long texts cut; one warning names the arguments that had a secret, one the long ones."""
-    hiding = _Hiding()
+    hiding = _Hiding(_MOST_ARGUMENTS)
     hidden: dict[str, Any] = hiding.mapping(args, "", 0)
     if hiding.found:
         _LOG.warning("masked, because they look like keys: the values of %s", _listed(hiding.found))
@@ -53,7 +55,7 @@ def hide_secrets(args: Mapping[str, object]) -> dict[str, Any]:
 
 def hide_in(value: object) -> Any:
     """Mask secrets in any other value that is sent to a hub."""
-    return _Hiding().value(value, "", 0)
+    return _Hiding(2 * MOST_TEXT).value(value, "", 0)
 
 
 def hide_text(value: object) -> str:
@@ -94,9 +96,10 @@ def _is_secret(name: str, value: object) -> bool:
 class _Hiding:
     """Masks one value. `found` has the paths of secrets, `cut` those of texts that were too long."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int) -> None:
         self.found: list[str] = []
         self.cut: list[str] = []
+        self._room = room  # characters
         self._left = _MOST_VALUES
 
     def value(self, value: object, path: str, depth: int) -> Any:
@@ -120,6 +123,10 @@ class _Hiding:
             text = str(value)
         except Exception:  # third-party code; its type is sent where the text is needed
             return value
+        self._room -= min(len(text), LONGEST_TEXT)
+        if self._room < 0:
+            self.cut.append(path)
+            return "…"
         hidden = _shortened(text)
         if hidden == text:
             return value

@@ -26,7 +26,7 @@ _BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 def plain(value: object) -> Any:
     """`value` in JSON types, whatever it is: scalars of numpy and torch become numbers, non-finite ones null, other types
-    their text. Never raises. What nests too deeply, contains itself or does not fit into `MOST_TEXT` becomes null.
+    their text. Never raises. What nests too deeply, contains itself becomes null; what does not fit into `MOST_TEXT` is left out.
     """
     return made_plain(value)[0]
 
@@ -57,11 +57,18 @@ class _Plain:
         if isinstance(value, Mapping):
             found = {}
             for name, each in value.items():
+                if self._is_full(path):
+                    break
                 text = self._text(name, path)
                 found[text] = self.of(each, f"{path}.{text}" if path else text, depth + 1)
             return found
         if isinstance(value, list | tuple | set | frozenset):
-            return [self.of(each, path, depth + 1) for each in value]
+            items = []
+            for each in value:
+                if self._is_full(path):
+                    break
+                items.append(self.of(each, path, depth + 1))
+            return items
         if not isinstance(value, str | bool | int | float | None):
             value = _scalar(value)
         if isinstance(value, bool) or value is None:
@@ -77,6 +84,10 @@ class _Plain:
         most = min(LONGEST_TEXT, max(self._room, 0))
         self._room -= min(len(text), most)
         return text if len(text) <= most else self._lose(path, text[:most] + "…")
+
+    def _is_full(self, path: str) -> bool:
+        """Whether the rest of a list or a mapping is left out."""
+        return self._room < 0 and self._lose(path, True)
 
     def _lose(self, path: str, instead: _T) -> _T:
         self.lost.append(path)

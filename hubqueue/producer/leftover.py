@@ -91,8 +91,11 @@ def count_safely(outbox: Outbox | None, run_id: str | None, *, unsaved: int, why
         return Leftover(unsaved=max(1, unsaved), unsaved_why=why or str(error))
 
 
-def describe(left: Leftover, *, has_worker: bool = True) -> str:
-    """One line that states what is left and what to do. Without a worker a person has to send it."""
+def describe(left: Leftover, *, has_worker: bool = True, known: bool = True) -> str:
+    """One line that states what is left and what to do. Without a worker a person has to send it.
+
+    A run that is not `known` was never saved: the status cannot show it.
+    """
     parts, see = [], []
     if left.dead:
         refused = ", ".join(plural(number, _noun(kind)) for kind, number in left.refused.items())
@@ -112,10 +115,8 @@ def describe(left: Leftover, *, has_worker: bool = True) -> str:
         parts.append(
             f"{left.unsaved} could not be saved" + (f" ({left.unsaved_why})" if left.unsaved_why else "")
         )
-    if left.entries:
-        see.append("hubqueue status")
-    elif left.unsaved:
-        see.append("hubqueue check")
+    if left.entries or left.unsaved:
+        see.append("hubqueue status" if known else "hubqueue check")
     return "; ".join(parts) + "; see: " + " and ".join(see)
 
 

@@ -206,7 +206,7 @@ class Run:
             has_worker = self._mode != "none" or worker_lives(self._home)
             named = self._saving.opening.start.named
             name = f"run {self.id}" if self.id else f"this run of {named.filename or named.model_id}"
-            _LOG.warning("%s: %s", name, describe(left, has_worker=has_worker))
+            _LOG.warning("%s: %s", name, describe(left, has_worker=has_worker, known=self.id is not None))
         left = replace(left, other_end=self._saving.ends.other)
         if end.problem:
             raise end.problem

@@ -12,7 +12,6 @@ import pytest
 from stage import environ_of, hubqueue
 
 import hubqueue as package
-from hubqueue.config.home import Home
 from hubqueue.domain.errors import ConfigError
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
@@ -93,11 +92,10 @@ def test_no_name_of_a_path_changes_the_lines_of_a_command(tmp_path: Path, name: 
     for each in shown:
         assert "Traceback" not in each.stderr
         assert "\x1b" not in each.stdout
-    assert (
-        len(shown[0].stdout.splitlines())
-        == len(hubqueue(environ_of(Path(Home.locate(tmp_path / "plain").path)), "status").stdout.splitlines())
-        or "outbox  sqlite:///" in shown[0].stdout
-    )
+    (outbox,) = (line for line in shown[0].stdout.splitlines() if line.startswith("outbox  sqlite:///"))
+    assert "/outbox.db  " in outbox
+    for line in shown[1].stdout.splitlines():
+        assert line.startswith(("ok  ", "warn", "FAIL", "      ")), line
 
 
 def test_homes_that_differ_after_a_question_mark_do_not_share_an_outbox(tmp_path: Path) -> None:

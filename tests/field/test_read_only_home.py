@@ -40,7 +40,7 @@ WRITING = (
         ["prune"],
         ["migrate"],
     ),
-    *(["resume", "hub"], ["enqueue", "run", "--model", "a.pt"]),
+    *(["resume", "hub"], ["enqueue", "run", "a.pt"]),
 )
 TRAINING = """
 import os, sys

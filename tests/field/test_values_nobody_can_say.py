@@ -151,7 +151,7 @@ def test_no_value_costs_its_run(hub: Sandbox, environ: dict[str, str]) -> None:
     else:
         runs = [hub.run(model) for model in hub.runs]
         assert [run.epochs[0]["metrics"]["loss"] for run in runs] == [0.5] * (len(strange) + 1)
-        assert [run.state for run in runs] == ["complete"] * len(strange) + ["failed"]
+        assert sorted(run.state for run in runs) == ["complete"] * len(strange) + ["failed"]
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, 2**53 + 1, "many", Array([1.0, 2.0])])

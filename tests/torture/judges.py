@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from stage import totals
-from torture.month import HOUR, Note, What
-from torture.world import BATCH, World
+from torture.crew import BATCH
+from torture.month import HOLDS, HOUR, Note, What
+from torture.world import World
 
 from hubqueue.domain.entry import Kind
 
@@ -165,15 +166,15 @@ class _Beats:
     """When each beat was due, and when it started.
 
     A beat is due 300 s after the last attempt: after the last start, or after a refused connection, which is retried
-    within the cap of the backoff. No beat is due while no worker runs, the hub is down, all lanes have to wait, the run
-    is not registered, or its process is not alive.
+    within the cap of the backoff. No beat is due while no worker runs, the hub is down or on hold, all lanes have to
+    wait, the run is not registered, or its process is not alive.
     """
 
     def __init__(self) -> None:
         self.registered: set[str] = set()
         self.alive: set[str] = set()
         self.due: dict[str, float] = {}
-        self.ill, self.workers, self.free_at = False, False, 0.0
+        self.ill, self.held, self.workers, self.free_at = False, False, False, 0.0
         self.beats, self.latest = 0, 0.0
         self.wrong: list[str] = []
 
@@ -190,6 +191,8 @@ class _Beats:
                 self.alive.discard(note.run)
             case What.ILL | What.WELL:
                 self.ill, self.free_at = note.what is What.ILL, max(self.free_at, note.at)
+            case What.HELD | What.LIFTED:
+                self.held, self.free_at = note.what is What.HELD, max(self.free_at, note.at)
             case What.WORKERS:
                 self.workers, self.free_at = bool(note.number), max(self.free_at, note.at)
             case What.PAUSED:
@@ -209,7 +212,7 @@ class _Beats:
 
     @property
     def _watched(self) -> bool:
-        return self.workers and not self.ill
+        return self.workers and not self.ill and not self.held
 
     def _miss(self, at: float) -> None:
         """Record beats that should have started before this moment."""
@@ -260,14 +263,15 @@ def recovery(chronicle: Sequence[Note]) -> Found:
                     wrong.append(f"{len(failed) - len(back)} lanes were not back after {CAP:.0f} s")
             began = ended = math.inf
         if note.what is What.ILL:
-            began, ended = note.at, math.inf
+            # After a hold a probe brings the lanes back, and not their backoff.
+            began, ended = math.inf if note.answer in HOLDS else note.at, math.inf
             failed, back = set(), {}
         elif note.what is What.WORKERS and note.at >= ended:
             began = ended = (
                 math.inf
             )  # without jitter a worker that was stopped then also brings them together
         elif note.what is What.WELL:
-            ended = note.at
+            ended = note.at if began < math.inf else math.inf
         elif lane is not None and began <= note.at < ended:
             failed.add(lane)
         elif lane in failed and lane is not None:
@@ -286,9 +290,10 @@ def delivery(world: World) -> Found:
     missing = sum(each.epochs - len(world.hub.epochs[each.id]) for each in world.trainings)
     if missing:
         wrong.append(f"{missing} epochs are missing")
-    lost = {each.id for each in world.trainings if each.ended} - world.hub.finals
+    finals = {each.id: each.digest for each in world.trainings if each.ended}
+    lost = sum(world.hub.finals.get(run) != digest for run, digest in finals.items())
     if lost:
-        wrong.append(f"{len(lost)} final checkpoints are missing")
+        wrong.append(f"{lost} final checkpoints are missing, or not what was saved")
     try:
         counted = totals(world.outbox)
     except AssertionError as error:

@@ -1,14 +1,15 @@
-"""The plan of a month, its hub, and its workers.
+"""The plan of a month, and its hub.
 
-The hub and the connection are simulated: a request takes no time, so the chronicle shows when hubqueue starts a
-request. Workers and janitors are the real ones, except for the way they die.
+The hub and the connection are simulated: a request takes no time (but for uploads over a slow link), so the chronicle
+shows when hubqueue starts a request. What a response means is decided by the code that decides it for a real one.
 """
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import math
 import random
+import ssl
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,25 +18,35 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from requests import exceptions
+
 from hubqueue.destinations.base import Attempt
+from hubqueue.destinations.wire.exchange import outcome_of_error, outcome_of_status
+from hubqueue.destinations.wire.message import Response
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lane import Batch
 from hubqueue.domain.outcome import Delivered, Outcome, Remote, RetryLater, Scope
 from hubqueue.outbox.locks import Lock
-from hubqueue.outbox.outbox import Outbox
-from hubqueue.testing import MemoryTransport
-from hubqueue.worker.events import Fact
-from hubqueue.worker.janitor import Janitor
-from hubqueue.worker.worker import Worker
 
 HOUR, DAY = 3600.0, 86_400.0
 # Outages in which the worker is away for a while, too.
 _LONG = 1.2 * HOUR
+_HOST = "hub.example"
+# What a gateway before the hub answers for a while, to everybody.
+_STATUSES = (404, 403, 413, 502, 401, 400, 405, 511)
+_PAGE = b"<!DOCTYPE html><html><body>Service temporarily moved</body></html>"
+_REFUSAL = b'{"message": "this key is blocked for now"}'
+HOLDS = ("certificate", "403")
+"""Outages that hold the destination: nobody lifts that but a probe that gets through."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The amounts of everything. `outages` are in hours; `crowded` runs begin shortly before or in a long outage."""
+    """The amounts of everything. `outages` are in hours; `crowded` runs begin shortly before or in a long outage.
+
+    In `gateways` something else answers in place of the hub, in `holds` its certificate or its refusal holds everything.
+    `slow` times the link needs hours for a checkpoint, `unmounted` times the disk of the spool is away for hours.
+    """
 
     days: float
     runs: int
@@ -53,11 +64,19 @@ class Plan:
     jumps: int = 0
     busy: int = 0
     troubles: int = 0
+    gateways: tuple[float, ...] = ()
+    holds: tuple[float, ...] = ()
+    slow: int = 0
+    uploads: tuple[float, float] = (0.5, 3.0)  # hours
+    unmounted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """The hub is down: it responds 503, refuses connections ("refused"), or makes all lanes wait ("429")."""
+    """The hub is down: it responds 503, refuses connections ("refused"), or makes all lanes wait ("429").
+
+    Or a "gateway" responds with pages of its own, the "certificate" is not valid, or the hub refuses its key ("403").
+    """
 
     begin: float
     lasts: float
@@ -79,18 +98,25 @@ class Outage:
 
 def bad_days(plan: Plan, dice: random.Random) -> Iterator[Outage]:
     """The outages of a plan, in order, at random times."""
-    lengths = [hours * HOUR for hours in plan.outages]
-    dice.shuffle(lengths)
+    # In longer ones the hub requests no wait, so that only our own jitter spreads the recovery.
+    kinds = [
+        *(
+            (hours, ("503", "refused") if hours >= 1.0 else ("503", "refused", "429"))
+            for hours in plan.outages
+        ),
+        *((hours, ("gateway",)) for hours in plan.gateways),
+        *((hours, HOLDS) for hours in plan.holds),
+    ]
+    dice.shuffle(kinds)
     gap = 0.25 * HOUR
-    room = plan.days * DAY - sum(lengths) - gap * (len(lengths) + 1)
+    room = plan.days * DAY - sum(hours * HOUR for hours, _ in kinds) - gap * (len(kinds) + 1)
     assert room >= 0, "the plan has no room for its outages"
-    starts = sorted(dice.uniform(0.0, room) for _ in lengths)
+    starts = sorted(dice.uniform(0.0, room) for _ in kinds)
     passed = 0.0
-    for start, length in zip(starts, lengths, strict=True):
-        begin = start + passed + gap
-        # In longer ones the hub requests no wait, so that only our own jitter spreads the recovery.
-        how = dice.choice(("503", "refused") if length >= HOUR else ("503", "refused", "429"))
-        yield Outage(begin, length, how, dice.uniform(400.0, 900.0) if length >= _LONG else 0.0)
+    for start, (hours, ways) in zip(starts, kinds, strict=True):
+        begin, length, how = start + passed + gap, hours * HOUR, dice.choice(ways)
+        is_left_alone = length >= _LONG and how not in HOLDS
+        yield Outage(begin, length, how, dice.uniform(400.0, 900.0) if is_left_alone else 0.0)
         passed += length + gap
 
 
@@ -105,6 +131,7 @@ class Training:
     hasty_until: float
     finishes: bool
     id: str = ""
+    digest: str = ""  # of its final checkpoint
     life: int = 0
     lock: Lock | None = None
     epochs: int = 0
@@ -119,7 +146,7 @@ class Training:
 def trainings(plan: Plan, outages: Sequence[Outage], dice: random.Random) -> Iterator[Training]:
     """The runs of a plan."""
     end = plan.days * DAY
-    long = [each for each in outages if each.is_long]
+    long = [each for each in outages if each.is_long and each.how not in HOLDS]
     for number in range(plan.runs):
         lasts = dice.uniform(*plan.lives) * HOUR
         if number < plan.long_lives:
@@ -142,8 +169,11 @@ class What(StrEnum):
     ENDED = "ended"
     LOGGED = "logged"  # `number` epochs were acknowledged
     SENT = "sent"  # an attempt reached the hub, or was refused
-    ILL = "ill"  # an outage begins
+    ARRIVED = "arrived"  # the upload over a slow link ended, or its worker did
+    ILL = "ill"  # an outage begins; `answer` is how
     WELL = "well"
+    HELD = "held"  # the destination is on hold
+    LIFTED = "lifted"
     PAUSED = "paused"  # the hub made all lanes wait for `number` seconds
     WORKERS = "workers"  # `number` workers run now
     REBOOTED = "rebooted"  # the outbox cannot know about `number` seconds that passed
@@ -176,18 +206,37 @@ class Hub:
         self.outage: Outage | None = None
         self.busy = 0.0  # the response to the next request makes all lanes wait for these seconds
         self.troubled: dict[str, int] = {}  # runs whose requests all fail, with the number of failures
+        self.upload = 0.0  # the seconds that the link needs for a checkpoint
         self.epochs: defaultdict[str, set[str]] = defaultdict(set)
-        self.finals: set[str] = set()
+        self.finals: dict[str, str] = {}  # the digest of what it got, by run
+        self._pages = itertools.cycle(_STATUSES)
 
     def note(self, what: What, run: str = "", **more: Any) -> None:
         self.chronicle.append(Note(self._now(), what, run, **more))
 
-    def take(self, batch: Batch, attempt: Attempt, dying: str) -> Outcome:
+    def begin(self, batch: Batch, attempt: Attempt, dying: str) -> bool:
+        """The start of an upload over a slow link; False for any other request, which is left to `take`."""
+        if not self.upload or batch.kind is not Kind.CKPT or self.outage is not None or dying:
+            return False
+        attempt.on_start()
+        with self._lock:
+            final = any(entry.final for entry in batch.entries)
+            self._note_sent(batch, started=True, answer="Uploading", final=final)
+        return True
+
+    def end(self, batch: Batch, digest: str) -> Outcome:
+        """The end of an upload over a slow link."""
+        with self._lock:
+            outcome = self._answer(batch)
+            self._conclude(batch, outcome, digest, acknowledged=True)
+            return outcome
+
+    def take(self, batch: Batch, attempt: Attempt, dying: str, digest: str) -> Outcome:
         """One request. `dying` is when its worker is killed: "before" it starts, "during" it, "after" it was accepted."""
         if dying == "before":
             self._note_sent(batch, answer="lost")
             raise Killed
-        refused = self.outage is not None and self.outage.how == "refused"
+        refused = self.outage is not None and self.outage.how in ("refused", "certificate")
         if not refused:
             attempt.on_start()
         with self._lock:
@@ -196,11 +245,7 @@ class Hub:
             self._note_sent(
                 batch, started=not refused, answer="lost" if dying else type(outcome).__name__, final=final
             )
-            if isinstance(outcome, RetryLater) and outcome.scope is Scope.DESTINATION:
-                assert outcome.after is not None
-                self.note(What.PAUSED, number=outcome.after.total_seconds())
-            elif isinstance(outcome, Delivered):
-                self._keep(batch, final=final, acknowledged=not dying)
+            self._conclude(batch, outcome, digest, acknowledged=not dying)
         if dying:
             raise Killed
         return outcome
@@ -212,7 +257,7 @@ class Hub:
         run, waits = batch.run.id, None
         if self.outage is not None:
             if self.outage.how != "429":
-                return RetryLater(self.outage.how)
+                return self._refuse(self.outage.how)
             waits = 60.0
         elif run in self.troubled:
             self.troubled[run] += 1
@@ -226,55 +271,29 @@ class Hub:
             return RetryLater("429", timedelta(seconds=waits), Scope.DESTINATION)
         return Delivered(Remote(id=f"model-{run}")) if batch.kind is Kind.REGISTRATION else Delivered()
 
-    def _keep(self, batch: Batch, *, final: bool, acknowledged: bool) -> None:
+    def _refuse(self, how: str) -> Outcome:
+        """What a worker makes of an outage: a response, or an error of the connection."""
+        if how == "certificate":
+            expired = ssl.SSLCertVerificationError(
+                1, "certificate verify failed: certificate is not yet valid"
+            )
+            return outcome_of_error(exceptions.SSLError(expired), host=_HOST)
+        if how in ("gateway", "403"):
+            page = Response(403, {}, _REFUSAL) if how == "403" else Response(next(self._pages), {}, _PAGE)
+            outcome = outcome_of_status(page, host=_HOST)
+            assert outcome is not None, "a refusal is no success"
+            return outcome
+        return RetryLater(how)
+
+    def _conclude(self, batch: Batch, outcome: Outcome, digest: str, *, acknowledged: bool) -> None:
+        if isinstance(outcome, RetryLater) and outcome.scope is Scope.DESTINATION:
+            assert outcome.after is not None
+            self.note(What.PAUSED, number=outcome.after.total_seconds())
+        if not isinstance(outcome, Delivered):
+            return
         if batch.kind is Kind.METRICS:
             self.epochs[batch.run.id].update(entry.key for entry in batch.entries)
         elif batch.kind is Kind.REGISTRATION and acknowledged:
             self.note(What.REGISTERED, batch.run.id)
-        elif final:
-            self.finals.add(batch.run.id)
-
-
-class Line(MemoryTransport):
-    """The transport of one worker, which may be killed in it."""
-
-    def __init__(self, hub: Hub) -> None:
-        super().__init__()
-        self._hub = hub
-        self.dying = ""
-        self.dead = False
-
-    def send(self, batch: Batch, attempt: Attempt) -> Outcome:
-        self.dead = bool(self.dying)
-        return self._hub.take(batch, attempt, self.dying)
-
-
-class Mortal(Worker):
-    """A worker that can be killed: it releases nothing, but the kernel frees its lock."""
-
-    def die(self) -> None:
-        self._lock.release()
-
-    def _attempt(self, crew: Any, first: Any) -> None:
-        with contextlib.suppress(Killed):
-            super()._attempt(crew, first)
-
-
-class Station:
-    """A worker's process, started."""
-
-    def __init__(self, outbox: Outbox, hub: Hub, worker: type[Mortal], emit: Callable[[Fact], None]) -> None:
-        self.outbox, self.line = outbox, Line(hub)
-        self.worker = worker(outbox, emit=emit, dial=self.line.dial)
-        self.janitor = Janitor(outbox, emit)
-        self.worker.start()
-        self.janitor.scan()
-
-    def waits(self) -> float:
-        """The seconds until something is due."""
-        due = self.worker.next_due()
-        return math.inf if due is None else (due - self.outbox.database.now()).total_seconds()
-
-    def close(self) -> None:
-        self.worker.stop(timedelta(0))
-        self.outbox.close()
+        elif any(entry.final for entry in batch.entries):
+            self.finals[batch.run.id] = digest

@@ -1,25 +1,30 @@
-"""Thirty virtual days: every request to the hub is checked against the limits.
+"""Thirty virtual days: every request to the hub is checked against the limits, and what heals must heal by itself.
 
-A world (`torture.world`) simulates the month and writes a chronicle; the judges (`torture.judges`) read it. The controls
-are a worker whose spacing is not in the database, and a backoff without jitter.
+A world (`torture.world`) simulates the month and writes a chronicle; the judges (`torture.judges`, `torture.healing`) read
+it. The controls are a worker whose spacing is not in the database, a backoff without jitter, and one defect each for what
+has to heal.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from sqlalchemy import update
-from torture import judges
+from torture import healing, judges
 from torture.frame import Report, new_report
 from torture.judges import Found
-from torture.month import DAY, HOUR, Mortal, Plan, What
+from torture.month import DAY, HOUR, Plan, What
+from torture.stations import Mortal
 from torture.world import World
 
 from hubqueue.outbox.database.schema import EPOCH, lanes
@@ -29,27 +34,72 @@ from hubqueue.worker.backoff import next_attempt_at
 SENTENCE = (
     "whatever happens to hub, workers, machine and clock, no two request starts of a lane are closer than its limit, a "
     "backlog uses 95 % of the allowed rate, an hour's outage causes at most 30 requests per lane, heartbeats start within 5 s, "
-    "the lanes do not come back in one instant, and everything arrives"
+    "the lanes do not come back in one instant, holds lift themselves with few probes, and everything arrives without a "
+    "person: over links that need hours, past gateways that answer for the hub, from a disk that was away"
 )
 PLANS = {
     "quick": Plan(
         1.0, runs=25, lives=(0.5, 1.2), outages=(1.0, 1.25, 0.2), epochs=(240.0, 1200.0), hasty=2, haste=60.0,
-        crowded=0.6, restarts=4, crashes=4, seconds=2, reboots=1, jumps=2, busy=4, troubles=2,
+        crowded=0.6, restarts=4, crashes=4, seconds=2, reboots=1, jumps=2, busy=4, troubles=2, gateways=(1.0,),
+        holds=(2.0, 0.5), slow=3, uploads=(0.3, 1.2), unmounted=2,
     ),
     "normal": Plan(
         7.0, runs=200, lives=(0.5, 4.0), outages=(1.0, 1.0, 3.0, 8.0, *[0.2] * 6), long_lives=2, hasty=8, haste=300.0,
-        restarts=30, crashes=30, seconds=10, reboots=4, jumps=6, busy=40, troubles=20,
+        restarts=30, crashes=30, seconds=10, reboots=4, jumps=6, busy=40, troubles=20, gateways=(1.0, 1.0, 0.2),
+        holds=(0.05, 1.0, 3.0, 12.0), slow=6, unmounted=5,
     ),
     "full": Plan(
         30.0, runs=1000, lives=(0.5, 8.0), outages=(*[1.0] * 8, 2.0, 3.0, 4.0, 6.0, 8.0, 24.0, *[0.1, 0.3, 0.5] * 10),
         long_lives=5, hasty=25, haste=600.0, restarts=120, crashes=120, seconds=40, reboots=12, jumps=20, busy=200,
-        troubles=80,
+        troubles=80, gateways=(*[1.0] * 4, 2.0, *[0.1, 0.5] * 3), holds=(*[0.05, 0.5, 1.0, 3.0] * 2, 12.0, 30.0),
+        slow=25, unmounted=20,
     ),
 }  # fmt: skip
 # The controls: restarts during running trainings, and many trainings that wait for the end of one outage.
 _RESTARTS = Plan(0.1, 4, (1.5, 2.0), (), restarts=8)
 _HERD = Plan(0.08, 12, (0.4, 0.8), (1.2,), crowded=1.0)
-_JUDGES = (judges.spacing, judges.rate, judges.outage_hour, judges.heartbeats, judges.recovery)
+_UNHEALED = Plan(0.06, 3, (0.6, 1.0), (), epochs=(60.0, 120.0), uploads=(0.4, 0.6))
+_DEFECTS: dict[str, tuple[Plan, Callable[[World], Found], dict[str, Any], dict[str, Any]]] = {
+    "a hold that is probed every second": (
+        replace(_UNHEALED, holds=(0.1,)),
+        lambda world: healing.holds(world.hub.chronicle),
+        {"settings": "[retry]\nprobe = 1\nprobe_cap = 1\n"},
+        {},
+    ),
+    "a hold that waits for a person": (
+        replace(_UNHEALED, holds=(0.1,)),
+        lambda world: healing.holds(world.hub.chronicle),
+        {"settings": f"[retry]\nprobe = {366 * DAY:.0f}\nprobe_cap = {366 * DAY:.0f}\n"},
+        {},
+    ),
+    "a gateway's page taken for the hub's word": (
+        replace(_UNHEALED, gateways=(0.3,)),
+        judges.delivery,
+        {},
+        {"hubqueue.destinations.wire.exchange.is_foreign": lambda _response: False},
+    ),
+    "a lease that is not renewed": (
+        replace(_UNHEALED, slow=6),
+        lambda world: healing.uploads(world.hub.chronicle),
+        {"renews": False},
+        {},
+    ),
+    "a spool that is away taken for lost files": (
+        replace(_UNHEALED, days=0.1, outages=(0.8,), unmounted=8),
+        healing.alone,
+        {},
+        {"hubqueue.outbox.spool.presence.Presence.trouble": lambda _self: None},
+    ),
+}
+_JUDGES = (
+    judges.spacing,
+    judges.rate,
+    judges.outage_hour,
+    judges.heartbeats,
+    judges.recovery,
+    healing.holds,
+    healing.uploads,
+)
 _SHARED = Path("/dev/shm")
 
 
@@ -71,14 +121,14 @@ def without_jitter() -> Iterator[None]:
 
 
 @contextmanager
-def passed(plan: Plan, seed: int, worker: type[Mortal] = Mortal) -> Iterator[World]:
+def passed(plan: Plan, seed: int, worker: type[Mortal] = Mortal, **defects: Any) -> Iterator[World]:
     """A simulated month, with everything delivered that can be. The seed also decides the jitter of the backoff."""
     shared = _SHARED if _SHARED.is_dir() else None
     with (
         mock.patch.object(backoff, "_DICE", random.Random(seed)),
         tempfile.TemporaryDirectory(prefix="hubqueue-month-", dir=shared) as home,
     ):
-        world = World(Path(home), plan, random.Random(seed), worker)
+        world = World(Path(home), plan, random.Random(seed), worker, **defects)
         try:
             world.run()
             yield world
@@ -96,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
             for judge in _JUDGES:
                 _report_found(report, judge(world.hub.chronicle))
             _report_found(report, judges.delivery(world))
+            _report_found(report, healing.alone(world))
         _controls(report)
     return report.exit_code
 
@@ -137,6 +188,13 @@ def _controls(report: Report) -> None:
         any("in one second" in each for each in found.wrong),
         "the control's lanes did not come back in one second",
     )
+    for name, (plan, judge, defects, patched) in _DEFECTS.items():
+        with contextlib.ExitStack() as stack:
+            for target, act in patched.items():
+                stack.enter_context(mock.patch(target, act))
+            found = judge(stack.enter_context(passed(plan, report.seed, **defects)))
+        report.write(f"control, {name}: noticed {len(found.wrong)}")
+        report.require(bool(found.wrong), f"the control ({name}) was not noticed")
 
 
 if __name__ == "__main__":

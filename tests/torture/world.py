@@ -1,157 +1,47 @@
 """The simulation of a month: one home, one virtual clock, and all events.
 
-Outbox, worker and janitor are the real ones, on their own files; clock and hub are simulated (`torture.month`). Checkpoints
-have no bodies. Scans of the janitor that would find nothing new are left out; it tidies once an hour.
+Home and workers are those of `torture.crew`; the hub is simulated (`torture.month`). The janitor tidies once an hour.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import math
+import hashlib
 import random
-from collections import Counter
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torture.month import DAY, HOUR, Hub, Mortal, Outage, Plan, Station, Training, What, bad_days, trainings
+from torture.crew import Crew
+from torture.month import DAY, HOUR, Outage, Plan, Training, What, bad_days, trainings
+from torture.stations import Mortal
 
 from hubqueue.config.registry import declaration
-from hubqueue.domain.drafts import FINAL_RANK, metrics_draft
-from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.drafts import Checkpoint, metrics_draft
+from hubqueue.domain.errors import SpoolError
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.locks import Lock
-from hubqueue.outbox.outbox import Outbox, open_outbox
-from hubqueue.producer.intake import open_run
-from hubqueue.testing import FakeClock
+from hubqueue.producer.intake import open_run, save_snapshot
 from hubqueue.worker.closing import close_run
-from hubqueue.worker.events import Fact
 
-BATCH = 2
-"""Epochs per request: few, so that backlogs exist."""
 _YEAR = 365 * DAY
-# Only one destination: a worker queries the database for each configured one.
-_CONFIG = f'[destinations.hub]\ntype = "hub"\n[worker]\nbatch_entries = {BATCH}\n'
-_PATIENCE = 60.0
-_LOOK, _TIDY = 5.0, HOUR
-# After this many steps without a claim, a due lane is stuck: this is no race.
-_STUCK = 100
+_TIDY = HOUR
 
 
-class World:
+class World(Crew):
     """A home that is simulated for a month."""
 
-    def __init__(self, folder: Path, plan: Plan, dice: random.Random, worker: type[Mortal] = Mortal) -> None:
-        self.plan, self._dice, self._worker = plan, dice, worker
-        self.clock, self.now = FakeClock(), 0.0
-        self.hub = Hub(lambda: self.now)
-        self.counts: Counter[str] = Counter()
+    def __init__(
+        self, folder: Path, plan: Plan, dice: random.Random, worker: type[Mortal] = Mortal, **defects: Any
+    ) -> None:
+        super().__init__(folder, plan, dice, worker, **defects)
         self.outages = list(bad_days(plan, dice))
         self.trainings = list(trainings(plan, self.outages, dice))
-        self._home = folder / "home"
-        self._home.mkdir(mode=0o700)
-        (self._home / "config.toml").write_text(_CONFIG, encoding="utf-8")
-        self._stations: list[Station] = []
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = itertools.count()
-        self._boot = 0
-        self.outbox = self._open()
+        self._weights, self._unmounted = folder / "best.pt", folder / "unmounted"
         self._jumped = 0.0
         self._plan_outages()
         self._plan_runs()
         self._plan_disturbances()
-
-    def run(self) -> None:
-        """Simulate the month, and the time after it until nothing is owed."""
-        self._start_worker()
-        while True:
-            at = min(self._work(), self._agenda[0][0] if self._agenda else math.inf)
-            if at == math.inf:
-                break
-            self._advance(at)
-            while self._agenda and self._agenda[0][0] <= self.now:
-                heapq.heappop(self._agenda)[2]()
-
-    def close(self) -> None:
-        for station in self._stations:
-            station.close()
-        self.outbox.close()
-
-    # Time.
-
-    def _advance(self, at: float) -> None:
-        self.clock.advance(max(0.0, at - self.now))
-        self.now = max(self.now, at)
-
-    def _at(self, at: float, act: Callable[..., None], *arguments: Any) -> None:
-        heapq.heappush(self._agenda, (at, next(self._order), lambda: act(*arguments)))
-
-    # The workers.
-
-    def _work(self) -> float:
-        """Step the workers until nothing is due. Returns the time of the next due request."""
-        for _ in range(_STUCK):
-            waits = self._stations[0].waits() if self._stations else math.inf
-            if waits > 0.0:
-                return self.now + waits
-            self._dice.shuffle(self._stations)
-            for station in list(self._stations):
-                station.worker.step()
-                assert station.worker.wait_free(_PATIENCE), "an attempt did not end"
-                if station.line.dead:
-                    self._bury(station)
-        raise AssertionError("something is due, and no worker claims it")
-
-    def _start_worker(self, boot: int | None = None) -> None:
-        if boot not in (None, self._boot):
-            return
-        self._stations.append(Station(self._open(), self.hub, self._worker, self._count))
-        self._note_workers()
-
-    def _stop_worker(self, away: float) -> None:
-        if self._stations:
-            station = self._stations.pop()
-            station.close()
-            self._note_workers()
-            if not self._stations:
-                self._at(self.now + away, self._start_worker, self._boot)
-
-    def _bury(self, station: Station) -> None:
-        """End a killed worker; every third one hangs, and keeps its lock for a while."""
-        self._stations.remove(station)
-        self.counts[f"crashes {station.line.dying} a request"] += 1
-        station.outbox.close()
-        if self._dice.random() < 0.3:
-            self._at(self.now + 300.0, station.worker.die)
-            self._at(self.now + 300.0, self._scan_soon)
-        else:
-            station.worker.die()
-            self._scan_soon()
-        self._note_workers()
-        if not self._stations:
-            self._at(self.now + self._dice.uniform(1.0, 120.0), self._start_worker, self._boot)
-
-    def _scan_soon(self) -> None:
-        """Schedule a scan of the janitor, which scans every five seconds: a process has ended since the last scan."""
-        self._at(self.now + self._dice.uniform(0.0, _LOOK), self._scan)
-
-    def _scan(self) -> None:
-        for station in self._stations:
-            station.janitor.scan()
-
-    def _tidy(self) -> None:
-        for station in self._stations[:1]:
-            station.janitor.tidy()
-
-    def _note_workers(self) -> None:
-        self.hub.note(What.WORKERS, number=len(self._stations))
-
-    def _open(self) -> Outbox:
-        return open_outbox(self._home, environ={}, clock=self.clock)
-
-    def _count(self, fact: Fact) -> None:
-        self.counts[type(fact).__name__] += 1
 
     # The trainings.
 
@@ -188,17 +78,25 @@ class World:
 
     def _save(self, training: Training, *, final: bool = False) -> None:
         training.saves += 1
-        key = "final" if final else "best" if training.saves % 3 == 0 else "last"
-        rank = FINAL_RANK if final else -training.saves
-        draft = Draft(Kind.CKPT, key, rank, "{}", final=final, replaces=("last", "best") if final else ())
-        self.outbox.entries.enqueue(training.id, draft)
+        content = f"weights {training.saves} of {training.id}".encode()
+        self._weights.write_bytes(content)
+        is_best = training.saves % 3 == 0
+        checkpoint = Checkpoint(self._weights, training.saves, is_best, map=0.5, final=final)
+        try:
+            save_snapshot(self.outbox, training.id, checkpoint)
+        except SpoolError:
+            self.counts["checkpoints not saved"] += (
+                1  # the disk of the spool is away, and the training continues
+            )
+        else:
+            training.digest = hashlib.sha256(content).hexdigest() if final else ""
         if not final:
             self._later(training, training.save_every, self._save)
 
     def _end(self, training: Training) -> None:
         if training.finishes:
             self._save(training, final=True)
-            training.ended = True
+            training.ended = bool(training.digest)
             close_run(self.outbox, training.id, RunState.FINISHED)
         self._lose(training)
         self._scan_soon()
@@ -225,7 +123,7 @@ class World:
         if outage is None:
             self.hub.note(What.WELL)
         else:
-            self.hub.note(What.ILL, number=outage.lasts)
+            self.hub.note(What.ILL, number=outage.lasts, answer=outage.how)
 
     def _plan_runs(self) -> None:
         for training in self.trainings:
@@ -243,6 +141,8 @@ class World:
             (plan.jumps, self._jump),
             (plan.busy, self._busy),
             (plan.troubles, self._trouble),
+            (plan.slow, self._slow_down),
+            (plan.unmounted, self._unmount),
         ):
             for _ in range(many):
                 at = dice.uniform(0.0, plan.days * DAY)
@@ -294,6 +194,7 @@ class World:
         for training in interrupted:
             self._lose(training)
         for station in self._stations:
+            station.cut()
             station.worker.die()
             station.outbox.close()
         self._stations.clear()
@@ -324,3 +225,25 @@ class World:
             self._at(self.now + self._dice.uniform(0.2, 3.0) * HOUR, self.hub.troubled.pop, run, None)
         elif self.now < self.plan.days * DAY:
             self._at(self.now + HOUR, self._trouble)
+
+    def _slow_down(self) -> None:
+        """Make the link slow: each checkpoint that begins in the next hours needs as long as the plan says."""
+        self.hub.upload = self._dice.uniform(*self.plan.uploads) * HOUR
+        self._at(self.now + self._dice.uniform(1.0, 6.0) * HOUR, setattr, self.hub, "upload", 0.0)
+
+    def _unmount(self) -> None:
+        """Take away the disk of the spool for some hours; an empty folder is there meanwhile, or none."""
+        if self._unmounted.exists():
+            return
+        self.counts["disks away"] += 1
+        self._disk.rename(self._unmounted)
+        if self._dice.random() < 0.5:
+            self._disk.mkdir(mode=0o700)
+        self._at(self.now + self._dice.uniform(0.2, 6.0) * HOUR, self._mount)
+
+    def _mount(self) -> None:
+        if self._disk.exists():
+            # A mounted disk hides what was written to its path before.
+            self.counts["written beside the disk"] += sum(1 for _ in self._disk.rglob("*"))
+            shutil.rmtree(self._disk)
+        self._unmounted.rename(self._disk)
