@@ -49,13 +49,18 @@ _HINT = "clean or restore a home only while no training and no worker uses it"
 class Opening:
     """The outbox of one run and the run's id in it; both None until they exist. Safe to use from several threads.
 
-    `on_lost(number, why)` is called with what is lost because the outbox was replaced.
+    `on_lost(number, why)` is called with what is lost because the outbox was replaced, `on_settings` when the settings of
+    a preliminary start could be read.
     """
 
     def __init__(
-        self, start: Start, on_lost: Callable[[int, str], None] = lambda _number, _why: None
+        self,
+        start: Start,
+        *,
+        on_lost: Callable[[int, str], None] = lambda _number, _why: None,
+        on_settings: Callable[[Start], object] = lambda _start: None,
     ) -> None:
-        self._start, self._on_lost = start, on_lost
+        self._start, self._on_lost, self._on_settings = start, on_lost, on_settings
         self.kept = Kept()
         self.outbox: Outbox | None = None
         self.run_id: str | None = None
@@ -70,7 +75,6 @@ class Opening:
         self._has_ended = False
         self._retry_at = 0.0
         self._trouble: HubqueueError | OSError | None = None
-        self.on_settings: Callable[[Start], object] = lambda _start: None  # a preliminary start was completed
 
     @property
     def start(self) -> Start:
@@ -192,12 +196,12 @@ class Opening:
         try:
             if self._start.again is not None:
                 self._start = self._start.again()
-                self.on_settings(self._start)
+                self._on_settings(self._start)
             if self._start.is_joined:
                 refuse_new_outbox(self._start)
-            if self.was_replaced():
-                self._let_go()
             with impatient(busy_timeout.total_seconds()):
+                if self.was_replaced():
+                    self._let_go()
                 outbox = SHARED.borrow(self._start.home, self._start.config)
             try:
                 if outbox.set_aside is not None:

@@ -34,7 +34,6 @@ from hubqueue.domain.errors import (
 from hubqueue.domain.quantities import size as bytes_of
 from hubqueue.domain.snapshots.manifest import MANIFEST, SnapshotFile, files_of
 from hubqueue.domain.snapshots.snapshot import Snapshot
-from hubqueue.outbox.spool.archive import ArchiveSource
 from hubqueue.outbox.spool.body import SnapshotBody
 from hubqueue.outbox.spool.folder import FolderSource
 from hubqueue.outbox.spool.hashing import BLOCK as _BLOCK
@@ -232,6 +231,8 @@ class Spool:
         if not is_folder(path):
             return FileSource(path)
         if archive:
+            from hubqueue.outbox.spool.archive import ArchiveSource  # loads `tarfile`
+
             return ArchiveSource(path, self.path)
         if folders:
             return FolderSource(path, self.path)
