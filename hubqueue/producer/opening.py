@@ -269,13 +269,13 @@ class Opening:
 
     def _let_go(self) -> None:
         """Save what the open file of a replaced outbox still has, and stop using it. The run keeps its id."""
-        assert self.outbox is not None
+        assert self.outbox is not None and self.run_id is not None
         run_id, model_id = self.run_id, self.model_id
         if self.outbox.database.was_set_aside():
             self._begin_anew(model_id)
             return
         with contextlib.suppress(HubqueueError):
-            self.kept.forget_settled(self.outbox)
+            self.kept.forget_settled(self.outbox, run_id)
         self._gone = self.outbox.let_go()
         self._forget_outbox(model_id)
         self._start = replace(self._start, resume=run_id)

@@ -208,7 +208,7 @@ class Saving:
 
     def _enqueue(self, draft: Draft, unsure: bool) -> int:
         outbox, run_id = self.opening.opened()
-        entry_id = None
+        draft, entry_id = self.opening.kept.completed(draft), None
         if unsure:
             entry_id = outbox.stats.saved(run_id, draft, after=self.opening.first_entry)
         if entry_id is None:
