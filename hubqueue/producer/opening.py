@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from hubqueue.domain.entry import Draft
 from hubqueue.domain.errors import HubqueueError, OutboxDamaged, RunMissing
-from hubqueue.outbox import presence
+from hubqueue.outbox import exits, presence
 from hubqueue.outbox.database.files.replacement import Fate
 from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.moves.registry import new_run_id
@@ -28,6 +28,7 @@ from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.startup.handle import join, refuse_new_outbox
 from hubqueue.producer.startup.wanted import Start
 from hubqueue.producer.survival import logger
+from hubqueue.worker.closing import correct
 
 _T = TypeVar("_T")
 _LOG = logger()
@@ -251,10 +252,19 @@ class Opening:
             _LOG.warning("run %s: another process is training this model too; both share its lanes", run_id)
         self._present = present
         if continues:
+            self._forget_exits(outbox, run_id)
             # A worker may have found the lock free a moment ago, and marked the run as interrupted.
             outbox.registry.revive(run_id)
         self._continues = continues
         return run_id
+
+    def _forget_exits(self, outbox: Outbox, run_id: str) -> None:
+        """Take the exit codes into account that no worker has seen: they say nothing about how the run ends from now on."""
+        with contextlib.suppress(HubqueueError):
+            for each in exits.reported(outbox.home.locks):
+                if run_id in each.runs:
+                    correct(outbox, each)
+                    exits.forget(each)
 
     def _enter(self) -> None:
         assert self.outbox is not None and self.run_id is not None
