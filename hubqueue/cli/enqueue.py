@@ -92,13 +92,13 @@ def metrics(options: HomeOptions, run_id: str, epoch: int, pairs: tuple[str, ...
       echo '{"train/box_loss": 1.2}' | hubqueue enqueue metrics --run $RUN --epoch 3
     """
     from hubqueue.domain.drafts import metrics_draft
+    from hubqueue.producer.intake import owe
     from hubqueue.producer.metrics import metrics_text
 
     values = _pairs(pairs) if pairs else _read_json()
     with options.open() as outbox:
         run_id = _open_run(outbox, run_id, Kind.METRICS)
-        entry_id, superseded = outbox.entries.enqueue(run_id, metrics_draft(metrics_text(values), epoch))
-        outbox.discard(superseded)
+        entry_id, _ = owe(outbox, run_id, metrics_draft(metrics_text(values), epoch))
     click.echo(f"entry {entry_id}")
 
 
@@ -184,7 +184,8 @@ def _open_run(outbox: Any, given: str, kind: Kind) -> str:
     if state in {RunState.FINISHED, RunState.FAILED}:
         raise RunFinished(f"run {run_id} is {state}", hint="start a new run: hubqueue enqueue run MODEL")
     if kind not in {lane["kind"] for lane in run["lanes"]}:
-        raise InvalidArgument(f"destination {run['label']} takes no {kind}")
+        hint = "start the run for another destination: hubqueue enqueue run --to DESTINATION MODEL"
+        raise InvalidArgument(f"destination {run['label']} takes no {kind}", hint=hint)
     return run_id
 
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 LONGEST_TEXT, MOST_TEXT = 10_000, 1 << 20
 # The largest whole number that every JSON reader keeps exactly (RFC 8259, section 6).
 LARGEST_EXACT = 2**53 - 1
-_MOST_BITS = 1023
+# A longer whole number is infinity for a reader that uses doubles.
+MOST_BITS = 1023
 _DEEPEST_VALUE = 30
 # Characters that a number, a list or a mapping counts as.
 _LEAST_ROOM = 8
@@ -73,8 +74,7 @@ class _Plain:
         if isinstance(value, bool) or value is None:
             return value
         if isinstance(value, int):
-            # A reader that uses doubles would read a longer one as infinity.
-            return int(value) if value.bit_length() <= _MOST_BITS else self._lose(path, None)
+            return int(value) if value.bit_length() <= MOST_BITS else self._lose(path, None)
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else None
         return self._text(value, path)

@@ -25,7 +25,7 @@ from hubqueue.outbox.database import sqlite
 from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.files.replacement import Fate
 from hubqueue.outbox.database.migration import lock_of
-from hubqueue.outbox.locks import Lock, serving, waiting
+from hubqueue.outbox.locks import serving, waiting
 from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.outbox.spool.presence import Presence, set_aside
 from hubqueue.outbox.spool.spool import Spool
@@ -165,10 +165,11 @@ class Outbox:
     def let_go(self) -> Fate:
         """Close an outbox whose file was deleted, moved or replaced, and save what only this process still reaches.
 
-        Raises `OutboxUnavailable` where the home cannot be made again; then nothing was closed.
+        Raises `OutboxUnavailable` where the home cannot be made again, and `OutboxLocked` where another process keeps the
+        lock of the migrations; then nothing was closed.
         """
         self.home.create()
-        return self.database.let_go(Lock(self.home.locks / "migrate.lock"))
+        return self.database.let_go(lock_of(self.home.locks / "migrate.lock"))
 
     def _snapshots_owed(self) -> list[str]:
         """The names of the snapshots that must be in the spool. On a shared database, those of this home's runs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Mapping
 
 from hubqueue.config.reader import DestinationSettings
@@ -13,9 +12,11 @@ from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.errors import HubqueueError, OutboxError
 from hubqueue.domain.identifier import Identifier
 from hubqueue.domain.lifecycle import RunState
+from hubqueue.outbox.moves.enqueue import Moved
 from hubqueue.outbox.outbox import Outbox
+from hubqueue.producer.survival import logger
 
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 
 
 def open_run(
@@ -63,7 +64,7 @@ def open_run(
         draft = None
     if draft is not None:
         try:
-            outbox.discard(outbox.entries.enqueue(run_id, draft)[1])
+            owe(outbox, run_id, draft)
         except BaseException:
             if not continues:
                 # Nothing will ever be logged to this run, so it must not stay in state "running".
@@ -108,7 +109,7 @@ def save_snapshot(outbox: Outbox, run_id: str, checkpoint: Checkpoint, *, folder
         draft = copy_checkpoint(outbox, run_id, checkpoint, folders=folders)
         assert draft.snapshot is not None
         try:
-            entry_id = owe(outbox, run_id, draft)
+            entry_id, _ = owe(outbox, run_id, draft)
         except BaseException as error:
             found = None
             if is_unsure(error):
@@ -132,11 +133,11 @@ def copy_checkpoint(outbox: Outbox, run_id: str, checkpoint: Checkpoint, *, fold
     return ckpt_draft(checkpoint, snapshot, now=outbox.database.now())
 
 
-def owe(outbox: Outbox, run_id: str, draft: Draft) -> int:
-    """Enqueue a draft and remove the snapshots it supersedes; return the entry's id. Durable on return."""
-    entry_id, superseded = outbox.entries.enqueue(run_id, draft)
-    outbox.spool.remove_behind(superseded.snapshots)
-    return entry_id
+def owe(outbox: Outbox, run_id: str, draft: Draft, *, alive: bool = False) -> tuple[int, Moved]:
+    """`Entries.enqueue`; the snapshots that the draft supersedes are removed as well."""
+    entry_id, moved = outbox.entries.enqueue(run_id, draft, alive=alive)
+    outbox.spool.remove_behind(moved.snapshots)
+    return entry_id, moved
 
 
 def was_swept(outbox: Outbox, entry_id: int, draft: Draft) -> bool:

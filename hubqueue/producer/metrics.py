@@ -8,7 +8,6 @@ with its name. Imports neither numpy nor torch: it recognizes their scalars by t
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from collections.abc import Mapping
@@ -20,13 +19,14 @@ from operator import index
 from typing import Any
 
 from hubqueue.domain.errors import InvalidMetrics
-from hubqueue.domain.plain import LARGEST_EXACT
+from hubqueue.domain.plain import LARGEST_EXACT, MOST_BITS, text_of
 from hubqueue.domain.redact import clean, hide_key
+from hubqueue.producer.survival import logger
 
 _ENCODER = json.JSONEncoder(allow_nan=False)
 _HINT = "log numbers: int, float, or a numpy or torch array of one element"
 _SCORE_HINT = "give the mAP50-95 as a fraction: 0.51, not 51"
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 # How many names are remembered, so that each is logged once, and how many one line shows.
 _MOST_NAMES, _MOST_SHOWN = 1000, 10
 
@@ -201,7 +201,7 @@ def _is_number(value: object) -> bool:
 
 
 def _whole(name: object, number: int) -> int:
-    if number.bit_length() > 1023:
+    if number.bit_length() > MOST_BITS:
         # A reader that uses doubles would read it as infinity.
         raise InvalidMetrics(f"metric {_named(name)} is a whole number too large for a double", hint=_HINT)
     return number
@@ -216,10 +216,7 @@ def _finite(value: object) -> float | None:
 
 
 def _named(name: object) -> str:
-    try:
-        return repr(clean(str(name), limit=80))
-    except Exception:  # third-party code
-        return _type(name)
+    return repr(clean(text_of(name), limit=80))
 
 
 def _type(value: object) -> str:

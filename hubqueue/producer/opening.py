@@ -50,13 +50,18 @@ _HINT = "clean or restore a home only while no training and no worker uses it"
 class Opening:
     """The outbox of one run and the run's id in it; both None until they exist. Safe to use from several threads.
 
-    `on_lost(number, why)` is called with what is lost because the outbox was replaced.
+    `on_lost(number, why)` is called with what is lost because the outbox was replaced, `on_settings` when the settings of
+    a preliminary start could be read.
     """
 
     def __init__(
-        self, start: Start, on_lost: Callable[[int, str], None] = lambda _number, _why: None
+        self,
+        start: Start,
+        *,
+        on_lost: Callable[[int, str], None] = lambda _number, _why: None,
+        on_settings: Callable[[Start], object] = lambda _start: None,
     ) -> None:
-        self._start, self._on_lost = start, on_lost
+        self._start, self._on_lost, self._on_settings = start, on_lost, on_settings
         self.kept = Kept()
         self.outbox: Outbox | None = None
         self.run_id: str | None = None
@@ -71,7 +76,6 @@ class Opening:
         self._has_ended = False
         self._retry_at = 0.0
         self._trouble: HubqueueError | OSError | None = None
-        self.on_settings: Callable[[Start], object] = lambda _start: None  # a preliminary start was completed
 
     @property
     def start(self) -> Start:
@@ -193,16 +197,19 @@ class Opening:
         try:
             if self._start.again is not None:
                 self._start = self._start.again()
-                self.on_settings(self._start)
+                self._on_settings(self._start)
             if self._start.is_joined:
                 refuse_new_outbox(self._start)
-            if self.was_replaced():
-                self._let_go()
             with impatient(busy_timeout.total_seconds()):
+                if self.was_replaced():
+                    self._let_go()
                 outbox = SHARED.borrow(self._start.home, self._start.config)
             try:
                 if outbox.set_aside is not None:
                     _LOG.error(_SET_ASIDE, outbox.set_aside)
+                if self._gone is Fate.WRITTEN_AGAIN:
+                    with contextlib.suppress(HubqueueError, OSError):
+                        outbox.spool.make_again()
                 self.run_id = self._register(outbox)
                 restored = self.kept.restore(outbox, self.run_id)
             except BaseException:
@@ -249,7 +256,7 @@ class Opening:
         self.leave()
         present = outbox.run_lock(run_id)
         if not presence.enter(present):
-            _LOG.warning("run %s: another process is training this model too; both share its lanes", run_id)
+            _LOG.warning("run %s: another process is training this model too; both log to this run", run_id)
         self._present = present
         if continues:
             self._forget_exits(outbox, run_id)

@@ -127,11 +127,10 @@ class Run:
         """
         number = values.epoch_number(epoch)
         text = values.metrics_text(metrics) if self._strict else self._lenient.text(metrics)
-        return (
-            None
-            if text is None
-            else self._saving.save(self._saving.opening.start.described(metrics_draft(text, number)))
-        )
+        if text is None:
+            return None
+        described = self._saving.opening.start.described
+        return self._saving.save(described(metrics_draft(text, number)))
 
     def log_console(
         self, content: str, *, lines: int = 1, progress: Mapping[str, str] | None = None

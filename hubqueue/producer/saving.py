@@ -23,7 +23,7 @@ from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.producer.called_with import Departure, Ending
 from hubqueue.producer.ending.ends import Ends
-from hubqueue.producer.intake import copy_checkpoint, was_swept
+from hubqueue.producer.intake import copy_checkpoint, owe, was_swept
 from hubqueue.producer.leftover import Leftover, count_safely
 from hubqueue.producer.memory.backlog import Backlog
 from hubqueue.producer.opening import Opening
@@ -55,8 +55,7 @@ class Saving:
         on_settings: Callable[[Start], None],
     ) -> None:
         self._home, self._on_enqueue = start.home, on_enqueue
-        self.opening = Opening(start, self._lost)
-        self.opening.on_settings = on_settings
+        self.opening = Opening(start, on_lost=self._lost, on_settings=on_settings)
         self.backlog = Backlog(self._removed_unsaved)
         self._unsaved = _Unsaved()
         self._survivor = Survivor(strict=strict, name=lambda: self.opening.run_id, note=self._note)
@@ -216,8 +215,7 @@ class Saving:
             entry_id = outbox.stats.saved(run_id, draft, after=self.opening.first_entry)
         if entry_id is None:
             trains = self.ended is None and not self.ends.leaving
-            entry_id, moved = outbox.entries.enqueue(run_id, draft, alive=trains)
-            outbox.spool.remove_behind(moved.snapshots)
+            entry_id, moved = owe(outbox, run_id, draft, alive=trains)
             if moved.ended:
                 self.ends.continued(outbox, run_id, moved.ended)
         self.opening.enqueued(entry_id, draft)

@@ -86,9 +86,8 @@ class Survivor:
         except Exception as error:
             if self._strict:
                 raise
-            with contextlib.suppress(
-                Exception
-            ):  # a log that cannot be written must not stop the training either
+            # A log that cannot be written must not stop the training either.
+            with contextlib.suppress(Exception):
                 self._note(error)
                 self._log(what, error)
             return None

@@ -37,7 +37,7 @@ from hubqueue.integrations.hub_session.session import HUBTrainingSession
 from hubqueue.outbox import salvage
 from hubqueue.outbox.database.schema import REVISION, entries
 from hubqueue.outbox.outbox import Outbox, open_outbox, replace_damaged
-from hubqueue.producer.backlog import Backlog
+from hubqueue.producer.memory.backlog import Backlog
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 

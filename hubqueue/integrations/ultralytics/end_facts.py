@@ -7,15 +7,15 @@ not have is left out.
 from __future__ import annotations
 
 import json
-import logging
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from hubqueue.domain.plain import plain
+from hubqueue.producer.survival import logger
 
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 # As many images as the package sends: of all that were validated, and from each end of the order.
 _MOST_IMAGES, _MOST_EXTREMES = 5000, 100
 _LONGEST_NAME = 128

@@ -114,16 +114,12 @@ class Entries:
         ((entry_id,),) = _INSERT.run(tx, row)
         return entry_id, superseded if of_run == RunState.RUNNING else replace(superseded, ended=of_run)
 
-    def continue_run(self, tx: Connection, run_id: str, ended: str) -> bool:
+    def continue_run(self, tx: Connection, run_id: str, ended: str) -> None:
         """Make a run that had `ended` running again, because a process of it lives; its end is not sent any more."""
-        again = and_(runs.c.id == run_id, runs.c.state == ended)
-        if (
-            tx.execute(update(runs).where(again).values(state=RunState.RUNNING, finished_at=None)).rowcount
-            == 0
-        ):
-            return False
-        self.outdate(tx, run_id, Kind.COMPLETION, taken_back(ended))
-        return True
+        which = and_(runs.c.id == run_id, runs.c.state == ended)
+        again = update(runs).where(which).values(state=RunState.RUNNING, finished_at=None)
+        if tx.execute(again).rowcount:
+            self.outdate(tx, run_id, Kind.COMPLETION, taken_back(ended))
 
     def outdate(self, tx: Connection, run_id: str, kind: Kind, reason: str) -> Moved:
         """Supersede what waits in a lane, because something newer makes it wrong."""

@@ -57,12 +57,9 @@ def pick_checkpoint(
         gone += _DROP_LATE.run(tx, {"entry": late.id, "at": at})
     leaving(tx, lane_id, State.SUPERSEDED, gone)
     waiting.sort(key=_in_order)
-    # One that fails repeatedly must not block the other one.
-    return (
-        [min(waiting, key=lambda each: each.attempts) if failures >= STUCK_AFTER else waiting[0]]
-        if waiting
-        else []
-    )
+    if failures >= STUCK_AFTER:  # one that fails repeatedly must not block the other one
+        waiting.sort(key=lambda each: each.attempts)
+    return waiting[:1]
 
 
 def _order(one: Entry, other: Entry) -> int:

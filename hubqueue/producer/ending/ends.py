@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import suppress
 
 from hubqueue.domain.errors import HubqueueError
@@ -12,9 +11,10 @@ from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer.called_with import Departure, Ending
 from hubqueue.producer.opening import Opening
 from hubqueue.producer.sharing import SHARED
+from hubqueue.producer.survival import logger
 from hubqueue.worker.closing import ANY, WAIT_FOR_OTHERS, Closed, close_run, stop_waiting
 
-_LOG = logging.getLogger("hubqueue")
+_LOG = logger()
 
 
 class Ends:

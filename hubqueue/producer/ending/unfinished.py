@@ -67,9 +67,8 @@ def abandon_dropped() -> None:
         return
     newest = max((each.number for each in list(_UNFINISHED.values())), default=-1)
     for each in [each for each in list(_DROPPED) if each.number < newest]:
-        with suppress(
-            ValueError, HubqueueError, OSError
-        ):  # another thread was first; a lock cannot be released
+        # Another thread was first, or a lock cannot be released.
+        with suppress(ValueError, HubqueueError, OSError):
             _DROPPED.remove(each)
             if each.saving.ended is None:
                 each.saving.opening.leave()

@@ -130,7 +130,7 @@ class Kept:
                 self._keep([other for other in self._enqueued if other is not each])
             elif not there or _key(draft) in repeated:
                 # A later value of the same key is enqueued again too, so that the later one stays the newest.
-                each.id = owe(outbox, run_id, draft)
+                each.id, _ = owe(outbox, run_id, draft)
                 repeated.add(_key(draft))
                 found.again += 1
         found.again += self._send_again(outbox, run_id)
