@@ -42,7 +42,7 @@ class Presence:
         inside: bool,
     ) -> None:
         self._folder, self._outbox_id, self._owed = folder, outbox_id, owed
-        self._note, self._inside = note, inside
+        self._note, self.inside = note, inside
         self._noted = False  # whether this process has seen its note
 
     def trouble(self) -> SpoolAway | None:
@@ -58,7 +58,7 @@ class Presence:
                 return None
         except OSError as error:
             return SpoolAway(f"the spool {self._folder} cannot be read: {error.strerror}", hint=_HINT)
-        if not owed and (noted is None or self._inside):
+        if not owed and (noted is None or self.inside):
             return None
         return _away(self._folder)
 
@@ -107,7 +107,7 @@ class Presence:
 
     def is_alone(self) -> bool:
         """Whether all snapshots in the folder are of this outbox: it is in its home, and no other one has marked it."""
-        if not self._inside:
+        if not self.inside:
             return False
         with suppress(OSError):
             names = [name for name in os.listdir(self._folder) if name.startswith(_PREFIX)]
@@ -131,7 +131,7 @@ class Presence:
     def _is_replaceable(self) -> bool:
         """Whether a new spool may be made: in the home, or where the settings name another folder than before."""
         noted = _noted(self._note)
-        return self._inside or (bool(noted) and os.path.realpath(self._folder) not in noted)
+        return self.inside or (bool(noted) and os.path.realpath(self._folder) not in noted)
 
     def _is_gone(self) -> bool:
         try:

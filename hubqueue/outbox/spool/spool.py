@@ -143,9 +143,12 @@ class Spool:
 
     def exists(self, snapshot: Snapshot) -> bool:
         """Whether the body exists; also where that cannot be known, because the spool is away."""
-        path = self._path_of(snapshot.name)
-        found = (path / MANIFEST).is_file() if snapshot.is_folder else path.is_file()
-        return found or self.away() is not None
+        return self._is_there(snapshot) or self.away() is not None
+
+    def is_lost(self, snapshot: Snapshot) -> bool:
+        """Whether the body does not exist and will not come back: a spool in the home went with the home."""
+        inside = self._presence is not None and self._presence.inside
+        return not self._is_there(snapshot) and (inside or self.away() is None)
 
     def adopt(self, snapshot: Snapshot, folder: Path) -> bool:
         """Bring a snapshot of another spool into this one. Returns whether it is here now. Raises `OSError`."""
@@ -303,6 +306,10 @@ class Spool:
             found = os.fstat(file.fileno()).st_size
             snapshot = Snapshot(f"{snapshot.name}/{MANIFEST}", found, snapshot.mtime_ns, snapshot.sha256)
         return SnapshotBody(file, snapshot)
+
+    def _is_there(self, snapshot: Snapshot) -> bool:
+        path = self._path_of(snapshot.name)
+        return (path / MANIFEST).is_file() if snapshot.is_folder else path.is_file()
 
     def _failed(self, snapshot: Snapshot, error: OSError) -> OutboxUnavailable | SpoolError:
         """The error of a snapshot that cannot be opened."""
