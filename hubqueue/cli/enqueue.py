@@ -184,7 +184,8 @@ def _open_run(outbox: Any, given: str, kind: Kind) -> str:
     if state in {RunState.FINISHED, RunState.FAILED}:
         raise RunFinished(f"run {run_id} is {state}", hint="start a new run: hubqueue enqueue run MODEL")
     if kind not in {lane["kind"] for lane in run["lanes"]}:
-        raise InvalidArgument(f"destination {run['label']} takes no {kind}")
+        hint = "start the run for another destination: hubqueue enqueue run --to DESTINATION MODEL"
+        raise InvalidArgument(f"destination {run['label']} takes no {kind}", hint=hint)
     return run_id
 
 

@@ -145,7 +145,8 @@ def _report_system_error(error: OSError) -> int:
         report_error(HubqueueError(f"cannot write the output: {error.strerror}", hint=hint))
     else:
         where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
-        report_error(HubqueueError(f"{where}{error.strerror or error}", hint="name another file or folder"))
+        hint = "name another file or folder" if where else "hubqueue check finds out why"
+        report_error(HubqueueError(f"{where}{error.strerror or error}", hint=hint))
     return ATTENTION
 
 

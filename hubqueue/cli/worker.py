@@ -275,7 +275,7 @@ def _log_file(home: Home) -> logging.Handler:
         return Private(home.worker_log, maxBytes=1_000_000, backupCount=2)
     except OSError as error:
         message = f"cannot write {home.worker_log}: {error.strerror or error}"
-        raise WorkerError(message, hint="it must be a plain file; hubqueue check shows more") from error
+        raise WorkerError(message, hint="it must be a plain file; hubqueue check finds out why") from error
 
 
 class _Utc(logging.Formatter):

@@ -40,5 +40,6 @@ def _has_key(credentials: Credentials, target: DestinationSettings, *, guess: bo
         if guess:
             return False
         raise ConfigError(
-            (str(error),), hint=f"{error.hint or 'hubqueue check'}; or name the destination: --to"
+            (str(error),),
+            hint=f"{error.hint or 'hubqueue check finds out why'}; or name the destination: --to",
         ) from error

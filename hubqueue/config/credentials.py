@@ -196,7 +196,7 @@ class Credentials:
             return {}
         except OSError as error:
             raise CredentialsError(
-                f"cannot read {self._path}: {error.strerror}", hint="hubqueue check"
+                f"cannot read {self._path}: {error.strerror}", hint="hubqueue check finds out why"
             ) from error
         except OutboxUnavailable as error:
             raise CredentialsError(str(error), hint=error.hint) from error
@@ -207,7 +207,7 @@ class Credentials:
             tables = tomllib.loads(content.decode("utf-8"))
         except (ValueError, RecursionError):
             # Not chained: the parser's message may quote the line with the key.
-            hint = f"remove it and store the keys again: rm {self._path}; hubqueue login"
+            hint = f"remove it and store the keys again: rm {self._path}; hubqueue login DESTINATION"
             raise CredentialsError(f"{self._path} is not valid TOML", hint=hint) from None
         self._stored = {name: _by_address(table) for name, table in tables.items() if isinstance(table, dict)}
         self._seen = version
@@ -234,7 +234,7 @@ class Credentials:
         except OSError as error:
             draft.unlink(missing_ok=True)
             raise CredentialsError(
-                f"cannot write {self._path}: {error.strerror}", hint="hubqueue check"
+                f"cannot write {self._path}: {error.strerror}", hint="hubqueue check finds out why"
             ) from error
 
 

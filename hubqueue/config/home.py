@@ -158,7 +158,8 @@ class Home:
                 raise ConfigError((f"there is no configuration {chosen}",), hint=hint) from None
             return read("", environ, source="the environment")
         except UnicodeDecodeError as error:
-            raise ConfigError((f"cannot read the configuration {chosen}: it is not UTF-8 text",)) from error
+            problem = f"cannot read the configuration {chosen}: it is not UTF-8 text"
+            raise ConfigError((problem,), hint="save it as UTF-8 text") from error
         except OSError as error:
             problem = f"cannot read the configuration {chosen}: {error.strerror}"
             if named is not None and error.errno in _MISNAMED:

@@ -24,7 +24,7 @@ def _made(name: str) -> Service:
     if dotted is None:
         raise ConfigError(
             (f"destinations of type {name} have no fake service for the sandbox",),
-            hint=f"types with one: {', '.join(each for each in types() if declaration(each).service)}",
+            hint=f"types with a fake service: {', '.join(each for each in types() if declaration(each).service)}",
         )
     module, _, attribute = dotted.partition(":")
     service: Service = getattr(importlib.import_module(module), attribute)()

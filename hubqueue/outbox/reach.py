@@ -59,15 +59,13 @@ def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
     if missing is not None:
         return Obstacle(missing.problem, missing.hint)
     if not address.fits(target):
-        what = (
-            f"{address.label} was at {safe_url(address.url)} for them and is at {safe_url(target.url)} here"
-        )
+        what = f"{address.label} was at {safe_url(address.url)} when they were saved, and is at {safe_url(target.url)} here"
         hint = f"set that address and its key, or send them to the new one: hubqueue readdress {address.name}"
         return Obstacle(what, hint)
     if _needs_no_key(address):
         return None
     if not of_row(address.type).secrets:
-        what = f"they were started with a key for {address.label}, which takes none any more"
+        what = f"they were started with a key for {address.label}, which needs no key now"
         return Obstacle(what, f"send them without one: hubqueue readdress {address.name}")
     try:
         keys: Collection[str] = outbox.credentials.keys(target)

@@ -257,7 +257,7 @@ def _copy_run(
             saved.entries += len(drafts)
     except Exception as error:  # an unexpected value must not lose the other runs
         _LOG.warning(
-            "run %s cannot be saved from %s",
+            "run %s cannot be copied from the damaged outbox %s",
             run["id"],
             saved.path,
             exc_info=not isinstance(error, HubqueueError),

@@ -206,6 +206,9 @@ class Opening:
             try:
                 if outbox.set_aside is not None:
                     _LOG.error(_SET_ASIDE, outbox.set_aside)
+                if self._gone is Fate.WRITTEN_AGAIN:
+                    with contextlib.suppress(HubqueueError, OSError):
+                        outbox.spool.make_again()
                 self.run_id = self._register(outbox)
                 restored = self.kept.restore(outbox, self.run_id)
             except BaseException:
@@ -252,7 +255,7 @@ class Opening:
         self.leave()
         present = outbox.run_lock(run_id)
         if not presence.enter(present):
-            _LOG.warning("run %s: another process is training this model too; both share its lanes", run_id)
+            _LOG.warning("run %s: another process is training this model too; both log to this run", run_id)
         self._present = present
         if continues:
             # A worker may have found the lock free a moment ago, and marked the run as interrupted.

@@ -252,13 +252,13 @@ def _destinations(outbox: Outbox) -> Iterator[Finding]:
             continue
         except (Exception, SystemExit) as error:  # a stranger's code may raise anything
             what = clean(f"{type(error).__name__}: {error}")
-            yield Finding("destination", False, f"{target.name} cannot be asked: {what}", _ASK_THE_AUTHOR)
+            yield Finding("destination", False, f"{target.name} cannot be checked: {what}", _ASK_THE_AUTHOR)
             continue
-        if outcome is None:  # a type of another package may have nothing to ask
-            yield Finding("destination", True, f"{target.name} at {target.url} was not asked: {_NO_CHECK}")
+        if outcome is None:  # a type of another package may have nothing to check
+            yield Finding("destination", True, f"{target.name} at {target.url} was not checked: {_NO_CHECK}")
         elif not isinstance(outcome, Outcome):
             what = f"its check returned {type(outcome).__name__}, which is no outcome"
-            yield Finding("destination", False, f"{target.name} cannot be asked: {what}", _ASK_THE_AUTHOR)
+            yield Finding("destination", False, f"{target.name} cannot be checked: {what}", _ASK_THE_AUTHOR)
         elif isinstance(outcome, Delivered):
             what = "the key" if declaration(target.type).secrets else "requests"
             yield Finding("destination", True, f"{target.name} at {target.url} accepts {what}")

@@ -158,7 +158,7 @@ def _report_hanging(started: _Started) -> None:
     if time.monotonic() - started.at > _TO_BEGIN and not started.is_reported:
         started.is_reported = True
         hint = "end it, and see worker.log in the home"
-        _LOG.error("the worker has not begun to work: process %d hangs (%s)", started.child.pid, hint)
+        _LOG.error("the worker has not started: process %d hangs (%s)", started.child.pid, hint)
 
 
 def _reap() -> None:

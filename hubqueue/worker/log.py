@@ -63,7 +63,7 @@ def word(fact: Fact) -> tuple[int, str] | None:
         case events.Held(what, destination, reason):
             return (
                 logging.ERROR,
-                f"{what} is on hold: {reason}; it is probed again later; to retry at once: hubqueue resume {destination}",
+                f"{what} is on hold: {reason}; it is tried again automatically; at once: hubqueue resume {destination}",
             )
         case events.HoldProbed(what, reason):
             return logging.INFO, f"{what} is still on hold: {reason}"

@@ -72,7 +72,7 @@ def moves(outbox: Outbox, names: Collection[str], *, run_id: str | None, to: str
     for name in names:
         if name not in known:
             guess = did_you_mean(name, known)
-            hint = f"there are: {', '.join(known)}"
+            hint = f"the addresses are: {', '.join(known)}"
             raise UnknownName(f"there is no address {clean(name, limit=60)}{guess}", hint=hint)
         count = outbox.addresses.runs_of(name)
         yield _move(outbox, known[name], to, runs=count, run_ids=(), names=[name])

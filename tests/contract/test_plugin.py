@@ -432,7 +432,7 @@ def test_an_error_in_a_packages_code_stops_no_other_destination(
     details = [each.detail for each in checked if each.what == "destination"]
     assert any("hub" in each and "accepts the key" in each for each in details)
     if now == "1 / 0":
-        assert any("lab cannot be asked: ZeroDivisionError" in each for each in details)
+        assert any("lab cannot be checked: ZeroDivisionError" in each for each in details)
 
 
 TO_A_FILE = """

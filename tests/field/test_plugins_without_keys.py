@@ -62,7 +62,7 @@ def test_a_check_that_returns_nothing_is_no_failure(
     found = checked(tmp_path, home, monkeypatch, "None")
 
     assert found.ok
-    assert "was not asked" in found.detail
+    assert "was not checked" in found.detail
 
 
 def test_a_check_that_returns_something_else_is_the_authors(

@@ -75,6 +75,22 @@ def test_the_links_of_the_documents_lead_somewhere(path: Path) -> None:
             assert (path.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_links_to_headings_lead_to_one(path: Path) -> None:
+    for target, heading in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", path.read_text()):
+        if "://" not in target:
+            assert heading in headings(path.parent / target if target else path), f"{target}#{heading}"
+
+
+def headings(path: Path) -> set[str]:
+    """The headings of a document as the end of a link."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return {
+        re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+
+
 def test_every_command_and_option_has_help_and_an_example() -> None:
     for names, command in commands():
         assert command.help, names

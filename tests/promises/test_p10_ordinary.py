@@ -11,7 +11,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_ordinary_mishaps_lose_nothing_silently_and_cross_no_wires(capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_lost_silently_or_sent_elsewhere_whatever_people_do(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     failed = ordinary.main(["--seed", "3", "--scale", "quick"])
 
     assert failed == 0, capfd.readouterr().out

@@ -11,11 +11,11 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TextIO
 
 from stage import PATIENCE, end, hubqueue, platform_environ, start_worker
 from torture.overlaps import AT_HUB
@@ -85,7 +85,8 @@ def wait():
 """
 # A control: nothing notes the end of the interpreter, as before 2026-12.
 _UNNOTICED = "import atexit\nhubqueue.start_run\nfrom hubqueue.producer.ending import unfinished\natexit.unregister(unfinished._at_exit)"
-_AT_ONCE = 4
+# Few: on a crowded machine the second that an interpreter has at its end may be too short.
+_AT_ONCE = 2
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
 
@@ -116,7 +117,8 @@ def exit_round(seed: str, folder: Path, names: tuple[str, ...], *, unnoticed: bo
         with ThreadPoolExecutor(_AT_ONCE) as pool:
 
             def run(name: str) -> str:
-                return _run(name, environ, epochs[name], delays[name], defect)
+                with open(_errors(folder, name), "w") as errors:
+                    return _run(name, environ, epochs[name], delays[name], defect, errors)
 
             runs = dict(zip(names, pool.map(run, names), strict=True))
         workers.append(start_worker(environ))  # which looks for dead processes at its start
@@ -129,15 +131,17 @@ def exit_round(seed: str, folder: Path, names: tuple[str, ...], *, unnoticed: bo
         drained = hubqueue(environ, "drain", "--timeout", "60")
         if drained.returncode or not ended:
             counted.wrong.append(f"not all ends reached the hub: {drained.stderr.strip()}")
-        _judge(hub, environ, runs, epochs, counted)
+        _judge(hub, environ, runs, epochs, counted, folder)
     shutil.rmtree(folder)
     return counted
 
 
-def _run(name: str, environ: Mapping[str, str], epochs: int, delay: float, defect: str) -> str:
+def _run(
+    name: str, environ: Mapping[str, str], epochs: int, delay: float, defect: str, errors: TextIO
+) -> str:
     """Run one script to its end. Returns the id of its run."""
     code = _WAIT + _START.format(defect=defect) + EXITS[name][1] + "\n"
-    script = start_python(code, environ, _slug(name), str(epochs), stderr=subprocess.DEVNULL, fresh=True)
+    script = start_python(code, environ, _slug(name), str(epochs), stderr=errors.fileno(), fresh=True)
     assert script.stdout is not None
     run_id = script.stdout.readline().strip()
     if "wait()" in EXITS[name][1]:
@@ -149,12 +153,21 @@ def _run(name: str, environ: Mapping[str, str], epochs: int, delay: float, defec
     return run_id
 
 
+def _errors(folder: Path, name: str) -> Path:
+    return folder / f"errors-{_slug(name)}.txt"
+
+
 def _slug(name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", name.lower())
 
 
 def _judge(
-    hub: Sandbox, environ: Mapping[str, str], runs: dict[str, str], epochs: dict[str, int], counted: Exited
+    hub: Sandbox,
+    environ: Mapping[str, str],
+    runs: dict[str, str],
+    epochs: dict[str, int],
+    counted: Exited,
+    folder: Path,
 ) -> None:
     recorded = {
         each["id"]: each["state"] for each in json.loads(hubqueue(environ, "runs", "--all", "--json").stdout)
@@ -163,7 +176,10 @@ def _judge(
     for name, run_id in runs.items():
         expected, shown = EXITS[name][0], at_hub.get(_slug(name))
         if recorded.get(run_id) != expected:
-            counted.wrong.append(f"after {name!r} the run is {recorded.get(run_id)}, not {expected}")
+            errors = _errors(folder, name).read_text()[-300:]
+            counted.wrong.append(
+                f"after {name!r} the run is {recorded.get(run_id)}, not {expected}: {errors}"
+            )
         state = None if shown is None else shown.state
         if state != AT_HUB[expected]:
             counted.wrong.append(f"after {name!r} the hub shows {state}")

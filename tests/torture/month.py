@@ -32,7 +32,7 @@ HOUR, DAY = 3600.0, 86_400.0
 # Outages in which the worker is away for a while, too.
 _LONG = 1.2 * HOUR
 _HOST = "hub.example"
-# What a gateway before the hub answers for a while, to everybody.
+# What a gateway responds for a while, to all requests.
 _STATUSES = (404, 403, 413, 502, 401, 400, 405, 511)
 _PAGE = b"<!DOCTYPE html><html><body>Service temporarily moved</body></html>"
 _REFUSAL = b'{"message": "this key is blocked for now"}'
@@ -44,7 +44,7 @@ HOLDS = ("certificate", "403")
 class Plan:
     """The amounts of everything. `outages` are in hours; `crowded` runs begin shortly before or in a long outage.
 
-    In `gateways` something else answers in place of the hub, in `holds` its certificate or its refusal holds everything.
+    In `gateways` something else responds in place of the hub, in `holds` its certificate or its refusal holds everything.
     `slow` times the link needs hours for a checkpoint, `unmounted` times the disk of the spool is away for hours.
     """
 

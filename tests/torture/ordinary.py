@@ -85,7 +85,7 @@ def _swaps(report: Report, folder: Path, homes: int) -> None:
     report.write(
         f"{homes} homes swapped {found.swaps} times under a training and a worker: acknowledged afterwards {found.after}, "
         f"missing {found.missing}; acknowledged before {found.before}, lost and reported {found.lost - found.silent}, lost "
-        f"silently {found.silent}; of the home that took the place {found.foreign}, missing {found.foreign_missing}; "
+        f"silently {found.silent}; of the home that replaced it {found.foreign}, missing {found.foreign_missing}; "
         f"altered {found.altered}, left {found.pending}"
     )
     report.require(found.after > 10 * homes, "hardly anything was acknowledged after a swap")
@@ -96,6 +96,7 @@ def _swaps(report: Report, folder: Path, homes: int) -> None:
     )
     report.require(found.altered == 0, f"{found.altered} arrived altered")
     report.require(found.pending == 0, f"{found.pending} could not be sent")
+    _require_none(report, found.homes)
     blind = _together(
         Swapped(),
         (

@@ -1,7 +1,7 @@
 """Two and three processes on one run: each continues it while the one before still lives, and one after the other ends.
 
 The state of the run is that of the process that ended last. Everything that any of them acknowledged must be at the hub,
-which must not hear of an end before that: an end that one of them reported is taken back when another one logs.
+which must not receive an end before that: an end that one of them reported is taken back when another one logs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trainings that a part of the torture directs: real processes that log, wait, and end in the way that they are told.
+"""Trainings that a part of the torture directs: real processes that log, wait, and end as they are ordered to.
 
 Each writes a receipt after every call that returned an id, with the times of the call, and its log lines into a file. A
 process forks from the helper of the tests, or is a new interpreter where the end of one matters.

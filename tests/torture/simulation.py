@@ -1,4 +1,4 @@
-"""Thirty virtual days: every request to the hub is checked against the limits, and what heals must heal by itself.
+"""Thirty virtual days: every request to the hub is checked against the limits, and what can heal must heal without a person.
 
 A world (`torture.world`) simulates the month and writes a chronicle; the judges (`torture.judges`, `torture.healing`) read
 it. The controls are a worker whose spacing is not in the database, a backoff without jitter, and one defect each for what
@@ -35,7 +35,7 @@ SENTENCE = (
     "whatever happens to hub, workers, machine and clock, no two request starts of a lane are closer than its limit, a "
     "backlog uses 95 % of the allowed rate, an hour's outage causes at most 30 requests per lane, heartbeats start within 5 s, "
     "the lanes do not come back in one instant, holds lift themselves with few probes, and everything arrives without a "
-    "person: over links that need hours, past gateways that answer for the hub, from a disk that was away"
+    "person: over links that need hours, past gateways that respond in place of the hub, from a disk that was away"
 )
 PLANS = {
     "quick": Plan(
@@ -72,7 +72,7 @@ _DEFECTS: dict[str, tuple[Plan, Callable[[World], Found], dict[str, Any], dict[s
         {"settings": f"[retry]\nprobe = {366 * DAY:.0f}\nprobe_cap = {366 * DAY:.0f}\n"},
         {},
     ),
-    "a gateway's page taken for the hub's word": (
+    "a gateway's page judged as the hub's": (
         replace(_UNHEALED, gateways=(0.3,)),
         judges.delivery,
         {},
@@ -84,7 +84,7 @@ _DEFECTS: dict[str, tuple[Plan, Callable[[World], Found], dict[str, Any], dict[s
         {"renews": False},
         {},
     ),
-    "a spool that is away taken for lost files": (
+    "a spool that is away judged as lost files": (
         replace(_UNHEALED, days=0.1, outages=(0.8,), unmounted=8),
         healing.alone,
         {},

@@ -35,7 +35,7 @@ _PATIENCE = 60.0
 
 @dataclass(eq=False, slots=True)
 class Upload:
-    """An upload that takes a while. Whoever ends it sets `over`; `killed` if that is the end of its worker."""
+    """An upload that takes a while. What ends it sets `over`; `killed` if that is the end of its worker."""
 
     run: str
     seconds: float

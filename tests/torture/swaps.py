@@ -13,7 +13,7 @@ import random
 import shutil
 import sqlite3
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from stage import end, environ_of, hubqueue, start_worker, wait_until
@@ -44,6 +44,8 @@ class Swapped:
     foreign: int = 0
     foreign_missing: int = 0
     pending: int = 0
+    homes: list[str] = field(default_factory=list)
+    """The homes in which something was wrong, and how they were swapped."""
 
     def add(self, other: Swapped) -> None:
         for each in fields(self):
@@ -79,6 +81,18 @@ def _replace_home(home: Path, other: Path) -> None:
     shutil.copytree(other, home)
 
 
+def _copy_over(home: Path, other: Path) -> None:
+    """As `cp` does: into the same file, while it is open."""
+    with open(other / "outbox.db", "rb") as source, open(home / "outbox.db", "r+b") as target:
+        target.truncate(0)
+        shutil.copyfileobj(source, target)
+
+
+def _copy_over_without_log(home: Path, other: Path) -> None:
+    _copy_over(home, other)
+    _delete_log(home, other)
+
+
 def _replace_file(home: Path, other: Path) -> None:
     """As `rsync --delete` does: the file is renamed into place, the files beside it are deleted."""
     arriving = home / ".outbox.db.arriving"
@@ -98,8 +112,10 @@ SWAPS: dict[str, tuple[Callable[[Path, Path], None], str | None]] = {
     "file replaced": (_replace_file, "another"),
     "home restored": (_replace_home, "older"),
     "file restored": (_replace_file, "older"),
+    "file copied over": (_copy_over, "older"),
+    "file copied over, log deleted": (_copy_over_without_log, "older"),
 }
-"""Each swap, and which outbox takes the place of the old one."""
+"""Each swap, and which outbox replaces the old one."""
 
 
 def swap_round(seed: str, folder: Path, names: tuple[str, ...], *, blind: bool = False) -> Swapped:
@@ -149,13 +165,15 @@ def swap_round(seed: str, folder: Path, names: tuple[str, ...], *, blind: bool =
         arrived = _arrived(hub)
         for receipt in training.receipts():
             _judge(receipt, arrived.get("training", _Arrived()), swapped, counted)
-        # What was lost must have been said: in the log, and by `finish`.
+        # What was lost must have been reported: in the log, and by `finish`.
         said = int(left["unsaved"]) if any(line.startswith("ERROR") for line in training.log()) else 0
         counted.silent = max(0, counted.lost - said)
         for guest in guests:
             for receipt in guest.receipts():
                 counted.foreign += 1
                 counted.foreign_missing += receipt.epoch not in arrived.get(guest.name, _Arrived()).epochs
+    if counted.missing or counted.silent or counted.pending or counted.foreign_missing:
+        counted.homes.append(f"{seed}: {', '.join(names)} ({mode}; {left})")
     shutil.rmtree(folder, ignore_errors=True)
     return counted
 

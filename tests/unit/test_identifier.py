@@ -112,6 +112,13 @@ def test_everything_else_is_refused_with_a_list_of_the_valid_forms(written: str)
     assert all(form in caught.value.hint for form in ("URL", "model id", "KEY_MODELID", ".pt", ".yaml"))
 
 
+def test_a_refusal_names_the_address_of_this_hub() -> None:
+    with pytest.raises(InvalidModel) as caught:
+        parse("https://elsewhere.example.org/models/x", web_url="https://hub.example.org/")
+
+    assert "(https://hub.example.org/models/MODEL_ID)" in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(
     ("written", "shown"),
     [

@@ -19,10 +19,6 @@ _HUB_HOST = "hub.ultralytics.com"
 _MODEL_ID = re.compile(r"[0-9A-Za-z]{20}")
 _KEY_AND_ID = re.compile(r"([0-9A-Za-z]{42})_([0-9A-Za-z]{20})")
 _KEY = re.compile(r"[!-~]{1,512}")
-_FORMS = (
-    "give a HUB URL (https://hub.ultralytics.com/models/MODEL_ID), a model id (20 letters and digits), "
-    "KEY_MODELID, or a .pt, .yaml or .yml file"
-)
 
 
 def names_hub(identifier: str | PathLike[str]) -> bool:
@@ -52,7 +48,7 @@ def parse(
         if exists is not None and exists(written):
             return Identifier(filename=printable(written))
         return Identifier(model_id=written)
-    raise InvalidModel(f"{shown(written)} is not a model file, URL or id", hint=_FORMS)
+    raise InvalidModel(f"{shown(written)} is not a model file, URL or id", hint=_forms(web_url))
 
 
 def _from_address(written: str, web_url: str) -> Identifier:
@@ -62,14 +58,14 @@ def _from_address(written: str, web_url: str) -> Identifier:
         is_home = _origin(parts) == _origin(root)
         is_hub = _origin(parts) == (_HUB_HOST, None)
     except ValueError:
-        raise InvalidModel(f"{shown(written)} is not a URL", hint=_FORMS) from None
+        raise InvalidModel(f"{shown(written)} is not a URL", hint=_forms(web_url)) from None
     prefix = root.path.rstrip("/") + "/models/" if is_home else "/models/"
     if "@" in parts.netloc or not (is_home or is_hub) or not parts.path.startswith(prefix):
-        raise InvalidModel(f"{shown(written)} is not a model of {safe_url(web_url)}", hint=_FORMS)
+        raise InvalidModel(f"{shown(written)} is not a model of {safe_url(web_url)}", hint=_forms(web_url))
     model_id = parts.path[len(prefix) :].removesuffix("/").removesuffix(".pt")
     if not _MODEL_ID.fullmatch(model_id):
-        raise InvalidModel(f"{shown(written)} has no model id of 20 letters and digits", hint=_FORMS)
-    return Identifier(api_key=_key_of(parts), model_id=model_id)
+        raise InvalidModel(f"{shown(written)} has no model id of 20 letters and digits", hint=_forms(web_url))
+    return Identifier(api_key=_key_of(parts, web_url), model_id=model_id)
 
 
 def _origin(parts: SplitResult) -> tuple[str | None, int | None]:
@@ -78,10 +74,18 @@ def _origin(parts: SplitResult) -> tuple[str | None, int | None]:
     return parts.hostname, None if port in (80, 443) else port
 
 
-def _key_of(parts: SplitResult) -> str | None:
+def _key_of(parts: SplitResult, web_url: str) -> str | None:
     keys = parse_qs(parts.query, max_num_fields=50).get("api_key", [])
     if not keys:
         return None
     if len(set(keys)) > 1 or not _KEY.fullmatch(keys[0]):
-        raise InvalidModel("the api_key in the model's URL cannot be a key", hint=_FORMS)
+        raise InvalidModel("the api_key in the model's URL cannot be a key", hint=_forms(web_url))
     return keys[0]
+
+
+def _forms(web_url: str) -> str:
+    """The hint with all valid forms; the address is that of the models of this hub."""
+    return (
+        f"give the model's URL ({safe_url(web_url).rstrip('/')}/models/MODEL_ID), a model id (20 letters and digits), "
+        "KEY_MODELID, or a .pt, .yaml or .yml file"
+    )

@@ -82,7 +82,7 @@ def _no_body(snapshot: Snapshot) -> BinaryIO:
 
 
 def _unavailable(target: DestinationSettings, model_id: str, reason: str) -> ModelUnavailable:
-    hint = f"hubqueue check finds the reason; to store a key: hubqueue login {target.name}"
+    hint = f"hubqueue check finds out why; to store a key: hubqueue login {target.name}"
     return ModelUnavailable(f"cannot read model {model_id} from {target.name}: {reason}", hint=hint)
 
 

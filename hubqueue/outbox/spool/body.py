@@ -92,5 +92,5 @@ class SnapshotBody:
             raise self._altered()
 
     def _altered(self) -> SnapshotAltered:
-        hint = "put the right file back, or cancel its entry: hubqueue cancel"
+        hint = "put the right file back, or cancel its entry: hubqueue cancel ENTRY"
         return SnapshotAltered(f"{self._snapshot.name} in the spool is not what was enqueued", hint=hint)

@@ -92,6 +92,14 @@ class Spool:
         if self._presence:
             self._presence.mark(alone=True)
 
+    def make_again(self) -> None:
+        """Make a spool that is in the home, if it is away: it was deleted with the home, and nobody will put it back.
+
+        Raises `OSError` and `OutboxUnavailable`.
+        """
+        if self._presence and self._presence.inside and self.away() is not None:
+            self.make()
+
     def look_at(self, snapshot: Snapshot) -> None:
         """Check a snapshot before a byte is sent: all of one that fits into a block, the existence and size of a larger one.
 
@@ -108,7 +116,7 @@ class Spool:
             except OSError as error:
                 raise self._failed(each.snapshot, error) from error
             if size != each.size:
-                hint = "put the right file back, or cancel its entry: hubqueue cancel"
+                hint = "put the right file back, or cancel its entry: hubqueue cancel ENTRY"
                 raise SnapshotAltered(
                     f"{each.snapshot.name} in the spool is not what was enqueued", hint=hint
                 )
@@ -143,12 +151,9 @@ class Spool:
 
     def exists(self, snapshot: Snapshot) -> bool:
         """Whether the body exists; also where that cannot be known, because the spool is away."""
-        return self._is_there(snapshot) or self.away() is not None
-
-    def is_lost(self, snapshot: Snapshot) -> bool:
-        """Whether the body does not exist and will not come back: a spool in the home went with the home."""
-        inside = self._presence is not None and self._presence.inside
-        return not self._is_there(snapshot) and (inside or self.away() is None)
+        path = self._path_of(snapshot.name)
+        found = (path / MANIFEST).is_file() if snapshot.is_folder else path.is_file()
+        return found or self.away() is not None
 
     def adopt(self, snapshot: Snapshot, folder: Path) -> bool:
         """Bring a snapshot of another spool into this one. Returns whether it is here now. Raises `OSError`."""
@@ -260,7 +265,7 @@ class Spool:
                 raise SpoolFull(f"the disk has no room for a snapshot of {path}", hint=hint) from error
             if isinstance(error, OSError) and not isinstance(error, CheckpointUnreadable):
                 raise SpoolError(
-                    f"cannot write into {self.path}: {error.strerror}", hint="hubqueue check"
+                    f"cannot write into {self.path}: {error.strerror}", hint="hubqueue check finds out why"
                 ) from error
             raise
         return Snapshot(name, *written)
@@ -285,7 +290,7 @@ class Spool:
     def _shortage(self, size: int) -> SpoolFull | None:
         used, cap = self.bytes_used(), self._settings.max_bytes
         if used + size > cap:
-            hint = "wait for uploads, give some up (hubqueue cancel), or raise spool.max_bytes"
+            hint = "wait for uploads, give some up (hubqueue cancel ENTRY), or raise spool.max_bytes"
             return SpoolFull(
                 f"a snapshot of {bytes_of(size)} does not fit: {bytes_of(used)} of {bytes_of(cap)} are used",
                 hint=hint,
@@ -307,24 +312,22 @@ class Spool:
             snapshot = Snapshot(f"{snapshot.name}/{MANIFEST}", found, snapshot.mtime_ns, snapshot.sha256)
         return SnapshotBody(file, snapshot)
 
-    def _is_there(self, snapshot: Snapshot) -> bool:
-        path = self._path_of(snapshot.name)
-        return (path / MANIFEST).is_file() if snapshot.is_folder else path.is_file()
-
     def _failed(self, snapshot: Snapshot, error: OSError) -> OutboxUnavailable | SpoolError:
         """The error of a snapshot that cannot be opened."""
         if error.errno not in _GONE:
             # The file may still exist: no reason to give the checkpoint up.
             hint = f"check the disk of {self.path}"
             return OutboxUnavailable(f"cannot open {snapshot.name}: {error.strerror}", hint=hint)
-        hint = f"put the file back into {self.path}, or cancel its entry: hubqueue cancel"
+        hint = f"put the file back into {self.path}, or cancel its entry: hubqueue cancel ENTRY"
         away = self.away() or (self._presence and self._presence.elsewhere(snapshot.name))
         return away or SnapshotMissing(f"{snapshot.name} is not in the spool: {error.strerror}", hint=hint)
 
     def _path_of(self, name: str) -> Path:
         # Names come from the database, which may have been edited: they must not lead out of the folder.
         if not (NAME.fullmatch(name) or _INNER.fullmatch(name)):
-            raise SnapshotMissing(f"{name!r} is not the name of a snapshot", hint="hubqueue check")
+            raise SnapshotMissing(
+                f"{name!r} is not the name of a snapshot", hint="hubqueue check finds out why"
+            )
         return self.path / name
 
 

@@ -103,7 +103,7 @@ class Kept:
         for each in list(self._enqueued):
             row, draft = rows.get(each.id), each.draft
             there = row is not None and (row["run_id"], row["kind"], row["key"]) == (run_id, *_key(draft))
-            if draft.snapshot is not None and outbox.spool.is_lost(draft.snapshot):
+            if draft.snapshot is not None and not outbox.spool.exists(draft.snapshot):
                 if row is None or not there or row["state"] == State.PENDING:
                     found.lost.append(_named(draft))
                 self._keep([other for other in self._enqueued if other is not each])
