@@ -334,11 +334,11 @@ def test_a_retry_of_an_older_value_is_not_sent_after_the_union(outbox: Outbox, c
 
 
 CALLS = """
-import hubqueue, sys
+import hubqueue, os, sys
 run = hubqueue.start_run("yolov8n.pt", worker="none", resume=sys.argv[1] or None, strict=True)
 run.log_metrics({sys.argv[2]: float(sys.argv[3])}, epoch=0)
-print("RUN", run.id)
-run.finish(timeout=0) if sys.argv[4] else None
+print("RUN", run.id, flush=True)
+run.finish(timeout=0) if sys.argv[4] else os._exit(0)  # a run that is resumed was interrupted
 """
 
 
