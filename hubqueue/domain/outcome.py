@@ -80,7 +80,9 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Not a rejection of the entry: a person has to act. `scope` is held, every entry is kept.
+    """Not a rejection of the entry, and a retry will not help: `scope` is held until a probe succeeds or a person acts.
+
+    Every entry is kept.
 
     Raises `ValueError` for a scope that is neither RUN nor DESTINATION.
     """

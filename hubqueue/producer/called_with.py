@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 from hubqueue.domain.errors import InvalidArgument, InvalidModel
 from hubqueue.domain.lifecycle import RunState
@@ -19,10 +19,6 @@ from hubqueue.domain.redact import clean
 # Seconds; the longest wait that threads support on every platform.
 _FOREVER = 4_000_000.0
 _ENDS = (RunState.FINISHED, RunState.FAILED)
-# Seconds that `finish` waits after Ctrl-C, or when a task is cancelled: the person or the event loop waits for it.
-_BRIEF = 1.0
-_USUAL = 30.0
-_LONGEST_TEXT = 200
 
 
 def check_start(model: object, args: object, worker: object) -> None:
@@ -85,8 +81,7 @@ def ending(
     mapping = _mapping(results)
     if results is not None and mapping is None and isinstance(results, Mapping):
         problem = InvalidArgument(
-            "results cannot be read as JSON: they contain themselves, or an object that fails",
-            hint="the run was ended without them",
+            f"results cannot be read: {type(results).__name__} fails", hint="the run was ended without them"
         )
     elif results is not None and mapping is None:
         problem = InvalidArgument(
@@ -96,38 +91,6 @@ def ending(
     seconds = 0.0 if problem else seconds
     reason = None if error is None else text_of(error)
     return Ending(state, seconds, time.monotonic() + seconds, mapping, reason, problem, yields)
-
-
-@dataclass(frozen=True, slots=True)
-class Departure:
-    """How a block or a process was left: the state of its training, the reason of a failed one, and how long to wait.
-
-    It is not `certain` where only the exit code of the process, which is unknown before its very end, says whether it failed.
-    """
-
-    status: Literal["finished", "failed"] = "finished"
-    error: str | None = None
-    timeout: float = _USUAL
-    certain: bool = True
-
-
-def departure(error: BaseException | None) -> Departure:
-    """How a training ended whose block or process was left by `error`, or (None) by reaching its end.
-
-    An exit with code 0 is no failure: that of `sys.exit()`, or of a command line's own exception with an `exit_code`.
-    """
-    if error is None:
-        return Departure()
-    name = type(error).__name__
-    if isinstance(error, SystemExit):
-        if error.code is None or (isinstance(error.code, int) and error.code == 0):
-            return Departure()
-        return Departure("failed", clean(f"{name}: {text_of(error.code)}", limit=_LONGEST_TEXT))
-    if isinstance(error, Exception):
-        code = getattr(error, "exit_code", None)
-        return Departure() if isinstance(code, int) and code == 0 else Departure("failed", name)
-    # KeyboardInterrupt, GeneratorExit, asyncio.CancelledError and their like.
-    return Departure("failed", name, _BRIEF)
 
 
 def _seconds(timeout: object) -> float | None:
@@ -145,11 +108,8 @@ def _seconds(timeout: object) -> float | None:
 
 
 def _mapping(results: object) -> Mapping[str, object] | None:
-    """Results in JSON types; None if they are not a mapping, or cannot be read."""
-    try:
-        return plain(results) if isinstance(results, Mapping) else None
-    except Exception:  # RecursionError too
-        return None
+    """Results that are a mapping whose names can be read; None for anything else."""
+    return results if isinstance(results, Mapping) and isinstance(plain(results), dict) else None
 
 
 def _shown(value: object) -> str:

@@ -30,7 +30,7 @@ class Leftover:
     """What has not reached the hub when `finish` returns; falsy when everything has.
 
     `entries` and `bytes` wait in the outbox; the worker sends them after this process has ended. `held` is the reason
-    when they wait for a person, else None. `dead` counts entries that the hub refused, `refused` counts them by kind,
+    when they are on hold, else None. `dead` counts entries that the hub refused, `refused` counts them by kind,
     and `reasons` holds a few distinct reasons. `unsaved` counts metrics and checkpoints that never reached the disk,
     and `unsaved_why` is the last reason. `other_end` is the state that another process of the run, or a worker that
     took this one for dead, had set before; None when there was none.

@@ -27,8 +27,9 @@ from hubqueue.domain.drafts import Checkpoint, metrics_draft
 from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer import metrics as values
-from hubqueue.producer.called_with import Ending, check_path, check_start, departure, ending
+from hubqueue.producer.called_with import Ending, check_path, check_start, ending
 from hubqueue.producer.ending import unfinished
+from hubqueue.producer.ending.departure import departure
 from hubqueue.producer.leftover import Leftover, describe
 from hubqueue.producer.opening import Opening
 from hubqueue.producer.progress import UploadBar

@@ -21,7 +21,8 @@ from hubqueue.domain.redact import clean
 from hubqueue.outbox.database.patience import alone
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.spool.ballast import Ballast
-from hubqueue.producer.called_with import Departure, Ending
+from hubqueue.producer.called_with import Ending
+from hubqueue.producer.ending.departure import Departure
 from hubqueue.producer.ending.ends import Ends
 from hubqueue.producer.intake import copy_checkpoint, owe, was_swept
 from hubqueue.producer.leftover import Leftover, count_safely

@@ -1,9 +1,9 @@
 """The end of a run, for the script, the command line and the janitor.
 
-The last word counts. A process that says how the training ended (`finish`, a `with` block, `hubqueue enqueue end`) sets
-the state of a run that is running, interrupted, or ended by another process. The end of a process that said nothing, and
-the janitor that finds a process dead, set only what nobody has said. While another process of the run lives, what the hub
-expects about the end waits for it a while: it may log more, and then the run continues.
+The last explicit end counts. `finish`, a `with` block and `hubqueue enqueue end` set the state of a run that is running,
+interrupted, or ended by another process. A process that ends without them replaces only `running` and `interrupted`, the
+janitor that finds a process dead only `running`. While another process of the run lives, the completion waits for it, up to
+`WAIT_FOR_OTHERS`: that process may log more, and then the run continues.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hubqueue.outbox.exits import Exit
 from hubqueue.outbox.moves.enqueue import taken_back
 from hubqueue.outbox.outbox import Outbox
 
-# The states that an end may replace.
+# The states that an end may replace: of the janitor, of a process without an explicit end, of an explicit one.
 RUNNING = frozenset({RunState.RUNNING})
 UNSAID = RUNNING | {RunState.INTERRUPTED}
 ANY = frozenset(RunState)

@@ -20,7 +20,7 @@ from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.exits import can_report
 from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.outbox import Outbox, open_outbox
-from hubqueue.producer.called_with import departure
+from hubqueue.producer.ending.departure import departure
 from hubqueue.sandbox import Sandbox
 from hubqueue.worker.events import Fact
 from hubqueue.worker.janitor import Janitor

@@ -32,7 +32,8 @@ from hubqueue.integrations.cadence import Cadence
 from hubqueue.integrations.ultralytics import trainer_facts as facts
 from hubqueue.integrations.ultralytics.console_lines import ConsoleLines
 from hubqueue.integrations.ultralytics.end_facts import results
-from hubqueue.producer.called_with import Departure, check_start, departure
+from hubqueue.producer.called_with import check_start
+from hubqueue.producer.ending.departure import Departure, departure
 from hubqueue.producer.metrics import Lenient
 from hubqueue.producer.run import Run, start_run
 from hubqueue.producer.survival import logger, settings_of

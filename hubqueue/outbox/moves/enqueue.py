@@ -142,7 +142,7 @@ class Entries:
             theirs = lanes.c.run_id == run_id
             which = entries.c.lane_id.in_(select(lanes.c.id).where(theirs))
         with self.database.write() as tx:
-            hold(tx, theirs)
+            lock_lanes(tx, theirs)
             return self._retire(tx, [State.PENDING, State.DEAD], State.CANCELLED, which, "cancelled by hand")
 
     def redrive(self, *, ids: Collection[int] | None = None) -> tuple[Moved, Moved]:
@@ -161,7 +161,7 @@ class Entries:
         )
         with self.database.write() as tx:
             dead = select(entries.c.lane_id).where(entries.c.state == State.DEAD, which)
-            hold(tx, lanes.c.id.in_(dead))
+            lock_lanes(tx, lanes.c.id.in_(dead))
             joined, replaced = self._redrive_repeated(tx, which)
             over = and_(which, outdated)
             superseded = self._retire(tx, [State.DEAD], State.SUPERSEDED, over, _OUTDATED)
@@ -262,7 +262,7 @@ def taken_back(ended: str) -> str:
     return f"the run continues; another process had set it to {ended}"
 
 
-def hold(tx: Connection, which: ColumnElement[bool]) -> None:
+def lock_lanes(tx: Connection, which: ColumnElement[bool]) -> None:
     """Lock several lanes first, ordered by id, as a move of one lane does: in another order, PostgreSQL would deadlock."""
     tx.execute(select(lanes.c.id).where(which).order_by(lanes.c.id).with_for_update()).all()
 

@@ -120,7 +120,7 @@ def appoint(tx: Connection, now: datetime) -> int:
     return count
 
 
-def is_any(tx: Connection) -> bool:
+def any_held(tx: Connection) -> bool:
     """Whether a lane that owes something is on hold. Reads only such lanes."""
     held = or_(runs.c.held.is_not(None), destinations.c.held.is_not(None))
     return tx.scalar(select(lanes.c.id).select_from(LANES_OF_RUNS).where(OWING, held).limit(1)) is not None

@@ -15,8 +15,8 @@ from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.schema import EPOCH, destinations, lanes, runs, workers
 from hubqueue.outbox.moves import remembered
-from hubqueue.outbox.moves.enqueue import Entries, hold
-from hubqueue.outbox.moves.holds import appoint, is_any
+from hubqueue.outbox.moves.enqueue import Entries, lock_lanes
+from hubqueue.outbox.moves.holds import any_held, appoint
 from hubqueue.outbox.moves.readiness import OWING
 
 
@@ -162,7 +162,7 @@ class Registry:
         with self.database.write() as tx:
             again = lanes.c.run_id.in_(select(runs.c.id).where(runs.c.destination.in_(theirs)))
             waits = and_(again, or_(OWING, lanes.c.kind == Kind.HEARTBEAT))
-            hold(tx, waits)
+            lock_lanes(tx, waits)
             tx.execute(update(lanes).where(waits).values(retry_at=EPOCH))
             which = and_(destinations.c.label == destination, destinations.c.held.is_not(None))
             held = tx.scalar(select(destinations.c.held).where(which).limit(1))
@@ -175,7 +175,7 @@ class Registry:
     def appoint_probes(self) -> int:
         """Let other lanes probe a hold whose own lanes cannot (see holds.py). Returns how many lanes may."""
         with self.database.read() as connection:
-            if not is_any(connection):
+            if not any_held(connection):
                 return 0
         with self.database.write() as tx:
             return appoint(tx, self.database.now())

@@ -8,7 +8,8 @@ from hubqueue.domain.errors import HubqueueError
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox import presence
 from hubqueue.outbox.outbox import Outbox
-from hubqueue.producer.called_with import Departure, Ending
+from hubqueue.producer.called_with import Ending
+from hubqueue.producer.ending.departure import Departure
 from hubqueue.producer.opening import Opening
 from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.survival import logger
@@ -32,7 +33,7 @@ class Ends:
         self.waits = False
 
     def end(self, ending: Ending) -> None:
-        """Record what the script says about the end. Durable on return. Raises the `OutboxError`s."""
+        """Record the end that the script has chosen. Durable on return. Raises the `OutboxError`s."""
         outbox, run_id = self._opening.opened()
         if ending.yields and presence.others_live(outbox.run_lock(run_id)):
             self._opening.ended()

@@ -24,7 +24,7 @@ from pathlib import Path
 from hubqueue.domain.errors import HubqueueError
 from hubqueue.outbox import exits
 from hubqueue.outbox.database.patience import impatient
-from hubqueue.producer.called_with import Departure, departure
+from hubqueue.producer.ending.departure import Departure, departure
 from hubqueue.producer.saving import Saving
 
 # Seconds for all runs together, and for each wait on another writer.
