@@ -144,13 +144,15 @@ class Saving:
             save()
             if self.backlog and Ballast(self._home.ballast).release():
                 save()  # the disk is full; releasing the ballast is the last chance before the memory is lost
-            if self._unsaved.lost or self.backlog or self._unsaved.noted:
-                self.attempt("loss", lambda: self._note_unsaved(waiting=len(self.backlog)))
+            self._note_loss()
             if self.opening.start.is_joined:
+                if self.opening.was_replaced():
+                    self.attempt("metrics", self.opening.opened)  # the run may be in the new one
                 self.ended = ending.state  # only for this process
                 self.opening.ended()
             elif self.ended is None or self.opening.was_replaced():
                 self.attempt("end of the run", close)
+                self._note_loss()  # of an outbox that was replaced
 
     def leave(self, departure: Departure | None) -> bool:
         """The process ends, and `end` was not called: save what is in memory, and how the training ended, if known.
@@ -167,6 +169,7 @@ class Saving:
                     self.attempt("metrics", self.opening.opened)
                 if self.ended is None and self.opening.is_open():
                     self.attempt("metrics", lambda: self.backlog.save(self._enqueue))
+                    self._note_loss()
                     if departure is not None:
                         depends = self.attempt("end of the run", lambda: self.ends.leave(departure))
                 unsaved = self._unwritten()
@@ -238,6 +241,10 @@ class Saving:
     def _note(self, error: BaseException) -> None:
         self._unsaved.because(error)
         self._locked |= isinstance(error, OutboxLocked)
+
+    def _note_loss(self) -> None:
+        if self._unsaved.lost or self.backlog or self._unsaved.noted:
+            self.attempt("loss", lambda: self._note_unsaved(waiting=len(self.backlog)))
 
     def _note_unsaved(self, *, waiting: int = 0) -> None:
         outbox, run_id = self.opening.opened()

@@ -165,14 +165,16 @@ def test_an_emptied_database_is_filled_again_from_memory(home: Path, run: Run) -
     assert epochs(home) == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("logs", [True, False])
 def test_a_checkpoint_that_went_with_the_home_is_named_and_counted(
-    home: Path, run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    home: Path, run: Run, tmp_path: Path, logs: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "last.pt").write_bytes(b"weights")
     assert run.save_checkpoint(tmp_path / "last.pt", epoch=7)
     shutil.rmtree(home)
 
-    run.log_metrics({"loss": 1.0}, epoch=8)
+    if logs:
+        run.log_metrics({"loss": 1.0}, epoch=8)
     left = run.finish(timeout=0)
 
     assert left.unsaved == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -171,3 +172,23 @@ def test_an_error_reaches_another_process_with_its_hint(name: str) -> None:
 
     assert (type(found), str(found), found.hint) == (kind, "problem", "hint")
     assert isinstance(found, OutboxUnavailable) == isinstance(error, OutboxUnavailable)
+
+
+def test_what_a_child_saved_is_in_an_outbox_that_was_restored_before_its_finish(
+    home: Path, tmp_path: Path
+) -> None:
+    run = package.start_run("yolov8n.pt", destination="hub", worker="none", home=home)
+    shutil.copytree(home, tmp_path / "backup")
+    code = f"""
+import shutil
+run.log_metrics({{"loss": 1.0}}, epoch=7)
+shutil.rmtree({str(home)!r})
+shutil.copytree({str(tmp_path / "backup")!r}, {str(home)!r})
+print("unsaved:", run.finish(timeout=0).unsaved)
+"""
+
+    assert "unsaved: 0" in _unpickle(home, pickle.dumps(run), code)
+
+    run.finish(timeout=0)
+    with open_outbox(home) as outbox:
+        assert [row["key"] for row in outbox.stats.entries(kind="metrics")] == ["7"]
