@@ -53,9 +53,9 @@ def hide_secrets(args: Mapping[str, object]) -> dict[str, Any]:
     return hidden
 
 
-def hide_in(value: object) -> Any:
-    """Mask secrets in any other value that is sent to a hub."""
-    return _Hiding(2 * MOST_TEXT).value(value, "", 0)
+def hide_in(value: object, *, most: int = 2 * MOST_TEXT) -> Any:
+    """Mask secrets in any other value that is sent to a hub. What is beyond `most` characters is masked too."""
+    return _Hiding(most).value(value, "", 0)
 
 
 def hide_text(value: object) -> str:
@@ -100,7 +100,7 @@ class _Hiding:
         self.found: list[str] = []
         self.cut: list[str] = []
         self._room = room  # characters
-        self._left = _MOST_VALUES
+        self._left = max(_MOST_VALUES, room // 8)
 
     def value(self, value: object, path: str, depth: int) -> Any:
         self._left -= 1

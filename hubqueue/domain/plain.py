@@ -26,23 +26,24 @@ _BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', re.DOTALL)
 
 def plain(value: object) -> Any:
     """`value` in JSON types, whatever it is: scalars of numpy and torch become numbers, non-finite ones null, other types
-    their text. Never raises. What nests too deeply, contains itself becomes null; what does not fit into `MOST_TEXT` is left out.
+    their text. Never raises. What nests too deeply, contains itself becomes null; what does not fit into `MOST_TEXT` is left
+    out.
     """
     return made_plain(value)[0]
 
 
-def made_plain(value: object) -> tuple[Any, list[str]]:
-    """The same, and the names of what could not be kept, as `outer.inner`."""
-    made = _Plain()
+def made_plain(value: object, *, most: int = MOST_TEXT) -> tuple[Any, list[str]]:
+    """The same, and the names of what could not be kept, as `outer.inner`. `most` replaces `MOST_TEXT`."""
+    made = _Plain(most)
     return made.of(value, "", 0), made.lost
 
 
 class _Plain:
     """Converts one value. `lost` has the names of what could not be kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         self.lost: list[str] = []
-        self._room = MOST_TEXT
+        self._room = most
 
     def of(self, value: object, path: str, depth: int) -> Any:
         self._room -= _LEAST_ROOM

@@ -23,6 +23,7 @@ from sqlalchemy import (
 
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.lifecycle import RunState, State
+from hubqueue.domain.plain import is_intact
 from hubqueue.outbox.database.prepared import Prepared
 from hubqueue.outbox.database.schema import Moment, destinations, entries, lanes, moment_of, runs
 from hubqueue.outbox.moves.readiness import (
@@ -120,6 +121,15 @@ class Stats(Survey):
         query = query.where(entries.c.key == draft.key, entries.c.id > after).order_by(entries.c.id.desc())
         newest = next(iter(self._all(query.limit(1))), None)
         return int(newest["id"]) if newest is not None and draft.is_in(newest["payload"]) else None
+
+    def values(self, run_id: str, kind: Kind) -> Iterator[tuple[str, str, str]]:
+        """The key, state and payload of what waits or is delivered in a lane, oldest first, without damaged payloads."""
+        owed = entries.c.state.in_([State.PENDING, State.DELIVERED])
+        columns = (entries.c.key, entries.c.state, entries.c.payload, entries.c.checksum)
+        query = select(*columns).join(lanes).where(lanes.c.run_id == run_id, lanes.c.kind == kind, owed)
+        for row in self._all(query.order_by(entries.c.id)):
+            if is_intact(row["key"], row["payload"], row["checksum"]):
+                yield row["key"], row["state"], row["payload"]
 
     def run(self, run_id: str) -> Mapping[str, Any] | None:
         """The row of a run, with the hold of its destination; None for an unknown run."""

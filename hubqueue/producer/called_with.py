@@ -81,8 +81,7 @@ def ending(
     mapping = _mapping(results)
     if results is not None and mapping is None and isinstance(results, Mapping):
         problem = InvalidArgument(
-            "results cannot be read as JSON: they contain themselves, or an object that fails",
-            hint="the run was ended without them",
+            f"results cannot be read: {type(results).__name__} fails", hint="the run was ended without them"
         )
     elif results is not None and mapping is None:
         problem = InvalidArgument(
@@ -109,11 +108,8 @@ def _seconds(timeout: object) -> float | None:
 
 
 def _mapping(results: object) -> Mapping[str, object] | None:
-    """Results in JSON types; None if they are not a mapping, or cannot be read."""
-    try:
-        return plain(results) if isinstance(results, Mapping) else None
-    except Exception:  # RecursionError too
-        return None
+    """Results that are a mapping whose names can be read; None for anything else."""
+    return results if isinstance(results, Mapping) and isinstance(plain(results), dict) else None
 
 
 def _shown(value: object) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from hubqueue.domain.entry import Draft
 from hubqueue.domain.errors import HubqueueError, OutboxDamaged, RunMissing
-from hubqueue.outbox import presence
+from hubqueue.outbox import exits, presence
 from hubqueue.outbox.database.files.replacement import Fate
 from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.moves.registry import new_run_id
@@ -28,6 +28,7 @@ from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.startup.handle import join, refuse_new_outbox
 from hubqueue.producer.startup.wanted import Start
 from hubqueue.producer.survival import logger
+from hubqueue.worker.closing import correct
 
 _T = TypeVar("_T")
 _LOG = logger()
@@ -258,10 +259,19 @@ class Opening:
             _LOG.warning("run %s: another process is training this model too; both log to this run", run_id)
         self._present = present
         if continues:
+            self._forget_exits(outbox, run_id)
             # A worker may have found the lock free a moment ago, and marked the run as interrupted.
             outbox.registry.revive(run_id)
         self._continues = continues
         return run_id
+
+    def _forget_exits(self, outbox: Outbox, run_id: str) -> None:
+        """Take the exit codes into account that no worker has seen: they say nothing about how the run ends from now on."""
+        with contextlib.suppress(HubqueueError):
+            for each in exits.reported(outbox.home.locks):
+                if run_id in each.runs:
+                    correct(outbox, each)
+                    exits.forget(each)
 
     def _enter(self) -> None:
         assert self.outbox is not None and self.run_id is not None
@@ -276,13 +286,13 @@ class Opening:
 
     def _let_go(self) -> None:
         """Save what the open file of a replaced outbox still has, and stop using it. The run keeps its id."""
-        assert self.outbox is not None
+        assert self.outbox is not None and self.run_id is not None
         run_id, model_id = self.run_id, self.model_id
         if self.outbox.database.was_set_aside():
             self._begin_anew(model_id)
             return
         with contextlib.suppress(HubqueueError):
-            self.kept.forget_settled(self.outbox)
+            self.kept.forget_settled(self.outbox, run_id)
         self._gone = self.outbox.let_go()
         self._forget_outbox(model_id)
         self._start = replace(self._start, resume=run_id)

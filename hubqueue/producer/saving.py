@@ -155,23 +155,24 @@ class Saving:
     def leave(self, departure: Departure | None) -> bool:
         """The process ends, and `end` was not called: save what is in memory, and how the training ended, if known.
 
-        Returns whether the exit code may change that. Never raises, and opens no outbox: the end of a process must not be
-        delayed.
+        Returns whether the exit code may change that. Never raises, and opens an outbox only for what would be lost
+        otherwise: the end of a process must not be delayed.
         """
         depends: bool | None = False
         try:
             with alone(self.opening.guard):
+                self.ends.leaving = True
+                if self.ended is None and not self.opening.is_open() and self._unwritten():
+                    self.opening.try_again()
+                    self.attempt("metrics", self.opening.opened)
                 if self.ended is None and self.opening.is_open():
-                    self.ends.leaving = True
                     self.attempt("metrics", lambda: self.backlog.save(self._enqueue))
                     if departure is not None:
                         depends = self.attempt("end of the run", lambda: self.ends.leave(departure))
-                if self.backlog and not self.has_reported:
+                unsaved = self._unwritten()
+                if unsaved and not self.has_reported:
                     _LOG.warning(
-                        "run %s: %d could not be saved (%s)",
-                        self.opening.run_id,
-                        len(self.backlog),
-                        self._unsaved.why,
+                        "run %s: %d could not be saved (%s)", self.opening.run_id, unsaved, self._unsaved.why
                     )
         except Exception as error:
             _LOG.debug("run %s: its end could not be saved: %s", self.opening.run_id, error)
@@ -181,15 +182,17 @@ class Saving:
         """What the run owes now, including what could not be saved. Ends the run again in an outbox that was replaced."""
         if self._ending is not None and self.opening.was_replaced():
             self.end(self._ending)
-        unsaved, why = len(self.backlog) + self._unsaved.lost, self._unsaved.why
-        outbox = self.opening.outbox
-        if self.opening.was_replaced():
-            # Nothing can be saved at the path now: what the open file has is lost with this process.
-            unsaved, outbox = unsaved + len(self.opening.kept), None
+        unsaved, why = self._unwritten() + self._unsaved.lost, self._unsaved.why
+        outbox = None if self.opening.was_replaced() else self.opening.outbox
         if outbox is None:
             return count_safely(None, None, unsaved=unsaved, why=why)
         with SHARED.used(outbox):
             return count_safely(outbox, self.opening.run_id, unsaved=unsaved, why=why)
+
+    def _unwritten(self) -> int:
+        """How many drafts only this process has: if nothing can be saved at the path, also what was saved there before."""
+        is_gone = self.opening.outbox is None or self.opening.was_replaced()
+        return len(self.backlog) + (len(self.opening.kept) if is_gone else 0)
 
     def _takes(self, kind: Kind) -> bool:
         """Whether the destination takes entries of a kind: one that no lane has would wait in memory and be lost."""
@@ -208,7 +211,7 @@ class Saving:
 
     def _enqueue(self, draft: Draft, unsure: bool) -> int:
         outbox, run_id = self.opening.opened()
-        entry_id = None
+        draft, entry_id = self.opening.kept.completed(draft), None
         if unsure:
             entry_id = outbox.stats.saved(run_id, draft, after=self.opening.first_entry)
         if entry_id is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -314,3 +315,45 @@ def test_a_look_at_a_home_whose_log_was_deleted_costs_the_training_nothing(
 
     assert "Traceback" not in shown.stderr
     assert epochs(home) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_two_calls_for_one_epoch_stay_one_value(home: Path, run: Run, change: Callable[[Path], None]) -> None:
+    run.log_metrics({"val": 2.0}, epoch=1)
+    change(home)
+
+    run.log_metrics({"val": 2.0}, epoch=0)
+    run.finish(timeout=0)
+
+    assert values(home) == {"0": {"loss": 1.0, "val": 2.0}, "1": {"loss": 1.0, "val": 2.0}}
+
+
+@pytest.mark.parametrize("change", [restore_by_rename, restore_all, put_another_outbox_there])
+def test_what_the_hub_has_of_an_epoch_is_not_replaced_by_less(
+    home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
+) -> None:
+    for name, value in environ_of(home, hub.url).items():
+        monkeypatch.setenv(name, value)
+    run = package.start_run("yolov8n.pt", destination="hub", worker="none")
+    run.log_metrics({"loss": 1.0}, epoch=0)
+    shutil.copytree(home, backup_of(home))
+    run.log_metrics({"val": 2.0}, epoch=0)
+    run.log_metrics({"loss": 1.0}, epoch=1)
+    hubqueue(os.environ, "drain")
+    change(home)
+
+    run.log_metrics({"val": 2.0}, epoch=1)
+    run.finish(timeout=0)
+    hubqueue(os.environ, "drain")
+
+    (model,) = hub.models
+    assert hub.metrics(model) == {0: {"loss": 1.0, "val": 2.0}, 1: {"loss": 1.0, "val": 2.0}}
+    assert [each.kind for each in hub.requests].count("registration") == 1
+
+
+def values(home: Path) -> dict[str, dict[str, float]]:
+    """What will be sent of each epoch."""
+    with open_outbox(home, environ=dict(os.environ)) as outbox:
+        rows = outbox.stats.entries(kind="metrics")
+        found = {row["key"]: json.loads(outbox.stats.payload(row["id"]) or "") for row in rows[::-1]}
+    return dict(sorted(found.items()))

@@ -467,3 +467,27 @@ def test_trials_that_are_never_finished_keep_no_descriptors(environ: Mapping[str
         gc.collect()
 
     assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+@pytest.mark.parametrize("replace", ["", "hubqueue.open_outbox(home).close()"])
+def test_a_script_whose_home_is_deleted_at_its_end_saves_what_it_has(
+    environ: Mapping[str, str], home: Path, replace: str
+) -> None:
+    code = f"import shutil\nhome = {str(home)!r}\nshutil.rmtree(home)\n{replace}"
+
+    assert ended(environ, code) == ("finished", None)
+
+    with open_outbox(environ=environ) as outbox:
+        assert [row["key"] for row in outbox.stats.entries(kind="metrics")] == ["0"]
+
+
+@needs_exit_codes
+def test_an_exit_code_says_nothing_about_a_run_that_was_continued_since(environ: Mapping[str, str]) -> None:
+    script = python(STARTS + "sys.exit(3)", environ, fresh=True)
+    run_id = script.communicate()[0].split()[0]
+
+    run = package.start_run("yolo26n.pt", worker="none", resume=run_id)
+    run.finish(timeout=0)
+
+    assert json.loads(hubqueue(environ, "status", "--json").stdout)["runs"][0]["state"] == "finished"
+    assert scanned(environ, run_id) == ("finished", None)

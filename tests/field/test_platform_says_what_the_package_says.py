@@ -663,7 +663,7 @@ def test_results_of_an_unknown_trainer_are_sent_without_what_it_lacks(
 
     assert set(found) == {"metrics", "bestEpoch", "bestFitness", "classNames"}
     assert "without validation" in caplog.text
-    assert "without the calibration: it has 100" in caplog.text
+    assert "without the calibration: it is too large" in caplog.text
 
 
 def test_a_plot_too_large_for_one_request_is_left_out_and_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -145,20 +145,6 @@ def test_links_are_not_followed(home: Path, tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "elsewhere").is_file()
 
 
-def test_a_linked_checkpoint_is_refused(home: Path, tmp_path: Path) -> None:
-    real = tmp_path / "real"
-    real.mkdir(mode=0o700)
-    (tmp_path / "last.pt").symlink_to("/etc/hostname")
-
-    run = hubqueue(environ_of(real), "enqueue", "run", "yolov8n.pt").stdout.strip()
-    shown = hubqueue(
-        environ_of(real), "enqueue", "checkpoint", "--run", run, "--epoch", "0", str(tmp_path / "last.pt")
-    )
-
-    assert shown.returncode == 1
-    assert "symbolic link" in shown.stderr
-
-
 def test_escape_sequences_are_removed_from_a_servers_text(home: Path, tmp_path: Path) -> None:
     from hubqueue.destinations.wire.exchange import Response, outcome_of_status
     from hubqueue.domain.outcome import Blocked, Scope

@@ -29,10 +29,11 @@ class _Hold:
     probes: int = 0
     well: float = math.inf  # from then on a probe gets through, and a worker runs
     unseen: float = 0.0
+    asked: float = math.inf  # the wait that the hub asked for in response to the newest probe
 
     def wait(self) -> float:
         """The least wait after the newest probe."""
-        return min(max(self.probe - self.since, _FIRST), _MOST)
+        return min(max(self.probe - self.since, _FIRST), _MOST, self.asked)
 
 
 class _Holds:
@@ -59,6 +60,8 @@ class _Holds:
                 self.workers = note.number
             case What.REBOOTED if self.now is not None:
                 self.now.unseen += max(0.0, note.number)
+            case What.PAUSED if self.now is not None:
+                self.now.asked = note.number
             case What.SENT if self.now is not None and note.at > self.now.since + _ROUNDING:
                 self._probe(self.now, note.at)
         if self.now is not None:
@@ -74,7 +77,7 @@ class _Holds:
         gap, wait = at - hold.probe, hold.wait()
         if gap + hold.unseen < wait - _ROUNDING:
             self.wrong.append(f"a hold was probed after {gap:.0f} s, before {wait:.0f} s, at {at:.0f} s")
-        hold.probe, hold.probes = at, hold.probes + 1
+        hold.probe, hold.probes, hold.asked = at, hold.probes + 1, math.inf
 
     def _lift(self, hold: _Hold, at: float) -> None:
         late = at - max(hold.well, hold.since)

@@ -23,7 +23,8 @@ _LONGEST_LIST = 100
 
 def registration(model: Identifier, args: Mapping[str, object], *, continues: bool) -> Draft | None:
     """The draft for the start of a training: the registration of a model that is new to the HUB."""
-    if model.filename is None or continues:
+    # A file of which the HUB has a model already is that of a run whose outbox was replaced.
+    if model.filename is None or model.model_id is not None or continues:
         return None
     return registration_draft(model.filename, args)
 

@@ -12,6 +12,8 @@ from hubqueue.domain.plain import made_plain
 from hubqueue.domain.redact import clean, hide_key
 
 _MOST_BARS, _LONGEST_BAR = 16, 500
+# Characters of all results: the plots of a training with hundreds of classes are some megabytes.
+_MOST_RESULTS = 8 << 20
 _ENDED = {RunState.FAILED: "failed", RunState.INTERRUPTED: "ended without reporting"}
 
 
@@ -23,10 +25,10 @@ def completion_draft(
     `classNames` and `plots` move from `results` to the data around it, as that hub expects.
     """
     if state is RunState.FINISHED:
-        known, lost = made_plain(results or {})
+        known, lost = made_plain(results or {}, most=_MOST_RESULTS)
         if lost:
             warn_lost(f"results.{name}" for name in lost)
-        safe = hide_in(known)
+        safe = hide_in(known, most=2 * _MOST_RESULTS)
         beside = {"classNames": safe.pop("classNames", None), "plots": safe.pop("plots", [])}
         payload = {"event": "training_complete", "data": {"results": safe, **beside}}
     else:

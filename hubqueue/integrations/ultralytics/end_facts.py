@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from hubqueue.domain.plain import plain
+from hubqueue.domain.plain import made_plain
 from hubqueue.producer.survival import logger
 
 _LOG = logger()
@@ -85,10 +85,9 @@ def _validation(trainer: Any) -> object:
 
 
 def _calibration(trainer: Any) -> object:
-    found = plain(getattr(trainer, "depth_calibration", None))
-    size = len(json.dumps(found))
-    if size > _LARGEST_CALIBRATION:
-        _LOG.warning("the results are sent without the calibration: it has %d bytes", size)
+    found, cut = made_plain(getattr(trainer, "depth_calibration", None))
+    if cut or len(json.dumps(found)) > _LARGEST_CALIBRATION:
+        _LOG.warning("the results are sent without the calibration: it is too large")
         return None
     return found
 
@@ -114,13 +113,13 @@ def _plots(trainer: Any) -> list[object]:
     shown: list[object] = []
     left = _LARGEST_PLOTS
     for kind, data in found.items():
-        plot = plain(thinned(_lists(data)))
-        left -= (size := len(json.dumps(plot)))
-        if left < 0:
-            left += size
-            _LOG.warning("the results are sent without the plot %s: it has %d bytes", kind, size)
+        plot, cut = made_plain(thinned(_lists(data)), most=2 * _LARGEST_PLOTS)
+        size = len(json.dumps(plot))
+        if cut or size > left:
+            _LOG.warning("the results are sent without the plot %s: it is too large", kind)
         else:
             shown.append(plot)
+            left -= size
     return shown
 
 

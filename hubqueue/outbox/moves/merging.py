@@ -74,9 +74,9 @@ def repeated(tx: Connection, which: ColumnElement[bool]) -> list[Dead]:
     columns = [entries.c[name] for name in ("lane_id", "key", "rank", "payload", "checksum")]
     query = select(entries.c.id, lanes.c.run_id, lanes.c.kind, *columns).join(lanes)
     query = query.where(entries.c.state == literal_column(f"'{State.DEAD}'"), which, lanes.c.kind.in_(MERGED))
-    return [
-        Dead._make(row) for row in tx.execute(query.where(or_(*others, also_dead)).order_by(entries.c.id))
-    ]
+    # Not ORDER BY: SQLite would then read the whole table, by id, instead of the index of the dead entries.
+    found = tx.execute(query.where(or_(*others, also_dead))).all()
+    return sorted((Dead._make(row) for row in found), key=lambda dead: dead.id)
 
 
 def again(tx: Connection, dead: Dead) -> Draft | bool:

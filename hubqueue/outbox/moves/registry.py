@@ -53,7 +53,8 @@ class Registry:
         Returns its id, and whether it continues. `destination` is the name of a row (see addresses.py); `resume` is the
         id of a run ("last": the newest one) of that row or of one `among` others; a run of any other row is ignored.
         `new_id` is the id of a new run. If the outbox has it already, an earlier call saved the run and its confirmation
-        was lost. When a run continues, a completion that waits is not sent any more.
+        was lost. When a run continues, a completion that waits is not sent any more. A run continues under its own
+        `new_id` in an outbox that is an older copy: there it gets the `remote_id` that it had.
         Without a registration lane no response will name the model: a new run goes under its own id.
         """
         kinds = tuple(kinds)
@@ -63,6 +64,8 @@ class Registry:
             if found is not None:
                 tx.execute(_again(found))
                 self._entries.outdate(tx, found, Kind.COMPLETION, "the run continues")
+                if new_id == found and remote_id is not None:
+                    self._name(tx, found, remote_id, url)
                 run_id = found
             elif new_id is not None and tx.execute(_again(new_id)).rowcount:
                 run_id = new_id
@@ -74,6 +77,12 @@ class Registry:
                 tx.execute(insert(runs).values(id=run_id, state=RunState.RUNNING, created_at=now, **row))
             _add_lanes(tx, run_id, kinds)
             return run_id, found is not None
+
+    def _name(self, tx: Connection, run_id: str, remote_id: str, url: str | None) -> None:
+        """Note the model of a run in an outbox that is older than its registration, which would make another model."""
+        unnamed = and_(runs.c.id == run_id, runs.c.remote_id.is_(None))
+        if tx.execute(update(runs).where(unnamed).values(remote_id=remote_id, url=url)).rowcount:
+            self._entries.outdate(tx, run_id, Kind.REGISTRATION, "the hub has this model")
 
     def adopt_run(self, run: Mapping[str, Any], *, kinds: Iterable[Kind], drafts: Collection[Draft]) -> bool:
         """Take over a run from another outbox, with what it owes, in one transaction; False when it is here already.

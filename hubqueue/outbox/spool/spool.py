@@ -155,6 +155,11 @@ class Spool:
         found = (path / MANIFEST).is_file() if snapshot.is_folder else path.is_file()
         return found or self.away() is not None
 
+    def went_with_home(self, snapshot: Snapshot) -> bool:
+        """Whether the body is not in the spool of a home that was deleted or replaced: it is not on a disk that may return."""
+        inside = self._presence is None or self._presence.inside
+        return not os.path.lexists(self._path_of(snapshot.name)) if inside else not self.exists(snapshot)
+
     def adopt(self, snapshot: Snapshot, folder: Path) -> bool:
         """Bring a snapshot of another spool into this one. Returns whether it is here now. Raises `OSError`."""
         target, source = self._path_of(snapshot.name), folder / snapshot.name
