@@ -146,7 +146,7 @@ class Kept:
         for key, (state, payload) in _values(outbox, run_id).items() if self._delivered else ():
             delivered = self._delivered.get(key)
             if delivered is not None and state == State.PENDING and not delivered.is_in(payload):
-                self.note(owe(outbox, run_id, delivered), delivered)
+                self.note(owe(outbox, run_id, delivered)[0], delivered)
                 again += 1
         return again
 
