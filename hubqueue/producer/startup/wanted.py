@@ -1,8 +1,8 @@
 """What a run is started with: the arguments of `start_run`, read with the settings of its home.
 
 If the settings cannot be read for a reason that may pass (an I/O error, no permission, too many open files, no home), the
-destination and the place of the outbox are unknown: with the default settings, entries would go to another address. So a
-preliminary start stands in. What is logged is kept in memory, and the settings are read again until they can be.
+destination and the path of the outbox are unknown: with the default settings, entries would go to another address. Until
+then the start is preliminary: what is logged is kept in memory, and the settings are read again.
 """
 
 from __future__ import annotations
