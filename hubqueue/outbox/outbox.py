@@ -33,7 +33,8 @@ from hubqueue.outbox.spool.spool import Spool
 if TYPE_CHECKING:
     from hubqueue.outbox.addresses import Addresses
     from hubqueue.outbox.moves.claim import Claims
-    from hubqueue.outbox.moves.enqueue import Entries, Moved
+    from hubqueue.outbox.moves.counting import Moved
+    from hubqueue.outbox.moves.enqueue import Entries
     from hubqueue.outbox.moves.registry import Registry
     from hubqueue.outbox.moves.settle import Settlement
     from hubqueue.outbox.stats import Stats

@@ -12,7 +12,7 @@ from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.errors import HubqueueError, OutboxError
 from hubqueue.domain.identifier import Identifier
 from hubqueue.domain.lifecycle import RunState
-from hubqueue.outbox.moves.enqueue import Moved
+from hubqueue.outbox.moves.counting import Moved
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer.survival import logger
 

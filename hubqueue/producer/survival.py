@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 from collections.abc import Callable, MutableMapping
-from pathlib import Path
 from typing import Any, TypeVar
 
-from hubqueue.config.home import Home
-from hubqueue.config.reader import Config, parse
 from hubqueue.domain.errors import (
     CheckpointUnreadable,
     HubqueueError,
     OutboxAlien,
     OutboxTooNew,
-    OutboxUnavailable,
     SpoolError,
     WorkerError,
 )
@@ -127,22 +122,6 @@ class Survivor:
             more = sum(self._repeated.pop(kind) for kind in over)
             again = f" ({more} more failures were not shown)" if more else ""
             _LOG.warning("run %s: saving works again%s", self._name(), again)
-
-
-def settings_of(
-    home: Home, config: str | os.PathLike[str] | None, *, strict: bool = False
-) -> tuple[Config, bool]:
-    """The settings of a training, and whether all could be read: else only those of the environment.
-
-    Nothing may be saved with the latter: `start_run` reads the settings again until it can, and logs why it cannot. With
-    `strict` the reason is raised here. Raises `ConfigError` for errors that only the caller can fix.
-    """
-    try:
-        return home.load_config(Path(config) if config is not None else None, os.environ), True
-    except OutboxUnavailable:
-        if strict:
-            raise
-        return parse("", os.environ, source="the environment"), False
 
 
 def hint_of(error: BaseException) -> str:

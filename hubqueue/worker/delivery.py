@@ -29,7 +29,7 @@ from hubqueue.domain.lane import Batch, Lease
 from hubqueue.domain.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, RetryLater, Scope
 from hubqueue.domain.plain import is_intact
 from hubqueue.outbox.moves.batch import SUSPECT_AFTER
-from hubqueue.outbox.moves.enqueue import Moved
+from hubqueue.outbox.moves.counting import Moved
 from hubqueue.outbox.moves.holds import Probing
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.spool.ballast import Ballast

@@ -31,7 +31,7 @@ from hubqueue.domain.drafts import Checkpoint
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import SpoolFull
 from hubqueue.domain.lifecycle import RunState
-from hubqueue.outbox.moves.enqueue import Moved
+from hubqueue.outbox.moves.counting import Moved
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox

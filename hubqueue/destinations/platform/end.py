@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from hubqueue.domain.arguments import hide_in, hide_text, warn_lost
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.lifecycle import RunState
-from hubqueue.domain.plain import made_plain
+from hubqueue.domain.plain import made_plain, text_of
 from hubqueue.domain.redact import clean, hide_key
 
 _MOST_BARS, _LONGEST_BAR = 16, 500
@@ -49,7 +49,9 @@ def console_draft(
     replaces earlier progress that still waits.
     """
     bars = list((progress or {}).items())[:_MOST_BARS]
-    frames = {clean(str(name), limit=60): clean(str(frame), limit=_LONGEST_BAR) for name, frame in bars}
+    frames = {
+        clean(text_of(name), limit=60): clean(text_of(frame), limit=_LONGEST_BAR) for name, frame in bars
+    }
     data = {"chunkId": chunk, "content": hide_key(content), "lineCount": lines, "progress": frames}
     payload = json.dumps({"event": "console_output", "data": data})
     if not content:

@@ -1,7 +1,7 @@
 """The watchdog: deadlines that hold against any peer.
 
 A socket's own timeouts limit neither a peer that reads slowly nor one that drips its response. So one thread
-checks every exchange a few times a second, and shuts the socket down when the exchange stands still, is too slow or
+checks every exchange a few times a second, and shuts the socket down when no byte of the exchange moves, it is too slow or
 has to stop. The thread that is blocked in the exchange then wakes with an error.
 
 Promises that an upload may take as long as its bytes move: megabytes wait in the kernel's buffer of a slow line, so what

@@ -31,7 +31,8 @@ from hubqueue.producer.metrics import metrics_mapping
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run import Run, start_run
 from hubqueue.producer.senders import WorkerMode
-from hubqueue.producer.survival import logger, settings_of, survive
+from hubqueue.producer.startup.wanted import readable_settings
+from hubqueue.producer.survival import logger, survive
 
 _LOG = logger()
 # The run id, for the processes of a training on several GPUs.
@@ -305,7 +306,7 @@ def _hub(
 
     And whether that is settled: the configuration may be unreadable for the moment.
     """
-    settings, is_settled = settings_of(home, config)
+    settings, is_settled = readable_settings(home, config)
     chosen = settings.destination(destination if is_settled or destination in settings.destinations else None)
     if (destination is None or not is_settled) and chosen.type != "hub":
         chosen = next((each for each in settings.destinations.values() if each.type == "hub"), chosen)

@@ -36,7 +36,8 @@ from hubqueue.producer.called_with import check_start
 from hubqueue.producer.ending.departure import Departure, departure
 from hubqueue.producer.metrics import Lenient
 from hubqueue.producer.run import Run, start_run
-from hubqueue.producer.survival import logger, settings_of
+from hubqueue.producer.startup.wanted import readable_settings
+from hubqueue.producer.survival import logger
 
 # Seconds that a training waits at most that ends early: long enough to record its end beside a busy worker.
 _TO_FAIL = 2.0
@@ -282,6 +283,6 @@ def _is_main_process() -> bool:
 def _declared(options: Mapping[str, Any]) -> Destination:
     config = options.get("config")
     home = Home.locate(options.get("home"))
-    settings, _ = settings_of(home, config or None, strict=bool(options.get("strict")))
+    settings, _ = readable_settings(home, config or None, strict=bool(options.get("strict")))
     target = choose(settings, Credentials(home.credentials, os.environ), options.get("destination"))
     return declaration(target.type)

@@ -6,16 +6,14 @@ Promises: each move is one guarded statement with its counting in the same trans
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
     Table,
     and_,
     bindparam,
@@ -37,21 +35,8 @@ from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.prepared import Prepared, microseconds
 from hubqueue.outbox.database.schema import attempts, entries, lanes, runs
 from hubqueue.outbox.moves import merging
+from hubqueue.outbox.moves.counting import OUTDATED, Moved, by_lane, leaving, lock_lanes, superseding, tally
 from hubqueue.outbox.moves.readiness import WAITING
-
-_OUTDATED = "a newer one was enqueued"
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """What a move did: how many entries, and the snapshots that are no longer needed.
-
-    `ended` is the state of the run where something was enqueued although the run had ended.
-    """
-
-    count: int
-    snapshots: tuple[str, ...] = ()
-    ended: str | None = None
 
 
 class Entries:
@@ -164,7 +149,7 @@ class Entries:
             lock_lanes(tx, lanes.c.id.in_(dead))
             joined, replaced = self._redrive_repeated(tx, which)
             over = and_(which, outdated)
-            superseded = self._retire(tx, [State.DEAD], State.SUPERSEDED, over, _OUTDATED)
+            superseded = self._retire(tx, [State.DEAD], State.SUPERSEDED, over, OUTDATED)
             back = self._revive(tx, which)
             return Moved(back + joined), Moved(superseded.count + replaced, superseded.snapshots)
 
@@ -204,7 +189,7 @@ class Entries:
                 self._revive(tx, this)
             elif how is False:
                 replaced += 1
-                self._retire(tx, [State.DEAD], State.SUPERSEDED, this, _OUTDATED)
+                self._retire(tx, [State.DEAD], State.SUPERSEDED, this, OUTDATED)
             else:
                 # The hub may refuse the dead one's values again, so what waits without them is sent first.
                 entry_id, _ = self.put(tx, dead.run_id, how, supersedes=False)
@@ -221,7 +206,7 @@ class Entries:
             .returning(entries.c.lane_id, entries.c.size)
         )
         back = tx.execute(move).all()
-        for lane_id, (count, size) in _by_lane(back).items():
+        for lane_id, (count, size) in by_lane(back).items():
             tally(tx, lane_id, dead=-count, pending=count, bytes=size)
         return len(back)
 
@@ -249,7 +234,7 @@ class Entries:
                 .returning(entries.c.lane_id, entries.c.size, entries.c.snapshot)
             )
             rows = tx.execute(move).all()
-            for lane_id, (number, size) in _by_lane(rows).items():
+            for lane_id, (number, size) in by_lane(rows).items():
                 waiting = size if source == State.PENDING else 0
                 tally(tx, lane_id, bytes=-waiting, **{str(source): -number, str(target): number})
             count += len(rows)
@@ -258,19 +243,8 @@ class Entries:
 
 
 def taken_back(ended: str) -> str:
-    """Why an end is not sent that another process of the run had set. `Stats.taken_back` looks for it."""
+    """Why an end is not sent that another process of the run had set. `close_run` looks for it, to send its results with the next end."""
     return f"the run continues; another process had set it to {ended}"
-
-
-def lock_lanes(tx: Connection, which: ColumnElement[bool]) -> None:
-    """Lock several lanes first, ordered by id, as a move of one lane does: in another order, PostgreSQL would deadlock."""
-    tx.execute(select(lanes.c.id).where(which).order_by(lanes.c.id).with_for_update()).all()
-
-
-def tally(tx: Connection, lane_id: int, **changes: int) -> None:
-    """Count a move on its lane, in the transaction of the move; the lane's CHECK refuses wrong sums."""
-    counted = {**_NO_CHANGE, **{f"n_{name}": by for name, by in changes.items()}, "lane": lane_id}
-    _TALLY.run(tx, counted, returns=False)
 
 
 def _delete_some(tx: Connection, table: Table, which: ColumnElement[bool], limit: int) -> int:
@@ -280,40 +254,9 @@ def _delete_some(tx: Connection, table: Table, which: ColumnElement[bool], limit
     return tx.execute(delete(table).where(table.c.id.in_(some))).rowcount
 
 
-def leaving(tx: Connection, lane_id: int, target: State, gone: Collection[tuple[Any, ...]]) -> Moved:
-    """Count the pending entries that a statement has moved to `target`. `gone` has the size and the snapshot of each."""
-    if gone:
-        size = sum(size for size, _ in gone)
-        tally(tx, lane_id, pending=-len(gone), bytes=-size, **{str(target): len(gone)})
-    return Moved(len(gone), tuple(snapshot for _, snapshot in gone if snapshot))
-
-
-def superseding(*which: ColumnElement[bool], reason: str = _OUTDATED) -> Prepared:
-    """Supersedes entries that a newer one replaces; see `leaving`. `at` is a parameter."""
-    values = {
-        "state": literal_column(f"'{State.SUPERSEDED}'"),
-        "settled_at": bindparam("at", type_=entries.c.settled_at.type),
-        "reason": literal_column(f"'{reason}'"),
-    }
-    moved = update(entries).where(*which).values(values)
-    return Prepared(moved.returning(entries.c.size, entries.c.snapshot))
-
-
-def _by_lane(rows: Iterable[Row[tuple[int, int]]]) -> dict[int, tuple[int, int]]:
-    counts: Counter[int] = Counter()
-    sizes: Counter[int] = Counter()
-    for row in rows:
-        counts[row.lane_id] += 1
-        sizes[row.lane_id] += row.size
-    return {lane_id: (counts[lane_id], sizes[lane_id]) for lane_id in counts}
-
-
 # Literals, so that SQLite uses the index of the finished entries.
 _FINISHED = (State.DELIVERED, State.SUPERSEDED, State.CANCELLED)
 _IS_SETTLED = entries.c.state.in_([literal_column(f"'{state}'") for state in _FINISHED])
-_COUNTERS = ("enqueued", "pending", "delivered", "dead", "superseded", "cancelled", "bytes")
-
-_NO_CHANGE = {f"n_{name}": 0 for name in _COUNTERS}
 
 # Statements of the training thread.
 
@@ -347,11 +290,6 @@ _INSERTED = (
     *("progress", "snapshot", "snapshot_size", "snapshot_mtime_ns", "snapshot_sha256"),
 )
 _INSERT = Prepared(insert(entries).returning(entries.c.id), _INSERTED)
-_TALLY = Prepared(
-    update(lanes)
-    .where(lanes.c.id == bindparam("lane"))
-    .values({lanes.c[name]: lanes.c[name] + bindparam(f"n_{name}") for name in _COUNTERS})
-)
 _IN_FLIGHT = exists().where(
     lanes.c.id == entries.c.lane_id,
     lanes.c.lease_until > bindparam("now", type_=lanes.c.lease_until.type),

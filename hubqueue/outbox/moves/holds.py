@@ -39,11 +39,11 @@ class Probing:
     most: timedelta = timedelta(hours=1)
 
     def wait(self, lasted: timedelta) -> timedelta:
-        """The wait of a hold that has lasted so long."""
+        """The wait before the next probe of a hold that has lasted `lasted`."""
         return min(max(lasted, self.first), self.most)
 
     def wait_after(self, failures: int) -> timedelta:
-        """The wait of a run's hold after so many probes in vain."""
+        """The wait before the next probe of a run's hold after `failures` probes without success."""
         doubled: timedelta = self.first * (1 << min(failures, 32))
         return min(doubled, self.most)
 

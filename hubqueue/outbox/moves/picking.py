@@ -35,7 +35,7 @@ from hubqueue.domain.lifecycle import State
 from hubqueue.outbox.database.prepared import Prepared, first, microseconds
 from hubqueue.outbox.database.schema import DamagedNumber, entries
 from hubqueue.outbox.moves.batch import STUCK_AFTER, coalesce
-from hubqueue.outbox.moves.enqueue import leaving, superseding
+from hubqueue.outbox.moves.counting import leaving, superseding
 from hubqueue.outbox.moves.merging import IS_DELIVERED
 from hubqueue.outbox.moves.readiness import TRIED, WAITING
 

@@ -15,7 +15,8 @@ from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.schema import EPOCH, destinations, lanes, runs, workers
 from hubqueue.outbox.moves import remembered
-from hubqueue.outbox.moves.enqueue import Entries, lock_lanes
+from hubqueue.outbox.moves.counting import lock_lanes
+from hubqueue.outbox.moves.enqueue import Entries
 from hubqueue.outbox.moves.holds import any_held, appoint
 from hubqueue.outbox.moves.readiness import OWING
 

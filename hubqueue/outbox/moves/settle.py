@@ -25,7 +25,7 @@ from hubqueue.outbox.database.prepared import Prepared, microseconds, plain_of
 from hubqueue.outbox.database.schema import EPOCH, attempts, destinations, entries, lanes, runs
 from hubqueue.outbox.moves import remembered
 from hubqueue.outbox.moves.batch import halves
-from hubqueue.outbox.moves.enqueue import Moved, leaving
+from hubqueue.outbox.moves.counting import Moved, leaving
 from hubqueue.outbox.moves.holds import Probing, hold_destination, lift, postpone
 from hubqueue.outbox.moves.readiness import TRIED
 

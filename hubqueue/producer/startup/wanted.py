@@ -1,8 +1,8 @@
 """What a run is started with: the arguments of `start_run`, read with the settings of its home.
 
 If the settings cannot be read for a reason that may pass (an I/O error, no permission, too many open files, no home), the
-destination and the place of the outbox are unknown: with the default settings, entries would go to another address. So a
-preliminary start stands in. What is logged is kept in memory, and the settings are read again until they can be.
+destination and the path of the outbox are unknown: with the default settings, entries would go to another address. Until
+then the start is preliminary: what is logged is kept in memory, and the settings are read again.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Wanted:
         except OutboxUnavailable:
             if strict:
                 raise
+        settings = _of_environment()
         try:
-            settings = parse("", os.environ, source="the environment")
             return replace(self._with(settings, self.destination), again=self._read)
         except (ConfigError, InvalidModel):
             if self.destination is None:
@@ -88,3 +88,23 @@ class Wanted:
         others = settings.destinations.values()
         args = without_keys(self.args, self.home.credentials, os.environ, others, named.api_key)
         return Start(self.home, settings, target, named, args, self.resume)
+
+
+def readable_settings(
+    home: Home, config: str | os.PathLike[str] | None, *, strict: bool = False
+) -> tuple[Config, bool]:
+    """The settings of a training, and whether all could be read: else only those of the environment.
+
+    Nothing may be saved with the latter: `start_run` reads the settings again until it can, and logs why it cannot. With
+    `strict` the reason is raised here. Raises `ConfigError` for errors that only the caller can fix.
+    """
+    try:
+        return home.load_config(None if config is None else Path(config), os.environ), True
+    except OutboxUnavailable:
+        if strict:
+            raise
+        return _of_environment(), False
+
+
+def _of_environment() -> Config:
+    return parse("", os.environ, source="the environment")

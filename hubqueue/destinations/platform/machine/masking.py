@@ -1,7 +1,7 @@
 """Texts about a person's machine, made safe to send: keys masked, private parts of addresses left out.
 
 Promises one line of bounded length each. A key is masked if it is known to this process, has the form of a vendor's
-key, stands behind a name such as `token`, or is an unbroken word of 20 and more mixed letters and digits. In doubt a
+key, follows a name such as `token`, or is an unbroken word of 20 and more mixed letters and digits. In doubt a
 harmless word is masked. The home folder becomes `~`, since its name is often the name of a person.
 """
 
