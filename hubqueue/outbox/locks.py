@@ -21,6 +21,14 @@ from hubqueue.config.filesystem.ownership import open_plain
 from hubqueue.config.home import open_private
 from hubqueue.domain.errors import OutboxLocked, OutboxUnavailable
 
+try:
+    # Not where it is used: at the end of the interpreter an import may wait for a thread that is frozen.
+    import fcntl
+
+    _HAS_FLOCK = True
+except ImportError:  # Windows
+    _HAS_FLOCK = False
+
 # A probe holds the lock for an instant: a process that finds the lock held tries again to be sure.
 _PROBES = 3
 _INSTANT = 0.001
@@ -100,9 +108,7 @@ def is_held(path: Path) -> bool:
 
 def _is_refused(path: Path) -> bool:
     """Whether the lock is refused now. Makes no file and no folder, and needs no permission to write."""
-    try:
-        import fcntl
-    except ImportError:
+    if not _HAS_FLOCK:
         return _is_refused_exclusively(path)
     try:
         descriptor = open_plain(path, os.O_RDONLY)

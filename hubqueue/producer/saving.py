@@ -6,6 +6,7 @@ training, unless `strict`.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -125,7 +126,7 @@ class Saving:
                     raise
                 self._locked = True
             remaining = ending.deadline - time.monotonic()
-            if not self._locked or remaining <= 0:
+            if not self._locked or remaining <= 0 or sys.is_finalizing():
                 return
             pause.wait(min(_AGAIN, remaining))
 

@@ -69,6 +69,26 @@ builtins.kept = Trainer()
     assert out.strip().splitlines()[-1] == "left 2 0"
 
 
+def test_a_destructor_at_the_very_end_does_not_wait_for_a_frozen_write(home: Path) -> None:
+    end = """
+class Trainer:
+    def __del__(self):
+        finish()
+builtins.kept = Trainer()
+def write():
+    with run.outbox.database.write():
+        writing.set()
+        threading.Event().wait()
+writing = threading.Event()
+threading.Thread(target=write, daemon=True).start()
+writing.wait()
+"""
+    out = _train(home, NOWHERE, end)
+
+    assert "Traceback" not in out, out
+    assert out.strip().splitlines()[-1].startswith("left 2")
+
+
 @pytest.mark.parametrize(
     ("end", "status"),
     [

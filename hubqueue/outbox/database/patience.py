@@ -6,6 +6,7 @@ one in vain, the next ones are short until one succeeds.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -31,9 +32,12 @@ def impatient(seconds: float) -> Iterator[None]:
 
 
 def limit() -> float | None:
-    """The limit of this thread in seconds; None without one."""
+    """The limit of this thread in seconds; None without one.
+
+    When the interpreter ends, other threads are frozen: a lock that one of them holds is never released.
+    """
     found: float | None = getattr(_LIMITS, "seconds", None)
-    return found
+    return min(_SHORT, found or _SHORT) if sys.is_finalizing() else found
 
 
 def seconds_for(lock: Hashable, usual: float) -> float:

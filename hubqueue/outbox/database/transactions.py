@@ -6,6 +6,7 @@ IMMEDIATE); readers never block a writer and never hold a snapshot; no handle is
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -141,6 +142,8 @@ class Transactions:
 
     def close(self) -> None:
         """Close every handle. The next use opens the database again."""
+        if sys.is_finalizing():
+            return  # a thread that is frozen for good may hold a lock; the system closes the files
         with self._lock, self._reading_lock:
             apart = self.path is not None and self._lost_log() and not self._save_log()
             with replacement.log_kept(self.path) if apart and self.path else nullcontext():
