@@ -401,7 +401,7 @@ _CONTROLS: dict[str, tuple[str, object]] = {
     "a settle that compares no tokens": ("hubqueue.outbox.moves.settle._fenced", _fences_nothing),
     "a claim that keeps no spacing": (f"{__name__}._PACES", dict.fromkeys(Kind, timedelta())),
     "a move that is not counted": (
-        "hubqueue.outbox.moves.enqueue._TALLY",
+        "hubqueue.outbox.moves.counting._TALLY",
         Prepared(select(literal_column("1"))),
     ),
     "an enqueue that forgets earlier values": (
