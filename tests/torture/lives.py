@@ -206,20 +206,9 @@ def _settle_early() -> None:
     """The defect of a control: the entry is marked as delivered before it is sent."""
     inner = Delivery._send
 
-    def send(self: Delivery, batch: Any, attempt: Any) -> Any:
-        if batch.kind is Kind.METRICS:
-            lease = _LEASES[threading.get_ident()]
+    def send(self: Delivery, lease: Any, attempt: Any) -> Any:
+        if lease.batch.kind is Kind.METRICS:
             self._outbox.settlement.ack(lease, started_at=None, remote=Remote())
-        return inner(self, batch, attempt)
-
-    attempt_of = Delivery.attempt
-
-    def attempting(self: Delivery, lease: Any, *given: Any) -> Any:
-        _LEASES[threading.get_ident()] = lease
-        return attempt_of(self, lease, *given)
+        return inner(self, lease, attempt)
 
     Delivery._send = send  # type: ignore[method-assign]
-    Delivery.attempt = attempting  # type: ignore[method-assign]
-
-
-_LEASES: dict[int, Any] = {}
