@@ -1,14 +1,20 @@
-"""Entries that are tried again and again, and that only a person can help: nothing is given up, but it must be seen."""
+"""What needs a person: each problem of a status, with a hint.
+
+Among them are entries that are tried again and again: nothing is given up, but it must be seen.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.outcome import UNANSWERED
 from hubqueue.domain.quantities import plural
 from hubqueue.domain.redact import clean
+from hubqueue.outbox.database.sqlite import asides, report_of
+from hubqueue.outbox.reach import cure
 
 if TYPE_CHECKING:
     from hubqueue.outbox.opened import Opened
@@ -19,7 +25,82 @@ _STUCK_AFTER = 10
 _UNANSWERED = 3
 
 
-def refused_before_the_hub(outbox: Opened) -> Iterator[dict[str, str]]:
+def needs_a_person(
+    outbox: Opened,
+    totals: Mapping[str, int],
+    destinations: list[dict[str, Any]],
+    runs: list[dict[str, Any]],
+    worker: Mapping[str, Any],
+) -> list[dict[str, str]]:
+    """What needs a person: each problem with a hint."""
+    found = []
+    for destination in destinations:
+        name, where = destination["name"], f"{destination['name']} ({destination['url']})"
+        if destination["held"]:
+            hint = cure(name, destination["url"], destination["held"])
+            found.append({"what": f"destination {where} is on hold: {destination['held']}", "hint": hint})
+        elif destination["waiting"] and is_barred(destination):
+            waiting = (
+                f"{destination['waiting']} {'entry waits' if destination['waiting'] == 1 else 'entries wait'}"
+            )
+            found.append(
+                {"what": f"{waiting} for {where}: {destination['obstacle']}", "hint": destination["hint"]}
+            )
+    for run in runs:
+        if run["held"]:
+            hint = f"hubqueue resume {run['destination']}, or give it up: hubqueue cancel --run {run['id']}"
+            found.append({"what": f"run {run['id']} is on hold: {run['held']}", "hint": hint})
+        if run["unsaved"]:
+            what = f"run {run['id']}: {run['unsaved']} could not be saved ({run['unsaved_why']})"
+            found.append({"what": what, "hint": "these are lost; hubqueue check finds what else is wrong"})
+        for lane in run["lanes"]:
+            if lane["unknown"]:
+                found.append(
+                    {"what": f"run {run['id']}: {lane['held']}", "hint": "upgrade hubqueue on this machine"}
+                )
+    found += [*_refused_before_the_hub(outbox), *_without_response(runs)]
+    away = outbox.spool.away()
+    if away is not None:
+        found.append({"what": str(away), "hint": away.hint or ""})
+    if totals["dead"]:
+        refused = plural(totals["dead"], "entry was", "entries were")
+        what = f"{refused} refused by the hub (dead)"
+        found.append(
+            {
+                "what": what,
+                "hint": "see why: hubqueue entries --state dead; retry: hubqueue redrive --all",
+            }
+        )
+    unserved = [each for each in destinations if each["waiting"] and not (each["served"] or each["obstacle"])]
+    if unserved and not is_shared(outbox, worker) and not worker["starting"]:
+        hint = "start a worker: hubqueue worker --detach; or send now: hubqueue drain"
+        waiting = plural(sum(each["waiting"] for each in unserved), "upload is", "uploads are")
+        which = "no worker with their address and key" if worker["alive"] else "no worker"
+        found.append({"what": f"{waiting} waiting and {which} is running", "hint": hint})
+    return [*found, *(aside(path) for path in asides(outbox.home.outbox))]
+
+
+def is_barred(destination: Mapping[str, Any]) -> bool:
+    """Whether nothing can be sent there now: no worker sends, and this environment cannot."""
+    return destination["obstacle"] is not None and not destination["served"]
+
+
+def is_shared(outbox: Opened, worker: Mapping[str, Any]) -> bool:
+    """Whether a worker of another home may send: a shared database shows only that it lives."""
+    return outbox.config.outbox.url is not None and bool(worker["alive"])
+
+
+def aside(path: Path) -> dict[str, str]:
+    """A damaged outbox that was set aside, with what was saved of it."""
+    report = report_of(path)
+    hint = "see the details: hubqueue check; then move the file away"
+    return {
+        "what": f"a damaged outbox was set aside: {path}" + (f"; {report}" if report else ""),
+        "hint": hint,
+    }
+
+
+def _refused_before_the_hub(outbox: Opened) -> Iterator[dict[str, str]]:
     """Entries that something between this machine and the hub keeps refusing (decision 0023)."""
     for lane in outbox.stats.stuck(_STUCK_AFTER):
         what = (
@@ -39,7 +120,7 @@ def unanswered(outbox: Opened, lane: Mapping[str, Any]) -> int:
     return outbox.stats.unanswered(lane["id"]) if ended_so else 0
 
 
-def without_response(runs: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
+def _without_response(runs: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
     """Checkpoints that a hub receives whole, and does not respond to in time."""
     for run in runs:
         for lane in run["lanes"]:

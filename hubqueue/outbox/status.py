@@ -8,20 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import RunState
-from hubqueue.domain.quantities import plural
 from hubqueue.domain.redact import clean, harmless, link
 from hubqueue.outbox import exits, presence
 from hubqueue.outbox.addresses import Address
-from hubqueue.outbox.attention import refused_before_the_hub, unanswered, without_response
+from hubqueue.outbox.attention import aside, is_barred, is_shared, needs_a_person, unanswered
 from hubqueue.outbox.database.schema import EPOCH, PROBES_AT
-from hubqueue.outbox.database.sqlite import asides, report_of
+from hubqueue.outbox.database.sqlite import asides
 from hubqueue.outbox.locks import is_held
-from hubqueue.outbox.reach import cure, is_served, obstacle
+from hubqueue.outbox.reach import is_served, obstacle
 from hubqueue.outbox.runs import COUNTED
 from hubqueue.outbox.uploads import upload_of
 
@@ -62,7 +60,7 @@ def status(outbox: Opened, *, run_id: str | None = None, finished: int | None = 
     now = outbox.database.now()
     totals = outbox.stats.totals()
     worker, found = _worker(outbox, now), _destinations(outbox, now)
-    barred = set() if _is_shared(outbox, worker) else {each["address"] for each in found if _is_barred(each)}
+    barred = set() if is_shared(outbox, worker) else {each["address"] for each in found if is_barred(each)}
     destinations = [harmless(each) for each in found]
     failed = {each for exit in exits.reported(outbox.home.locks) if exit.code for each in exit.runs}
     runs = [
@@ -73,7 +71,7 @@ def status(outbox: Opened, *, run_id: str | None = None, finished: int | None = 
     for destination in destinations:
         failing = _failing(outbox, destination["address"]) if totals["pending"] else (None, None)
         destination["failing_since"], destination["last_error"] = failing
-    attention = _attention(outbox, totals, destinations, runs, worker)
+    attention = needs_a_person(outbox, totals, destinations, runs, worker)
     return {
         "healthy": not attention,
         "attention": attention,
@@ -91,19 +89,9 @@ def status(outbox: Opened, *, run_id: str | None = None, finished: int | None = 
     }
 
 
-def _is_barred(destination: Mapping[str, Any]) -> bool:
-    """Whether nothing can be sent there now: no worker sends, and this environment cannot."""
-    return destination["obstacle"] is not None and not destination["served"]
-
-
-def _is_shared(outbox: Opened, worker: Mapping[str, Any]) -> bool:
-    """Whether a worker of another home may send: a shared database shows only that it lives."""
-    return outbox.config.outbox.url is not None and bool(worker["alive"])
-
-
 def nothing_yet(home: Home, config: Config) -> dict[str, Any]:
     """The status of a home without an outbox. It creates none."""
-    damaged = [_aside(path) for path in asides(home.outbox)]
+    damaged = [aside(path) for path in asides(home.outbox)]
     return {
         "healthy": not damaged,
         "attention": damaged,
@@ -127,70 +115,6 @@ def nothing_yet(home: Home, config: Config) -> dict[str, Any]:
         "totals": dict.fromkeys((*COUNTED, "in_flight", "retrying"), 0),
         "destinations": [],
         "runs": [],
-    }
-
-
-def _attention(
-    outbox: Opened,
-    totals: Mapping[str, int],
-    destinations: list[dict[str, Any]],
-    runs: list[dict[str, Any]],
-    worker: Mapping[str, Any],
-) -> list[dict[str, str]]:
-    """What needs a person: each problem with a hint."""
-    found = []
-    for destination in destinations:
-        name, where = destination["name"], f"{destination['name']} ({destination['url']})"
-        if destination["held"]:
-            hint = cure(name, destination["url"], destination["held"])
-            found.append({"what": f"destination {where} is on hold: {destination['held']}", "hint": hint})
-        elif destination["waiting"] and _is_barred(destination):
-            waiting = (
-                f"{destination['waiting']} {'entry waits' if destination['waiting'] == 1 else 'entries wait'}"
-            )
-            found.append(
-                {"what": f"{waiting} for {where}: {destination['obstacle']}", "hint": destination["hint"]}
-            )
-    for run in runs:
-        if run["held"]:
-            hint = f"hubqueue resume {run['destination']}, or give it up: hubqueue cancel --run {run['id']}"
-            found.append({"what": f"run {run['id']} is on hold: {run['held']}", "hint": hint})
-        if run["unsaved"]:
-            what = f"run {run['id']}: {run['unsaved']} could not be saved ({run['unsaved_why']})"
-            found.append({"what": what, "hint": "these are lost; hubqueue check finds what else is wrong"})
-        for lane in run["lanes"]:
-            if lane["unknown"]:
-                found.append(
-                    {"what": f"run {run['id']}: {lane['held']}", "hint": "upgrade hubqueue on this machine"}
-                )
-    found += [*refused_before_the_hub(outbox), *without_response(runs)]
-    away = outbox.spool.away()
-    if away is not None:
-        found.append({"what": str(away), "hint": away.hint or ""})
-    if totals["dead"]:
-        refused = plural(totals["dead"], "entry was", "entries were")
-        what = f"{refused} refused by the hub (dead)"
-        found.append(
-            {
-                "what": what,
-                "hint": "see why: hubqueue entries --state dead; retry: hubqueue redrive --all",
-            }
-        )
-    unserved = [each for each in destinations if each["waiting"] and not (each["served"] or each["obstacle"])]
-    if unserved and not _is_shared(outbox, worker) and not worker["starting"]:
-        hint = "start a worker: hubqueue worker --detach; or send now: hubqueue drain"
-        waiting = plural(sum(each["waiting"] for each in unserved), "upload is", "uploads are")
-        which = "no worker with their address and key" if worker["alive"] else "no worker"
-        found.append({"what": f"{waiting} waiting and {which} is running", "hint": hint})
-    return [*found, *(_aside(path) for path in asides(outbox.home.outbox))]
-
-
-def _aside(path: Path) -> dict[str, str]:
-    report = report_of(path)
-    hint = "see the details: hubqueue check; then move the file away"
-    return {
-        "what": f"a damaged outbox was set aside: {path}" + (f"; {report}" if report else ""),
-        "hint": hint,
     }
 
 
