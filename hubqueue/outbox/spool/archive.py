@@ -15,25 +15,17 @@ from pathlib import Path
 from hubqueue.config.home import open_private
 from hubqueue.domain.snapshots.snapshot import ARCHIVE
 from hubqueue.outbox.spool.blocks import read_block, write
-from hubqueue.outbox.spool.folder import Changing, Found, is_unchanged, list_files, open_found
+from hubqueue.outbox.spool.folder import Changing, Found, Listed, is_unchanged, open_found
 from hubqueue.outbox.spool.hashing import BLOCK, HashBehind, from_file
-from hubqueue.outbox.spool.source import Path_, Written
+from hubqueue.outbox.spool.source import Written
 
 
-class ArchiveSource:
+class ArchiveSource(Listed):
     """A checkpoint that is a folder, to be saved as one tar."""
 
     suffix = ARCHIVE
 
-    def __init__(self, path: Path_, spool: Path) -> None:
-        self._path, self._spool = path, spool
-        self._files: list[Found] = []
-
-    def measure(self) -> int | None:
-        try:
-            self._files = list_files(self._path, self._spool)
-        except Changing:
-            return None
+    def _size(self) -> int:
         return _whole_records(sum(len(_header(each)) + _padded(each.size) for each in self._files))
 
     def write(self, part: Path) -> Written | None:
@@ -49,7 +41,7 @@ class ArchiveSource:
                 write(target, memoryview(bytes(end)))
                 behind.written(end)
                 os.fsync(target)
-            if self._files != list_files(self._path, self._spool):
+            if self._has_changed():
                 return None
             copied = os.fstat(target)
         except Changing:
@@ -57,9 +49,6 @@ class ArchiveSource:
         finally:
             os.close(target)
         return Written(copied.st_size, copied.st_mtime_ns, behind.digest())
-
-    def close(self) -> None:
-        """Nothing is open between the calls."""
 
     def _blocks(self) -> Iterator[memoryview]:
         """The tar without its end. Raises `Changing` when a file is not as long as its header says."""

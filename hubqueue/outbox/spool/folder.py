@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import stat
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -49,10 +50,8 @@ class Changing(Exception):
     """The folder changed while it was read."""
 
 
-class FolderSource:
-    """A checkpoint that is a folder, for a destination that takes folders."""
-
-    suffix = FOLDER
+class Listed(ABC):
+    """A checkpoint that is a folder: its files, listed before a copy, and compared after it."""
 
     def __init__(self, path: Path_, spool: Path) -> None:
         self._path, self._spool = path, spool
@@ -63,6 +62,27 @@ class FolderSource:
             self._files = list_files(self._path, self._spool)
         except Changing:
             return None
+        return self._size()
+
+    def close(self) -> None:
+        """Forget the files; none is open between the calls."""
+        self._files = []
+
+    @abstractmethod
+    def _size(self) -> int:
+        """The bytes that a copy of these files needs."""
+
+    def _has_changed(self) -> bool:
+        """Whether the folder has other files by now, or in another state. Raises as `list_files`."""
+        return self._files != list_files(self._path, self._spool)
+
+
+class FolderSource(Listed):
+    """A checkpoint that is a folder, for a destination that takes folders."""
+
+    suffix = FOLDER
+
+    def _size(self) -> int:
         if len(self._files) > MOST_FILES:
             hint = "save it as one .tar: archive=True (hubqueue enqueue checkpoint --archive)"
             raise CheckpointUnreadable(f"{self._path} has more than {MOST_FILES} files", hint=hint)
@@ -77,7 +97,7 @@ class FolderSource:
             # A larger one is synced while it is hashed.
             small = [number for number, each in enumerate(self._files) if each.size <= BLOCK]
             sync_files([part / file_name(number) for number in small])
-            if self._files != list_files(self._path, self._spool):
+            if self._has_changed():
                 return None
         except Changing:
             return None
@@ -93,9 +113,6 @@ class FolderSource:
         sync_folder(part)
         total = sum(each.size for each in self._files)
         return Written(total, written.st_mtime_ns, hashlib.sha256(text).hexdigest())
-
-    def close(self) -> None:
-        """Nothing is open between the calls."""
 
 
 def list_files(root: Path_, spool: Path) -> list[Found]:
