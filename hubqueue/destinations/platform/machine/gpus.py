@@ -58,7 +58,9 @@ def hardware() -> dict[str, Any]:
 
 
 def _loads(device: object) -> dict[str, Any]:
-    cuda, nvml = _cuda(), _nvml()
+    cuda = _cuda()
+    # Only then: without the package, each epoch would search for it.
+    nvml = _nvml() if cuda is not None else None
     if cuda is None or nvml is None:
         return {}
     found = {}
