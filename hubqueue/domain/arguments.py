@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import islice, pairwise
 from typing import Any
 
-from hubqueue.domain.plain import LONGEST_TEXT, MOST_TEXT, text_of, type_of
+from hubqueue.domain.plain import DEEPEST_VALUE, LONGEST_TEXT, MOST_TEXT, text_of, type_of
 from hubqueue.domain.redact import MASK, clean, hide_key
 
 _LOG = logging.getLogger("hubqueue")
@@ -23,8 +23,6 @@ _SECRET = re.compile(
     r"|pass(?:word|wd|phrase|code|file)s?|pwd|secrets|credentials?|creds|authorization|bearer)[0-9]*"
 )
 _SEVERAL = re.compile(r"(?:api|access|auth|client|private|secret|hub|hf)(?:keys|tokens)[0-9]*")
-# A value nested deeper is not an argument of a training, or contains itself.
-_DEEPEST = 30
 # A value with more of them contains itself several times.
 _MOST_VALUES = 100_000
 _LONGEST_KEY = 1000
@@ -104,7 +102,7 @@ class _Hiding:
 
     def value(self, value: object, path: str, depth: int) -> Any:
         self._left -= 1
-        if depth > _DEEPEST or self._left < 0:
+        if depth > DEEPEST_VALUE or self._left < 0:
             return MASK
         try:
             return self._value(value, path, depth)

@@ -15,7 +15,8 @@ LONGEST_TEXT, MOST_TEXT = 10_000, 1 << 20
 LARGEST_EXACT = 2**53 - 1
 # A longer whole number is infinity for a reader that uses doubles.
 MOST_BITS = 1023
-_DEEPEST_VALUE = 30
+# A value nested deeper is not an argument of a training, or contains itself.
+DEEPEST_VALUE = 30
 # Characters that a number, a list or a mapping counts as.
 _LEAST_ROOM = 8
 _T = TypeVar("_T")
@@ -47,7 +48,7 @@ class _Plain:
 
     def of(self, value: object, path: str, depth: int) -> Any:
         self._room -= _LEAST_ROOM
-        if depth > _DEEPEST_VALUE or self._room < 0:
+        if depth > DEEPEST_VALUE or self._room < 0:
             return self._lose(path, None)
         try:
             return self._of(value, path, depth)

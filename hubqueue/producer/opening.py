@@ -96,9 +96,9 @@ class Opening:
             elif not self._in_use:
                 SHARED.hold(self.outbox)
                 self._in_use = True
-            if self._present is None and not self._has_ended:
-                self._enter()  # in a forked child, at its first use
             assert self.outbox is not None and self.run_id is not None
+            if self._present is None and not self._has_ended:
+                self._enter(self.outbox, self.run_id)  # in a forked child, at its first use
             return self.outbox, self.run_id
 
     def repaired(self, act: Callable[[], _T]) -> _T:
@@ -254,10 +254,8 @@ class Opening:
             described=self._start.described,
         )
         self.leave()
-        present = outbox.run_lock(run_id)
-        if not presence.enter(present):
+        if not self._enter(outbox, run_id):
             _LOG.warning("run %s: another process is training this model too; both log to this run", run_id)
-        self._present = present
         if continues:
             self._forget_exits(outbox, run_id)
             # A worker may have found the lock free a moment ago, and marked the run as interrupted.
@@ -273,11 +271,12 @@ class Opening:
                     correct(outbox, each)
                     exits.forget(each)
 
-    def _enter(self) -> None:
-        assert self.outbox is not None and self.run_id is not None
-        present = self.outbox.run_lock(self.run_id)
-        presence.enter(present)
+    def _enter(self, outbox: Outbox, run_id: str) -> bool:
+        """Count as a process of the run. False when another process does already."""
+        present = outbox.run_lock(run_id)
+        is_first = presence.enter(present)
         self._present = present
+        return is_first
 
     def _begin_anew(self, model_id: str | None) -> None:
         """Stop using a damaged outbox. What can be read of the run in it is salvaged, so it continues as another run."""

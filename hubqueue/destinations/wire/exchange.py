@@ -29,7 +29,7 @@ from hubqueue.destinations.wire.endpoint import Endpoint
 from hubqueue.destinations.wire.environment import CERTIFICATE, ENCRYPTION, with_hint
 from hubqueue.destinations.wire.foreign import foreign, is_foreign
 from hubqueue.destinations.wire.framing import MalformedResponse
-from hubqueue.destinations.wire.message import Request, Response
+from hubqueue.destinations.wire.message import Request, Response, phrase_of
 from hubqueue.destinations.wire.waits import asked_wait
 from hubqueue.destinations.wire.watchdog import WATCHDOG, Watch
 from hubqueue.domain.outcome import FOREIGN, Aborted, Blocked, Outcome, Rejected, RetryLater, Scope
@@ -242,7 +242,7 @@ def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...
             refused = next(
                 filter(None, (_TUNNEL.search(str(each)) for each in chain if type(each) is OSError)), None
             )
-            return RetryLater(f"{host}: {words}" + (f" ({_phrase(int(refused[1]))})" if refused else ""))
+            return RetryLater(f"{host}: {words}" + (f" ({phrase_of(int(refused[1]))})" if refused else ""))
     detail = clean(str(chain[-1]), limit=120, secrets=secrets)
     return RetryLater(f"{host}: {type(chain[-1]).__name__}: {detail}")
 
@@ -279,10 +279,6 @@ _WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
 
 # The response of a proxy to CONNECT, as http.client words it.
 _TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")
-
-
-def _phrase(status: int) -> str:
-    return f"{status} {http.client.responses.get(status, '')}".strip()
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -6,11 +6,10 @@ hub's own format is a complete JSON object; the type that the headers announce d
 
 from __future__ import annotations
 
-import http.client
 import re
 from datetime import timedelta
 
-from hubqueue.destinations.wire.message import Response
+from hubqueue.destinations.wire.message import Response, phrase_of
 from hubqueue.domain.outcome import FOREIGN, RetryLater
 from hubqueue.domain.redact import clean
 
@@ -50,8 +49,9 @@ def foreign(
     status = response.status
     text = _TAGS.sub(" ", response.body[:_SHOWN].decode("utf-8", "replace"))
     start = clean(text, limit=60, secrets=secrets) if shown and response.is_plain else ""
-    phrase = f"{status} {http.client.responses.get(status, '')}".strip()
-    what = f"{host} responded {phrase} {_form(response)}, {FOREIGN} (proxy, login page or wrong URL?)"
+    what = (
+        f"{host} responded {phrase_of(status)} {_form(response)}, {FOREIGN} (proxy, login page or wrong URL?)"
+    )
     refused = 400 <= status < 500 or status in _BETWEEN
     suspect = refused and status not in _WHOLE
     return RetryLater(what + (f": {start}" if start else ""), wait, suspect=suspect, foreign=refused)

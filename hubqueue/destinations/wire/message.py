@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,6 +54,11 @@ class Response:
     def is_plain(self) -> bool:
         """Whether the body is not compressed. It was asked for uncompressed."""
         return self.headers.get("Content-Encoding", "identity").strip().lower() in ("", "identity")
+
+
+def phrase_of(status: int) -> str:
+    """A status with its standard words, such as `404 Not Found`."""
+    return f"{status} {http.client.responses.get(status, '')}".strip()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
