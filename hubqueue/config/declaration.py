@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Protocol, Self
@@ -19,6 +19,7 @@ from hubqueue.domain.identifier import Identifier
 from hubqueue.domain.lane import Batch
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.outcome import Outcome
+from hubqueue.domain.snapshots.stored import StoredCheckpoint, StoredFile, StoredRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,40 @@ class Open(Protocol):
     ) -> Transport: ...
 
 
+class Reader(Protocol):
+    """Reads what a destination has. Nothing that it does changes anything there. Used by one thread.
+
+    Each method raises `DestinationUnavailable` when the destination cannot be asked or refuses, with a hint, and
+    `NotThere` for what it does not have.
+    """
+
+    def runs(self) -> Iterable[StoredRun]:
+        """All runs, the newest last."""
+        ...
+
+    def checkpoints(self, run: str) -> tuple[StoredCheckpoint, ...]:
+        """The checkpoints of the run with this name that are whole, in the order of their epochs and steps."""
+        ...
+
+    def blocks(self, checkpoint: StoredCheckpoint, file: StoredFile, *, start: int = 0) -> Iterator[bytes]:
+        """The bytes of a file from an offset, in blocks of at most 1 MiB."""
+        ...
+
+    def hashed(self, checkpoint: StoredCheckpoint, file: StoredFile) -> StoredFile | None:
+        """What the destination itself states about a file now: its size, and its hash if it keeps one; None if it is gone."""
+        ...
+
+    def close(self) -> None:
+        """Close connections and files."""
+        ...
+
+
+class Read(Protocol):
+    """How a reader is made. It connects at its first use. `keys` is as in `Open`."""
+
+    def __call__(self, settings: DestinationSettings, keys: Callable[[], tuple[Key, ...]]) -> Reader: ...
+
+
 class Registration(Protocol):
     """The draft for the start of a training; None if it owes nothing. `continues`: the run existed before."""
 
@@ -163,7 +198,9 @@ class Destination:
     file nor a HUBQUEUE_ variable does. `lanes` are the kinds of entries that a run owes. One metrics request carries at
     most `most_epochs` (None: the limit of the worker's settings). `costs` gives by kind how many "requests" of a budget
     one claim takes, and for a checkpoint also how many "uploads"; the default is 1. With `takes_folders` a checkpoint may
-    be a folder; without, a folder is refused when it is saved, unless it is saved as one tar. `identify` reads the name of a model as a person writes it
+    be a folder; without, a folder is refused when it is saved, unless it is saved as one tar. With `takes_steps` the key of an
+    entry may be a step; without, its number takes the place of the epoch. `read` makes the reader for `pull` and `verify`
+    (None: it cannot be read). `identify` reads the name of a model as a person writes it
     and raises `InvalidModel`; `recognizes` returns whether only this type knows such a form. `console` makes the draft of
     output lines from their text, their count and a rising number; with `shows_progress` also from `progress=`, the text of
     each progress bar by its name. `describe` is called in the training's process when a run starts, with the settings and
@@ -188,6 +225,8 @@ class Destination:
     most_epochs: int | None = None
     costs: PerClaim = field(default_factory=dict)
     takes_folders: bool = False
+    takes_steps: bool = False
+    read: Read | None = None
     recognizes: Callable[[str | PathLike[str]], bool] = lambda _identifier: False
     console: Callable[..., Draft] | None = None
     shows_progress: bool = False

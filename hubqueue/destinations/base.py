@@ -12,6 +12,8 @@ from hubqueue.config.declaration import (
     Destination,
     Key,
     Open,
+    Read,
+    Reader,
     Registration,
     Secret,
     Transport,
@@ -20,7 +22,7 @@ from hubqueue.config.declaration import (
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.arguments import hide_secrets
 from hubqueue.domain.entry import Draft, Entry, Kind, Snapshot
-from hubqueue.domain.errors import InvalidModel
+from hubqueue.domain.errors import DestinationUnavailable, InvalidModel, NotThere
 from hubqueue.domain.identifier import Identifier
 from hubqueue.domain.lane import Batch, RunRef
 from hubqueue.domain.lifecycle import RunState
@@ -35,6 +37,7 @@ from hubqueue.domain.outcome import (
     Scope,
 )
 from hubqueue.domain.snapshots.manifest import SnapshotFile, files_of, parts_of
+from hubqueue.domain.snapshots.stored import StoredCheckpoint, StoredFile, StoredRun
 
 __all__ = [
     "Aborted",
@@ -46,14 +49,18 @@ __all__ = [
     "Delivered",
     "Destination",
     "DestinationSettings",
+    "DestinationUnavailable",
     "Draft",
     "Entry",
     "Identifier",
     "InvalidModel",
     "Key",
     "Kind",
+    "NotThere",
     "Open",
     "Outcome",
+    "Read",
+    "Reader",
     "Registration",
     "Rejected",
     "Remote",
@@ -64,6 +71,9 @@ __all__ = [
     "Secret",
     "Snapshot",
     "SnapshotFile",
+    "StoredCheckpoint",
+    "StoredFile",
+    "StoredRun",
     "Transport",
     "files_of",
     "hide_secrets",

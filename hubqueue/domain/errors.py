@@ -9,6 +9,8 @@ HubqueueError
 ├── CheckpointUnreadable   missing, a pipe, a folder, changing        (also OSError)
 ├── UnknownModel           the hub has no such model, or no data set  (also ValueError)
 ├── ModelUnavailable       the hub's data of a model cannot be read   (also ConnectionError)
+├── DestinationUnavailable a destination cannot be read now           (also ConnectionError)
+├── NotThere               a destination does not have what was asked (also LookupError)
 ├── RunFinished            logging after `finish`
 ├── OutboxError
 │   ├── OutboxUnavailable  read-only, disk full, cannot be read
@@ -85,6 +87,14 @@ class UnknownModel(HubqueueError, ValueError):
 
 class ModelUnavailable(HubqueueError, ConnectionError):
     """The hub's data of a model that a training starts from could not be read."""
+
+
+class DestinationUnavailable(HubqueueError, ConnectionError):
+    """A destination cannot be read: no connection, a refused key, a disk that is away."""
+
+
+class NotThere(HubqueueError, LookupError):
+    """A destination does not have the run, the checkpoint or the file."""
 
 
 class RunFinished(HubqueueError):

@@ -18,6 +18,7 @@ class RunRef:
     `destination` is the row of the run (see addresses.py), `label` its name in the configuration.
     `remembered` is read-only: what the destination's earlier outcomes had in `Remote.remember`, under its own names.
     `damaged` means that it cannot be read; nothing is sent for such a run until a person resumes it.
+    `name` is the name that the training gave the run; empty without one.
     """
 
     id: str
@@ -27,6 +28,7 @@ class RunRef:
     remembered: Mapping[str, str | int] = field(default_factory=dict, hash=False)
     label: str = ""
     damaged: bool = False
+    name: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "remembered", MappingProxyType(dict(self.remembered)))

@@ -49,7 +49,7 @@ COLUMNS = {
     "runs": (
         *("id", "destination", "model", "remote_id", "url", "agent_id", "state", "cancelled", "held"),
         *("created_at", "finished_at", "last_beat_at", "remote_run", "remote_file", "unsaved", "unsaved_why"),
-        "remembered",
+        *("remembered", "name", "together"),
     ),
     "lanes": (
         *(
@@ -82,7 +82,7 @@ COLUMNS = {
         *("enqueued_at", "settled_at", "progress", "checksum"),
     ),
 }
-_ADDED = {"destinations": 4, "runs": 5, "lanes": 1, "entries": 2}
+_ADDED = {"destinations": 4, "runs": 7, "lanes": 1, "entries": 2}
 
 
 @dataclass(slots=True)

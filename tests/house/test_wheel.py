@@ -52,4 +52,4 @@ def test_what_the_wheel_installs_makes_an_outbox(wheel: Path, tmp_path: Path) ->
     assert shown.returncode == 0, shown.stderr
     scripts, revision = shown.stdout.split()
     assert scripts == str(tmp_path / "site" / "hubqueue" / "_migrations")
-    assert revision == "0007"
+    assert revision == "0008"

@@ -39,7 +39,7 @@ from sqlalchemy import (
 from hubqueue.domain.lifecycle import RunState, State
 
 # The newest revision in migrations/versions; a test keeps the two together.
-REVISION = "0007"
+REVISION = "0008"
 # Says whose database this is ("hubq" in ASCII), so that another program's file is never touched.
 APPLICATION_ID = 0x68756271
 
@@ -183,8 +183,13 @@ runs = Table(
     Column("unsaved_why", Text),
     # A JSON object that belongs to the destination (see moves/remembered.py).
     Column("remembered", Text, nullable=False, server_default=text("'{}'")),
+    # The name that the training gave it.
+    Column("name", Text),
+    # A training at several destinations has a run at each of them: the id of the first one, NULL for a run alone.
+    Column("together", Text),
     CheckConstraint(_one_of("state", RunState), name="state"),
     Index("runs_remote", "destination", "remote_id"),
+    Index("runs_together", "together", sqlite_where=text("together IS NOT NULL")),
     Index(
         "runs_running",
         "id",

@@ -190,7 +190,7 @@ class Claims:
         known = remembered.read(*lane.remembered)
         of_run = (lane.run_id, lane.destination, lane.model, lane.remote_id)
         batch = Batch(
-            run=RunRef(*of_run, known or {}, lane.label, damaged=known is None),
+            run=RunRef(*of_run, known or {}, lane.label, damaged=known is None, name=lane.name or ""),
             kind=kind,
             entries=tuple(found),
             idempotency_key=idempotency_key(self.database.outbox_id, map(_content, found)),
@@ -252,6 +252,7 @@ class _Lane(NamedTuple):
     destination: str
     model: str
     remote_id: str | None
+    name: str | None
     label: str
     run_held: str | None
     held: str | None
@@ -269,7 +270,7 @@ def _first_due(kinds: tuple[Kind, ...]) -> Prepared:
     ready, due_at = due_among(kinds)
     columns = [
         *lanes.c["id", "run_id", "kind", "lease_token", "lease_worker", "failures", "paced_until"],
-        *runs.c["destination", "model", "remote_id"],
+        *runs.c["destination", "model", "remote_id", "name"],
         destinations.c.label,
         runs.c.held,
         *destinations.c["held", "held_at"],

@@ -47,6 +47,8 @@ class Registry:
         resume: str | None = None,
         among: Collection[str] = (),
         new_id: str | None = None,
+        name: str | None = None,
+        together: str | None = None,
     ) -> tuple[str, bool]:
         """A new run with its lanes, or one that continues: `resume`, or the latest of the same remote model.
 
@@ -56,6 +58,7 @@ class Registry:
         was lost. When a run continues, a completion that waits is not sent any more. A run continues under its own
         `new_id` in an outbox that is an older copy: there it gets the `remote_id` that it had.
         Without a registration lane no response will name the model: a new run goes under its own id.
+        `name` and `together` (the id of the first of the runs of one training) are those of a new run.
         """
         kinds = tuple(kinds)
         with self.database.write() as tx:
@@ -74,6 +77,7 @@ class Registry:
                 if Kind.REGISTRATION not in kinds:
                     remote_id = remote_id or run_id
                 row = {"destination": destination, "model": model, "remote_id": remote_id, "url": url}
+                row |= {"name": name, "together": together}
                 tx.execute(insert(runs).values(id=run_id, state=RunState.RUNNING, created_at=now, **row))
             _add_lanes(tx, run_id, kinds)
             return run_id, found is not None
@@ -95,7 +99,8 @@ class Registry:
             kept = ("id", "destination", "model", "remote_id", "url")
             ended = run["state"] if run["state"] != RunState.RUNNING else RunState.INTERRUPTED
             now = self.database.now()
-            row = {name: run[name] for name in kept} | {"state": ended, "created_at": now, "finished_at": now}
+            row = {each: run[each] for each in kept} | _texts(run, "name", "together")
+            row |= {"state": ended, "created_at": now, "finished_at": now}
             tx.execute(insert(runs).values(row))
             newest, *before = (run[column.name] for column in remembered.COLUMNS)
             known = remembered.read(newest, *before) or remembered.read(None, *before)
@@ -220,6 +225,11 @@ class Registry:
 def new_run_id() -> str:
     """An id for a run, before it is in any outbox."""
     return secrets.token_hex(6)
+
+
+def _texts(run: Mapping[str, Any], *columns: str) -> dict[str, str | None]:
+    """Columns that may be missing or damaged."""
+    return {each: found if isinstance(found := run.get(each), str) else None for each in columns}
 
 
 def _again(run_id: str) -> Update:
