@@ -130,8 +130,8 @@ def test_an_argument_whose_str_fails_is_kept() -> None:
     assert hide_secrets({"odd": odd}) == {"odd": odd}
 
 
-def test_a_mapping_of_a_million_names_is_cut_where_the_room_ends() -> None:
-    huge = {f"name {number}": number for number in range(1_000_000)}
+def test_a_mapping_of_very_many_names_is_cut_where_the_room_ends() -> None:
+    huge = {f"name {number}": number for number in range(200_000)}
 
     hidden = hide_in(huge, most=1000)
 
