@@ -69,7 +69,7 @@ def metrics_draft(
     """The metrics of an epoch, a step, or both: at least one is given. The lane is ordered by the number in the key.
 
     A destination that `takes_steps` gets them under the step, with the epoch as a metric of that name if the name is free.
-    Any other one gets them under the epoch; without an epoch the number of the step takes its place. If the destination is
+    Any other one gets them under the epoch; a step without an epoch is used as the epoch. If the destination is
     not known yet (`takes_steps` None), the key is preliminary: see `keyed`.
     """
     if takes_steps is None:
