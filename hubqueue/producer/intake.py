@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import Checkpoint, ckpt_draft
-from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.entry import Draft, Kind, Snapshot
 from hubqueue.domain.errors import HubqueueError, OutboxError
 from hubqueue.domain.identifier import Identifier
 from hubqueue.domain.lifecycle import RunState
@@ -30,6 +30,7 @@ def open_run(
     new_id: str | None = None,
     unsure_after: int | None = None,
     described: Callable[[Draft], Draft] = lambda draft: draft,
+    together: str | None = None,
 ) -> tuple[str, bool]:
     """Start or continue a run; return its id and whether it continues. Durable on return.
 
@@ -39,7 +40,8 @@ def open_run(
 
     `new_id` is the id for a new run. To repeat a call whose confirmation was lost, pass the same `new_id`, and in
     `unsure_after` the id of the newest entry before that call: rows that exist already are not written again.
-    `described` completes the registration (`describing`).
+    `described` completes the registration (`describing`). `together` is the id of the first of the training's runs if it
+    has several; for the first itself that is `new_id`.
     """
     type, key = declaration(target.type), named.api_key or outbox.key(target)
     # Without a key, a run that was started with one can be continued; it keeps its account.
@@ -53,6 +55,7 @@ def open_run(
         url=f"{target.web_url}/models/{named.model_id}" if named.model_id else None,
         resume=resume,
         new_id=new_id,
+        together=together,
     )
     draft = type.registration(named, args, continues=continues)
     draft = None if draft is None else described(draft)
@@ -126,10 +129,25 @@ def save_snapshot(outbox: Outbox, run_id: str, checkpoint: Checkpoint, *, folder
             return entry_id
 
 
-def copy_checkpoint(outbox: Outbox, run_id: str, checkpoint: Checkpoint, *, folders: bool = False) -> Draft:
-    """Copy a checkpoint into the spool; return its draft. Raises the errors of the spool's `take`."""
+def copy_checkpoint(
+    outbox: Outbox,
+    run_id: str,
+    checkpoint: Checkpoint,
+    *,
+    folders: bool = False,
+    same: Snapshot | None = None,
+) -> Draft:
+    """Copy a checkpoint into the spool; return its draft. Raises the errors of the spool's `take`.
+
+    `same` is the copy for another destination: then this run gets a further name for it. Raises those of `share` then.
+    """
     label = f"{run_id}-{checkpoint.epoch}"
-    snapshot = outbox.spool.take(checkpoint.path, label=label, folders=folders, archive=checkpoint.archive)
+    if same is None:
+        snapshot = outbox.spool.take(
+            checkpoint.path, label=label, folders=folders, archive=checkpoint.archive
+        )
+    else:
+        snapshot = outbox.spool.share(same, label=label)
     return ckpt_draft(checkpoint, snapshot, now=outbox.database.now())
 
 
