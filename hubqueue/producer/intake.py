@@ -162,13 +162,13 @@ def was_swept(outbox: Outbox, entry_id: int, draft: Draft) -> bool:
     """Whether the janitor removed the copy of a checkpoint before its row was written; the entry is then cancelled.
 
     The janitor removes old snapshots without a row. If this process was suspended for that long between the copy and
-    the row (machine suspend, SIGSTOP), the copy must be made again.
+    the row (machine suspend, SIGSTOP), the copy must be made again. The copy of an entry that does not wait any more is
+    gone because it was sent, or because a newer one has replaced it.
     """
     assert draft.snapshot is not None
     if outbox.spool.exists(draft.snapshot):
         return False
-    outbox.entries.cancel(ids=[entry_id])
-    return True
+    return outbox.entries.cancel(ids=[entry_id]).count > 0
 
 
 def is_unsure(error: BaseException) -> bool:
