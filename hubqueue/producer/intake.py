@@ -105,28 +105,37 @@ def save_snapshot(outbox: Outbox, run_id: str, checkpoint: Checkpoint, *, folder
     """Copy a checkpoint into the spool and enqueue it; return the entry's id. Durable on return.
 
     `folders`: the destination of the run takes folders.
-    Raises `CheckpointUnreadable`, `SpoolFull` and the `OutboxError`s. The copy is removed then, unless it is unknown
-    whether the row was written: in that case the copy stays, and the janitor removes it if it has no row.
+    Raises `CheckpointUnreadable`, `SpoolFull` and the `OutboxError`s; then there is no copy (see `enqueue_copy`).
     """
     while True:
         draft = copy_checkpoint(outbox, run_id, checkpoint, folders=folders)
-        assert draft.snapshot is not None
-        try:
-            entry_id, _ = owe(outbox, run_id, draft)
-        except BaseException as error:
-            found = None
-            if is_unsure(error):
-                try:
-                    found = outbox.stats.saved(run_id, draft, after=0)
-                except HubqueueError:
-                    raise error from None
-            if found is None:
-                outbox.spool.remove(draft.snapshot.name)
-            if found is None or not isinstance(error, HubqueueError):
-                raise
-            entry_id = found
+        entry_id = enqueue_copy(outbox, run_id, draft)
         if not was_swept(outbox, entry_id, draft):
             return entry_id
+
+
+def enqueue_copy(outbox: Outbox, run_id: str, draft: Draft) -> int:
+    """Enqueue the draft of a copied checkpoint; return the entry's id. Raises the `OutboxError`s.
+
+    The copy is removed then, unless it is unknown whether the row was written: in that case the copy stays, and the janitor
+    removes it if it has no row.
+    """
+    assert draft.snapshot is not None
+    try:
+        entry_id, _ = owe(outbox, run_id, draft)
+    except BaseException as error:
+        found = None
+        if is_unsure(error):
+            try:
+                found = outbox.stats.saved(run_id, draft, after=0)
+            except HubqueueError:
+                raise error from None
+        if found is None:
+            outbox.spool.remove(draft.snapshot.name)
+        if found is None or not isinstance(error, HubqueueError):
+            raise
+        return found
+    return entry_id
 
 
 def copy_checkpoint(

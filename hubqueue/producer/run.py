@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
+from hubqueue.config.declaration import Destination
 from hubqueue.config.home import Home
 from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import Checkpoint, metrics_draft
@@ -29,17 +30,16 @@ from hubqueue.producer.called_with import Ending, check_path, check_start, desti
 from hubqueue.producer.ending import unfinished
 from hubqueue.producer.ending.departure import departure
 from hubqueue.producer.leftover import Leftover, describe
-from hubqueue.producer.opening import Opening
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run_page import run_page
 from hubqueue.producer.saving import Saving
-from hubqueue.producer.senders import InProcess, NoSender, Sender, WorkerMode, sender
+from hubqueue.producer.senders import WorkerMode
 from hubqueue.producer.several.savings import RunDestination, Savings, in_turn
+from hubqueue.producer.several.sending import Sending
 from hubqueue.producer.startup.handle import Handle, RunHandle
 from hubqueue.producer.startup.living import living, note, weakly
 from hubqueue.producer.startup.wanted import Start, Wanted, store_key
 from hubqueue.producer.survival import logger
-from hubqueue.worker.daemon import worker_lives
 
 Path_ = str | os.PathLike[str]
 _LOG = logger()
@@ -85,9 +85,8 @@ class Run:
     ) -> None:
         self._home, self._chunk = start.home, 0
         self._config_path = None if config_path is None else os.path.abspath(config_path)
-        self._mode, self._strict = worker, strict
+        self._strict = strict
         self._lenient = values.Lenient()
-        self._sender: Sender | None = None
         self._number: int | None = None
         self._savings = Savings(
             start,
@@ -96,6 +95,7 @@ class Run:
             on_settings=weakly(self._keep_key),
             on_added=weakly(self._expect_end),
         )
+        self._sending = Sending(self._savings, worker, self._home, self._config_path)
         note(self)
 
     @property
@@ -110,27 +110,29 @@ class Run:
     @property
     def outbox(self) -> Outbox | None:
         """The run's outbox, shared with other runs of this process; None until the storage could be opened."""
-        return self._opening.outbox
+        return next(self._savings.openings()).outbox
 
     @property
     def destinations(self) -> tuple[RunDestination, ...]:
         """The run at each of its destinations, in the order in which they were named."""
-        return self._savings.destinations(self._opened)
+        return self._savings.destinations()
 
     @property
     def remote_id(self) -> str | None:
         """The id at the hub, of the first destination that has one; None until a hub has responded."""
-        return next((found for each in self._openings() if (found := each.model_id) is not None), None)
+        return next(
+            (found for each in self._savings.openings() if (found := each.model_id) is not None), None
+        )
 
     @property
     def url(self) -> str | None:
         """The address of the run's web page, of the first destination that has one; None until a hub has responded."""
-        return next((found for each in self._openings() if (found := each.column("url"))), None)
+        return next((found for each in self._savings.openings() if (found := each.column("url"))), None)
 
     @property
     def cancelled(self) -> bool:
         """Whether a destination has asked the training to stop."""
-        return any(each.column("cancelled") for each in self._openings())
+        return any(each.column("cancelled") for each in self._savings.openings())
 
     def log_metrics(self, metrics: Mapping[str, object], *, epoch: int) -> int | None:
         """Save the metrics of an epoch (0-based); return the entry's id, or None when they are only kept in memory.
@@ -141,11 +143,21 @@ class Run:
         Logging an epoch again adds to it: the newer value of a name counts. Raises `InvalidMetrics` for an epoch that is
         not a whole number and for anything but a mapping, `RunFinished` after `finish`.
         """
+        return self._log_metrics(metrics, epoch=epoch)
+
+    def _log_metrics(
+        self,
+        metrics: Mapping[str, object],
+        *,
+        epoch: int,
+        among: Callable[[Destination], bool] = lambda _declared: True,
+    ) -> int | None:
+        """The same, for each destination `among` them."""
         number = values.epoch_number(epoch)
         text = values.metrics_text(metrics) if self._strict else self._lenient.text(metrics)
         if text is None:
             return None
-        return self._savings.save(lambda start: start.described(metrics_draft(text, number)))
+        return self._savings.save(lambda start: start.described(metrics_draft(text, number)), among)
 
     def log_console(
         self, content: str, *, lines: int = 1, progress: Mapping[str, str] | None = None
@@ -184,9 +196,25 @@ class Run:
         `map`, its mAP50-95, from 0 to 1) is sent without waiting for the pace.
         Errors are logged (raised with `strict`). Raises `RunFinished` after `finish`.
         """
+        return self._save_checkpoint(
+            path, epoch=epoch, is_best=is_best, map=map, final=final, archive=archive
+        )
+
+    def _save_checkpoint(
+        self,
+        path: Path_,
+        *,
+        epoch: int,
+        is_best: bool = False,
+        map: float = 0.0,
+        final: bool = False,
+        archive: bool = False,
+        among: Callable[[Destination], bool] = lambda _declared: True,
+    ) -> int | None:
+        """The same, for each destination `among` them."""
         check_path(path)
         number, score = values.epoch_number(epoch), values.score("map", map, strict=self._strict)
-        return self._savings.save_checkpoint(Checkpoint(path, number, is_best, score, final, archive))
+        return self._savings.save_checkpoint(Checkpoint(path, number, is_best, score, final, archive), among)
 
     def finish(
         self,
@@ -213,23 +241,21 @@ class Run:
                     for each in self._savings.each:
                         if each.ended is not None:
                             unfinished.has_ended(each)
-                self._saving.attempt("worker", lambda: self._sending().finish())
-                with UploadBar(self._home, *(each.run_id for each in self._openings())) as bar:
+                self._sending.finish()
+                with UploadBar(self._home, *(each.run_id for each in self._savings.openings())) as bar:
                     left = self.wait(timeout=end.deadline - time.monotonic(), each=bar.show)
-                if self._sender is not None:
-                    self._sender.close(end.deadline)
-                    left = self._savings.left() if self._sender.sends else left
-                    self._sender = None
+                if self._sending.close(end.deadline):
+                    left = self._savings.left()
         finally:
             for each in self._savings.each:
                 each.opening.give_back()
         if left and (left.unsaved or not self._saving.opening.start.is_joined):
             for each in self._savings.each:
                 each.has_reported = True
-            has_worker = self._mode != "none" or worker_lives(self._home)
             named = self._saving.opening.start.named
             name = f"run {self.id}" if self.id else f"this run of {named.filename or named.model_id}"
-            _LOG.warning("%s: %s", name, describe(left, has_worker=has_worker, known=self.id is not None))
+            line = describe(left, has_worker=self._sending.has_worker, known=self.id is not None)
+            _LOG.warning("%s: %s", name, line)
         left = self._savings.ends_of_others(left)
         if end.problem:
             raise end.problem
@@ -244,10 +270,7 @@ class Run:
         while True:
             left = self._savings.left()
             each(left)
-            nobody_sends = self._mode == "none" or (
-                isinstance(self._sender, InProcess) and not self._sender.sends
-            )
-            hopeless = nobody_sends or not self._savings.may_arrive(left)
+            hopeless = not (self._sending.can_arrive and self._savings.may_arrive(left))
             remaining = deadline - time.monotonic()
             if hopeless or remaining <= 0:
                 return left
@@ -284,28 +307,11 @@ class Run:
         """That of the first destination."""
         return self._savings.first
 
-    @property
-    def _opening(self) -> Opening:
-        """That of the first destination, for reading."""
-        return self._opened(self._saving)
-
-    def _openings(self) -> Iterator[Opening]:
-        """Those of all destinations, for reading."""
-        return map(self._opened, self._savings.each)
-
-    @staticmethod
-    def _opened(saving: Saving) -> Opening:
-        """For reading. An unpickled run opens its outbox when it is first used."""
-        opening = saving.opening
-        if opening.start.is_joined and opening.outbox is None:
-            saving.attempt("run", opening.opened)
-        return opening
-
     def after_fork(self) -> None:
         """Called in a forked child, which only saves: the worker of the parent sends."""
         for each in self._savings.each:
             each.opening.after_fork()
-        self._sender = NoSender()
+        self._sending.only_save()
 
     def _begin(self) -> None:
         for each in self._savings.each:
@@ -324,18 +330,7 @@ class Run:
             self._saving.attempt("key", partial(store_key, start))
 
     def _nudge(self) -> None:
-        unfinished.abandon_dropped()
-        self._saving.attempt("worker", lambda: self._sending().nudge())
-
-    def _sending(self) -> Sender:
-        if self._sender is None:
-            self._saving.opening.opened()
-            self._sender = sender(self._mode, self._home, self._config_path, self._rows)
-        return self._sender
-
-    def _rows(self) -> list[str | None]:
-        """The rows of `destinations` that a worker must send for."""
-        return [each.opening.column("destination") for each in self._savings.each]
+        self._sending.nudge()
 
 
 def _unpickled(handle: Handle) -> Run:
@@ -345,5 +340,5 @@ def _unpickled(handle: Handle) -> Run:
         if id(each) == number and isinstance(each, Run) and each.id == handle.runs[0].run_id:
             return each
     run = Run(handle.start(), worker="none", strict=handle.strict, config_path=handle.config)
-    run._sender = NoSender()
+    run._sending.only_save()
     return run

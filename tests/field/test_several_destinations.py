@@ -176,7 +176,7 @@ def test_a_fast_worker_and_a_file_that_changes_make_no_difference(pair: Pair) ->
         hubqueue(pair.environ, "drain", "--timeout", "1")
         path.write_bytes(b"epoch 1")
 
-    run._sender = Meddling(meddle)
+    run._sending.sender = Meddling(meddle)
     run.save_checkpoint(path, epoch=0, final=True)
     run.finish(timeout=0)
     hubqueue(pair.environ, "drain")
@@ -194,7 +194,7 @@ def test_two_destinations_never_end_with_different_checkpoints(pair: Pair) -> No
         (swept,) = pair.snapshots()
         swept.unlink()
 
-    run._sender = Meddling(meddle)
+    run._sending.sender = Meddling(meddle)
     run.save_checkpoint(path, epoch=0, final=True)
     run.finish(timeout=0)
     hubqueue(pair.environ, "drain")

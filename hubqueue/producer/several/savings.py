@@ -80,24 +80,27 @@ class Savings:
         """Whether the run has ended at every destination."""
         return all(each.ended is not None for each in self.each)
 
-    def save(self, make: Callable[[Start], Draft | None]) -> int | None:
-        """Save the draft that `make` returns for each destination (None: nothing); return the first entry id, None without one.
+    def save(
+        self,
+        make: Callable[[Start], Draft | None],
+        among: Callable[[Destination], bool] = lambda _declared: True,
+    ) -> int | None:
+        """Save the draft that `make` returns for each destination `among` them (None: nothing).
 
-        Raises `RunFinished` after the end of the run.
+        Returns the first entry id, None without one. Raises `RunFinished` after the end of the run.
         """
 
         def save(saving: Saving) -> int | None:
             draft = make(saving.opening.start)
             return None if draft is None else saving.save(draft)
 
-        return next((each for each in in_turn(self.each, save) if each is not None), None)
+        return next((each for each in in_turn(self._among(among), save) if each is not None), None)
 
     def save_checkpoint(
         self, checkpoint: Checkpoint, among: Callable[[Destination], bool] = lambda _declared: True
     ) -> int | None:
         """Copy a checkpoint once and enqueue it for each destination `among` them; otherwise as `save`."""
-        chosen = [each for each in self.each if among(declaration(each.opening.start.destination.type))]
-        return save_copies(chosen, checkpoint)
+        return save_copies(self._among(among), checkpoint)
 
     def end(self, ending: Ending) -> None:
         """End the run at each destination, all before the deadline."""
@@ -123,11 +126,17 @@ class Savings:
             if (one := left.by_destination.get(each.opening.start.destination.name)) is not None
         )
 
-    def destinations(self, opened: Callable[[Saving], Opening]) -> tuple[RunDestination, ...]:
+    def openings(self) -> Iterator[Opening]:
+        """Those of all destinations, for reading. An unpickled run opens its outbox when it is first used."""
+        for each in self.each:
+            if each.opening.start.is_joined and each.opening.outbox is None:
+                each.attempt("run", each.opening.opened)
+            yield each.opening
+
+    def destinations(self) -> tuple[RunDestination, ...]:
         """What is known of each destination now. Reads the outbox."""
         found = []
-        for each, (run_id, target) in zip(self.each, self.targets(), strict=True):
-            opening = opened(each)
+        for opening, (run_id, target) in zip(self.openings(), self.targets(), strict=True):
             row = opening.row() or {}
             remote_id = row.get("remote_id") or opening.start.named.model_id
             at = (target.name, target.type, run_id, remote_id)
@@ -139,6 +148,9 @@ class Savings:
         for each in self.each:
             start = each.opening.start
             yield start.resume if start.is_joined else each.opening.run_id, start.destination
+
+    def _among(self, among: Callable[[Destination], bool]) -> list[Saving]:
+        return [each for each in self.each if among(declaration(each.opening.start.destination.type))]
 
     def _add(self, start: Start) -> Saving:
         saving = Saving(
