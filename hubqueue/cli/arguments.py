@@ -115,7 +115,7 @@ run_option = click.option(
     "--run",
     "run_id",
     metavar="ID",
-    help="Only this run: its id as `hubqueue runs` shows it, or a unique prefix of it.",
+    help="Only this run: its id as `hubqueue runs` shows it, or a unique prefix of it. Of several destinations, the id at any of them.",
 )
 
 
@@ -181,6 +181,16 @@ def find_run(outbox: Outbox, given: str | None) -> str | None:
             f"{plural(len(found), 'run')} begin with {given}: {shown}", hint="give more of the id"
         )
     return found[0] if found else refuse_run(given, known)
+
+
+@overload
+def find_runs(outbox: Outbox, given: str) -> list[str]: ...
+@overload
+def find_runs(outbox: Outbox, given: str | None) -> list[str] | None: ...
+def find_runs(outbox: Outbox, given: str | None) -> list[str] | None:
+    """The ids of the training with this run, one for each of its destinations; otherwise as `find_run`."""
+    run_id = find_run(outbox, given)
+    return None if run_id is None else outbox.stats.together(run_id)
 
 
 def refuse_run(given: str, known: Iterable[str] = ()) -> str:
