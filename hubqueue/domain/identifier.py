@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from hubqueue.domain.redact import MASK, clean, safe_url
 
 FILE_SUFFIXES = (".pt", ".yaml", ".yml")
-# Not the end of a version: `llama-3.1` is a whole name.
-_SUFFIX = re.compile(r"\.[A-Za-z][0-9A-Za-z]{0,11}")
+# Only those of files with a model: `llama-3.1` and `vit_base_patch16_224.augreg` are whole names.
+_SUFFIX = re.compile(r"(?<=.)\.(?:pt|pth|ckpt|bin|safetensors|onnx|keras|h5|yaml|yml)\Z", re.IGNORECASE)
 _LONGEST_STEM = 100
 
 
@@ -41,10 +41,7 @@ def default_name(model: str, run_id: str) -> str:
 
     Like every name of a run it has no slash, no leading dot and no control character.
     """
-    stem = re.split(r"[/\\]", printable(model))[-1]
-    base, dot, suffix = stem.rpartition(".")
-    if base and _SUFFIX.fullmatch(dot + suffix):
-        stem = base
+    stem = _SUFFIX.sub("", re.split(r"[/\\]", printable(model).rstrip("/\\"))[-1])
     stem = stem[:_LONGEST_STEM].strip().lstrip(".").strip()
     return f"{stem or 'run'}-{run_id}"
 

@@ -85,6 +85,8 @@ def test_a_name_that_cannot_be_a_folder_is_refused(given: Any, problem: str) -> 
         ("C:\\runs\\best.pt", "best-0bf51cd3352d"),
         ("meta/llama-3.1", "llama-3.1-0bf51cd3352d"),
         ("model.safetensors", "model-0bf51cd3352d"),
+        ("org/vit_base_patch16_224.augreg", "vit_base_patch16_224.augreg-0bf51cd3352d"),
+        ("checkpoints/base/", "base-0bf51cd3352d"),
         (".pt", "pt-0bf51cd3352d"),
         ("..", "run-0bf51cd3352d"),
         ("", "run-0bf51cd3352d"),
