@@ -61,7 +61,7 @@ class Saving:
         family: list[Survivor] | None = None,
     ) -> None:
         self._home, self._on_enqueue = start.home, on_enqueue
-        self._is_one_of_several = lambda: together is not None and together.is_several
+        self._together = together
         self.opening = Opening(start, on_lost=self._lost, on_settings=on_settings, together=together)
         self.backlog = Backlog(self._removed_unsaved)
         self._unsaved = _Unsaved()
@@ -123,11 +123,12 @@ class Saving:
 
     def _named(self, error: CheckpointUnreadable, checkpoint: Checkpoint) -> CheckpointUnreadable:
         """The same error; of several destinations, with the name of one that takes no folder."""
-        if not self._is_one_of_several() or self.takes_folders or not is_folder(checkpoint.path):
+        is_alone = self._together is None or not self._together.is_several
+        if is_alone or checkpoint.archive or self.takes_folders or not is_folder(checkpoint.path):
             return error
         name = self.opening.start.destination.name
         message = f"{checkpoint.path} is a folder, and destination {name} takes one file"
-        return error if checkpoint.archive else CheckpointUnreadable(message, hint=error.hint)
+        return CheckpointUnreadable(message, hint=error.hint)
 
     def was_swept(self, entry_id: int, draft: Draft) -> bool:
         """Whether the copy of an enqueued checkpoint was swept before its entry was written (`was_swept`)."""
