@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hubqueue.outbox.outbox import Outbox, open_outbox
     from hubqueue.producer.leftover import Leftover
     from hubqueue.producer.run import Run, start_run
+    from hubqueue.producer.several.savings import RunDestination
 
 _HOMES = {
     "HUBTrainingSession": "hubqueue.integrations.hub_session.session",
@@ -30,6 +31,7 @@ _HOMES = {
     "Leftover": "hubqueue.producer.leftover",
     "Outbox": "hubqueue.outbox.outbox",
     "Run": "hubqueue.producer.run",
+    "RunDestination": "hubqueue.producer.several.savings",
     "open_outbox": "hubqueue.outbox.outbox",
     "start_run": "hubqueue.producer.run",
 }
@@ -40,6 +42,7 @@ __all__ = [
     "Leftover",
     "Outbox",
     "Run",
+    "RunDestination",
     "__version__",
     "open_outbox",
     "start_run",
