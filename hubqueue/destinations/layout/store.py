@@ -10,7 +10,7 @@ its lease. Its late writes must leave every object whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,18 +64,36 @@ class Source:
 
 
 class Store(Protocol):
-    """Objects below one prefix. Safe to use from several threads."""
+    """What keeps objects below one prefix. Safe to use from several threads."""
 
-    def begin(self, remembered: Mapping[str, str | int]) -> Mapping[str, str | int]:
-        """Called before each batch: raises `StoreFailed` if this is not the store with which the run began.
+    def sending(self, remembered: Mapping[str, str | int]) -> AbstractContextManager[Objects]:
+        """Its objects, for one attempt.
 
-        `remembered` is `RunRef.remembered`. What it returns is remembered when the run is registered.
+        `remembered` is `RunRef.remembered`: raises `StoreFailed` if this is not the store with which the run began.
         """
         ...
 
-    def check(self) -> None:
-        """Find out whether objects can be written. Leaves nothing behind."""
+    def reading(self) -> AbstractContextManager[Objects]:
+        """Its objects, for a reader: changes nothing."""
         ...
+
+    def check(self) -> None:
+        """Find out whether objects can be written. Leaves none behind."""
+        ...
+
+    def close(self) -> None:
+        """Close connections that are kept alive."""
+        ...
+
+
+class Objects(Protocol):
+    """The objects of a store, for one attempt or one reader. Used by one thread.
+
+    `remember` is what the store must find in `remembered` at the next attempts of a run that is registered now.
+    """
+
+    @property
+    def remember(self) -> Mapping[str, str | int]: ...
 
     def create(self, name: str, content: bytes) -> bool:
         """Store a small object, unless one of that name exists; whether it was stored. One that exists never changes."""
@@ -124,10 +142,6 @@ class Store(Protocol):
 
     def url(self, folder: str) -> str | None:
         """How a person finds a folder; None if the store has no addresses."""
-        ...
-
-    def close(self) -> None:
-        """Close connections that are kept alive."""
         ...
 
 
