@@ -178,7 +178,7 @@ def test_a_link_in_place_of_a_file_is_not_followed(box: Box, tmp_path: Path) -> 
     training = started(box)
     secret = tmp_path / "secret"
     secret.write_text("mine")
-    part = box.path / RUN / ".latest.json.part"
+    part = box.path / RUN / ".hubqueue.part"
     part.symlink_to(secret)
 
     found = training.send(training.checkpoint(b"x", epoch=0))
