@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,11 +14,19 @@ from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import InvalidArgument, InvalidMetrics, InvalidModel, RunFinished
 from hubqueue.domain.lifecycle import RunState
 
+if TYPE_CHECKING:
+    from hubqueue.config.declaration import Destination
+    from hubqueue.domain.drafts import Position
+
 _run = click.option(
     "--run", "run_id", required=True, metavar="ID", help="The run, as `hubqueue enqueue run` printed it."
 )
-_epoch = click.option(
-    "--epoch", type=Whole(min=0), required=True, metavar="N", help="The epoch, counted from 0."
+_epoch = click.option("--epoch", type=Whole(min=0), metavar="N", help="The epoch, counted from 0.")
+_step = click.option(
+    "--step",
+    type=Whole(min=0),
+    metavar="N",
+    help="The step, counted from 0: instead of the epoch, or with it.",
 )
 
 
@@ -49,8 +57,15 @@ def enqueue() -> None:
 @click.option(
     "--to", "destination", metavar="DESTINATION", help="The destination [default: the configured one]."
 )
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="The name of the run, 1 to 128 characters [default: the model and the id of the run].",
+)
 @pass_options
-def run(options: HomeOptions, model: str, pairs: tuple[str, ...], destination: str | None) -> None:
+def run(
+    options: HomeOptions, model: str, pairs: tuple[str, ...], destination: str | None, name: str | None
+) -> None:
     """Start a run for MODEL, and print its id.
 
     MODEL is a file, a model URL or a model id. Runs started from a shell send no heartbeats: hubqueue cannot see
@@ -62,8 +77,10 @@ def run(options: HomeOptions, model: str, pairs: tuple[str, ...], destination: s
     """
     from hubqueue.config.choice import choose
     from hubqueue.config.registry import declaration
+    from hubqueue.producer.called_with import run_name
     from hubqueue.producer.intake import describing, open_run
 
+    name = run_name(name)
     with options.open() as outbox:
         target = choose(outbox.config, outbox.credentials, destination, model=model, guess=False)
         identified = declaration(target.type).identify(model, target)
@@ -73,38 +90,48 @@ def run(options: HomeOptions, model: str, pairs: tuple[str, ...], destination: s
             raise InvalidModel(problem, hint=hint)
         args = _pairs(pairs)
         described = describing(target, args)
-        click.echo(open_run(outbox, identified, args, target, heartbeat=False, described=described)[0])
+        run_id, _ = open_run(
+            outbox, identified, args, target, heartbeat=False, described=described, name=name
+        )
+        click.echo(run_id)
 
 
 @enqueue.command("metrics")
 @_run
 @_epoch
+@_step
 @click.argument("pairs", nargs=-1, metavar="[NAME=VALUE]...")
 @pass_options
-def metrics(options: HomeOptions, run_id: str, epoch: int, pairs: tuple[str, ...]) -> None:
-    """Save the metrics of one epoch.
+def metrics(
+    options: HomeOptions, run_id: str, epoch: int | None, step: int | None, pairs: tuple[str, ...]
+) -> None:
+    """Save the metrics of one epoch or step.
 
     Give them as NAME=VALUE, or as a JSON object on standard input.
 
     \b
     Examples:
       hubqueue enqueue metrics --run $RUN --epoch 3 train/box_loss=1.2 'metrics/mAP50(B)=0.4'
+      hubqueue enqueue metrics --run $RUN --step 1200 loss=0.3
       echo '{"train/box_loss": 1.2}' | hubqueue enqueue metrics --run $RUN --epoch 3
     """
     from hubqueue.domain.drafts import metrics_draft
     from hubqueue.producer.intake import owe
     from hubqueue.producer.metrics import metrics_text
 
+    at = _position(epoch, step)
     values = _pairs(pairs) if pairs else _read_json()
     with options.open() as outbox:
-        run_id = _open_run(outbox, run_id, Kind.METRICS)
-        entry_id, _ = owe(outbox, run_id, metrics_draft(metrics_text(values), epoch))
+        run_id, type = _open_run(outbox, run_id, Kind.METRICS)
+        draft = metrics_draft(metrics_text(values), *at, takes_steps=_takes_steps(type, at))
+        entry_id, _ = owe(outbox, run_id, draft)
     click.echo(f"entry {entry_id}")
 
 
 @enqueue.command("checkpoint")
 @_run
 @_epoch
+@_step
 @click.option("--best", is_flag=True, help="This is the best checkpoint so far.")
 @click.option(
     "--final",
@@ -128,7 +155,8 @@ def metrics(options: HomeOptions, run_id: str, epoch: int, pairs: tuple[str, ...
 def checkpoint(
     options: HomeOptions,
     run_id: str,
-    epoch: int,
+    epoch: int | None,
+    step: int | None,
     best: bool,
     final: bool,
     score: float,
@@ -140,19 +168,22 @@ def checkpoint(
     \b
     Examples:
       hubqueue enqueue checkpoint --run $RUN --epoch 99 --final --map 0.51 best.pt
-      hubqueue enqueue checkpoint --run $RUN --epoch 99 --archive checkpoints/step-1200
+      hubqueue enqueue checkpoint --run $RUN --step 1200 --archive checkpoints/step-1200
     """
-    from hubqueue.config.registry import of_row
     from hubqueue.domain.drafts import Checkpoint
     from hubqueue.producer import metrics as values
     from hubqueue.producer.intake import save_snapshot
 
+    at = _position(epoch, step)
     with options.open() as outbox:
-        run_id = _open_run(outbox, run_id, Kind.CKPT)
+        run_id, type = _open_run(outbox, run_id, Kind.CKPT)
         number = values.score("map", score, strict=True)
-        saved = Checkpoint(path, epoch, is_best=best, map=number, final=final, archive=archive)
-        (row,) = outbox.stats.runs(run_id=run_id)
-        entry_id = save_snapshot(outbox, run_id, saved, folders=of_row(row["type"]).takes_folders)
+        saved = Checkpoint(
+            path, at.epoch, is_best=best, map=number, final=final, archive=archive, step=at.step
+        )
+        entry_id = save_snapshot(
+            outbox, run_id, saved, folders=type.takes_folders, steps=_takes_steps(type, at)
+        )
     click.echo(f"entry {entry_id}")
 
 
@@ -176,8 +207,21 @@ def end(options: HomeOptions, run_id: str, failed: bool) -> None:
     click.echo(f"run {run_id} is {state}" if ended else f"run {run_id} had already ended")
 
 
-def _open_run(outbox: Any, given: str, kind: Kind) -> str:
-    """The id of a run that accepts more entries of a kind: as in Python, an ended run accepts none."""
+def _position(epoch: int | None, step: int | None) -> Position:
+    from hubqueue.producer.metrics import position
+
+    if epoch is None and step is None:
+        raise click.UsageError("one of the options --epoch and --step is missing")
+    return position(epoch, step)
+
+
+def _open_run(outbox: Any, given: str, kind: Kind) -> tuple[str, Destination]:
+    """The id and the type of the destination of a run that accepts more entries of a kind.
+
+    As in Python, an ended run accepts none.
+    """
+    from hubqueue.config.registry import of_row
+
     run_id = find_run(outbox, given)
     (run,) = outbox.stats.runs(run_id=run_id)
     state = run["state"]
@@ -186,7 +230,16 @@ def _open_run(outbox: Any, given: str, kind: Kind) -> str:
     if kind not in {lane["kind"] for lane in run["lanes"]}:
         hint = "start the run for another destination: hubqueue enqueue run --to DESTINATION MODEL"
         raise InvalidArgument(f"destination {run['label']} takes no {kind}", hint=hint)
-    return run_id
+    return run_id, of_row(run["type"])
+
+
+def _takes_steps(type: Destination, at: Position) -> bool:
+    """Whether a destination takes steps. Raises what is wrong with a package that is not here, for a key depends on it."""
+    from hubqueue.config.registry import absent
+
+    if at.step is not None and (missing := absent(type.type)) is not None:
+        raise missing.error
+    return type.takes_steps
 
 
 def _pairs(pairs: tuple[str, ...]) -> dict[str, object]:

@@ -31,7 +31,8 @@ class Start:
     `described` completes its drafts with facts about the machine.
     `again` is set in a preliminary start: it reads the settings again and returns the actual start. It raises
     `OutboxUnavailable` as long as they cannot be read, and `ConfigError` and `InvalidModel` for what they turn out to be.
-    With `is_joined` this process only saves to a run of another process, `resume`, and does not end it.
+    With `is_joined` this process only saves to a run of another process, `resume`, and does not end it. `name` is that of a
+    new run, empty without one.
     """
 
     home: Home
@@ -43,6 +44,12 @@ class Start:
     described: Callable[[Draft], Draft] = lambda draft: draft
     again: Callable[[], Start] | None = None
     is_joined: bool = False
+    name: str = ""
+
+    @property
+    def takes_steps(self) -> bool | None:
+        """Whether the destination takes steps; None in a preliminary start, as its destination may be another one."""
+        return None if self.again is not None else declaration(self.destination.type).takes_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,7 @@ class Wanted:
     args: Mapping[str, object]
     destination: str | None
     resume: str | None
+    name: str = ""
 
     def start(self, *, strict: bool) -> Start:
         """The start, preliminary if the settings cannot be read. With `strict` that is raised: `OutboxUnavailable`.
@@ -87,7 +95,7 @@ class Wanted:
         named = named or declaration(target.type).identify(self.model, target)
         others = settings.destinations.values()
         args = without_keys(self.args, self.home.credentials, os.environ, others, named.api_key)
-        return Start(self.home, settings, target, named, args, self.resume)
+        return Start(self.home, settings, target, named, args, self.resume, name=self.name)
 
 
 def readable_settings(
