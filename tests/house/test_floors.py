@@ -19,6 +19,7 @@ LEAK = re.compile(rf"""["'](?:{_TYPES})["']|(?<!row)\.type [=!]= (?!\w+\.type\b)
 # These files are the public interface of their folders.
 DECLARATIONS = {
     "hubqueue/cli",
+    "hubqueue/destinations/folder",
     "hubqueue/destinations/hub",
     "hubqueue/destinations/platform",
     "hubqueue/integrations/ultralytics",
