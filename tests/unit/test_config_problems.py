@@ -124,7 +124,10 @@ def test_the_hint_names_only_the_source_of_the_problem(
             "destinations.hub.rate_limits = 3",
             "destinations.hub.rate_limits must be a table, not a whole number",
         ),
-        ("destinations.hub.type = 'platfrom'", "destinations.hub.type must be 'hub' or 'platform'"),
+        (
+            "destinations.hub.type = 'platfrom'",
+            "destinations.hub.type must be 'hub' or 'platform'; did you mean 'platform'?",
+        ),
         (
             "destinations.hub.insecure = 1",
             "destinations.hub.insecure must be true or false, not a whole number",
