@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hubqueue.outbox.outbox import Outbox, open_outbox
     from hubqueue.producer.leftover import Leftover
     from hubqueue.producer.run import Run, start_run
+    from hubqueue.retrieval.pull import pull
+    from hubqueue.retrieval.verify import Verification, verify
 
 _HOMES = {
     "HUBTrainingSession": "hubqueue.integrations.hub_session.session",
@@ -30,8 +32,11 @@ _HOMES = {
     "Leftover": "hubqueue.producer.leftover",
     "Outbox": "hubqueue.outbox.outbox",
     "Run": "hubqueue.producer.run",
+    "Verification": "hubqueue.retrieval.verify",
     "open_outbox": "hubqueue.outbox.outbox",
+    "pull": "hubqueue.retrieval.pull",
     "start_run": "hubqueue.producer.run",
+    "verify": "hubqueue.retrieval.verify",
 }
 
 __all__ = [
@@ -40,9 +45,12 @@ __all__ = [
     "Leftover",
     "Outbox",
     "Run",
+    "Verification",
     "__version__",
     "open_outbox",
+    "pull",
     "start_run",
+    "verify",
 ]
 
 
