@@ -113,7 +113,8 @@ class Download:
         _move(part if self._checkpoint.is_folder else next(iter(files)), path, replace=self._replace)
         sync_folder(self._folder)
         if not self._checkpoint.is_folder:
-            part.rmdir()
+            with contextlib.suppress(OSError):  # what counts is at its path
+                part.rmdir()
         return Pulled(path, self._here - self._before, self._before)
 
     def _path_of(self, file: StoredFile, part: Path) -> Path:
@@ -156,9 +157,9 @@ class Download:
 
     def _refuse_full(self, part: Path, files: Collection[Path]) -> None:
         here = sum(each.stat().st_size for each in files if each.exists())
-        free, missing = shutil.disk_usage(part).free, self._checkpoint.size - here
-        if missing > free:
-            what = f"{self._folder} has {size(free)} of free space, the checkpoint needs {size(missing)}"
+        disk, missing = shutil.disk_usage(part), self._checkpoint.size - here
+        if disk.total and missing > disk.free:  # some network disks report nothing
+            what = f"{self._folder} has {size(disk.free)} of free space, the checkpoint needs {size(missing)}"
             raise NotWritten(what, hint="free space, or name another folder: --to")
 
     def _not_written(self, error: OSError) -> NotWritten:
@@ -171,7 +172,7 @@ class Download:
 def _alone(path: Path) -> Iterator[None]:
     """Wait until no other process downloads the same checkpoint to the same folder."""
     lock = Lock(path)
-    with contextlib.suppress(OutboxUnavailable):  # a file system without locks
+    with contextlib.suppress(OutboxUnavailable, NotImplementedError):  # a file system without locks
         while not lock.acquire(_LOOK):
             pass
     try:
@@ -230,7 +231,7 @@ def _remove_others(part: Path, wanted: Collection[Path]) -> None:
     folders = {above for each in wanted for above in each.parents}
     for folder, inner, names in os.walk(part, topdown=False):
         for path in (Path(folder) / each for each in names):
-            if path not in wanted or path.is_symlink():
+            if path not in wanted or not stat.S_ISREG(path.lstat().st_mode):
                 path.unlink()
         for path in (Path(folder) / each for each in inner):
             if path.is_symlink():

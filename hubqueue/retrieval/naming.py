@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import PurePath
 from typing import Any
@@ -19,39 +19,37 @@ _MOST_NAMED = 3
 
 
 def find(
-    source: Source, given: str, outbox: Outbox | None
-) -> tuple[str, tuple[StoredCheckpoint, ...], str | None]:
-    """The name of a run at the destination, its checkpoints, and its id in the outbox of this home (None: not there).
+    source: Source, given: str, outbox: Callable[[], Outbox | None]
+) -> tuple[str, tuple[StoredCheckpoint, ...]]:
+    """The name of a run at the destination, and its checkpoints. `outbox` is called if the destination has no such name.
 
     Raises `UnknownName` for an id that begins several runs, `NotThere` with close names as the hint, and
     `DestinationUnavailable`.
     """
     with suppress(NotThere):
-        return given, source.checkpoints(given), local_id(outbox, source.target.name, given)
-    known = _rows(outbox)
-    for row in _meant(known, given, source.target.name):
-        for name in names_of(row):
-            with suppress(NotThere):
-                return name, source.checkpoints(name), row["id"]
-    there = source.runs()
-    ids = {given, *(row["id"] for row in _meant(known, given, source.target.name))}
+        return given, source.checkpoints(given)
+    meant = list(_meant(_rows(outbox()), given, source.target.name))
+    for name in (name for row in meant for name in names_of(row)):
+        with suppress(NotThere):
+            return name, source.checkpoints(name)
+    there, ids = source.runs(), {given, *(row["id"] for row in meant)}
     if found := next((each for each in there if each.id in ids), None):
-        return found.name, source.checkpoints(found.name), local_id(outbox, source.target.name, found.name)
+        return found.name, source.checkpoints(found.name)
     raise _not_there(source, given, there)
 
 
 def local_id(outbox: Outbox | None, destination: str, name: str) -> str | None:
     """The id in this outbox of the run that has this name at a destination; None if it has none."""
-    rows = [row for row in _rows(outbox) if row["label"] == destination]
-    # The id that the destination gave decides: two runs may have been given the same name.
-    sure = [row["id"] for row in rows if row["remote_id"] == name]
-    return next(iter(sure or [row["id"] for row in rows if name in names_of(row)]), None)
+    rows = (row for row in _rows(outbox) if row["label"] == destination)
+    return next((row["id"] for row in rows if name in names_of(row)), None)
 
 
 def names_of(row: Mapping[str, Any]) -> list[str]:
-    """The names that a run of this outbox may have at a destination, the most certain one first."""
-    default = f"{PurePath(row['model']).stem}-{row['id']}"
-    return [each for each in (row["remote_id"], row["name"], default) if each]
+    """The names that a run of this outbox may have at a destination: the one that it gave, if that is known."""
+    given = row["remote_id"]
+    if given and given != row["id"]:
+        return [given]
+    return [each for each in (given, row["name"], f"{PurePath(row['model']).stem}-{row['id']}") if each]
 
 
 def _rows(outbox: Outbox | None) -> Sequence[Mapping[str, Any]]:

@@ -70,7 +70,8 @@ def retrieve(
     folder = None if to is None else literal_path(to, "--to")
     with ExitStack() as at_end:
         source = at_end.enter_context(opened(destination, home, config))
-        name, checkpoints, _ = find(source, run, at_end.enter_context(outbox_of(home, config)))
+        # Opened only if needed: on another machine there is none, and a damaged one must not prevent a pull.
+        name, checkpoints = find(source, run, lambda: at_end.enter_context(outbox_of(home, config)))
         checkpoint = choose(checkpoints, wanted, run=clean(name, limit=80))
         if folder is None:
             folder = _folder_of(name)
@@ -90,9 +91,9 @@ def checkpoints_of(
     destination: str, *, run: str, home: AnyPath | None = None, config: AnyPath | None = None
 ) -> tuple[str, tuple[StoredCheckpoint, ...]]:
     """The name of a run at a destination, and its whole checkpoints in their order. Raises as `pull`."""
-    with opened(destination, home, config) as source, outbox_of(home, config) as outbox:
-        name, checkpoints, _ = find(source, run, outbox)
-        return name, checkpoints
+    with ExitStack() as at_end:
+        source = at_end.enter_context(opened(destination, home, config))
+        return find(source, run, lambda: at_end.enter_context(outbox_of(home, config)))
 
 
 def _folder_of(run: str) -> Path:

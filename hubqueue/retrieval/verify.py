@@ -25,7 +25,7 @@ from hubqueue.domain.snapshots.stored import StoredCheckpoint, StoredFile
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.retrieval.choosing import ALL, choose, parse
 from hubqueue.retrieval.download import Progress
-from hubqueue.retrieval.naming import find
+from hubqueue.retrieval.naming import find, local_id
 from hubqueue.retrieval.paths import problem_of
 from hubqueue.retrieval.source import Source, opened, outbox_of
 
@@ -128,7 +128,8 @@ def verify(
     with ExitStack() as at_end:
         source = at_end.enter_context(opened(destination, home, config))
         outbox = at_end.enter_context(outbox_of(home, config))
-        name, checkpoints, run_id = find(source, run, outbox)
+        name, checkpoints = find(source, run, lambda: outbox)
+        run_id = local_id(outbox, source.target.name, name)
         saved = [] if outbox is None or run_id is None else list(_saved(outbox, run_id))
         missing: tuple[Difference, ...] = ()
         if wanted.word == ALL:
@@ -223,7 +224,11 @@ def _missing(
     """
     removes = declaration(source.target.type).removes_older(source.target)
     for each in reversed(saved[:1] if removes else saved):
-        if not any(_is_of(each, there) for there in checkpoints):
+        of_it = [there for there in checkpoints if _is_of(each, there)]
+        is_there = any(_is_same(each, there) for there in of_it)
+        # One that is not what any entry says is reported as such, and may be this one.
+        is_altered = any(not any(_is_same(other, there) for other in saved) for there in of_it)
+        if not (is_there or is_altered):
             yield Difference(each.called, "", "it was delivered, and is not there")
 
 

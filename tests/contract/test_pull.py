@@ -353,6 +353,12 @@ def test_a_misspelt_run_is_an_error_with_close_names(home: Path, run: Path, tmp_
     assert caught.value.hint == (f"did you mean {RUN}? hubqueue pull lab --list shows its runs")
 
 
+def test_a_damaged_outbox_does_not_prevent_a_pull_by_name(home: Path, run: Path, tmp_path: Path) -> None:
+    (home / "outbox.db").write_bytes(b"not a database" * 1000)
+
+    assert hubqueue.pull("lab", run=RUN, to=tmp_path / "to", home=home).is_dir()
+
+
 def test_no_outbox_and_no_home_is_made(home: Path, run: Path, tmp_path: Path) -> None:
     hubqueue.pull("lab", run="0bf51cd3352d", to=tmp_path / "to", home=home)
 

@@ -152,6 +152,17 @@ def test_a_delivered_checkpoint_that_is_gone_is_missing(home: Path, run: Path, t
         verified(home, run, which="latest")
 
 
+def test_of_two_checkpoints_of_one_epoch_each_is_expected(home: Path, run: Path, tmp_path: Path) -> None:
+    with open_outbox(home) as outbox, outbox.database.write() as tx:  # both were delivered as epoch 0
+        tx.exec_driver_sql("UPDATE entries SET payload = replace(payload, '\"epoch\": 1', '\"epoch\": 0')")
+    shelf.rewrite(run, "epoch-0001", epoch=0)
+    assert verified(home, run)
+
+    (run / "epoch-0001.json").unlink()
+
+    assert differences(verified(home, run)) == ["epoch 0: it was delivered, and is not there"]
+
+
 def test_only_the_chosen_checkpoint_is_compared(home: Path, run: Path) -> None:
     (run / "epoch-0000" / "last.pt").unlink()
 
