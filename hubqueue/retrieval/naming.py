@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import PurePath
 from typing import Any
 
 from hubqueue.domain.errors import NotThere, UnknownName
+from hubqueue.domain.identifier import default_name
 from hubqueue.domain.quantities import plural
 from hubqueue.domain.redact import clean
 from hubqueue.domain.snapshots.stored import StoredCheckpoint, StoredRun
@@ -49,7 +49,7 @@ def names_of(row: Mapping[str, Any]) -> list[str]:
     given = row["remote_id"]
     if given and given != row["id"]:
         return [given]
-    return [each for each in (given, row["name"], f"{PurePath(row['model']).stem}-{row['id']}") if each]
+    return [each for each in (given, row["name"], default_name(row["model"], row["id"])) if each]
 
 
 def _rows(outbox: Outbox | None) -> Sequence[Mapping[str, Any]]:

@@ -105,17 +105,17 @@ def _word(can: bool | None) -> str:
 
 def _configured(options: HomeOptions, config: Config) -> list[dict[str, Any]]:
     from hubqueue.config import credentials as keys
-    from hubqueue.config.choice import choose
+    from hubqueue.config.choice import choose_all
 
     credentials = keys.Credentials(options.home().credentials, os.environ)
-    default = choose(config, credentials, None)
+    defaults = choose_all(config, credentials, None)
     return [
         {
             "name": name,
             "type": each.type,
             "address": safe_url(each.url) or None,
             "key": _has_key(credentials, each),
-            "default": each == default,
+            "default": each in defaults,
         }
         for name, each in sorted(config.destinations.items())
     ]
