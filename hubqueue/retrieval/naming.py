@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hubqueue.domain.errors import NotThere, UnknownName
 from hubqueue.domain.identifier import default_name
 from hubqueue.domain.quantities import plural
 from hubqueue.domain.redact import clean
 from hubqueue.domain.snapshots.stored import StoredCheckpoint, StoredRun
-from hubqueue.outbox.outbox import Outbox
 from hubqueue.retrieval.source import Source
+
+if TYPE_CHECKING:
+    from hubqueue.outbox.outbox import Outbox
 
 _MOST_NAMED = 3
 

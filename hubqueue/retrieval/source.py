@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hubqueue.config.config import Config
 from hubqueue.config.credentials import Credentials
@@ -30,7 +31,9 @@ from hubqueue.domain.errors import (
 )
 from hubqueue.domain.redact import clean
 from hubqueue.domain.snapshots.stored import StoredCheckpoint, StoredFile, StoredRun
-from hubqueue.outbox.outbox import Outbox, open_to_read
+
+if TYPE_CHECKING:
+    from hubqueue.outbox.outbox import Outbox
 
 AGAIN = "try again later; hubqueue check finds out why"
 _ASK_THE_AUTHOR = "report it to the author of this type of destination"
@@ -165,6 +168,8 @@ def outbox_of(
     if settings.outbox.url is None and not located.outbox.exists():
         yield None
         return
+    from hubqueue.outbox.outbox import open_to_read  # it takes most of the time of a short command
+
     with open_to_read(home, config) as outbox:
         yield outbox
 

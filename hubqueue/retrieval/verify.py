@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hubqueue.config.registry import declaration
 from hubqueue.domain.entry import Kind
@@ -22,12 +22,14 @@ from hubqueue.domain.quantities import plural
 from hubqueue.domain.redact import clean
 from hubqueue.domain.snapshots.snapshot import FOLDER
 from hubqueue.domain.snapshots.stored import StoredCheckpoint, StoredFile
-from hubqueue.outbox.outbox import Outbox
 from hubqueue.retrieval.choosing import ALL, choose, parse
 from hubqueue.retrieval.download import Progress
 from hubqueue.retrieval.naming import find, local_id
 from hubqueue.retrieval.paths import problem_of
 from hubqueue.retrieval.source import Source, opened, outbox_of
+
+if TYPE_CHECKING:
+    from hubqueue.outbox.outbox import Outbox
 
 AnyPath = str | os.PathLike[str]
 _MOST_ENTRIES = 1_000_000

@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 import shelf
+from stage import environ_of, python
 
 import hubqueue
 from hubqueue.domain.errors import (
@@ -336,12 +337,12 @@ def test_a_run_of_a_training_is_found_by_the_id_it_has_at_another_destination(
     shelf.configure(home, tmp_path / "shelf", "[destinations.hub]", "type = 'hub'")
     with open_outbox(home) as outbox:
         outbox.note_destinations()
-        first, _ = outbox.registry.start_run(destination="hub", model="m.pt", kinds=(), new_id="aaa")
+        first, _ = outbox.registry.start_run(
+            destination="hub", model="m.pt", kinds=(), new_id="aaa", together="aaa"
+        )
         outbox.registry.start_run(
             destination="lab", model="m.pt", kinds=(), remote_id=RUN, together=first, new_id="bbb"
         )
-        with outbox.database.write() as tx:
-            tx.exec_driver_sql("UPDATE runs SET together = 'aaa' WHERE id = 'aaa'")
 
     assert hubqueue.pull("lab", run="aaa", which="epoch:3", to=tmp_path / "to", home=home).exists()
 
@@ -359,8 +360,16 @@ def test_a_damaged_outbox_does_not_prevent_a_pull_by_name(home: Path, run: Path,
     assert hubqueue.pull("lab", run=RUN, to=tmp_path / "to", home=home).is_dir()
 
 
-def test_no_outbox_and_no_home_is_made(home: Path, run: Path, tmp_path: Path) -> None:
-    hubqueue.pull("lab", run="0bf51cd3352d", to=tmp_path / "to", home=home)
+def test_no_outbox_is_made_and_nothing_of_it_is_loaded(home: Path, run: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, hubqueue; hubqueue.pull('lab', run='0bf51cd3352d', to=sys.argv[1], home=sys.argv[2]);"
+        "print(sorted({'sqlalchemy', 'requests', 'apscheduler'} & set(sys.modules)))"
+    )
+    environ = environ_of(home, PYTHONPATH=f"{tmp_path / 'site'}{os.pathsep}{shelf.ROOT}")
+
+    out, _ = python(code, environ, str(tmp_path / "to"), str(home), fresh=True).communicate(timeout=60)
+
+    assert out == "[]\n"
 
     assert os.listdir(home) == ["config.toml"]
 
