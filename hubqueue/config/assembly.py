@@ -9,9 +9,9 @@ import dataclasses
 from typing import Any
 
 from hubqueue.config import forms
-from hubqueue.config.config import Config, did_you_mean
+from hubqueue.config.config import Config
 from hubqueue.config.forms import Given
-from hubqueue.config.names import variable
+from hubqueue.config.names import did_you_mean, variable
 from hubqueue.config.registry import IMPLIED, USUAL, vendors_url
 from hubqueue.config.setting import Table, settings_of, tables_of
 from hubqueue.config.settings import DestinationSettings, RetrySettings

@@ -127,7 +127,7 @@ def test_the_hint_names_only_the_source_of_the_problem(
         ),
         (
             "destinations.hub.type = 'platfrom'",
-            f"destinations.hub.type must be {' or '.join(map(repr, BUILT_IN))}",
+            f"destinations.hub.type must be {' or '.join(map(repr, BUILT_IN))}; did you mean 'platform'?",
         ),
         (
             "destinations.hub.insecure = 1",
