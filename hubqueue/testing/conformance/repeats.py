@@ -1,0 +1,75 @@
+"""Repeats: a kill at any step of any attempt loses nothing and stores nothing twice; a stopped upload continues."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from hubqueue.destinations.base import Kind
+from hubqueue.domain.lifecycle import State
+from hubqueue.testing.child import Job, work
+from hubqueue.testing.conformance.deliveries import FOLDER
+from hubqueue.testing.conformance.stage import Stage
+from hubqueue.testing.watched import Step
+
+_MOST_KILLS = 100
+
+
+class Repeats:
+    """Tests of repeats (P7, P12). `resumes`: the destination must continue an upload that was stopped."""
+
+    resumes = False
+
+    def test_a_kill_at_any_step_loses_and_repeats_nothing(self, stage: Stage) -> None:
+        """Process after process sends the training; each is killed at a step at which none was killed before."""
+        run = stage.start()
+        stage.log(run, 0, 1)
+        stage.save(run, FOLDER if stage.declared.takes_folders else b"weights" * 100_000)
+        stage.end(run)
+        stage.worker.stop()
+
+        killed: set[str] = set()
+        for _ in range(_MOST_KILLS):
+            done = work(Job(stage.home, stage.environ, stage.clock.elapsed() - 1000, frozenset(killed)))
+            stage.assert_proven()
+            stage.whole(run)
+            if done.killed_at is None:
+                break
+            killed.add(done.killed_at)
+            stage.pass_time()
+
+        assert stage.count(State.PENDING) == 0, f"still owed: {stage.reasons()}"
+        assert any("settled" in each for each in killed), f"killed only at: {killed}"
+        stage.assert_arrived(run)
+
+    def test_a_stopped_upload_continues(self, stage: Stage) -> None:
+        """After the first progress that it has stored, an upload is stopped: what has arrived is not sent again."""
+        stage.needs(Kind.CKPT)
+        run = stage.start()
+        stage.drain()
+        content: bytes | dict[str, bytes] = b"weights" * 1_500_000
+        if stage.declared.takes_folders:
+            content = {f"part-{number}.bin": bytes([number]) * 700_000 for number in range(8)}
+        stage.save(run, content)
+        stopped: list[Step] = []
+
+        def stop(step: Step, event: threading.Event) -> None:
+            if step.what == "progress" and not stopped:
+                stopped.append(step)
+                event.set()
+
+        stage.note = stop
+        stage.step()
+        if not stopped and not self.resumes:
+            pytest.skip(f"{stage.declared.type} stores no progress of an upload")
+        assert stopped, "no progress was stored: attempt.on_progress"
+        stage.restart()
+        stage.drain()
+
+        stage.assert_arrived(run)
+        stage.assert_clear()
+        arrived = stage.received(run).upload_bytes
+        if arrived is not None:
+            size = sum(map(len, stage.whole(run)[0].values()))
+            assert arrived < 1.5 * size, "the upload was sent again from its beginning"
