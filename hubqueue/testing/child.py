@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,12 +39,14 @@ class Job:
     """What the process does: send all that is due in this home, `passed` seconds after the start of a `FakeClock`.
 
     `killed` has the steps at which earlier processes were killed: this one is killed at the first other one (None: never).
+    `kill_after` is the number of bytes of a checkpoint after which it is killed when it has stored its progress.
     """
 
     home: Path
     environ: Mapping[str, str]
     passed: float
     killed: frozenset[str] | None = None
+    kill_after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +65,18 @@ class _Progress:
     job: Job
     report: Connection
     peak: int = 0
+    sent: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, step: Step, _stop: threading.Event) -> None:
-        if step.number <= _MOST:
-            self.perhaps_die(str(step))
-        if step.kind is Kind.CKPT and self.job.killed is None:
+    def note(self, step: Step) -> None:
+        self.sent = max(self.sent, step.bytes)
+        if self.job.killed is not None:
+            if step.number <= _MOST:
+                self.perhaps_die(str(step))
+        elif self.job.kill_after is not None:
+            if step.what == "progress" and self.sent > self.job.kill_after:
+                self.die(str(step))
+        elif step.kind is Kind.CKPT:
             if step.what == "claimed":
                 tracemalloc.start()
             elif step.what == "sent":
@@ -79,8 +88,10 @@ class _Progress:
             self.perhaps_die(f"{fact.kind}, settled")
 
     def perhaps_die(self, step: str) -> None:
-        if self.job.killed is None or step in self.job.killed:
-            return
+        if self.job.killed is not None and step not in self.job.killed:
+            self.die(step)
+
+    def die(self, step: str) -> None:
         with self.lock:
             self.report.send(Done(step, 0))
             _die()
@@ -88,10 +99,7 @@ class _Progress:
 
 def work(job: Job) -> Done:
     """Do a job in a new process. Raises `AssertionError` if it ends in another way."""
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
-        context.set_forkserver_preload(_PRELOAD)
+    context = _context()
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_main, args=(job, dict(os.environ), there), daemon=True)
     process.start()
@@ -108,6 +116,14 @@ def work(job: Job) -> Done:
     process.close()
     assert isinstance(done, Done), f"the process of the worker ended with {code}"
     return done
+
+
+def _context() -> ForkServerContext | SpawnContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload(_PRELOAD)
+    return forking
 
 
 def _main(job: Job, environ: Mapping[str, str], report: Connection) -> None:

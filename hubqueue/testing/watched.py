@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,8 +30,8 @@ class Step:
         return f"{self.kind}, {self.what} {self.number}"
 
 
-Note: TypeAlias = Callable[[Step, threading.Event], None]
-"""Receives each step, and the event that stops its attempt."""
+Note: TypeAlias = Callable[[Step], object]
+"""Receives each step."""
 
 
 class Watched:
@@ -47,7 +46,7 @@ class Watched:
 
         def note(what: str, sent: int = 0) -> None:
             seen[what] += 1
-            self._note(Step(batch.kind, what, seen[what], sent), attempt.stop)
+            self._note(Step(batch.kind, what, seen[what], sent))
 
         def on_start() -> None:
             attempt.on_start()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from hubqueue.destinations.sandbox import Sandbox
-from hubqueue.testing.conformance import Conformance, Received, SandboxService
+from hubqueue.testing.conformance import Conformance, Received, SandboxService, Stage
 
 KEY = "canary-key-of-the-conformance-tests"
 _ENDS = {"training_complete": "finished", "training_failed": "failed"}
@@ -58,14 +58,26 @@ class Platform(SandboxService):
         )
 
 
-class TestHub(Conformance):
+class _Economical(Conformance):
+    """The tests of every destination; those that start processes are slow."""
+
+    @pytest.mark.slow
+    def test_a_kill_at_any_step_loses_and_repeats_nothing(self, stage: Stage) -> None:
+        super().test_a_kill_at_any_step_loses_and_repeats_nothing(stage)
+
+    @pytest.mark.slow
+    def test_memory_does_not_grow_with_a_checkpoint(self, stage: Stage) -> None:
+        super().test_memory_does_not_grow_with_a_checkpoint(stage)
+
+
+class TestHub(_Economical):
     @pytest.fixture
     def service(self) -> Iterator[Hub]:
         with Hub(Sandbox(keys=(KEY,))) as running:
             yield running
 
 
-class TestPlatform(Conformance):
+class TestPlatform(_Economical):
     resumes = True
     twins = 1  # decision 0013
 

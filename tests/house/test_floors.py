@@ -24,6 +24,7 @@ DECLARATIONS = {
     "hubqueue/integrations/ultralytics",
     "hubqueue/sandbox",
     "hubqueue/testing",
+    "hubqueue/testing/conformance",
 }
 
 

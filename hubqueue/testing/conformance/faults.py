@@ -9,7 +9,7 @@ import pytest
 from hubqueue.destinations.base import Kind
 from hubqueue.domain.lifecycle import State
 from hubqueue.testing.conformance.service import BAD_EPOCH, BAD_MARK, Fault
-from hubqueue.testing.conformance.stage import PATIENCE, Stage
+from hubqueue.testing.conformance.stage import Stage
 from hubqueue.worker.events import AttemptStarted, BatchDelivered
 
 _TRANSIENT = (
@@ -82,8 +82,10 @@ class Faults:
         stage.drain()
         stage.service.fail(Fault.HANG, kind=Kind.CKPT)
         stage.save(run, b"weights" * 1000)
-        stage.log(run, 0)
+        stage.worker.step()
+        assert stage.wait_for(lambda fact: isinstance(fact, AttemptStarted) and fact.kind is Kind.CKPT)
 
+        stage.log(run, 0)
         stage.worker.step()
         arrived = stage.wait_for(lambda fact: isinstance(fact, BatchDelivered) and fact.kind is Kind.METRICS)
 
@@ -124,7 +126,7 @@ def _fails(stage: Stage, fault: Fault) -> None:
     stage.service.fail(fault)
     for _ in range(2):
         while stage.worker.step():
-            assert stage.worker.wait_free(PATIENCE), "an attempt did not end"
+            assert stage.worker.wait_free(stage.patience), "an attempt did not end"
         stage.assert_clear()
         assert stage.count(State.DELIVERED) == delivered, f"delivered, and the service {fault}"
         assert stage.count(State.PENDING) == waiting, f"not owed any more, and the service {fault}"

@@ -54,6 +54,11 @@ class HttpService(SandboxService):
         """The settings of a destination that sends here."""
         return {**super().settings, **self.more}
 
+    @property
+    def upload_bytes(self) -> int:
+        """The bytes that have arrived of all checkpoints, in all attempts: for `Received.upload_bytes` of a single run."""
+        return sum(each.body_bytes for each in self.server.requests if each.kind == Kind.CKPT)
+
     def kind_of(self, method: str, parts: Sequence[str]) -> Kind | None:
         """The kind of the entries in a request, from its method and the parts of its path; None for another request."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ from hubqueue.destinations.base import Kind
 from hubqueue.domain.lifecycle import State
 from hubqueue.testing.child import Job, work
 from hubqueue.testing.conformance.service import WAIT, Fault
-from hubqueue.testing.conformance.stage import PATIENCE, Stage
+from hubqueue.testing.conformance.stage import Stage
 
 _MIB = 1 << 20
 
@@ -36,7 +36,7 @@ class Limits:
             stage.log(run, second_of_time)
             for worker in (stage.worker, second):
                 worker.step()
-                assert worker.wait_free(PATIENCE)
+                assert worker.wait_free(stage.patience)
             stage.pass_time(1)
         second.stop(timedelta(0))
         starts = stage.starts[Kind.METRICS]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from types import TracebackType
 from typing import Self
 
 from hubqueue.domain.entry import Kind
@@ -60,10 +59,8 @@ class SandboxService:
         raise NotImplementedError
 
     def __enter__(self) -> Self:
-        self.server.__enter__()
+        self.server.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.server.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self.server.stop()

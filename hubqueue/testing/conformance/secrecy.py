@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from hubqueue.testing.conformance.service import Fault
-from hubqueue.testing.conformance.stage import PATIENCE, Stage
+from hubqueue.testing.conformance.stage import Stage
 
 _LOUD = (Fault.UNREACHABLE, Fault.ERROR, Fault.NONSENSE, Fault.BROKEN_OFF, Fault.LOST, Fault.KEY_REFUSED)
 
@@ -28,7 +28,7 @@ class Secrecy:
                 if fault in stage.service.faults:
                     stage.service.fail(fault)
                     while stage.worker.step():
-                        assert stage.worker.wait_free(PATIENCE), "an attempt did not end"
+                        assert stage.worker.wait_free(stage.patience), "an attempt did not end"
                     stage.service.heal()
                     stage.pass_time()
             stage.log(run, 0)
