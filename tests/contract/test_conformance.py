@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
+from hubqueue.config.registry import is_known
+from hubqueue.destinations.base import Kind
 from hubqueue.destinations.sandbox import Sandbox
-from hubqueue.testing.conformance import Conformance, Received, SandboxService, Stage
+from hubqueue.testing.conformance import Conformance, Fault, Received, SandboxService, Stage
 
 KEY = "canary-key-of-the-conformance-tests"
 _ENDS = {"training_complete": "finished", "training_failed": "failed"}
@@ -58,6 +62,58 @@ class Platform(SandboxService):
         )
 
 
+class Folder:
+    """A folder on a disk that can be away. It is no service: nothing else can go wrong on request."""
+
+    type = "folder"
+    faults = frozenset({Fault.UNREACHABLE})
+    secrets: Mapping[str, str] = {}
+    environ: Mapping[str, str] = {}
+
+    def __init__(self, folder: Path) -> None:
+        self._disk, self._away = folder / "disk", folder / "away"
+        self._disk.mkdir()
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return {"path": str(self._disk / "runs")}
+
+    def fail(
+        self, fault: Fault, *, kind: Kind | None = None, after: int = 0, times: int | None = None
+    ) -> None:
+        assert fault is Fault.UNREACHABLE
+        self._disk.rename(self._away)
+        self._disk.touch()  # no folder can be made there
+
+    def heal(self) -> None:
+        if self._away.exists():
+            self._disk.unlink()
+            self._away.rename(self._disk)
+
+    def received(self) -> Mapping[str, Received]:
+        disk = self._away if self._away.exists() else self._disk
+        return {each.parent.name: self._run(each.parent) for each in disk.glob("runs/*/run.json")}
+
+    def _run(self, run: Path) -> Received:
+        stored = sorted(run.glob("metrics/*.jsonl"), key=lambda each: each.stat().st_mtime_ns)
+        lines = [json.loads(line) for each in stored for line in each.read_text().splitlines()]
+        state = json.loads((run / "run.json").read_text())["state"]
+        return Received(
+            metrics=[
+                (f"step:{each['step']}" if "step" in each else str(each["epoch"]), each["metrics"])
+                for each in lines
+            ],
+            checkpoints=[self._checkpoint(each) for each in run.glob("checkpoints/*/manifest.json")],
+            ends=[] if state == "running" else [state],
+        )
+
+    def _checkpoint(self, manifest: Path) -> Mapping[str, bytes]:
+        files = json.loads(manifest.read_text())["files"]
+        return {
+            each["path"]: (manifest.parent / each.get("stored", each["path"])).read_bytes() for each in files
+        }
+
+
 class _Economical(Conformance):
     """The tests of every destination; those that start processes are slow."""
 
@@ -85,3 +141,10 @@ class TestPlatform(_Economical):
     def service(self) -> Iterator[Platform]:
         with Platform(Sandbox(keys=(KEY,))) as running:
             yield running
+
+
+@pytest.mark.skipif(not is_known("folder"), reason="there is no destination folder yet")
+class TestFolder(_Economical):
+    @pytest.fixture
+    def service(self, tmp_path: Path) -> Folder:
+        return Folder(tmp_path)
