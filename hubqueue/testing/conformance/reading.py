@@ -48,6 +48,8 @@ class Reading:
 
     def test_what_is_not_there_is_reported_so(self, stage: Stage) -> None:
         reader = _reader(stage)
+        stage.start()
+        stage.drain()
         try:
             with pytest.raises(NotThere):
                 list(reader.checkpoints("no-run-of-this-name"))

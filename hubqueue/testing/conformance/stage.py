@@ -142,7 +142,7 @@ class Stage:
         """Skip the test if the service cannot be made to do one of these."""
         for fault in faults:
             if fault not in self.service.faults:
-                pytest.skip(f"no fault {fault.name}: the service of {self.declared.type} never {fault}")
+                pytest.skip(f"no fault {fault.name}: the fake of {self.declared.type} cannot do that")
 
     def has(self, kind: Kind) -> bool:
         """Whether the destination has a lane for this kind."""
