@@ -25,6 +25,7 @@ DECLARATIONS = {
     "hubqueue/integrations/ultralytics",
     "hubqueue/sandbox",
     "hubqueue/testing",
+    "hubqueue/testing/conformance",
 }
 
 
