@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
 import threading
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +18,9 @@ from urllib.parse import unquote
 
 from stage import ROOT, environ_of
 
-PAGE = ROOT / "docs" / "adding-a-destination.md"
+from hubqueue.config import registry
+
+PAGE = ROOT / "docs" / "destinations.md"
 ID, SECRET = "id-of-the-collector", "secret-of-the-collector"
 
 
@@ -34,6 +40,35 @@ def install(folder: Path) -> Path:
         f"[{group}]\n" + "".join(f"{name} = {where}\n" for name, where in names.items())
     )
     return folder
+
+
+@contextmanager
+def in_this_process(folder: Path) -> Iterator[Path]:
+    """An installed package, for this process and those that it starts."""
+    sys.path.insert(0, str(folder))
+    forget_types()
+    try:
+        yield folder
+    finally:
+        sys.path.remove(str(folder))
+        forget_types()
+
+
+def forget_types() -> None:
+    """Look for the package again, and import it again."""
+    importlib.invalidate_caches()
+    registry.declaration.cache_clear()
+    registry._entry_points.cache_clear()
+    for name in [each for each in sys.modules if each.startswith("hubqueue_collector")]:
+        del sys.modules[name]
+
+
+def page_tests() -> str:
+    """The tests of the package, as the page shows them."""
+    (code,) = re.findall(
+        r"^```python\n# test_collector.py\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    return str(code)
 
 
 def break_package(folder: Path, line: str = "import a_library_that_is_not_there") -> None:

@@ -1,11 +1,10 @@
-"""A destination of another package, as in docs/adding-a-destination.md: from the configuration to the deliveries."""
+"""A destination of another package, as in docs/destinations.md: from the configuration to the deliveries."""
 
 from __future__ import annotations
 
 import json
 import os
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -13,7 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugin_stage import ID, SECRET, Collector, break_package, configure, install, plugin_environ
+from plugin_stage import (
+    ID,
+    SECRET,
+    Collector,
+    break_package,
+    configure,
+    forget_types,
+    in_this_process,
+    install,
+    plugin_environ,
+)
 from stage import environ_of, hubqueue, python, totals
 
 import hubqueue as package
@@ -57,19 +66,10 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture
-def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def installed(folder: Path) -> Iterator[Path]:
     """The package in this process."""
-    monkeypatch.syspath_prepend(folder)
-    _forget_types()
-    yield folder
-    _forget_types()
-
-
-def _forget_types() -> None:
-    registry.declaration.cache_clear()
-    registry._entry_points.cache_clear()
-    for name in [each for each in sys.modules if each.startswith("hubqueue_collector")]:
-        del sys.modules[name]
+    with in_this_process(folder) as present:
+        yield present
 
 
 def train(environ: dict[str, str], destination: str, *checkpoint: str) -> None:
@@ -353,7 +353,7 @@ def test_the_rows_of_a_removed_type_stop_nothing(
     gone.log_metrics({"loss": 1.0}, epoch=0)
     (home / "config.toml").unlink()
     monkeypatch.undo()
-    _forget_types()
+    forget_types()
     assert not registry.is_known("collector")
 
     with open_outbox(home, environ={"ULTRALYTICS_HUB_API": hub.url, "HUB_API_KEY": "key-of-hub"}) as outbox:
@@ -380,7 +380,7 @@ def test_salvage_recovers_the_runs_of_a_removed_type(
     run.finish(timeout=0)
     (home / "config.toml").unlink()
     monkeypatch.undo()
-    _forget_types()
+    forget_types()
     with closing(sqlite3.connect(home / "outbox.db")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     set_aside(home / "outbox.db")

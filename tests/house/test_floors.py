@@ -27,6 +27,7 @@ DECLARATIONS = {
     "hubqueue/integrations/ultralytics",
     "hubqueue/sandbox",
     "hubqueue/testing",
+    "hubqueue/testing/conformance",
 }
 
 
