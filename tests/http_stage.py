@@ -45,7 +45,7 @@ class Recorder:
     `responses` replaces the next responses to a method, or to a method and the last part of the path: a status, and a JSON
     object (None: an HTML page). With `cut_at`,
     the connection of the next PUT breaks after so many bytes of its body. The responses to so many of the next requests as
-    `lost` are lost after the server has done its work.
+    `lost` are lost after the server has done its work. `instead` may respond in place of the application.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
@@ -54,6 +54,7 @@ class Recorder:
         self.responses: dict[str, list[tuple[int, dict[str, Any] | None]]] = {}
         self.cut_at: int | None = None
         self.lost = 0
+        self.instead: Callable[[Exchange, Any, Any, Any], Awaitable[bool]] | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         query = scope["query_string"].decode()
@@ -63,6 +64,12 @@ class Recorder:
             if ready := self.responses.get(name):
                 await _respond(send, *ready.pop(0))
                 return
+        if self.instead is not None and await self.instead(made, scope, receive, send):
+            return
+        await self.carry_out(made, scope, receive, send)
+
+    async def carry_out(self, made: Exchange, scope: Any, receive: Any, send: Any) -> None:
+        """Let the application respond, and note what was said."""
         left = None
         if scope["method"] == "PUT":
             left, self.cut_at = self.cut_at, None
@@ -112,7 +119,7 @@ async def _respond(send: Any, status: int, found: dict[str, Any] | None) -> None
 
 
 class Server:
-    """The example server in a thread of this process."""
+    """The example server in a thread of this process. It can be stopped and started again at the same port."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -128,25 +135,52 @@ class Server:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
         self.recorder = Recorder(module.app)
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        options = {"loop": "asyncio", "http": "h11", "lifespan": "off", "log_level": "critical", "ws": "none"}
-        self._server = uvicorn.Server(uvicorn.Config(self.recorder, **options))  # type: ignore[arg-type]
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
+        self.port = 0
+        self._running: tuple[uvicorn.Server, threading.Thread] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def exchanges(self) -> list[Exchange]:
         return self.recorder.exchanges
 
+    def start(self) -> None:
+        """Listen; nothing if it does already."""
+        if self._running is not None:
+            return
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        config = uvicorn.Config(
+            self.recorder,  # type: ignore[arg-type]
+            loop="asyncio",
+            http="h11",
+            lifespan="off",
+            ws="none",
+            log_level="critical",
+            timeout_graceful_shutdown=1,
+        )
+        running = uvicorn.Server(config)
+        thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
+        self._running = running, thread
+        thread.start()
+
+    def stop(self) -> None:
+        """Close all connections, and listen no more."""
+        if self._running is not None:
+            running, thread = self._running
+            self._running, running.should_exit = None, True
+            thread.join(PATIENCE)
+
     def __enter__(self) -> Self:
-        self._thread.start()
+        self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._server.should_exit = True
-        self._thread.join(PATIENCE)
+        self.stop()
         if kind is None:
             assert problems(self.exchanges) == []
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,25 @@ def test_a_wrong_clock_is_named_with_its_difference(tmp_path: Path, clock: FakeC
 
         assert held.startswith("the clock of this machine is ")
         assert held.endswith(" ahead of that of the server")
+
+
+def test_check_asks_whether_token_and_signature_are_accepted(
+    server: Server, tmp_path: Path, clock: FakeClock
+) -> None:
+    for wrong, reason in [
+        ({}, None),
+        ({"HUBQUEUE_KEY_LAB": "another-token"}, "the key was refused: 401 Unauthorized: wrong token"),
+        (
+            {"HUBQUEUE_SIGNING_KEY_LAB": "another-key"},
+            "the key was refused: 401 Unauthorized: wrong signature",
+        ),
+    ]:
+        with staged(server.url, tmp_path, clock, **wrong) as at:
+            target = at.outbox.config.destination("lab")
+            keys = partial(at.outbox.credentials.keys, target)
+            transport = declaration("http").open(target, keys, at.outbox.spool.open)
+            assert getattr(transport.check(), "reason", None) == reason
+            transport.close()
 
 
 def test_without_a_signature_only_the_token_is_needed(tmp_path: Path, clock: FakeClock) -> None:

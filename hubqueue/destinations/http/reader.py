@@ -28,10 +28,13 @@ from hubqueue.destinations.wire.api import ApiResponse
 from hubqueue.destinations.wire.body import BLOCK
 from hubqueue.domain.outcome import Aborted, Delivered
 from hubqueue.domain.plain import LARGEST_EXACT
+from hubqueue.domain.redact import clean
 
 # In bytes: one range of a file, and one page of a list.
 _RANGE, _PAGE = 4 * BLOCK, 16 * BLOCK
 _MOST_PAGES = 10_000
+# A server may need long to compute the hash of a large file: the wait for a response is doubled so often.
+_PATIENCE = 4
 
 
 class HttpReader:
@@ -48,10 +51,7 @@ class HttpReader:
         """The checkpoints of the newest run with this name or id."""
         known = [each for each in self._pages("/runs", "runs") if run in (each.get("id"), each.get("name"))]
         if not known:
-            raise NotThere(
-                f"{self._name} has no run {run}",
-                hint="hubqueue runs --all shows the names of runs that were sent from here",
-            )
+            raise NotThere(f"{self._name} has no run {clean(run, limit=80)}")
         run_id = text_of(known[-1], "id")
         return stored_checkpoints(run_id, self._pages(f"/runs/{quote(run_id)}", "checkpoints"))
 
@@ -110,7 +110,8 @@ class HttpReader:
         judged: tuple[int, ...] = (404,),
     ) -> ApiResponse:
         most = _RANGE if headers else _PAGE
-        response = self._server.ask(method, target, quiet(), headers=headers, judged=judged, most=most)
+        attempt = replace(quiet(), patience=_PATIENCE)
+        response = self._server.ask(method, target, attempt, headers=headers, judged=judged, most=most)
         if not isinstance(response, ApiResponse):
             raise self._unavailable(response)
         return response
@@ -153,7 +154,7 @@ def _checkpoint(run_id: str, manifest: Mapping[str, Any]) -> StoredCheckpoint:
     files = tuple(
         StoredFile(
             text_of(each, "path"),
-            number_of(each, "size") or 0,
+            -1 if (size := number_of(each, "size")) is None else size,
             text_of(each, "sha256") or None,
             f"/runs/{quote(run_id)}/files/{quote(folder)}/{quote(text_of(each, 'path'))}",
         )

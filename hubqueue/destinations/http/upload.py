@@ -37,6 +37,10 @@ from hubqueue.destinations.wire.body import BLOCK, Body, BodyChanged, File
 
 OFFSET = "Upload-Offset"
 """The header with the number of bytes that the server has of a file."""
+# How many digits of the Idempotency-Key make the folder of a snapshot unique in its run.
+_UNIQUE = 16
+# In bytes: below it, to ask for the offset of a file costs as much as the file.
+_SMALL = 16 * 1024
 _STOPPED = Aborted("the worker stops")
 _TYPE = {"Content-Type": "application/octet-stream"}
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -58,13 +62,18 @@ class Uploads:
         assert snapshot is not None, "a checkpoint has a snapshot"
         at, payload = position(batch.kind, entry), json.loads(entry.payload)
         name = checkpoint_name(at, 1)
-        folder = f"{name}.{batch.idempotency_key[:8]}"
+        folder = f"{name}.{batch.idempotency_key.replace('-', '')[:_UNIQUE]}"
+        # To ask for an offset costs a round trip, so a small file is sent whole the first time.
+        asks_from = _SMALL if entry.attempts else BLOCK
         files, done = [], 0
         for each in self._files(snapshot):
             sha256 = each.snapshot.sha256 or hash_from(each, self._open_body, 0, attempt.stop)
             if sha256 is None:
                 return _STOPPED
-            sent = self._send_file(each, sha256, folder, batch, attempt.beyond(done))
+            start = self._offset(each, folder, batch, attempt) if each.size > asks_from else 0
+            if not isinstance(start, int):
+                return start
+            sent = self._send_file(each, sha256, start, folder, batch, attempt.beyond(done))
             if sent is not None:
                 return sent
             files.append({"path": each.path, "size": each.size, "sha256": sha256})
@@ -94,15 +103,9 @@ class Uploads:
         return (SnapshotFile(f"model{snapshot.extension}", snapshot),)
 
     def _send_file(
-        self, file: SnapshotFile, sha256: str, folder: str, batch: Batch, attempt: Attempt
+        self, file: SnapshotFile, sha256: str, start: int, folder: str, batch: Batch, attempt: Attempt
     ) -> Outcome | None:
-        """Send the rest of a file; None when the server has all of it."""
-        target = f"/runs/{batch.run.remote_id}/files/{folder}/{quote(file.path)}"
-        key = f"{batch.idempotency_key}/{quote(file.path)}"
-        # A small file is sent whole: to ask costs as much.
-        start = self._offset(target, file.size, key, attempt) if file.size > BLOCK else 0
-        if not isinstance(start, int):
-            return start
+        """Send a file from an offset on; None when the server has all of it."""
         if start == file.size > 0:
             return None
         if start:
@@ -118,12 +121,12 @@ class Uploads:
                 headers["Content-Range"] = f"bytes {start}-{file.size - 1}/{file.size}"
             response = self._server.ask(
                 "PUT",
-                target,
+                _target(batch, folder, file),
                 attempt.beyond(start),
                 body=body,
                 sha256=bytes.fromhex(sha256),
                 headers=headers,
-                idempotency_key=key,
+                idempotency_key=_key(batch, file),
             )
         if not isinstance(response, ApiResponse):
             return response
@@ -131,17 +134,26 @@ class Uploads:
             return self._server.unexpected(response)
         return None
 
-    def _offset(self, target: str, size: int, key: str, attempt: Attempt) -> int | Outcome:
+    def _offset(self, file: SnapshotFile, folder: str, batch: Batch, attempt: Attempt) -> int | Outcome:
         """How many bytes the server has of a file."""
+        target, key = _target(batch, folder, file), _key(batch, file)
         response = self._server.ask("HEAD", target, _silent(attempt), idempotency_key=key, judged=(404,))
         if isinstance(response, RetryLater) and response.foreign:
             return 0  # the response to HEAD has no body that says why; that to PUT has one
         if not isinstance(response, ApiResponse):
             return response
         found = response.http.headers.get(OFFSET, "")
-        if response.status == 404 or not _NUMBER.fullmatch(found) or int(found) > size:
+        if response.status == 404 or not _NUMBER.fullmatch(found) or int(found) > file.size:
             return 0
         return int(found)
+
+
+def _target(batch: Batch, folder: str, file: SnapshotFile) -> str:
+    return f"/runs/{batch.run.remote_id}/files/{folder}/{quote(file.path)}"
+
+
+def _key(batch: Batch, file: SnapshotFile) -> str:
+    return f"{batch.idempotency_key}/{quote(file.path)}"
 
 
 def numbers(at: Position) -> dict[str, int]:
