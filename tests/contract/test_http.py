@@ -189,7 +189,7 @@ def test_a_broken_upload_continues_where_it_was(at: Stage, server: Server) -> No
     start = int(second.headers["content-range"].partition("-")[0].removeprefix("bytes "))
     assert 2_000_000 < start < SIZE
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
-    assert second.received == SIZE - start
+    assert (second.received, second.status) == (SIZE - start, 200)
     assert stored(server) == {"model.pt": weights()}
 
 
@@ -243,6 +243,23 @@ def test_an_altered_snapshot_never_becomes_a_checkpoint(at: Stage, server: Serve
 
     assert totals(at.outbox)["dead"] == 1
     assert jsons(server, "manifest") == []
+
+
+def test_another_checkpoint_of_an_epoch_leaves_the_first_one_alone(at: Stage, server: Server) -> None:
+    at.save(b"first", 7)
+    at.drain()
+    server.recorder.responses["POST manifest"] = [(503, {"message": "later"})]
+    at.save(b"second", 7)
+    at.step()
+    reader = reader_of(at)
+
+    (before,) = reader.checkpoints(at.run_id)
+    assert b"".join(reader.blocks(before, before.files[0])) == b"first"
+    at.drain()
+    (after,) = reader.checkpoints(at.run_id)
+    assert b"".join(reader.blocks(after, after.files[0])) == b"second"
+    assert reader.hashed(before, before.files[0]) == before.files[0]
+    reader.close()
 
 
 # --- refusals

@@ -14,7 +14,7 @@ from http_stage import KEY, TOKEN, Server
 from protocol import Exchange
 
 from hubqueue.destinations.base import Kind
-from hubqueue.testing.conformance import Conformance, Fault, Received, Stage
+from hubqueue.testing.conformance import Conformance, Fault, Received
 from hubqueue.testing.conformance.service import BAD_MARK, WAIT
 
 _KINDS = {
@@ -160,17 +160,10 @@ class Example:
         return status, headers, content
 
 
+@pytest.mark.slow
 class TestHttp(Conformance):
     @pytest.fixture
     def service(self, tmp_path: Path) -> Iterator[Example]:
         with Server(tmp_path / "runs") as running:
             yield Example(running)
             running.exchanges.clear()  # with faults, they do not fit the document
-
-    @pytest.mark.slow
-    def test_a_kill_at_any_step_loses_and_repeats_nothing(self, stage: Stage) -> None:
-        super().test_a_kill_at_any_step_loses_and_repeats_nothing(stage)
-
-    @pytest.mark.slow
-    def test_memory_does_not_grow_with_a_checkpoint(self, stage: Stage) -> None:
-        super().test_memory_does_not_grow_with_a_checkpoint(stage)

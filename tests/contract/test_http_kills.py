@@ -20,13 +20,10 @@ run.finish(timeout=0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "killed",
-    [
-        pytest.param({"worker"}, marks=pytest.mark.slow),
-        pytest.param({"server"}, marks=pytest.mark.slow),
-        {"worker", "server", "home"},
-    ],
+    [{"worker"}, {"server"}, {"worker", "server", "home"}],
     ids=lambda killed: "-".join(sorted(killed)),
 )
 def test_an_upload_is_continued_after_kill_9(home: Path, tmp_path: Path, killed: set[str]) -> None:

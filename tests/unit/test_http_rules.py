@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from protocol import document
 
 from hubqueue.destinations.http.server import clock_difference
 from hubqueue.destinations.http.signature import EMPTY, digest_field, sha256_of, signature
@@ -63,6 +64,15 @@ def test_the_signature_is_that_of_the_document() -> None:
 )
 def test_a_digest_that_cannot_be_read_is_none(field: str) -> None:
     assert sha256_of(field) is None
+
+
+def test_the_document_says_something_everywhere() -> None:
+    """A comma in a text without quotes would begin another key, without a value."""
+    waiting: list[object] = [document()]
+    while waiting:
+        each = waiting.pop()
+        assert each is not None
+        waiting += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
 
 
 def test_a_digest_is_found_among_others() -> None:
