@@ -19,12 +19,11 @@ from hubqueue.destinations.base import (
     Remote,
     Scope,
     Snapshot,
+    position,
     quiet,
 )
 from hubqueue.destinations.http.server import Server, delivered
 from hubqueue.destinations.http.upload import Uploads, numbers
-from hubqueue.destinations.layout.names import stem_of
-from hubqueue.destinations.layout.position import position
 from hubqueue.destinations.wire.api import ApiResponse
 from hubqueue.destinations.wire.kept import is_kept_address, is_kept_id
 
@@ -52,7 +51,7 @@ class HttpTransport:
         match batch.kind:
             case Kind.METRICS:
                 logged = [
-                    {**numbers(position(batch.kind, entry)), "values": json.loads(entry.payload)}
+                    {**numbers(position(entry)), "values": json.loads(entry.payload)}
                     for entry in batch.entries
                 ]
                 return self._post("metrics", {"metrics": logged}, batch, attempt)
@@ -78,8 +77,7 @@ class HttpTransport:
 
     def _start(self, batch: Batch, attempt: Attempt) -> Outcome:
         run, (entry,) = batch.run, batch.entries
-        name = run.name or f"{stem_of(run.model)}-{run.id}"
-        payload = {"id": run.id, "name": name, **json.loads(entry.payload)}
+        payload = {"id": run.id, "name": run.shown_name, **json.loads(entry.payload)}
         response = self._server.post(
             "/runs", payload, attempt, idempotency_key=batch.idempotency_key, unknown=Scope.DESTINATION
         )

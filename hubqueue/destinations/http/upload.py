@@ -24,14 +24,14 @@ from hubqueue.destinations.base import (
     Batch,
     Blocks,
     Outcome,
+    Position,
     RetryLater,
     Snapshot,
     SnapshotFile,
     files_of,
+    position,
 )
 from hubqueue.destinations.http.server import Server, delivered, is_received
-from hubqueue.destinations.layout.names import Position, checkpoint_name
-from hubqueue.destinations.layout.position import position
 from hubqueue.destinations.wire.api import ApiResponse
 from hubqueue.destinations.wire.body import BLOCK, Body, BodyChanged, File
 
@@ -60,8 +60,8 @@ class Uploads:
         (entry,) = batch.entries
         snapshot = entry.snapshot
         assert snapshot is not None, "a checkpoint has a snapshot"
-        at, payload = position(batch.kind, entry), json.loads(entry.payload)
-        name = checkpoint_name(at, 1)
+        at, payload = position(entry), json.loads(entry.payload)
+        name = f"epoch-{at.epoch or 0:04d}" if at.step is None else f"step-{at.step:08d}"
         folder = f"{name}.{batch.idempotency_key.replace('-', '')[:_UNIQUE]}"
         # To ask for an offset costs a round trip, so a small file is sent whole the first time.
         asks_from = _SMALL if entry.attempts else BLOCK
