@@ -310,8 +310,8 @@ def test_what_a_refusal_does(
     at.log(0)
     at.step()
 
-    (said,) = [each for each in at.reasons() if not each.startswith("delivered")]
-    assert said.startswith(outcome), said
+    (reason,) = [each for each in at.reasons() if not each.startswith("delivered")]
+    assert reason.startswith(outcome), reason
     at.drain() if status not in (413, 422) else None
 
 

@@ -108,7 +108,7 @@ class Example:
         )
 
     async def _instead(self, made: Exchange, scope: Any, receive: Any, send: Any) -> bool:
-        """Respond as the first rule says that is for a request; False if there is none."""
+        """Respond by the first rule that applies to a request; False if there are no rules."""
         if not self._rules:
             return False
         parts = [each for each in scope["path"].split("/") if each]
