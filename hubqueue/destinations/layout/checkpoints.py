@@ -23,15 +23,14 @@ from hubqueue.destinations.base import (
     Blocks,
     Delivered,
     Entry,
-    Kind,
     Outcome,
     RetryLater,
     Snapshot,
     SnapshotFile,
     files_of,
+    position,
 )
 from hubqueue.destinations.layout import names
-from hubqueue.destinations.layout.position import position
 from hubqueue.destinations.layout.records import File, Manifest, Pointer, Uploading, moment, same_files
 from hubqueue.destinations.layout.retention import KEEP_ALL, Keeping, retire
 from hubqueue.destinations.layout.store import Objects, Source, obey
@@ -70,7 +69,7 @@ class Checkpoints:
                     f"{clean(missing, limit=300)} is not as it was stored; it will be sent again"
                 )
             if not objects.create(f"{folder}/{names.MANIFEST}.json", manifest.text):
-                return RetryLater(f"{clean(folder, limit=300)} has another checkpoint now")
+                return RetryLater(f"another checkpoint is now in {clean(folder, limit=300)}")
         else:
             self._note_again(objects, folder, manifest)
         _point(objects, run, manifest.pointer(checkpoint))
@@ -115,7 +114,7 @@ class Checkpoints:
             run=batch.run.id,
             key=batch.idempotency_key,
             kind="final" if payload.get("final") else "best" if payload.get("is_best") else "last",
-            position=position(Kind.CKPT, entry),
+            position=position(entry),
             map=float(payload.get("map") or 0.0),
             saved_at=moment(entry.enqueued_at),
             files=files,
@@ -247,5 +246,6 @@ def _point(objects: Objects, run: str, pointer: Pointer) -> None:
 def _give_up(objects: Objects, run: str, uploading: Uploading) -> None:
     """Delete what is stored of a checkpoint that will not be sent any more, unless it is whole."""
     folder = f"{run}/{names.CHECKPOINTS}/{uploading.checkpoint}"
-    if objects.read(f"{folder}/{names.MANIFEST}.json") is None:
+    is_ours = names.is_checkpoint(uploading.checkpoint)
+    if is_ours and objects.read(f"{folder}/{names.MANIFEST}.json") is None:
         objects.discard(folder)

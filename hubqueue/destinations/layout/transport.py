@@ -28,13 +28,13 @@ from hubqueue.destinations.base import (
     RunRef,
     Scope,
     Snapshot,
+    position,
 )
 from hubqueue.destinations.layout import names
 from hubqueue.destinations.layout.checkpoints import Checkpoints
-from hubqueue.destinations.layout.position import position
 from hubqueue.destinations.layout.records import VERSION, line, moment, parsed, written
 from hubqueue.destinations.layout.retention import KEEP_ALL, Keeping
-from hubqueue.destinations.layout.store import Objects, Store, StoreFailed
+from hubqueue.destinations.layout.store import Objects, ObjectStorage, StoreFailed
 from hubqueue.domain.redact import clean
 
 
@@ -42,7 +42,7 @@ class LayoutTransport:
     """Sends to one store. Safe to use from several threads."""
 
     def __init__(
-        self, store: Store, open_body: Callable[[Snapshot], Blocks], *, keeping: Keeping = KEEP_ALL
+        self, store: ObjectStorage, open_body: Callable[[Snapshot], Blocks], *, keeping: Keeping = KEEP_ALL
     ) -> None:
         self._store, self._checkpoints = store, Checkpoints(open_body, keeping)
 
@@ -107,7 +107,7 @@ def _register(objects: Objects, batch: Batch) -> Outcome:
             objects.create(object_name, again)  # a kill may have left traces of it
         return _registered(objects, name)
     return Blocked(
-        f"the folders {clean(' and '.join(names.run_name(run.name, run.model, run.id)), limit=300)} have other content",
+        f"the folders {clean(' and '.join(names.run_name(run.shown_name, run.id)), limit=300)} have other content",
         Scope.RUN,
     )
 
@@ -115,7 +115,7 @@ def _register(objects: Objects, batch: Batch) -> Outcome:
 def _candidates(run: RunRef) -> Iterator[str]:
     if names.is_run_name(run.remote_id):
         yield run.remote_id or ""
-    yield from names.run_name(run.name, run.model, run.id)
+    yield from names.run_name(run.shown_name, run.id)
 
 
 def _registered(objects: Objects, name: str) -> Outcome:
@@ -155,7 +155,7 @@ def _send_metrics(objects: Objects, batch: Batch) -> Outcome:
     """Write one object, under a name that only this batch has."""
     numbers, content = [], []
     for entry in batch.entries:
-        epoch, step = position(batch.kind, entry)
+        epoch, step = position(entry)
         numbers.append(step if step is not None else epoch or 0)
         named = {name: value for name, value in (("epoch", epoch), ("step", step)) if value is not None}
         content.append(
@@ -166,4 +166,4 @@ def _send_metrics(objects: Objects, batch: Batch) -> Outcome:
         name = f"{batch.run.remote_id}/{names.metrics_name(numbers, unique)}"
         if objects.create(name, body) or objects.read(name) == body:
             return Delivered()
-    return Rejected(f"{clean(name, limit=300)} exists with other content")
+    return Rejected(f"other content is in {clean(name, limit=300)}")
