@@ -175,11 +175,13 @@ class Secret:
     Its own variable is `HUBQUEUE_KEY_<DESTINATION>` for the first secret, `HUBQUEUE_<NAME>_<DESTINATION>` for a further
     one. `variable` is the one that the vendor's own clients read; `borrowed` returns the secret that such a client keeps
     in its own settings, or an empty string. Both are only for the vendor's address, or one that a variable names.
+    `needed` returns whether a destination with these settings needs it; the first secret is always needed.
     """
 
     name: str
     variable: str | None = None
     borrowed: Callable[[Mapping[str, str]], str] = lambda _environ: ""
+    needed: Callable[[DestinationSettings], bool] = lambda _settings: True
 
     def lent(self, environ: Mapping[str, str]) -> str:
         """The secret that such a client keeps; empty if it cannot be read."""

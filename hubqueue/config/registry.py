@@ -28,6 +28,7 @@ BUILT_IN = {
     "hub": "hubqueue.destinations.hub:DESTINATION",
     "platform": "hubqueue.destinations.platform:DESTINATION",
     "folder": "hubqueue.destinations.folder:DESTINATION",
+    "http": "hubqueue.destinations.http:DESTINATION",
 }
 IMPLIED = ("hub", "platform")
 """Without a configuration there is a destination of each of these types, with the type's name."""

@@ -14,7 +14,7 @@ from stage import ROOT, environ_of, hubqueue, python
 PAGE = (ROOT / "docs" / "folder.md").read_text()
 TRAIN = """
 import hubqueue, sys
-run = hubqueue.start_run("resnet50", args={"lr": 0.1, "token": "a-secret-of-mine"}, destination="box", worker="none")
+run = hubqueue.start_run("resnet50", name=sys.argv[3] if sys.argv[3:] else None, args={"lr": 0.1, "token": "a-secret-of-mine"}, destination="box", worker="none")
 for epoch in range(3):
     run.log_metrics({"loss": 1 / (epoch + 1)}, epoch=epoch)
 run.save_checkpoint(sys.argv[1], epoch=2)
@@ -72,6 +72,32 @@ def test_a_training_is_in_the_folder_as_documented(
     for each in (*folder.rglob("*"), *home.rglob("*")):
         assert not each.is_file() or b"a-secret-of-mine" not in each.read_bytes(), each
     assert not list(folder.rglob("*.part")) and not list(folder.rglob("uploading-*"))
+
+
+def test_a_run_with_a_name_and_steps(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"weights")
+    code = TRAIN.replace("epoch=epoch)", "epoch=epoch, step=10 * epoch)").replace(
+        "epoch=2, is", "step=20, is"
+    )
+
+    for _ in range(2):
+        trained = python(code, environ, str(tmp_path / "last.pt"), str(tmp_path / "last.pt"), "first try")
+        assert trained.communicate(timeout=90) and trained.returncode == 0
+    drained = hubqueue(environ, "drain", "--timeout", "60")
+
+    assert drained.returncode == 0, drained.stderr
+    one, two = sorted(
+        (each for each in (tmp_path / "trainings").iterdir() if each.is_dir()), key=lambda p: len(p.name)
+    )
+    assert (one.name, two.name.startswith("first try-")) == ("first try", True)
+    (metrics,) = (one / "metrics").iterdir()
+    assert metrics.name.startswith("00000000-00000020.")
+    assert [(line["step"], line["epoch"]) for line in map(json.loads, metrics.read_text().splitlines())] == [
+        (0, 0),
+        (10, 1),
+        (20, 2),
+    ]
+    assert sorted(each.name for each in (one / "checkpoints").iterdir()) == ["epoch-0002", "step-00000020"]
 
 
 @pytest.mark.skipif(not shutil.which("jq") or not shutil.which("sha256sum"), reason="needs jq and sha256sum")

@@ -23,15 +23,14 @@ from hubqueue.destinations.base import (
     Blocks,
     Delivered,
     Entry,
-    Kind,
     Outcome,
     RetryLater,
     Snapshot,
     SnapshotFile,
     files_of,
+    position,
 )
 from hubqueue.destinations.layout import names
-from hubqueue.destinations.layout.position import position
 from hubqueue.destinations.layout.records import File, Manifest, Pointer, Uploading, moment, same_files
 from hubqueue.destinations.layout.retention import KEEP_ALL, Keeping, retire
 from hubqueue.destinations.layout.store import Objects, Source, obey
@@ -115,7 +114,7 @@ class Checkpoints:
             run=batch.run.id,
             key=batch.idempotency_key,
             kind="final" if payload.get("final") else "best" if payload.get("is_best") else "last",
-            position=position(Kind.CKPT, entry),
+            position=position(entry),
             map=float(payload.get("map") or 0.0),
             saved_at=moment(entry.enqueued_at),
             files=files,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
-from hubqueue.destinations.layout.names import Position
+from hubqueue.destinations.base import Position
 
 VERSION = 1
 """The version of the layout, in `run.json` and in each manifest."""
@@ -172,7 +172,7 @@ class Pointer:
         if self.kind == other.kind:
             return self.saved_at > other.saved_at
         best, last = (self, other) if self.kind == "best" else (other, self)
-        best_is_newer = best.saved_at > last.saved_at and _is_higher(best.position, last.position)
+        best_is_newer = best.saved_at > last.saved_at and best.position.is_beyond(last.position)
         return (self is best) == best_is_newer
 
 
@@ -217,9 +217,3 @@ def _numbers(position: Position) -> dict[str, int | None]:
 def _position(found: Mapping[str, Any]) -> Position:
     epoch, step = found.get("epoch"), found.get("step")
     return Position(epoch if isinstance(epoch, int) else None, step if isinstance(step, int) else None)
-
-
-def _is_higher(position: Position, than: Position) -> bool:
-    if position.step is not None and than.step is not None:
-        return position.step > than.step
-    return (position.epoch or 0) > (than.epoch or 0)

@@ -28,10 +28,10 @@ from hubqueue.destinations.base import (
     RunRef,
     Scope,
     Snapshot,
+    position,
 )
 from hubqueue.destinations.layout import names
 from hubqueue.destinations.layout.checkpoints import Checkpoints
-from hubqueue.destinations.layout.position import position
 from hubqueue.destinations.layout.records import VERSION, line, moment, parsed, written
 from hubqueue.destinations.layout.retention import KEEP_ALL, Keeping
 from hubqueue.destinations.layout.store import Objects, ObjectStorage, StoreFailed
@@ -107,7 +107,7 @@ def _register(objects: Objects, batch: Batch) -> Outcome:
             objects.create(object_name, again)  # a kill may have left traces of it
         return _registered(objects, name)
     return Blocked(
-        f"the folders {clean(' and '.join(names.run_name(run.name, run.model, run.id)), limit=300)} have other content",
+        f"the folders {clean(' and '.join(names.run_name(run.shown_name, run.id)), limit=300)} have other content",
         Scope.RUN,
     )
 
@@ -115,7 +115,7 @@ def _register(objects: Objects, batch: Batch) -> Outcome:
 def _candidates(run: RunRef) -> Iterator[str]:
     if names.is_run_name(run.remote_id):
         yield run.remote_id or ""
-    yield from names.run_name(run.name, run.model, run.id)
+    yield from names.run_name(run.shown_name, run.id)
 
 
 def _registered(objects: Objects, name: str) -> Outcome:
@@ -155,7 +155,7 @@ def _send_metrics(objects: Objects, batch: Batch) -> Outcome:
     """Write one object, under a name that only this batch has."""
     numbers, content = [], []
     for entry in batch.entries:
-        epoch, step = position(batch.kind, entry)
+        epoch, step = position(entry)
         numbers.append(step if step is not None else epoch or 0)
         named = {name: value for name, value in (("epoch", epoch), ("step", step)) if value is not None}
         content.append(
