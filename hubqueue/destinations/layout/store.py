@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Protocol
 
-from hubqueue.destinations.base import Aborted, Attempt, Blocks, Outcome
+from hubqueue.destinations.base import Aborted, Attempt, Outcome, SeekableBlocks
 
 LARGEST = 64 * 1024 * 1024
 """The largest small object, in bytes: the manifest of a folder with hundreds of thousands of files."""
@@ -43,7 +43,7 @@ class Source:
 
     size: int
     sha256: str
-    open: Callable[[], Blocks]
+    open: Callable[[], SeekableBlocks]
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
         """Its bytes from `start` up to `stop` (None: to the end), in blocks of at most 1 MiB.
