@@ -174,11 +174,14 @@ class BucketObjects:
     def _get(self, operation: str, name: str, **options: Any) -> dict[str, Any] | None:
         """The response about an object; None if there is none."""
         try:
-            return self._client.call(
+            found = self._client.call(
                 operation, self._attempt, expected=_NONE, Key=self._settings.key(name), **options
             )
         except Refused:
             return None
+        if operation != "delete_object" and not found.get("ETag"):
+            raise StoreFailed(unproven(self._settings, operation))
+        return found
 
     def _pages(self, folder: str, **options: Any) -> Iterator[dict[str, Any]]:
         further: dict[str, Any] = {}

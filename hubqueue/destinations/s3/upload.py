@@ -250,6 +250,8 @@ class Upload:
             found = self._call("head_object", attempt, expected=_NONE, ChecksumMode="ENABLED")
         except Refused:
             return _Target(False, {"IfNoneMatch": "*"})
+        if not found.get("ETag"):
+            raise StoreFailed(unproven(self._settings, "head_object"))
         same = int(found.get("ContentLength", -1)) == self._source.size
         if same and hash_of(found) == self._source.sha256:
             return _Target(True, {})
