@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hubqueue.config import forms
-from hubqueue.config.registry import BUILT_IN, USUAL, declaration
+from hubqueue.config.registry import IMPLIED, USUAL, declaration
 from hubqueue.config.setting import setting, table
 from hubqueue.config.settings import (
     DestinationSettings,
@@ -22,7 +22,7 @@ from hubqueue.domain.redact import clean
 
 
 def _implied() -> Mapping[str, DestinationSettings]:
-    return {type: declaration(type).settings(type, type) for type in BUILT_IN}
+    return {type: declaration(type).settings(type, type) for type in IMPLIED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Config:
     )
     worker: WorkerSettings = table(WorkerSettings, help="the background worker")
     destinations: Mapping[str, DestinationSettings] = field(default_factory=_implied)
-    implied: frozenset[str] = field(default=frozenset(BUILT_IN), compare=False)
+    implied: frozenset[str] = field(default=frozenset(IMPLIED), compare=False)
     default_named: bool = field(default=False, compare=False)
 
     def destination(self, name: str | None = None) -> DestinationSettings:

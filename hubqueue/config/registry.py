@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 GROUP = "hubqueue.destinations"
-# Without a configuration there is a destination of each of these types, with the type's name.
 BUILT_IN = {
     "hub": "hubqueue.destinations.hub:DESTINATION",
     "platform": "hubqueue.destinations.platform:DESTINATION",
+    "s3": "hubqueue.destinations.s3:DESTINATION",
+    "folder": "hubqueue.destinations.folder:DESTINATION",
 }
+IMPLIED = ("hub", "platform")
+"""Without a configuration there is a destination of each of these types, with the type's name."""
 _INSTALL = "another type needs its own package: install it with pip"
 USUAL = "platform"
 """The type of a run's destination if nothing else decides."""

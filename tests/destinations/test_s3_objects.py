@@ -356,7 +356,7 @@ def test_what_does_not_look_like_a_bucket_proves_nothing(make: Make, source: Sou
     ("settings", "key", "reason"),
     [
         ({"bucket": "no-such-bucket"}, KEY, "there is no bucket 'no-such-bucket'"),
-        ({}, Key(READER_KEY, {"secret_access_key": READER_SECRET}), "refuses this"),
+        ({}, Key(READER_KEY, {"secret_access_key": READER_SECRET}), "may not do this"),
         ({}, Key(ACCESS_KEY, {"secret_access_key": READER_SECRET}), "the key was refused"),
         ({}, Key("AKIAOFNOBODY00000001", {"secret_access_key": READER_SECRET}), "the key was refused"),
     ],

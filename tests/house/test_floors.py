@@ -19,8 +19,10 @@ LEAK = re.compile(rf"""["'](?:{_TYPES})["']|(?<!row)\.type [=!]= (?!\w+\.type\b)
 # These files are the public interface of their folders.
 DECLARATIONS = {
     "hubqueue/cli",
+    "hubqueue/destinations/folder",
     "hubqueue/destinations/hub",
     "hubqueue/destinations/platform",
+    "hubqueue/destinations/s3",
     "hubqueue/integrations/ultralytics",
     "hubqueue/sandbox",
     "hubqueue/testing",

@@ -66,8 +66,10 @@ class Source:
 class Store(Protocol):
     """What keeps objects below one prefix. Safe to use from several threads."""
 
-    def sending(self, remembered: Mapping[str, str | int]) -> AbstractContextManager[Objects]:
-        """Its objects, for one attempt.
+    def sending(
+        self, remembered: Mapping[str, str | int], attempt: Attempt
+    ) -> AbstractContextManager[Objects]:
+        """Its objects, for one attempt. Its `stop` ends every call that takes long.
 
         `remembered` is `RunRef.remembered`: raises `StoreFailed` if this is not the store with which the run began.
         """

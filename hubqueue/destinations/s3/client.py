@@ -27,7 +27,7 @@ from hubqueue.destinations.wire.body import Body, Bytes
 from hubqueue.destinations.wire.endpoint import Endpoint
 from hubqueue.destinations.wire.exchange import Wire
 from hubqueue.destinations.wire.message import MAX_RESPONSE, Request, Response
-from hubqueue.domain.outcome import FOREIGN, Outcome
+from hubqueue.domain.outcome import ADVICE, FOREIGN, Outcome
 from hubqueue.domain.redact import clean, remember
 
 INSTALL = "pip install 'hubqueue[s3]'"
@@ -136,7 +136,7 @@ class Client:
         except (StoreFailed, Refused):
             raise
         except ImportError as error:
-            what = f"boto3 is not installed ({error.name}): {INSTALL}"
+            what = f"the destination needs boto3, which is not installed ({error.name}){ADVICE}{INSTALL}"
             raise StoreFailed(Blocked(what, Scope.DESTINATION), hint=INSTALL) from error
         except Exception as error:
             raise StoreFailed(self._outcome(error, call)) from error
@@ -155,7 +155,7 @@ class Client:
         self._forget()
         if call.sent or isinstance(error, _passing(exceptions)):
             return RetryLater(f"{self._settings.bucket}: {said}")
-        return Blocked(f"{NO_KEY} from {self._source()}: {said}", Scope.DESTINATION)
+        return Blocked(f"{NO_KEY}: {self._source()}: {said}{ADVICE}{self._advice}", Scope.DESTINATION)
 
     # --- the client of boto3
 
@@ -170,8 +170,10 @@ class Client:
             _, client, credentials = self._made
         if credentials is None:
             self._forget()
-            where = "variables, files, container, instance"
-            what = f"{NO_KEY} from {self._source()}: boto3 finds no credentials ({where})"
+            where = "variables, files, login, container, instance"
+            what = (
+                f"{NO_KEY}: boto3 finds no credentials for {self._source()} ({where}){ADVICE}{self._advice}"
+            )
             raise StoreFailed(Blocked(what, Scope.DESTINATION))
         found = credentials.get_frozen_credentials()
         token = found.token or ""
@@ -214,6 +216,10 @@ class Client:
         """Make the client again for the next call: boto3 does not read a changed file again."""
         with self._lock:
             self._made = None
+
+    @property
+    def _advice(self) -> str:
+        return f"hubqueue login {self._settings.name}, or aws configure"
 
     def _source(self) -> str:
         key = next(iter(self._keys()), None)

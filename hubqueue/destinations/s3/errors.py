@@ -16,6 +16,7 @@ from hubqueue.destinations.base import Blocked, Outcome, Rejected, RetryLater, S
 from hubqueue.destinations.wire.foreign import foreign
 from hubqueue.destinations.wire.message import Response, phrase_of
 from hubqueue.destinations.wire.waits import asked_wait
+from hubqueue.domain.outcome import ADVICE
 from hubqueue.domain.redact import clean
 
 NO_KEY = "the key is missing"
@@ -121,46 +122,59 @@ def outcome_of(
     """The outcome of a refusal. `name` is the destination's, `source` says where its credentials come from."""
     status, code, headers = refusal.status, refusal.code, refusal.response.headers
     wait = asked_wait(headers, now=datetime.now(UTC))
-    said = clean(refusal.fields.get("Message", ""), limit=120, secrets=secrets)
-    what = (
-        f"{phrase_of(status)}" + (f", {code}" if code != str(status) else "") + (f": {said}" if said else "")
-    )
+    said = clean(refusal.fields.get("Message", ""), limit=80, secrets=secrets)
+    what = phrase_of(status) + (f" {code}" if code != str(status) else "") + (f": {said}" if said else "")
     if not refusal.is_own:
         if status == 429 or status >= 500:
-            return RetryLater(
-                f"{host}: {phrase_of(status)}", wait, Scope.DESTINATION if status == 429 else Scope.LANE
-            )
+            scope = Scope.DESTINATION if status == 429 else Scope.LANE
+            return RetryLater(f"{host}: {phrase_of(status)}", wait, scope)
         return foreign(refusal.response, host=host, wait=wait, secrets=secrets)
     if is_slow(refusal):
-        return RetryLater(f"{host} asks for fewer requests: {what}", wait, Scope.DESTINATION)
-    if code in _EXPIRED:
-        return _held(f"the key has expired ({source}): {what}")
-    if code in _REFUSED_KEYS or status == 401:
-        return _held(f"the key was refused ({source}): {what}")
-    if code == "RequestTimeTooSkewed":
-        return _held(f"{_skew(refusal)}: {what}")
-    if code == "NoSuchBucket":
-        return _held(f"there is no bucket {bucket!r} at {host}: {what}")
-    region = headers.get("x-amz-bucket-region") or refusal.fields.get("Region")
-    if code in _OTHER_REGION or status == 301:
-        where = f"in the region {clean(region, limit=40)}" if region else "at another address"
-        return _held(f"the bucket {bucket!r} is {where}: set destinations.{name}.region ({what})")
-    if code in _FORBIDDEN or status == 403:
-        return _held(f"the bucket {bucket!r} refuses this with {source}: {what}")
-    if code == "NotImplemented" or status == 501:
-        return _held(f"{host} lacks a part of S3 that hubqueue needs: {what}")
+        return RetryLater(f"{host} asks for fewer requests ({what})", wait, Scope.DESTINATION)
     if code in _OBJECT or status == 413:
         return Rejected(f"{host}: {what}")
     if code in _FULL or status == 507:
-        return RetryLater(f"the bucket {bucket!r} is full: {what}", wait)
-    if code in _PASSING or status < 400 or status in (408, 409, 425) or status >= 500:
+        return RetryLater(f"the bucket {bucket!r} is full ({what})", wait)
+    held = _held(refusal, bucket=bucket, host=host, name=name, source=source)
+    if held is not None:
+        reason, advice = held
+        return Blocked(f"{reason} ({what}){ADVICE}{advice}", Scope.DESTINATION)
+    if code in _PASSING or status < 400 or status in (408, 409, 425) or (status >= 500 and status != 501):
         return RetryLater(f"{host}: {what}", wait)
-    # A setting or a server that lacks something: the next entry would meet the same.
-    return _held(f"{host} refuses the request: {what}")
+    # A setting, or a server that lacks something: the next entry would meet the same.
+    advice = f"check destinations.{name} and the documentation of the server"
+    return Blocked(f"{host} refuses the request ({what}){ADVICE}{advice}", Scope.DESTINATION)
 
 
-def _held(reason: str) -> Blocked:
-    return Blocked(reason, Scope.DESTINATION)
+def _held(refusal: Refusal, *, bucket: str, host: str, name: str, source: str) -> tuple[str, str] | None:
+    """What a person must repair, and how; None for another refusal."""
+    status, code = refusal.status, refusal.code
+    if code in _EXPIRED:
+        return (
+            f"the key has expired: {source}",
+            "renew the credentials, and restart a worker that has them in variables",
+        )
+    if code in _REFUSED_KEYS or status == 401:
+        return f"the key was refused: {source}", f"correct the credentials, or hubqueue login {name}"
+    if code == "RequestTimeTooSkewed":
+        return _skew(refusal), "correct the clock of this machine"
+    if code == "NoSuchBucket":
+        return f"there is no bucket {bucket!r} at {host}", f"create it, or correct destinations.{name}.bucket"
+    if code in _OTHER_REGION or status == 301:
+        region = refusal.response.headers.get("x-amz-bucket-region") or refusal.fields.get("Region")
+        if region:
+            shown = clean(region, limit=40)
+            return (
+                f"the bucket {bucket!r} is in another region",
+                f'set destinations.{name}.region = "{shown}"',
+            )
+        return f"the bucket {bucket!r} is in another region", f"set destinations.{name}.region"
+    if code in _FORBIDDEN or status == 403:
+        advice = "give it the permissions of docs/s3.md for the bucket and the prefix"
+        return f"{source} may not do this in the bucket {bucket!r}", advice
+    if code == "NotImplemented" or status == 501:
+        return f"{host} lacks a part of S3 that hubqueue needs", "use a server with conditional writes"
+    return None
 
 
 def _skew(refusal: Refusal) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from hubqueue.config import forms
-from hubqueue.config.setting import setting
-from hubqueue.config.settings import DestinationSettings
+from hubqueue.config.setting import setting, unset
+from hubqueue.config.settings import DestinationSettings, RateLimits
 
 AWS = "https://s3.amazonaws.com"
 """The address of buckets of AWS in all regions: the name of a bucket is unique there."""
@@ -16,9 +17,17 @@ LEAST_PART = 5 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class S3Settings(DestinationSettings):
-    """A bucket, of AWS or of a server that speaks S3. `url` is the address of what is below the prefix; it is not a setting."""
+    """A bucket, of AWS or of a server that speaks S3.
+
+    Its address, `url`, is that of what is below the prefix. Checkpoints are not spaced. Metrics are, since each request
+    becomes an object.
+    """
 
     type: str = "s3"
+    url: str = unset("")
+    web_url: str = unset("")
+    upload_hosts: tuple[str, ...] = unset(())
+    rate_limits: RateLimits = RateLimits(metrics=timedelta(seconds=10), ckpt=timedelta(0))
     bucket: str = setting(
         forms.text("name"), default="", absent="none", example="my-bucket", help="the bucket. It must exist"
     )

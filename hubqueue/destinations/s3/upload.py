@@ -23,6 +23,7 @@ from hubqueue.destinations.s3.parts import Begun, Part, PartBody, part_size_for,
 from hubqueue.destinations.s3.settings import S3Settings
 from hubqueue.destinations.wire.body import Body, File
 from hubqueue.domain.errors import SnapshotAltered
+from hubqueue.domain.outcome import ADVICE
 from hubqueue.domain.redact import clean
 
 _TYPE = "application/octet-stream"
@@ -257,7 +258,8 @@ class Upload:
             return _Target(True, {})
         if mark_of(found) is None:
             what = f"the bucket has another {self._shown}, which hubqueue has not stored"
-            raise StoreFailed(Blocked(what, Scope.RUN), hint="move it away or delete it")
+            hint = "move it away, or delete it"
+            raise StoreFailed(Blocked(f"{what}{ADVICE}{hint}", Scope.RUN), hint=hint)
         return _Target(False, {"IfMatch": found["ETag"]})
 
     @property
