@@ -29,7 +29,8 @@ class Fault:
     """What happens to the next `times` requests that `matches`.
 
     `before` responds without asking the server: a status with its code. `cut` ends the connection after the server has
-    responded, `drop` before it is asked. `hold` waits there: it sets `reached`, and continues after `go_on`.
+    responded, `drop` before it is asked. `hold` waits before the server is asked, `hold_after` before its response is
+    sent: it sets `reached`, and continues after `go_on`.
     """
 
     matches: Callable[[Seen], bool]
@@ -37,11 +38,16 @@ class Fault:
     drop: bool = False
     cut: bool = False
     hold: bool = False
+    hold_after: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
     times: int = 1
     reached: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self) -> None:
+        self.reached.set()
+        self.go_on.wait(120)
 
 
 class S3Proxy:
@@ -114,8 +120,7 @@ class S3Proxy:
             request.close_connection = True
             return
         if fault is not None and fault.hold:
-            fault.reached.set()
-            fault.go_on.wait(120)
+            fault.wait()
         if fault is not None and fault.drop:
             request.close_connection = True
             return
@@ -134,6 +139,8 @@ class S3Proxy:
             headers = dict(response.getheaders())
         finally:
             onward.close()
+        if fault is not None and fault.hold_after:
+            fault.wait()
         if fault is not None and fault.cut:
             request.close_connection = True
             return
