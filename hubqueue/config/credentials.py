@@ -64,7 +64,7 @@ class Credentials:
             if not any(map(_is_whole, found)):
                 raise
         if not any(map(_is_whole, found)):
-            found = [vendors, _borrowed(target, self._environ)]
+            found = [vendors, () if any(named) else _borrowed(target, self._environ)]
         names = [each.name for each in _secrets(target)]
         keys = [
             Key(each[0], dict(zip(names[1:], each[1:], strict=True))) for each in found if _is_whole(each)

@@ -151,11 +151,12 @@ class Client:
         if not isinstance(error, exceptions.BotoCoreError):
             raise error
         if isinstance(error, exceptions.ResponseParserError):
-            return RetryLater(f"{self._settings.bucket}: the response is not one of S3: {said}")
+            return RetryLater(f"{self._settings.bucket}: the response is not one of S3, {FOREIGN}: {said}")
         self._forget()
         if call.sent or isinstance(error, _passing(exceptions)):
             return RetryLater(f"{self._settings.bucket}: {said}")
-        return Blocked(f"{NO_KEY}: {self._source()}: {said}{ADVICE}{self._advice}", Scope.DESTINATION)
+        what = f"{NO_KEY}: boto3 cannot get it from {self._source()}: {said}{ADVICE}{self._advice}"
+        return Blocked(what, Scope.DESTINATION)
 
     # --- the client of boto3
 

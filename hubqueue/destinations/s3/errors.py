@@ -120,73 +120,77 @@ def outcome_of(
     refusal: Refusal, *, bucket: str, host: str, name: str, source: str, secrets: tuple[str, ...] = ()
 ) -> Outcome:
     """The outcome of a refusal. `name` is the destination's, `source` says where its credentials come from."""
-    status, code, headers = refusal.status, refusal.code, refusal.response.headers
-    wait = asked_wait(headers, now=datetime.now(UTC))
-    said = clean(refusal.fields.get("Message", ""), limit=80, secrets=secrets)
-    what = phrase_of(status) + (f" {code}" if code != str(status) else "") + (f": {said}" if said else "")
+    status, code, what = refusal.status, refusal.code, _said(refusal, secrets)
+    wait = asked_wait(refusal.response.headers, now=datetime.now(UTC))
     if not refusal.is_own:
         if status == 429 or status >= 500:
-            scope = Scope.DESTINATION if status == 429 else Scope.LANE
-            return RetryLater(f"{host}: {phrase_of(status)}", wait, scope)
+            return RetryLater(f"{host}: {what}", wait, Scope.DESTINATION if status == 429 else Scope.LANE)
         return foreign(refusal.response, host=host, wait=wait, secrets=secrets)
     if is_slow(refusal):
-        return RetryLater(f"{host} asks for fewer requests ({what})", wait, Scope.DESTINATION)
+        return RetryLater(f"{host} asks for fewer requests: {what}", wait, Scope.DESTINATION)
     if code in _OBJECT or status == 413:
-        return Rejected(f"{host}: {what}")
+        return Rejected(f"{host} refuses an object of this size or name: {what}")
     if code in _FULL or status == 507:
-        return RetryLater(f"the bucket {bucket!r} is full ({what})", wait)
-    held = _held(refusal, bucket=bucket, host=host, name=name, source=source)
+        return RetryLater(f"the bucket {bucket!r} is full: {what}", wait)
+    held = _held(refusal, what, bucket=bucket, host=host, name=name, source=source)
     if held is not None:
-        reason, advice = held
-        return Blocked(f"{reason} ({what}){ADVICE}{advice}", Scope.DESTINATION)
+        return held
     if code in _PASSING or status < 400 or status in (408, 409, 425) or (status >= 500 and status != 501):
         return RetryLater(f"{host}: {what}", wait)
     # A setting, or a server that lacks something: the next entry would meet the same.
-    advice = f"check destinations.{name} and the documentation of the server"
-    return Blocked(f"{host} refuses the request ({what}){ADVICE}{advice}", Scope.DESTINATION)
+    return Blocked(
+        f"{host} refuses the request: {what}{ADVICE}check destinations.{name} and the manual of the server",
+        Scope.DESTINATION,
+    )
 
 
-def _held(refusal: Refusal, *, bucket: str, host: str, name: str, source: str) -> tuple[str, str] | None:
-    """What a person must repair, and how; None for another refusal."""
-    status, code = refusal.status, refusal.code
+def _held(refusal: Refusal, what: str, *, bucket: str, host: str, name: str, source: str) -> Blocked | None:
+    """The outcome of what a person must repair; None for another refusal."""
+    status, code, everywhere = refusal.status, refusal.code, Scope.DESTINATION
     if code in _EXPIRED:
-        return (
-            f"the key has expired: {source}",
-            "renew the credentials, and restart a worker that has them in variables",
-        )
+        how = "renew the credentials, and restart a worker that has them in variables"
+        return Blocked(f"the key has expired ({source}): {what}{ADVICE}{how}", everywhere)
     if code in _REFUSED_KEYS or status == 401:
-        return f"the key was refused: {source}", f"correct the credentials, or hubqueue login {name}"
+        how = f"correct the credentials, or hubqueue login {name}"
+        return Blocked(f"the key was refused ({source}): {what}{ADVICE}{how}", everywhere)
     if code == "RequestTimeTooSkewed":
-        return _skew(refusal), "correct the clock of this machine"
+        how = "correct the clock of this machine"
+        return Blocked(f"the clock of this machine {_skew(refusal)}: {what}{ADVICE}{how}", everywhere)
     if code == "NoSuchBucket":
-        return f"there is no bucket {bucket!r} at {host}", f"create it, or correct destinations.{name}.bucket"
+        how = f"create it, or correct destinations.{name}.bucket"
+        return Blocked(f"there is no bucket {bucket!r} at {host}: {what}{ADVICE}{how}", everywhere)
     if code in _OTHER_REGION or status == 301:
         region = refusal.response.headers.get("x-amz-bucket-region") or refusal.fields.get("Region")
-        if region:
-            shown = clean(region, limit=40)
-            return (
-                f"the bucket {bucket!r} is in another region",
-                f'set destinations.{name}.region = "{shown}"',
-            )
-        return f"the bucket {bucket!r} is in another region", f"set destinations.{name}.region"
+        how = f"set destinations.{name}.region" + (f' = "{clean(region, limit=40)}"' if region else "")
+        return Blocked(f"the bucket {bucket!r} is in another region: {what}{ADVICE}{how}", everywhere)
     if code in _FORBIDDEN or status == 403:
-        advice = "give it the permissions of docs/s3.md for the bucket and the prefix"
-        return f"{source} may not do this in the bucket {bucket!r}", advice
-    if code == "NotImplemented" or status == 501:
-        return f"{host} lacks a part of S3 that hubqueue needs", "use a server with conditional writes"
+        how = "give it the permissions of docs/s3.md"
+        return Blocked(f"{source} may not do this in the bucket {bucket!r}: {what}{ADVICE}{how}", everywhere)
+    if status == 501:
+        how = "use a server with conditional writes"
+        return Blocked(f"{host} lacks a part of S3 that hubqueue needs: {what}{ADVICE}{how}", everywhere)
     return None
 
 
+def _said(refusal: Refusal, secrets: tuple[str, ...]) -> str:
+    """The status, the code and the message of the server, in one safe line."""
+    code = "" if refusal.code == str(refusal.status) else f" {refusal.code}"
+    message = refusal.fields.get("Message", "")
+    return clean(
+        f"{phrase_of(refusal.status)}{code}" + (f": {message}" if message else ""), limit=140, secrets=secrets
+    )
+
+
 def _skew(refusal: Refusal) -> str:
-    """How far the clock of this machine is from the server's."""
+    """How far the clock of this machine is from the server's, in words."""
     theirs = _moment(refusal.fields.get("ServerTime", "")) or _http_date(
         refusal.response.headers.get("Date", "")
     )
     if theirs is None:
-        return "the clock of this machine differs from the server's"
+        return "differs from the server's"
     ahead = datetime.now(UTC) - theirs
     minutes = round(abs(ahead) / timedelta(minutes=1))
-    return f"the clock of this machine is {minutes} min {'ahead' if ahead > timedelta(0) else 'behind'}"
+    return f"is {minutes} min {'ahead' if ahead > timedelta(0) else 'behind'}"
 
 
 def _moment(text: str) -> datetime | None:

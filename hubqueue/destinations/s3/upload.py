@@ -17,10 +17,10 @@ from typing import Any
 from hubqueue.destinations.base import Aborted, Attempt, Blocked, Outcome, RetryLater, Scope
 from hubqueue.destinations.layout.store import Source, StoreFailed, obey
 from hubqueue.destinations.s3.client import Client, Refused, unproven
-from hubqueue.destinations.s3.crew import Crew
 from hubqueue.destinations.s3.marks import composite, hash_of, in_base64, mark_of, marked
 from hubqueue.destinations.s3.parts import Begun, Part, PartBody, part_size_for, parts_of
 from hubqueue.destinations.s3.settings import S3Settings
+from hubqueue.destinations.s3.threads import PartThreads
 from hubqueue.destinations.wire.body import Body, File
 from hubqueue.domain.errors import SnapshotAltered
 from hubqueue.domain.outcome import ADVICE
@@ -165,9 +165,9 @@ class Upload:
     ) -> list[tuple[Part, str]]:
         """Send the parts that the bucket lacks. Returns all of them, each with its ETag."""
         finished: list[tuple[Part, str]] = []
-        crew: Crew[tuple[Part, str]] = Crew(self._settings.parts_at_once, attempt)
-        with crew:
-            for part in parts_of(self._source, begun.part_size, crew.between):
+        threads: PartThreads[tuple[Part, str]] = PartThreads(self._settings.parts_at_once, attempt)
+        with threads:
+            for part in parts_of(self._source, begun.part_size, threads.between):
                 if len(begun.hashes) < part.number:
                     begun.hashes.append(part.short)
                     attempt.on_progress(begun.text)
@@ -175,19 +175,19 @@ class Upload:
                     # An altered file was sent, and the right one is back.
                     self._abort(begun, attempt)
                     raise StoreFailed(
-                        RetryLater(f"parts of {self._shown} were sent of another file; it begins again")
+                        RetryLater(f"parts of another {self._shown} were sent; it will be sent again")
                     )
                 etag, size = there.get(part.number, ("", -1))
                 if size == part.size:
                     finished.append((part, etag))
-                    crew.skip(part.size)
+                    threads.skip(part.size)
                 else:
-                    crew.start(part.number, partial(self._send_part, begun, part))
-            finished += crew.finish()
+                    threads.start(part.number, partial(self._send_part, begun, part))
+            finished += threads.finish()
         return sorted(finished, key=lambda each: each[0].number)
 
     def _send_part(self, begun: Begun, part: Part, attempt: Attempt) -> tuple[Part, str]:
-        """Send one part, in a thread of the crew. Returns it with its ETag."""
+        """Send one part, in a thread of its own. Returns it with its ETag."""
         checksum = in_base64(part.digest)
         response = self._paced(
             "upload_part",

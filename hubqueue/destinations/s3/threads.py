@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 _INTERVAL = 0.2
 
 
-class Crew(Generic[_T]):
+class PartThreads(Generic[_T]):
     """A context manager. Its methods are called by the thread of the attempt."""
 
     def __init__(self, most: int, attempt: Attempt) -> None:
