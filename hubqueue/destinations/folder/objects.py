@@ -1,7 +1,8 @@
 """The objects of a folder: each is written beside its name, synced to the disk, and renamed.
 
-A file that is being written is `.NAME.part` in the same folder. Small objects are written anew by each attempt. A large one
-continues from the bytes that are there, after they were compared with those of the snapshot.
+A large file that is being written is `.NAME.part` in the same folder. The next attempt continues from the bytes that are there,
+after it has compared them with those of the snapshot. A small one is `.hubqueue.part`, written anew by each attempt: what a
+kill leaves is replaced by the next small file of the folder.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ class FolderObjects:
 
     def create(self, name: str, content: bytes) -> bool:
         with explained(self._root.path):
-            if self._root.status(name) is not None:
-                self._root.remove(_part(name))  # after a kill between its two names
+            there = self._root.status(name)
+            if there is not None:
+                small = _small_part(name)
+                if _is_same(there, self._root.status(small)):
+                    self._root.remove(small)  # after a kill while it had two names
                 return False
             with self._written(name, content) as part:
                 try:
@@ -137,7 +141,7 @@ class FolderObjects:
     @contextmanager
     def _written(self, name: str, content: bytes) -> Iterator[str]:
         """A small file that is whole and synced, under its unfinished name; the names in its folder are synced at the end."""
-        part, folder = _part(name), name.rpartition("/")[0]
+        part, folder = _small_part(name), name.rpartition("/")[0]
         self._root.make_folders(folder)
         descriptor = self._open_part(part)
         try:
@@ -159,8 +163,8 @@ class FolderObjects:
             descriptor = self._root.open(part, os.O_RDWR | os.O_CREAT)
             try:
                 self._lock(descriptor)
-                found, here = os.fstat(descriptor), self._root.status(part)
-                is_same = here is not None and (here.st_dev, here.st_ino) == (found.st_dev, found.st_ino)
+                found = os.fstat(descriptor)
+                is_same = _is_same(found, self._root.status(part))
                 if is_same and found.st_nlink <= 1:
                     return descriptor
                 if is_same:
@@ -247,6 +251,15 @@ class FolderObjects:
 def _part(name: str) -> str:
     folder, slash, last = name.rpartition("/")
     return f"{folder}{slash}.{last}.part"
+
+
+def _small_part(name: str) -> str:
+    folder, slash, _ = name.rpartition("/")
+    return f"{folder}{slash}.hubqueue.part"
+
+
+def _is_same(found: os.stat_result, other: os.stat_result | None) -> bool:
+    return other is not None and (found.st_dev, found.st_ino) == (other.st_dev, other.st_ino)
 
 
 def _has(descriptor: int, at: int, block: memoryview) -> bool:

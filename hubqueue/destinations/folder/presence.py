@@ -53,7 +53,9 @@ class Presence:
         if known and found not in known:
             hint = f"mount the right disk; to continue in this folder, empty its file {MARKER}"
             raise failed(self._path, "another folder is there", hint)
-        self._keep(found)
+        if found not in self._noted():
+            FolderObjects(root, {}).create(MARKER, _marker(found))  # a kill may have left traces of it
+            self._keep(found)
         return found
 
     def check(self, root: Root) -> None:
@@ -88,9 +90,9 @@ class Presence:
 
     def _keep(self, id: str) -> None:
         """Note an id; without a note the marker in the folder is there all the same."""
-        ids = self._noted()
-        if self._note is None or id in ids:
+        if self._note is None:
             return
+        ids = self._noted()
         part = self._note.with_name(f"{self._note.name}.{uuid.uuid4().hex[:8]}.part")
         with suppress(OSError):
             self._note.parent.mkdir(mode=0o700, exist_ok=True)

@@ -71,13 +71,23 @@ class Checkpoints:
                 )
             if not objects.create(f"{folder}/{names.MANIFEST}.json", manifest.text):
                 return RetryLater(f"{clean(folder, limit=300)} has another checkpoint now")
-        elif _adds_a_kind(objects, folder, manifest):
-            objects.create(f"{folder}/{names.MANIFEST}.{manifest.kind}.json", manifest.text)
+        else:
+            self._note_again(objects, folder, manifest)
         _point(objects, run, manifest.pointer(checkpoint))
         objects.delete(record)
         if self._keeping != KEEP_ALL:
             retire(objects, run, self._keeping)
         return Delivered()
+
+    @staticmethod
+    def _note_again(objects: Objects, folder: str, manifest: Manifest) -> None:
+        """Complete what an earlier attempt has stored, or add the kind of another checkpoint with the same files."""
+        first = f"{folder}/{names.MANIFEST}.json"
+        found = Manifest.of(objects.read(first))
+        if found is not None and found.key == manifest.key:
+            objects.create(first, manifest.text)  # a kill may have left traces of it
+        elif found is not None and found.kind != manifest.kind:
+            objects.create(f"{folder}/{names.MANIFEST}.{manifest.kind}.json", manifest.text)
 
     def sweep(self, objects: Objects, run: str) -> None:
         """Delete what is left of checkpoints that were cancelled. Call it when no checkpoint of the run waits."""
@@ -224,12 +234,6 @@ def _missing(objects: Objects, folder: str, manifest: Manifest) -> str | None:
         if sizes.get(f"{folder}/{each.stored}") != each.size:
             return f"{folder}/{each.stored}"
     return None
-
-
-def _adds_a_kind(objects: Objects, folder: str, manifest: Manifest) -> bool:
-    """Whether a whole checkpoint with the same files was of another kind."""
-    found = Manifest.of(objects.read(f"{folder}/{names.MANIFEST}.json"))
-    return found is not None and found.kind != manifest.kind
 
 
 def _point(objects: Objects, run: str, pointer: Pointer) -> None:

@@ -103,6 +103,8 @@ def _register(objects: Objects, batch: Batch) -> Outcome:
         again = _started(run, name, json.loads(entry.payload), moment(entry.enqueued_at), before)
         if again != found:
             objects.replace(object_name, again)
+        else:
+            objects.create(object_name, again)  # a kill may have left traces of it
         return _registered(objects, name)
     return Blocked(
         f"the folders {clean(' and '.join(names.run_name(run.name, run.model, run.id)), limit=300)} have other content",
