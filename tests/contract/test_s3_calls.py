@@ -207,8 +207,12 @@ def test_without_boto3_the_reason_is_the_line_that_installs_it(
 
 
 def test_the_declaration_loads_no_library() -> None:
-    code = "import sys, hubqueue.destinations.s3; print([each for each in sys.modules if each[:4] in ('boto', 'urll', 'requ')])"
+    code = """
+import sys
+import hubqueue.destinations.s3
+print(sys.modules.keys() & {"boto3", "botocore", "urllib3", "requests"})
+"""
 
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert found.stdout == "[]\n"
+    assert found.stdout == "set()\n"

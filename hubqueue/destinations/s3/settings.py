@@ -29,7 +29,7 @@ class S3Settings(DestinationSettings):
     upload_hosts: tuple[str, ...] = unset(())
     rate_limits: RateLimits = RateLimits(metrics=timedelta(seconds=10), ckpt=timedelta(0))
     bucket: str = setting(
-        forms.text("name"), default="", absent="none", example="my-bucket", help="the bucket. It must exist"
+        forms.text("name"), default="", example="my-bucket", required=True, help="the bucket. It must exist"
     )
     prefix: str = setting(
         forms.text("name"), default="hubqueue", help="the folder of the bucket in which all runs are stored"
