@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from s3_proxy import S3Proxy
+from s3_stage import KEY, NAME, PART, Notes, open_uploads, source_of, stored, three_parts, upload
 from seaweed import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Seaweed
 
 from hubqueue.config.declaration import Key
@@ -24,23 +25,6 @@ from hubqueue.domain.snapshots.snapshot import Snapshot
 from hubqueue.outbox.spool.body import SnapshotBody
 
 pytestmark = pytest.mark.slow
-PART = 5 * 1024 * 1024
-NAME = "a run é+/checkpoints/epoch-0001/last.pt"
-KEY = Key(ACCESS_KEY, {"secret_access_key": SECRET_KEY})
-
-
-class Notes:
-    """What an attempt reports."""
-
-    def __init__(self) -> None:
-        self.progress: list[str | None] = []
-        self.sent: list[int] = []
-        self.attempt = replace(quiet(), on_progress=self.progress.append, on_bytes=self.sent.append)
-
-    @property
-    def last(self) -> str | None:
-        return self.progress[-1] if self.progress else None
-
 
 Make = Callable[..., Bucket]
 
@@ -56,38 +40,12 @@ def make(proxy: S3Proxy, bucket: str) -> Make:
 
 @pytest.fixture
 def content() -> bytes:
-    """Three parts, the last one small. No part is like another one."""
-    return b"".join(hashlib.sha256(b"%d" % at).digest() * 32_768 for at in range(11)) + b"the end"
-
-
-def source_of(path: Path, content: bytes) -> Source:
-    path.write_bytes(content)
-    snapshot = Snapshot(path.name, len(content), 0, hashlib.sha256(content).hexdigest())
-    return Source(len(content), snapshot.sha256 or "", lambda: SnapshotBody(path.open("rb"), snapshot))
+    return three_parts()
 
 
 @pytest.fixture
 def source(tmp_path: Path, content: bytes) -> Source:
     return source_of(tmp_path / "snapshot", content)
-
-
-def upload(bucket: Bucket, source: Source, notes: Notes, progress: str | None = None) -> Outcome | None:
-    """The outcome of the failure; None after a success."""
-    try:
-        with bucket.sending({}, notes.attempt) as objects:
-            objects.upload(NAME, source, notes.attempt, progress)
-    except StoreFailed as failed:
-        return failed.outcome
-    return None
-
-
-def stored(bucket: Bucket, name: str = NAME) -> bytes | None:
-    with bucket.reading() as objects:
-        return b"".join(objects.blocks(name)) if objects.stat(name) else None
-
-
-def open_uploads(seaweed: Seaweed, bucket: str) -> list[Any]:
-    return list(seaweed.client.list_multipart_uploads(Bucket=bucket).get("Uploads", []))
 
 
 def test_small_objects_are_created_once_and_replaced(make: Make) -> None:
@@ -118,7 +76,7 @@ def test_a_store_is_listed_and_discarded(make: Make, seaweed: Seaweed, bucket: s
 
         objects.discard("run/checkpoints/epoch-0001")
         assert sorted(each.name for each in objects.below("run")) == names[2:]
-    assert open_uploads(seaweed, bucket) == []
+    assert open_uploads(seaweed.client, bucket) == []
 
 
 def test_a_checkpoint_in_parts_arrives_whole(
@@ -198,7 +156,7 @@ def test_a_completion_whose_response_was_lost_is_a_success(
 
     assert isinstance(first, RetryLater) and second is None
     assert len(proxy.calls("UploadPart")) == 3 and len(proxy.calls("CompleteMultipartUpload")) == 1
-    assert stored(make()) == content and open_uploads(seaweed, bucket) == []
+    assert stored(make()) == content and open_uploads(seaweed.client, bucket) == []
 
 
 def test_an_upload_whose_id_was_lost_is_aborted(
@@ -206,11 +164,11 @@ def test_an_upload_whose_id_was_lost_is_aborted(
 ) -> None:
     proxy.fault("CreateMultipartUpload", cut=True)
     assert isinstance(upload(make(), source, Notes()), RetryLater)
-    assert len(open_uploads(seaweed, bucket)) == 1
+    assert len(open_uploads(seaweed.client, bucket)) == 1
 
     assert upload(make(), source, Notes()) is None
 
-    assert open_uploads(seaweed, bucket) == []
+    assert open_uploads(seaweed.client, bucket) == []
 
 
 def test_an_upload_that_the_bucket_has_forgotten_begins_again(
@@ -219,7 +177,7 @@ def test_an_upload_that_the_bucket_has_forgotten_begins_again(
     notes = Notes()
     proxy.fault("UploadPart", part=3, drop=True)
     upload(make(parts_at_once=1), source, notes)
-    (left,) = open_uploads(seaweed, bucket)
+    (left,) = open_uploads(seaweed.client, bucket)
     seaweed.client.abort_multipart_upload(Bucket=bucket, Key=left["Key"], UploadId=left["UploadId"])
 
     assert upload(make(), source, Notes(), notes.last) is None
@@ -272,7 +230,7 @@ def test_an_altered_file_never_becomes_visible(
     with pytest.raises(SnapshotAltered):
         upload(make(), source, Notes())
 
-    assert stored(make()) is None and open_uploads(seaweed, bucket) == []
+    assert stored(make()) is None and open_uploads(seaweed.client, bucket) == []
 
 
 def test_a_file_that_was_altered_for_a_while_is_sent_anew(
@@ -315,7 +273,7 @@ def test_an_object_of_another_program_is_never_overwritten(
     found = upload(make(), source_of(tmp_path / "x", content[:size]), Notes())
 
     assert isinstance(found, Blocked) and found.scope is Scope.RUN and "not stored" in found.reason
-    assert stored(make()) == b"precious" and open_uploads(seaweed, bucket) == []
+    assert stored(make()) == b"precious" and open_uploads(seaweed.client, bucket) == []
 
 
 @pytest.mark.parametrize("size", [10, 11 * 1024 * 1024])
@@ -380,7 +338,7 @@ def test_the_check_writes_nothing(make: Make, seaweed: Seaweed, bucket: str) -> 
     make().check()
 
     assert seaweed.client.list_objects_v2(Bucket=bucket)["KeyCount"] == 0
-    assert open_uploads(seaweed, bucket) == []
+    assert open_uploads(seaweed.client, bucket) == []
 
 
 def test_a_session_token_and_keys_never_reach_a_log(

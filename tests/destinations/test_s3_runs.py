@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from s3_proxy import S3Proxy
+from s3_stage import open_uploads, three_parts
 from seaweed import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Seaweed
-from stage import environ_of, hubqueue, kill, python, start_worker, wait_until
+from stage import ROOT, environ_of, hubqueue, kill, python, start_worker, wait_until
 
 from hubqueue.config.declaration import Key, Reader
 from hubqueue.config.registry import declaration
@@ -56,7 +56,7 @@ def environ(migrated_home: Path, proxy: S3Proxy, bucket: str) -> dict[str, str]:
 
 @pytest.fixture
 def content() -> bytes:
-    return b"".join(hashlib.sha256(b"%d" % at).digest() * 32_768 for at in range(11)) + b"the end"
+    return three_parts()
 
 
 def train(environ: dict[str, str], *paths: Path) -> None:
@@ -94,10 +94,6 @@ def keys_in(seaweed: Seaweed, bucket: str) -> list[str]:
     return [each["Key"] for each in seaweed.client.list_objects_v2(Bucket=bucket).get("Contents", [])]
 
 
-def open_uploads(seaweed: Seaweed, bucket: str) -> list[Any]:
-    return list(seaweed.client.list_multipart_uploads(Bucket=bucket).get("Uploads", []))
-
-
 def test_a_training_arrives_and_can_be_read_back(
     environ: dict[str, str], tmp_path: Path, content: bytes, seaweed: Seaweed, bucket: str, reader: Reader
 ) -> None:
@@ -124,7 +120,7 @@ def test_a_training_arrives_and_can_be_read_back(
     metrics = [key for key in keys_in(seaweed, bucket) if "/metrics/" in key]
     body = b"".join(seaweed.client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in metrics)
     assert sorted(json.loads(line)["epoch"] for line in body.splitlines()) == [0, 1]
-    assert open_uploads(seaweed, bucket) == []
+    assert open_uploads(seaweed.client, bucket) == []
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -154,7 +150,7 @@ def test_a_killed_upload_is_continued_by_another_worker(
     (checkpoint,) = reader.checkpoints(name_in(reader))
     (file,) = checkpoint.files
     assert b"".join(reader.blocks(checkpoint, file)) == content
-    assert open_uploads(seaweed, bucket) == []
+    assert open_uploads(seaweed.client, bucket) == []
     parts = [each.part for each in proxy.calls("UploadPart") if each.status == 200]
     # What was held is received after the kill, unless its connection was closed.
     repeated = {part for part in parts if parts.count(part) > 1}
@@ -174,14 +170,14 @@ def test_a_cancelled_upload_is_removed_at_the_end_of_the_run(
     kill(worker)
     fault.go_on.set()
     wait_until(lambda: not proxy.at_once)
-    assert len(open_uploads(seaweed, bucket)) == 1
+    assert len(open_uploads(seaweed.client, bucket)) == 1
     with open_outbox(Path(environ["HUBQUEUE_HOME"]), environ=environ) as outbox:
         (entry,) = [row["id"] for row in outbox.stats.entries(kind="ckpt")]
 
     assert hubqueue(environ, "cancel", str(entry)).returncode == 0
     assert drain(environ).returncode == 0
 
-    assert open_uploads(seaweed, bucket) == []
+    assert open_uploads(seaweed.client, bucket) == []
     assert not [key for key in keys_in(seaweed, bucket) if "checkpoints" in key or "uploading" in key]
 
 
@@ -247,3 +243,87 @@ def test_check_names_what_is_wrong_and_what_to_do(
 
     assert checked.returncode == 1
     assert reason in checked.stdout and hint in checked.stdout
+
+
+def with_profiles(environ: dict[str, str], folder: Path) -> dict[str, str]:
+    """The same destination, with the credentials of an AWS configuration with two profiles."""
+    file = folder / "credentials"
+    pair = f"aws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
+    file.write_text(f"[training]\n{pair}[other]\n{pair}")
+    kept = {name: value for name, value in environ.items() if not name.endswith("KEY_LAB")}
+    return {**kept, "AWS_SHARED_CREDENTIALS_FILE": str(file), "AWS_PROFILE": "training"}
+
+
+def test_a_run_of_a_profile_is_sent_with_this_profile_only(
+    environ: dict[str, str], tmp_path: Path, reader: Reader
+) -> None:
+    environ = with_profiles(environ, tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"1")
+    train(environ, tmp_path / "last.pt")
+
+    other = hubqueue({**environ, "AWS_PROFILE": "other"}, "drain", "--timeout", "5")
+    assert other.returncode == 3 and "they were started" in other.stdout + other.stderr
+    assert list(reader.runs()) == []
+
+    assert drain(environ).returncode == 0
+    assert len(reader.checkpoints(name_in(reader))) == 1
+
+
+def test_a_login_takes_over_the_runs_whose_profile_has_no_credentials(
+    environ: dict[str, str], tmp_path: Path, reader: Reader
+) -> None:
+    environ = with_profiles(environ, tmp_path) | {"AWS_PROFILE": "training"}
+    Path(environ["AWS_SHARED_CREDENTIALS_FILE"]).write_text("[training]\nregion = eu-central-1\n")
+    (tmp_path / "last.pt").write_bytes(b"1")
+    train(environ, tmp_path / "last.pt")
+    assert drain(environ).returncode == 3
+    checked = hubqueue(environ, "check")
+    assert "the key is missing" in checked.stdout and "hubqueue login lab" in checked.stdout
+
+    assert hubqueue(environ, "login", "lab", stdin=f"{ACCESS_KEY}\n{SECRET_KEY}\n").returncode == 0
+
+    assert drain(environ).returncode == 0
+    assert len(reader.checkpoints(name_in(reader))) == 1
+
+
+def test_the_memory_does_not_grow_with_the_size_of_a_part(
+    environ: dict[str, str], tmp_path: Path, seaweed: Seaweed, bucket: str
+) -> None:
+    code = """
+import sys, tracemalloc
+from dataclasses import replace
+from pathlib import Path
+from hubqueue.destinations.base import quiet
+from hubqueue.destinations.layout.store import Source
+from hubqueue.destinations.s3.settings import S3Settings
+from hubqueue.destinations.s3.store import Bucket
+from hubqueue.domain.snapshots.snapshot import Snapshot
+from hubqueue.outbox.spool.body import SnapshotBody
+from s3_stage import KEY
+import hashlib
+path, url, bucket = Path(sys.argv[1]), *sys.argv[2:]
+size = path.stat().st_size
+with path.open("rb") as file:
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+snapshot = Snapshot(path.name, size, 0, sha256)
+source = Source(size, sha256, lambda: SnapshotBody(path.open("rb"), snapshot))
+store = Bucket(S3Settings("lab", bucket=bucket, endpoint_url=url, part_size=32 << 20), lambda: (KEY,))
+store.check()
+tracemalloc.start()
+with store.sending({}, quiet()) as objects:
+    objects.upload("run/large.pt", source, quiet(), None)
+print(tracemalloc.get_traced_memory()[1])
+"""
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(128 << 20)
+
+    found = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "large", seaweed.url, bucket],
+        env={**environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    # A ring of 4 MiB for the hashes, a MiB for each of four parts, and their copies on the way to the socket.
+    assert int(found.stdout) < 16 << 20

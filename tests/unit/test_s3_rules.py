@@ -175,9 +175,12 @@ def test_what_the_outbox_keeps_is_only_for_the_same_file(tmp_path: Path) -> None
 
 def test_the_hash_of_an_object_is_the_servers_own_or_the_mark() -> None:
     mark = {"Metadata": {"Hubqueue-SHA256": "ab" * 32}}
+    of_parts, whole = composite([b"1" * 32, b"2" * 32]), "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 
-    assert hash_of({**mark, "ChecksumSHA256": composite([b"1" * 32, b"2" * 32])}) == "ab" * 32
-    assert hash_of({**mark, "ChecksumSHA256": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}) == "00" * 32
+    assert hash_of({**mark, "ChecksumSHA256": f"{of_parts}-2"}) == "ab" * 32
+    assert hash_of({**mark, "ChecksumSHA256": of_parts, "ETag": '"1234-2"'}) == "ab" * 32
+    assert hash_of({**mark, "ChecksumSHA256": of_parts, "ChecksumType": "COMPOSITE"}) == "ab" * 32
+    assert hash_of({**mark, "ChecksumSHA256": whole, "ETag": '"1234"'}) == "00" * 32
     assert hash_of({"Metadata": {}}) is None
 
 

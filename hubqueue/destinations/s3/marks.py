@@ -27,12 +27,16 @@ def mark_of(found: Mapping[str, Any]) -> str | None:
 
 
 def hash_of(found: Mapping[str, Any]) -> str | None:
-    """The hash of an object, in hex: the server's own one if it has one of the whole object, else the mark."""
+    """The hash of an object, in hex: the server's own one if it has one of the whole object, else the mark.
+
+    A hash of hashes usually ends with the number of parts, but not on every server. The ETag of such an object always does.
+    """
     stated = str(found.get("ChecksumSHA256", ""))
+    in_parts = found.get("ChecksumType") == "COMPOSITE" or "-" in stated + str(found.get("ETag", ""))
     try:
-        whole = base64.b64decode(stated, validate=True).hex()
+        whole = "" if in_parts else base64.b64decode(stated, validate=True).hex()
     except binascii.Error:
-        whole = ""  # that of an object in parts ends with their number
+        whole = ""
     return whole if len(whole) == 64 else mark_of(found)
 
 
@@ -42,5 +46,5 @@ def in_base64(digest: bytes) -> str:
 
 
 def composite(digests: Sequence[bytes]) -> str:
-    """What the server states of an object that came in parts with these hashes."""
-    return f"{in_base64(hashlib.sha256(b''.join(digests)).digest())}-{len(digests)}"
+    """What the server states of an object that came in parts with these hashes, without their number."""
+    return in_base64(hashlib.sha256(b"".join(digests)).digest())
