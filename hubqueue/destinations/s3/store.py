@@ -15,7 +15,7 @@ from typing import Any
 from hubqueue.config.declaration import Key
 from hubqueue.destinations.base import Attempt, RetryLater, quiet
 from hubqueue.destinations.layout.store import LARGEST, Source, Stored, StoreFailed
-from hubqueue.destinations.s3.client import Client, Refused, unproven
+from hubqueue.destinations.s3.calls import Calls, Refused, unproven
 from hubqueue.destinations.s3.marks import hash_of, in_base64, marked
 from hubqueue.destinations.s3.settings import S3Settings
 from hubqueue.destinations.s3.upload import Upload
@@ -33,29 +33,29 @@ class Bucket:
     """A bucket. Safe to use from several threads."""
 
     def __init__(self, settings: S3Settings, keys: Callable[[], tuple[Key, ...]]) -> None:
-        self._settings, self._client = settings, Client(settings, keys)
+        self._settings, self._calls = settings, Calls(settings, keys)
 
     @contextmanager
     def sending(self, remembered: Mapping[str, str | int], attempt: Attempt) -> Iterator[BucketObjects]:
         """Its objects, for one attempt. The row of the run names the bucket and the prefix, so there is nothing to compare."""
-        yield BucketObjects(self._settings, self._client, attempt)
+        yield BucketObjects(self._settings, self._calls, attempt)
 
     @contextmanager
     def reading(self) -> Iterator[BucketObjects]:
         """Its objects, for a reader."""
-        yield BucketObjects(self._settings, self._client, quiet())
+        yield BucketObjects(self._settings, self._calls, quiet())
 
     def check(self) -> None:
         """Begin an upload and abort it: that needs the permission to write, and leaves nothing."""
         key = self._settings.key(".hubqueue-check")
         attempt = quiet()
-        begun = self._client.call("create_multipart_upload", attempt, Key=key)
+        begun = self._calls.call("create_multipart_upload", attempt, Key=key)
         if begun.get("Key") != key or not begun.get("UploadId"):
             raise StoreFailed(unproven(self._settings, "create_multipart_upload"))
-        self._client.call("abort_multipart_upload", attempt, Key=key, UploadId=begun["UploadId"])
+        self._calls.call("abort_multipart_upload", attempt, Key=key, UploadId=begun["UploadId"])
 
     def close(self) -> None:
-        self._client.close()
+        self._calls.close()
 
 
 class BucketObjects:
@@ -63,8 +63,8 @@ class BucketObjects:
 
     remember: Mapping[str, str | int] = {}
 
-    def __init__(self, settings: S3Settings, client: Client, attempt: Attempt) -> None:
-        self._settings, self._client = settings, client
+    def __init__(self, settings: S3Settings, calls: Calls, attempt: Attempt) -> None:
+        self._settings, self._calls = settings, calls
         # The body of a small object is no progress of the batch.
         self._attempt = replace(attempt, on_bytes=lambda _sent: None)
 
@@ -87,7 +87,7 @@ class BucketObjects:
 
     def upload(self, name: str, source: Source, attempt: Attempt, progress: str | None) -> None:
         """Store a large object: in one request, or in parts that another attempt continues with."""
-        Upload(self._settings, self._client, name, source).send(attempt, progress)
+        Upload(self._settings, self._calls, name, source).send(attempt, progress)
 
     def stat(self, name: str, *, hashed: bool = False) -> Stored | None:
         """An object without its content; None if there is none."""
@@ -126,7 +126,7 @@ class BucketObjects:
     def discard(self, folder: str) -> None:
         """Delete everything below a folder, unfinished uploads as well."""
         for each in self._uploads(folder):
-            self._client.call(
+            self._calls.call(
                 "abort_multipart_upload",
                 self._attempt,
                 expected=("NoSuchUpload",),
@@ -157,7 +157,7 @@ class BucketObjects:
 
     def _put(self, name: str, content: bytes, **condition: Any) -> None:
         sha256 = hashlib.sha256(content)
-        response = self._client.call(
+        response = self._calls.call(
             "put_object",
             self._attempt,
             body=Bytes(content),
@@ -174,7 +174,7 @@ class BucketObjects:
     def _get(self, operation: str, name: str, **options: Any) -> dict[str, Any] | None:
         """The response about an object; None if there is none."""
         try:
-            found = self._client.call(
+            found = self._calls.call(
                 operation, self._attempt, expected=_NONE, Key=self._settings.key(name), **options
             )
         except Refused:
@@ -186,7 +186,7 @@ class BucketObjects:
     def _pages(self, folder: str, **options: Any) -> Iterator[dict[str, Any]]:
         further: dict[str, Any] = {}
         while True:
-            page = self._client.call(
+            page = self._calls.call(
                 "list_objects_v2",
                 self._attempt,
                 most=_LIST,
@@ -206,7 +206,7 @@ class BucketObjects:
         found: list[dict[str, Any]] = []
         further: dict[str, Any] = {}
         while True:
-            page = self._client.call(
+            page = self._calls.call(
                 "list_multipart_uploads", self._attempt, most=_LIST, Prefix=self._below(folder), **further
             )
             found += page.get("Uploads", ())

@@ -16,7 +16,7 @@ from typing import Any
 
 from hubqueue.destinations.base import Aborted, Attempt, Blocked, Outcome, RetryLater, Scope
 from hubqueue.destinations.layout.store import Source, StoreFailed, obey
-from hubqueue.destinations.s3.client import Client, Refused, unproven
+from hubqueue.destinations.s3.calls import Calls, Refused, unproven
 from hubqueue.destinations.s3.marks import composite, hash_of, in_base64, mark_of, marked
 from hubqueue.destinations.s3.parts import Begun, Part, PartBody, part_size_for, parts_of
 from hubqueue.destinations.s3.settings import S3Settings
@@ -47,8 +47,8 @@ class _Target:
 class Upload:
     """The upload of one object, for one attempt."""
 
-    def __init__(self, settings: S3Settings, client: Client, name: str, source: Source) -> None:
-        self._settings, self._client, self._name, self._source = settings, client, name, source
+    def __init__(self, settings: S3Settings, calls: Calls, name: str, source: Source) -> None:
+        self._settings, self._calls, self._name, self._source = settings, calls, name, source
         self._key = settings.key(name)
 
     def send(self, attempt: Attempt, progress: str | None) -> None:
@@ -277,7 +277,7 @@ class Upload:
     ) -> dict[str, Any]:
         key: dict[str, Any] = {} if operation == "list_multipart_uploads" else {"Key": self._key}
         silent = attempt if body is not None else replace(attempt, on_bytes=lambda _sent: None)
-        return self._client.call(operation, silent, body=body, **key, **options)
+        return self._calls.call(operation, silent, body=body, **key, **options)
 
     def _call_upload(self, operation: str, upload: str, attempt: Attempt) -> None:
         try:

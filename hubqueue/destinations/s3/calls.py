@@ -77,7 +77,7 @@ class _Unlogged(logging.Filter):
 _UNLOGGED = _Unlogged()
 
 
-class Client:
+class Calls:
     """The calls of one bucket. Safe to use from several threads."""
 
     def __init__(self, settings: S3Settings, keys: Callable[[], tuple[Key, ...]]) -> None:
