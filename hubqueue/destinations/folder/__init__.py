@@ -16,17 +16,17 @@ def _open(
     keys: Callable[[], tuple[Key, ...]],
     open_body: Callable[[Snapshot], SeekableBlocks],
 ) -> Transport:
-    from hubqueue.destinations.folder.store import FolderStore
+    from hubqueue.destinations.folder.store import Folder
     from hubqueue.destinations.layout.transport import LayoutTransport
 
-    return LayoutTransport(FolderStore(settings), open_body)
+    return LayoutTransport(Folder(settings), open_body)
 
 
 def _read(settings: DestinationSettings, keys: Callable[[], tuple[Key, ...]]) -> Reader:
-    from hubqueue.destinations.folder.store import FolderStore
+    from hubqueue.destinations.folder.store import Folder
     from hubqueue.destinations.layout.reader import LayoutReader
 
-    return LayoutReader(FolderStore(settings))
+    return LayoutReader(Folder(settings))
 
 
 DESTINATION = Destination(

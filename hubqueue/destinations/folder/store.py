@@ -21,7 +21,7 @@ _REMEMBERED = "folder"
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
-class FolderStore:
+class Folder:
     """One folder. Safe to use from several threads: each attempt opens it anew."""
 
     def __init__(self, settings: DestinationSettings) -> None:

@@ -70,7 +70,7 @@ class Checkpoints:
                     f"{clean(missing, limit=300)} is not as it was stored; it will be sent again"
                 )
             if not objects.create(f"{folder}/{names.MANIFEST}.json", manifest.text):
-                return RetryLater(f"{clean(folder, limit=300)} has another checkpoint now")
+                return RetryLater(f"another checkpoint is now in {clean(folder, limit=300)}")
         else:
             self._note_again(objects, folder, manifest)
         _point(objects, run, manifest.pointer(checkpoint))

@@ -16,14 +16,14 @@ from hubqueue.destinations.base import (
 from hubqueue.destinations.layout import names
 from hubqueue.destinations.layout.records import Manifest, Pointer, parsed
 from hubqueue.destinations.layout.retention import manifests_of
-from hubqueue.destinations.layout.store import Objects, Store, StoreFailed
+from hubqueue.destinations.layout.store import Objects, ObjectStorage, StoreFailed
 from hubqueue.domain.redact import clean
 
 
 class LayoutReader:
     """Reads one store. Used by one thread."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectStorage) -> None:
         self._store, self._at_end = store, ExitStack()
         self._opened: Objects | None = None
 

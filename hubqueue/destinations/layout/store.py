@@ -63,7 +63,7 @@ class Source:
                     return
 
 
-class Store(Protocol):
+class ObjectStorage(Protocol):
     """What keeps objects below one prefix. Safe to use from several threads."""
 
     def sending(

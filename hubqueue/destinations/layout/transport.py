@@ -34,7 +34,7 @@ from hubqueue.destinations.layout.checkpoints import Checkpoints
 from hubqueue.destinations.layout.position import position
 from hubqueue.destinations.layout.records import VERSION, line, moment, parsed, written
 from hubqueue.destinations.layout.retention import KEEP_ALL, Keeping
-from hubqueue.destinations.layout.store import Objects, Store, StoreFailed
+from hubqueue.destinations.layout.store import Objects, ObjectStorage, StoreFailed
 from hubqueue.domain.redact import clean
 
 
@@ -42,7 +42,7 @@ class LayoutTransport:
     """Sends to one store. Safe to use from several threads."""
 
     def __init__(
-        self, store: Store, open_body: Callable[[Snapshot], SeekableBlocks], *, keeping: Keeping = KEEP_ALL
+        self, store: ObjectStorage, open_body: Callable[[Snapshot], SeekableBlocks], *, keeping: Keeping = KEEP_ALL
     ) -> None:
         self._store, self._checkpoints = store, Checkpoints(open_body, keeping)
 
@@ -166,4 +166,4 @@ def _send_metrics(objects: Objects, batch: Batch) -> Outcome:
         name = f"{batch.run.remote_id}/{names.metrics_name(numbers, unique)}"
         if objects.create(name, body) or objects.read(name) == body:
             return Delivered()
-    return Rejected(f"{clean(name, limit=300)} exists with other content")
+    return Rejected(f"other content is in {clean(name, limit=300)}")
