@@ -116,6 +116,9 @@ def test_the_addresses_of_other_programs_are_not_used(
     stored(server)
 
     assert created(settings_of(server)) is True
+    # Without an endpoint_url it is AWS, whatever that variable says. There is no proxy at this address.
+    found = created(S3Settings("store", bucket="lab", proxy="http://127.0.0.1:9"))
+    assert isinstance(found, RetryLater) and "lab.s3.amazonaws.com" in found.reason
 
 
 def test_the_stop_and_the_deadlines_of_the_wire_hold(server: S3Proxy) -> None:

@@ -17,6 +17,7 @@ from stage import ROOT, environ_of, hubqueue, kill, python, start_worker, wait_u
 
 from hubqueue.config.declaration import Key, Reader
 from hubqueue.config.registry import declaration
+from hubqueue.destinations.base import DestinationUnavailable
 from hubqueue.destinations.s3.settings import S3Settings
 from hubqueue.outbox.outbox import open_outbox
 
@@ -295,6 +296,7 @@ from dataclasses import replace
 from pathlib import Path
 from hubqueue.destinations.base import quiet
 from hubqueue.destinations.layout.store import Source
+from hubqueue.destinations.base import DestinationUnavailable
 from hubqueue.destinations.s3.settings import S3Settings
 from hubqueue.destinations.s3.store import Bucket
 from hubqueue.domain.snapshots.snapshot import Snapshot
@@ -327,3 +329,19 @@ print(tracemalloc.get_traced_memory()[1])
 
     # A ring of 4 MiB for the hashes, a MiB for each of four parts, and their copies on the way to the socket.
     assert int(found.stdout) < 16 << 20
+
+
+def test_a_reader_without_permission_says_what_to_repair(seaweed: Seaweed) -> None:
+    declared = declaration("s3")
+    settings = S3Settings("lab", bucket="no-such-bucket", endpoint_url=seaweed.url)
+    key = Key(READER_KEY, {"secret_access_key": READER_SECRET})
+    assert declared.read is not None
+
+    with (
+        closing(declared.read(settings, lambda: (key,))) as reader,
+        pytest.raises(DestinationUnavailable) as failed,
+    ):
+        list(reader.runs())
+
+    assert "there is no bucket" in str(failed.value)
+    assert failed.value.hint == "create it, or correct destinations.lab.bucket"

@@ -15,17 +15,22 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from hubqueue.destinations.base import Aborted, Attempt, Outcome, SeekableBlocks
+from hubqueue.domain.outcome import ADVICE
 
 LARGEST = 64 * 1024 * 1024
 """The largest small object, in bytes: the manifest of a folder with hundreds of thousands of files."""
 
 
 class StoreFailed(Exception):
-    """A store did not do what was asked. `outcome` is what the attempt produced; `hint` is for a person who reads from it."""
+    """A store did not do what was asked. `outcome` is what the attempt produced; `hint` is for a person who reads from it.
+
+    The advice in the reason of a hold is the hint, if there is no other.
+    """
 
     def __init__(self, outcome: Outcome, *, hint: str | None = None) -> None:
-        super().__init__(getattr(outcome, "reason", ""))
-        self.outcome, self.hint = outcome, hint
+        reason, _, advice = getattr(outcome, "reason", "").partition(ADVICE)
+        super().__init__(reason)
+        self.outcome, self.hint = outcome, hint or advice or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,11 @@ class LayoutTransport:
     """Sends to one store. Safe to use from several threads."""
 
     def __init__(
-        self, store: ObjectStorage, open_body: Callable[[Snapshot], SeekableBlocks], *, keeping: Keeping = KEEP_ALL
+        self,
+        store: ObjectStorage,
+        open_body: Callable[[Snapshot], SeekableBlocks],
+        *,
+        keeping: Keeping = KEEP_ALL,
     ) -> None:
         self._store, self._checkpoints = store, Checkpoints(open_body, keeping)
 

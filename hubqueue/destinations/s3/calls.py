@@ -137,7 +137,7 @@ class Calls:
             raise
         except ImportError as error:
             what = f"the destination needs boto3, which is not installed ({error.name}){ADVICE}{INSTALL}"
-            raise StoreFailed(Blocked(what, Scope.DESTINATION), hint=INSTALL) from error
+            raise StoreFailed(Blocked(what, Scope.DESTINATION)) from error
         except Exception as error:
             raise StoreFailed(self._outcome(error, call)) from error
         finally:

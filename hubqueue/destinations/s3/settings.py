@@ -13,6 +13,7 @@ AWS = "https://s3.amazonaws.com"
 """The address of buckets of AWS in all regions: the name of a bucket is unique there."""
 LEAST_PART = 5 * 1024 * 1024
 """The smallest part that S3 accepts, in bytes."""
+_MOST_PART = 5 * 1024 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class S3Settings(DestinationSettings):
     part_size: int = setting(
         forms.size(least=LEAST_PART),
         default=16 * 1024 * 1024,
-        help="the size of one part of an upload; larger checkpoints are sent in parts. It grows for a file of more than 10,000 parts",
+        help="the size of one part of an upload; larger files are sent in parts. At most 5 GiB. It grows for a file of more than 10,000 parts",
     )
     parts_at_once: int = setting(forms.count("parts"), default=4, help="parallel parts of one upload")
     storage_class: str = setting(
@@ -74,6 +75,7 @@ class S3Settings(DestinationSettings):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefix", self.prefix.strip("/"))
+        object.__setattr__(self, "part_size", min(self.part_size, _MOST_PART))
         address = "/".join(each for each in (self.endpoint_url or AWS, self.bucket, self.prefix) if each)
         object.__setattr__(self, "url", address if self.bucket else AWS)
 

@@ -168,16 +168,7 @@ class Upload:
         threads: PartThreads[tuple[Part, str]] = PartThreads(self._settings.parts_at_once, attempt)
         with threads:
             for part in parts_of(self._source, begun.part_size, threads.between):
-                if len(begun.hashes) < part.number:
-                    begun.hashes.append(part.short)
-                    attempt.on_progress(begun.text)
-                elif begun.hashes[part.number - 1] != part.short:
-                    # An altered file was sent, and the right one is back.
-                    self._abort(begun, attempt)
-                    raise StoreFailed(
-                        RetryLater(f"parts of another {self._shown} were sent; it will be sent again")
-                    )
-                etag, size = there.get(part.number, ("", -1))
+                etag, size = self._noted(begun, part, there.get(part.number), attempt)
                 if size == part.size:
                     finished.append((part, etag))
                     threads.skip(part.size)
@@ -185,6 +176,22 @@ class Upload:
                     threads.start(part.number, partial(self._send_part, begun, part))
             finished += threads.finish()
         return sorted(finished, key=lambda each: each[0].number)
+
+    def _noted(
+        self, begun: Begun, part: Part, listed: tuple[str, int] | None, attempt: Attempt
+    ) -> tuple[str, int]:
+        """Note a part before it is sent. Returns what the bucket has of it: its ETag and size, -1 if it must be sent.
+
+        What the bucket lists counts only if it was noted with the hash that the part has now.
+        """
+        if len(begun.hashes) < part.number:
+            begun.hashes.append(part.short)
+            attempt.on_progress(begun.text)
+            return "", -1
+        if begun.hashes[part.number - 1] == part.short:
+            return listed or ("", -1)
+        self._abort(begun, attempt)  # an altered file was sent, and the right one is back
+        raise StoreFailed(RetryLater(f"parts of another {self._shown} were sent; it will be sent again"))
 
     def _send_part(self, begun: Begun, part: Part, attempt: Attempt) -> tuple[Part, str]:
         """Send one part, in a thread of its own. Returns it with its ETag."""
@@ -258,8 +265,7 @@ class Upload:
             return _Target(True, {})
         if mark_of(found) is None:
             what = f"the bucket has another {self._shown}, which hubqueue has not stored"
-            hint = "move it away, or delete it"
-            raise StoreFailed(Blocked(f"{what}{ADVICE}{hint}", Scope.RUN), hint=hint)
+            raise StoreFailed(Blocked(f"{what}{ADVICE}move it away, or delete it", Scope.RUN))
         return _Target(False, {"IfMatch": found["ETag"]})
 
     @property
