@@ -211,9 +211,10 @@ class Destination:
     file nor a HUBQUEUE_ variable does. `lanes` are the kinds of entries that a run owes. One metrics request carries at
     most `most_epochs` (None: the limit of the worker's settings). `costs` gives by kind how many "requests" of a budget
     one claim takes, and for a checkpoint also how many "uploads"; the default is 1. With `takes_folders` a checkpoint may
-    be a folder; without, a folder is refused when it is saved, unless it is saved as one tar. With `takes_steps` the key of an
-    entry may be a step; without, its number takes the place of the epoch. `read` makes the reader for `pull` and `verify`
-    (None: it cannot be read). `identify` reads the name of a model as a person writes it
+    be a folder; without, a folder is refused when it is saved, unless it is saved as one tar. With `takes_steps` the key of
+    metrics may be a step; without, a step without an epoch is used as the epoch. `read` makes the reader for `pull` and `verify`
+    (None: it cannot be read); `removes_older` returns whether it removes older checkpoints with these settings. `identify`
+    reads the name of a model as a person writes it
     and raises `InvalidModel`; `recognizes` returns whether only this type knows such a form. `console` makes the draft of
     output lines from their text, their count and a rising number; with `shows_progress` also from `progress=`, the text of
     each progress bar by its name. `describe` is called in the training's process when a run starts, with the settings and
@@ -240,6 +241,7 @@ class Destination:
     takes_folders: bool = False
     takes_steps: bool = False
     read: Read | None = None
+    removes_older: Callable[[DestinationSettings], bool] = lambda _settings: False
     recognizes: Callable[[str | PathLike[str]], bool] = lambda _identifier: False
     console: Callable[..., Draft] | None = None
     shows_progress: bool = False

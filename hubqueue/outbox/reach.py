@@ -53,7 +53,10 @@ def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
     """Why this environment cannot send for a row; None when it can."""
     target = outbox.config.destinations.get(address.label)
     if target is None:
-        hint = f"add [destinations.{address.label}] with url = {safe_url(address.url)!r} to the configuration"
+        key = "url" if "://" in address.url else "path"
+        hint = (
+            f"add [destinations.{address.label}] with {key} = {safe_url(address.url)!r} to the configuration"
+        )
         return Obstacle(f"destination {address.label} ({safe_url(address.url)}) is not configured here", hint)
     missing = absent(target.type)
     if missing is not None:

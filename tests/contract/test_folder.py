@@ -17,6 +17,7 @@ from layout_stage import BLOCK, Box, Training, random_bytes
 from hubqueue.config.reader import parse
 from hubqueue.destinations.base import Attempt, DestinationUnavailable
 from hubqueue.destinations.folder.root import Root
+from hubqueue.destinations.folder.store import Folder
 from hubqueue.domain.errors import ConfigError
 from hubqueue.domain.outcome import Aborted, Delivered, Outcome, RetryLater
 
@@ -218,18 +219,22 @@ def test_an_upload_continues_from_the_bytes_that_are_there(box: Box) -> None:
     assert (folder / "checkpoint.pt").stat().st_ino == before.st_ino
 
 
-@pytest.mark.parametrize("there", [b"", b"wrong", random_bytes(BLOCK, 9), random_bytes(9 * BLOCK)])
+CONTENT = random_bytes(4 * BLOCK + 3, 1)
+
+
+@pytest.mark.parametrize(
+    "there", [b"", b"wrong", random_bytes(BLOCK, 9), random_bytes(9 * BLOCK), CONTENT[BLOCK:] + b"and more"]
+)
 def test_wrong_bytes_that_are_there_are_replaced(box: Box, there: bytes) -> None:
     training = started(box)
-    content = random_bytes(4 * BLOCK + 3, 1)
-    batch = training.checkpoint(content, epoch=1)
+    batch = training.checkpoint(CONTENT, epoch=1)
     assert isinstance(training.send(batch, stopped_before(training, 1)), Aborted)
     folder = box.path / RUN / "checkpoints" / "epoch-0001"
-    (folder / ".checkpoint.pt.part").write_bytes(content[:BLOCK] + there)
+    (folder / ".checkpoint.pt.part").write_bytes(CONTENT[:BLOCK] + there)
 
     training.sent(batch)
 
-    assert (folder / "checkpoint.pt").read_bytes() == content
+    assert (folder / "checkpoint.pt").read_bytes() == CONTENT
     assert sorted(each.name for each in folder.iterdir()) == ["checkpoint.pt", "manifest.json"]
 
 
@@ -350,17 +355,16 @@ def test_a_disk_that_is_unmounted_in_the_middle_is_not_written_to_below_its_moun
     home.mkdir(mode=0o700)
     box = Box(small_disk, home=home)
     training = started(box)
-    batch = training.checkpoint({"a": b"1", "b/c": b"2"}, epoch=1)
 
-    def unmount(_start: int) -> None:
-        subprocess.run(["umount", "-l", str(small_disk)], check=False, capture_output=True)
-
-    training.on_block = unmount
-    training.send(batch)
+    with Folder(box.settings).sending(training.run.remembered) as objects:
+        subprocess.run(["umount", "-l", str(small_disk)], check=True)
+        objects.create("another-run/run.json", b"{}")
+        made = objects.read("another-run/run.json")
     below = list(small_disk.iterdir())
     found = training.send(training.metrics("0"))
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(small_disk)], check=True)  # for the fixture
 
+    assert made == b"{}"  # on the disk, which is still held open
     assert below == []
     assert "it is another folder" in reason(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -39,11 +40,13 @@ def killed_at(step: int, act: Callable[[], object], *, after: bool) -> bool:
     """Run `act` in a process that is killed before (or after) its change with this number; False if it had ended before."""
     child = os.fork()
     if child == 0:
+        code = 1
         try:
             _count(step, after=after)
             act()
+            code = 0
         finally:
-            os._exit(0)
+            os._exit(code)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
     return os.WIFSIGNALED(status)
@@ -58,10 +61,12 @@ def _count(step: int, *, after: bool) -> None:
             seen += 1
             if seen == step and not after:
                 os.kill(os.getpid(), signal.SIGKILL)
-            found = real(*given, **named)
-            if seen == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return found
+            is_last = seen == step
+            try:
+                return real(*given, **named)
+            finally:
+                if is_last:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return call
 
@@ -73,17 +78,14 @@ def assert_whole(box: Box, golden: dict[str, bytes]) -> None:
     """Every object under its name is whole, and so is every checkpoint with a manifest."""
     tree = box.tree
     for name, content in tree.items():
-        if "/metrics/" in name or "/checkpoints/" in name:
-            assert name.endswith(".part") or content == golden[name], name
-        elif name.endswith(".json") and not name.endswith(".part"):
-            json.loads(content)
-    for name in tree:
         folder, _, last = name.rpartition("/")
-        if last == "manifest.json":
-            for each in json.loads(tree[name])["files"]:
-                assert (
-                    tree[f"{folder}/{each.get('stored', each['path'])}"] == golden[f"{folder}/{each['path']}"]
-                )
+        if "/metrics/" in name:
+            assert last == ".hubqueue.part" or content == golden[name]
+        elif last.endswith(".json"):
+            record = json.loads(content)
+            for each in record.get("files", ()):
+                stored = tree[f"{folder}/{each['path']}"]
+                assert (len(stored), hashlib.sha256(stored).hexdigest()) == (each["size"], each["sha256"])
     for name in ("latest", "best", "final"):
         text = next((content for path, content in tree.items() if path.endswith(f"/{name}.json")), None)
         if text is not None:

@@ -98,7 +98,7 @@ def test_a_key_of_another_type_is_refused_with_that_type() -> None:
 @pytest.mark.usefixtures("_bucket")
 def test_an_unknown_type_is_the_only_problem_of_a_destination() -> None:
     assert problems_of("[destinations.lab]\ntype = 'buckte'\nregion = 'us-east-1'\nulr = 'x'") == (
-        f"destinations.lab.type must be {' or '.join(map(repr, (*BUILT_IN, 'bucket')))}",
+        f"destinations.lab.type must be {' or '.join(map(repr, (*BUILT_IN, 'bucket')))}; did you mean 'bucket'?",
         "unknown key destinations.lab.ulr; did you mean 'url'?",
     )
 

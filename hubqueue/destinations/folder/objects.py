@@ -24,6 +24,8 @@ _BLOCK = 1024 * 1024
 # In bytes: a large file is synced each time, so that a stop or a power cut costs little and the disk keeps up.
 _SYNC_EVERY = 64 * _BLOCK
 _PART = re.compile(r"\..*\.part", re.DOTALL)
+# How often an unfinished file may be replaced by another process while it is opened.
+_TRIES = 10
 _BUSY = (errno.EAGAIN, errno.EACCES)
 
 
@@ -159,7 +161,7 @@ class FolderObjects:
 
     def _open_part(self, part: str) -> int:
         """Open an unfinished file, locked: a worker that was suspended may be writing it still."""
-        while True:
+        for _ in range(_TRIES):
             descriptor = self._root.open(part, os.O_RDWR | os.O_CREAT)
             try:
                 self._lock(descriptor)
@@ -174,6 +176,7 @@ class FolderObjects:
                 os.close(descriptor)
                 raise
             os.close(descriptor)
+        raise StoreFailed(RetryLater(f"{self._root.path}: another worker is writing this file"))
 
     def _lock(self, descriptor: int) -> None:
         if os.name == "nt":

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from hubqueue.config.home import open_private
+from hubqueue.config.home import open_private, sync_folder
 from hubqueue.destinations.folder.objects import FolderObjects
 from hubqueue.destinations.folder.root import Root
 from hubqueue.destinations.folder.trouble import away, explained, failed
@@ -25,6 +26,7 @@ MARKER = ".hubqueue"
 _ABOUT = "hubqueue recognizes this folder by this file. Do not delete it."
 _NOTES = "folders"
 _LARGEST = 1 << 16
+_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 
 class Presence:
@@ -70,7 +72,7 @@ class Presence:
         if content is None:
             return None
         found = (parsed(content) or {}).get("id")
-        return found if isinstance(found, str) and found.isprintable() else ""
+        return found if isinstance(found, str) and _ID.fullmatch(found) else ""
 
     def _mark(self, root: Root) -> str:
         made = str(uuid.uuid4())
@@ -109,6 +111,7 @@ def make(path: Path) -> None:
     with explained(path):
         try:
             path.mkdir()
+            sync_folder(path.parent)
         except FileExistsError:
             return
         except FileNotFoundError:

@@ -247,5 +247,6 @@ def _point(objects: Objects, run: str, pointer: Pointer) -> None:
 def _give_up(objects: Objects, run: str, uploading: Uploading) -> None:
     """Delete what is stored of a checkpoint that will not be sent any more, unless it is whole."""
     folder = f"{run}/{names.CHECKPOINTS}/{uploading.checkpoint}"
-    if objects.read(f"{folder}/{names.MANIFEST}.json") is None:
+    is_ours = names.is_checkpoint(uploading.checkpoint)
+    if is_ours and objects.read(f"{folder}/{names.MANIFEST}.json") is None:
         objects.discard(folder)
