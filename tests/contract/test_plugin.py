@@ -18,7 +18,6 @@ from plugin_stage import (
     Collector,
     break_package,
     configure,
-    forget_types,
     in_this_process,
     install,
     plugin_environ,
