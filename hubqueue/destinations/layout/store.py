@@ -124,7 +124,7 @@ class Objects(Protocol):
         ...
 
     def stat(self, name: str, *, hashed: bool = False) -> Stored | None:
-        """An object without its content; None if there is none. With `hashed` a store without hashes reads it."""
+        """An object without its content; None if there is none. With `hashed` also its SHA-256, if the store keeps one."""
         ...
 
     def below(self, folder: str) -> Iterator[Stored]:
