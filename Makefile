@@ -12,6 +12,9 @@ BENCH := .venv-bench
 # The CPU build of torch; of torchvision only the Python code is used, so any build works.
 TORCH ?= torch==2.13.0+cpu torchvision==0.28.0
 
+# Where a machine forbids compiled files, each process of the tests would compile the package and the tests again.
+export PYTHONDONTWRITEBYTECODE :=
+
 # The tests mostly wait for processes, sockets and disks, so more of them run at a time than there are processors.
 WORKERS ?= 6
 PYTEST := $(BIN)/python -m pytest

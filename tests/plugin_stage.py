@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
+import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +18,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote
 
-from stage import ROOT, environ_of
+import zygote
+from stage import ROOT, Process, environ_of, hubqueue, python
 
 from hubqueue.config import registry
 
@@ -95,6 +98,46 @@ def plugin_environ(home: Path, folder: Path, **settings: str) -> dict[str, str]:
     """The environment of a process that has the package, and whose runs go to `lab`."""
     path = {"PYTHONPATH": f"{ROOT}:{folder}", "HUBQUEUE_DEFAULT_DESTINATION": "lab"}
     return environ_of(home, **{**path, **settings})
+
+
+def plugin_python(code: str, environ: Mapping[str, str], *arguments: str) -> Process:
+    """As `python`, in the environment of `plugin_environ`. A fork gets its path as a new process would."""
+    if not zygote.suits(_without_path(environ)):
+        return python(code, environ, *arguments)
+    return zygote.Forked(
+        environ, *arguments, code=_path(environ) + code, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def plugin_hubqueue(environ: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As `hubqueue`, in the environment of `plugin_environ`."""
+    if not zygote.suits(_without_path(environ)):
+        return hubqueue(environ, *arguments)
+    command = (
+        _path(environ) + "import runpy; runpy.run_module('hubqueue', run_name='__main__', alter_sys=True)"
+    )
+    process = zygote.Forked(
+        environ,
+        *arguments,
+        code=command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        out, err = process.communicate(240)
+    except BaseException:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(["hubqueue", *arguments], process.wait(), out or "", err or "")
+
+
+def _without_path(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name != "PYTHONPATH"}
+
+
+def _path(environ: Mapping[str, str]) -> str:
+    return f"import sys; sys.path[1:1] = {environ['PYTHONPATH'].split(os.pathsep)}\n"
 
 
 class Collector:

@@ -33,12 +33,12 @@ class Config:
     `default_named`: the configuration names the default destination, or has only one.
     """
 
-    default_destination: str = setting(
-        forms.text("name"),
+    default_destination: str | tuple[str, ...] = setting(
+        forms.names(),
         default=USUAL,
         absent=f"the only one whose address a variable names or that has a key, else `{USUAL}`",
         example=USUAL,
-        help="the destination of a run that names none",
+        help="the destination of a run that names none; an array for several",
     )
     outbox: OutboxSettings = table(OutboxSettings, help="the database of entries")
     spool: SpoolSettings = table(SpoolSettings, help="the snapshots of checkpoints")
@@ -53,9 +53,15 @@ class Config:
     implied: frozenset[str] = field(default=frozenset(BUILT_IN), compare=False)
     default_named: bool = field(default=False, compare=False)
 
+    @property
+    def defaults(self) -> tuple[str, ...]:
+        """The names of the default destinations: of one, unless the configuration has an array of them."""
+        named = self.default_destination
+        return (named,) if isinstance(named, str) else named
+
     def destination(self, name: str | None = None) -> DestinationSettings:
-        """The destination of that name, None for the default one. Raises `ConfigError` when there is none."""
-        wanted = self.default_destination if name is None else name
+        """The destination of that name, None for the (first) default one. Raises `ConfigError` when there is none."""
+        wanted = self.defaults[0] if name is None else name
         try:
             return self.destinations[wanted]
         except KeyError:

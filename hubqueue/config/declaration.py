@@ -198,8 +198,8 @@ class Destination:
     file nor a HUBQUEUE_ variable does. `lanes` are the kinds of entries that a run owes. One metrics request carries at
     most `most_epochs` (None: the limit of the worker's settings). `costs` gives by kind how many "requests" of a budget
     one claim takes, and for a checkpoint also how many "uploads"; the default is 1. With `takes_folders` a checkpoint may
-    be a folder; without, a folder is refused when it is saved, unless it is saved as one tar. With `takes_steps` the key of an
-    entry may be a step; without, its number takes the place of the epoch. `read` makes the reader for `pull` and `verify`
+    be a folder; without, a folder is refused when it is saved, unless it is saved as one tar. With `takes_steps` the key of
+    metrics may be a step; without, a step without an epoch is used as the epoch. `read` makes the reader for `pull` and `verify`
     (None: it cannot be read). `identify` reads the name of a model as a person writes it
     and raises `InvalidModel`; `recognizes` returns whether only this type knows such a form. `console` makes the draft of
     output lines from their text, their count and a rising number; with `shows_progress` also from `progress=`, the text of

@@ -150,7 +150,7 @@ class WorkerSettings:
     batch_entries: int = setting(
         forms.count("entries"),
         default=1000,
-        help="the most epochs in one metrics request (50 if `rate_limits.metrics` is 0 and another process is writing)",
+        help="the most epochs or steps in one metrics request (50 if `rate_limits.metrics` is 0 and another process is writing)",
     )
     batch_bytes: int = setting(
         forms.size(), default=1_048_576, help="the largest size of one metrics request"

@@ -21,6 +21,7 @@ from hubqueue.config.declaration import (
 )
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.arguments import hide_secrets
+from hubqueue.domain.drafts import Position, position
 from hubqueue.domain.entry import Draft, Entry, Kind, Snapshot
 from hubqueue.domain.errors import DestinationUnavailable, InvalidModel, NotThere
 from hubqueue.domain.identifier import Identifier
@@ -59,6 +60,7 @@ __all__ = [
     "NotThere",
     "Open",
     "Outcome",
+    "Position",
     "Read",
     "Reader",
     "Registration",
@@ -78,5 +80,6 @@ __all__ = [
     "files_of",
     "hide_secrets",
     "parts_of",
+    "position",
     "quiet",
 ]

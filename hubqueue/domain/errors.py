@@ -66,7 +66,7 @@ class InvalidModel(HubqueueError, ValueError):
 
 
 class InvalidMetrics(HubqueueError, ValueError):
-    """The metrics or their epoch cannot be sent as numbers."""
+    """The metrics, or their epoch or step, cannot be sent as numbers."""
 
 
 class InvalidArgument(HubqueueError, ValueError, TypeError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
@@ -18,10 +18,10 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
-    true,
 )
 
 from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.identifier import default_name
 from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.domain.plain import is_intact
 from hubqueue.outbox.database.prepared import Prepared
@@ -33,7 +33,7 @@ from hubqueue.outbox.moves.readiness import (
     WAITING,
     due_among,
 )
-from hubqueue.outbox.runs import OF_DESTINATION, Survey
+from hubqueue.outbox.runs import OF_DESTINATION, RunIds, Survey, among
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,15 @@ class Stats(Survey):
     # For the producer and drain.
 
     def owed(
-        self, run_id: str | None = None, *, within: Collection[str] | None = None, probed: bool = False
+        self, run_id: RunIds = None, *, within: Collection[str] | None = None, probed: bool = False
     ) -> Owed:
-        """What is pending, of a run or of all. Outside the destinations `within`, everything counts as held.
+        """What is pending, of some runs or of all. Outside the destinations `within`, everything counts as held.
 
         `probed`: the hold of a destination does not count, because a worker probes it.
         """
+        if run_id is not None and not isinstance(run_id, str):
+            each = [self.owed(one, within=within, probed=probed) for one in run_id]
+            return Owed(*(sum(one) for one in zip(*map(astuple, each), strict=True)))
         with self.database.read() as connection:
             if within is not None:
                 free = runs.c.held.is_(None) if probed else NOT_HELD
@@ -152,9 +155,16 @@ class Stats(Survey):
         with self.database.read() as connection:
             return list(connection.scalars(select(runs.c.id).order_by(runs.c.created_at.desc())))
 
-    def dead(self, run_id: str | None = None) -> int:
-        """How many entries are dead, of a run or of all."""
-        which = true() if run_id is None else lanes.c.run_id == run_id
+    def runs_named(self, name: str) -> list[str]:
+        """The ids of the runs with this name, newest first: the training gave it, or it is the default name of the run."""
+        own = and_(runs.c.id == name.rpartition("-")[2], runs.c.name.is_(None))
+        query = select(runs.c.id, runs.c.name, runs.c.model).where(or_(runs.c.name == name, own))
+        rows = self._all(query.order_by(runs.c.created_at.desc(), runs.c.id))
+        return [row["id"] for row in rows if name == (row["name"] or default_name(row["model"], row["id"]))]
+
+    def dead(self, run_id: RunIds = None) -> int:
+        """How many entries are dead, of some runs or of all."""
+        which = among(lanes.c.run_id, run_id)
         return int(self._scalar(select(func.coalesce(func.sum(lanes.c.dead), 0)).where(which)) or 0)
 
     def has_failed(self, run_id: str, kind: Kind) -> bool:

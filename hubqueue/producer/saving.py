@@ -14,9 +14,9 @@ from functools import partial
 from typing import TypeVar
 
 from hubqueue.config.registry import declaration
-from hubqueue.domain.drafts import Checkpoint
-from hubqueue.domain.entry import Draft, Kind
-from hubqueue.domain.errors import OutboxLocked, RunFinished
+from hubqueue.domain.drafts import Checkpoint, is_preliminary, keyed
+from hubqueue.domain.entry import Draft, Kind, Snapshot
+from hubqueue.domain.errors import CheckpointUnreadable, OutboxLocked, RunFinished
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.redact import clean
 from hubqueue.outbox.database.patience import alone
@@ -29,6 +29,7 @@ from hubqueue.producer.intake import copy_checkpoint, owe, was_swept
 from hubqueue.producer.leftover import Leftover, count_safely
 from hubqueue.producer.memory.backlog import Backlog
 from hubqueue.producer.opening import Opening
+from hubqueue.producer.several.together import Together
 from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.startup.wanted import Start
 from hubqueue.producer.survival import COPY, Survivor, logger
@@ -45,7 +46,7 @@ class Saving:
     """The entries of one run on their way to its outbox. Safe to use from several threads.
 
     `on_enqueue` is called after each attempt to enqueue, successful or not; `on_settings` when the settings of a
-    preliminary start could be read.
+    preliminary start could be read. `together` and `family` know the training's other destinations.
     """
 
     def __init__(
@@ -55,18 +56,24 @@ class Saving:
         strict: bool,
         on_enqueue: Callable[[], None],
         on_settings: Callable[[Start], None],
+        together: Together | None = None,
+        family: list[Survivor] | None = None,
     ) -> None:
         self._home, self._on_enqueue = start.home, on_enqueue
-        self.opening = Opening(start, on_lost=self._lost, on_settings=on_settings)
+        self.opening = Opening(start, on_lost=self._lost, on_settings=on_settings, together=together)
         self.backlog = Backlog(self._removed_unsaved)
         self._unsaved = _Unsaved()
-        self._survivor = Survivor(strict=strict, name=lambda: self.opening.run_id, note=self._note)
+        self._survivor = Survivor(
+            strict=strict, name=lambda: self.opening.run_id, note=self._note, family=family
+        )
+        self.unreadable: CheckpointUnreadable | None = None  # of the last copy
         self._locked = False  # whether another process kept a lock since this was set to False
         self.ended: RunState | None = None
         self.has_reported = False  # whether `finish` has logged what is left
         self._ending: Ending | None = None
         self.ends = Ends(self.opening)
         self._refused: set[Kind] = set()
+        self._preliminary = 0  # drafts that were put into the backlog before the destination was known
 
     def attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
         """Call `act`, with a new outbox if the present one is damaged; None when it failed and that was logged."""
@@ -81,38 +88,70 @@ class Saving:
             self._refuse_finished()
             if not self._takes(draft.kind):
                 return None
-            self.backlog.put(draft)
+            self.backlog.put(self._keyed(draft))
             what = "checkpoint" if draft.kind is Kind.CKPT else str(draft.kind)
-            saved = self.attempt(what, lambda: self.backlog.save(self._enqueue))
+            saved = self.attempt(what, self._save_backlog)
             if saved is not None and self._unsaved.lost:
                 self.attempt("loss of a checkpoint", self._note_unsaved)
         self._on_enqueue()
         return saved
 
-    def save_checkpoint(self, checkpoint: Checkpoint) -> int | None:
-        """Copy a checkpoint and enqueue it; return its entry id, None when that failed and was logged.
+    @property
+    def takes_folders(self) -> bool:
+        """Whether a checkpoint may be a folder."""
+        return declaration(self.opening.start.destination.type).takes_folders
 
-        Raises `RunFinished` after the end of the run.
-        """
+    def takes_checkpoints(self) -> bool:
+        """Whether the destination takes checkpoints; a refusal is logged once. Raises `RunFinished`."""
+        self._refuse_finished()
+        return self._takes(Kind.CKPT)
+
+    def copy(self, checkpoint: Checkpoint, same: Snapshot | None = None) -> Draft | None:
+        """Copy a checkpoint, or give `same`, the copy of another destination, a further name; None when that failed and was logged."""
+        self.unreadable = None
 
         def copy() -> Draft:
             outbox, run_id = self.opening.opened()
-            folders = declaration(self.opening.start.destination.type).takes_folders
-            return copy_checkpoint(outbox, run_id, checkpoint, folders=folders)
+            type = declaration(self.opening.start.destination.type)
+            takes = {"folders": type.takes_folders, "steps": type.takes_steps}
+            try:
+                return copy_checkpoint(outbox, run_id, checkpoint, **takes, same=same)
+            except CheckpointUnreadable as error:
+                self.unreadable = error
+                raise
 
-        self._refuse_finished()
-        if not self._takes(Kind.CKPT):
-            return None
-        while (draft := self.attempt(COPY, copy)) is not None:
-            saved, outbox = self.save(draft), self.opening.outbox
-            if saved is None or outbox is None:
-                return saved
-            if not self.attempt("checkpoint", partial(was_swept, outbox, saved, draft)):
-                return saved
+        return self.attempt(COPY, copy)
+
+    def was_swept(self, entry_id: int, draft: Draft) -> bool:
+        """Whether the copy of an enqueued checkpoint was swept before its entry was written (`was_swept`)."""
+        outbox = self.opening.outbox
+        if outbox is None:
+            return False
+        return bool(self.attempt("checkpoint", partial(was_swept, outbox, entry_id, draft)))
+
+    def has_lost(self, snapshot: Snapshot) -> bool:
+        """Whether a copy is not in the spool any more."""
+        outbox = self.opening.outbox
+        return outbox is not None and not outbox.spool.exists(snapshot)
+
+    def discard(self, draft: Draft) -> None:
+        """Remove the copy of a draft that is not enqueued."""
+        if draft.snapshot is not None and self.opening.outbox is not None:
+            self.opening.outbox.spool.remove(draft.snapshot.name)
+
+    def lose_checkpoint(self) -> None:
+        """Count a checkpoint that could not be copied."""
         with self.opening.guard:
             self._unsaved.lose()
+            if self.unreadable is not None:
+                self._unsaved.because(self.unreadable)
         self.attempt("loss of a checkpoint", self._note_unsaved)
-        return None
+
+    def take_over(self, other: Saving) -> None:
+        """Keep in memory what another destination of the training has not saved yet."""
+        for draft in other.backlog.drafts():
+            if self._takes(draft.kind):
+                self.backlog.put(self._keyed(draft))
 
     def end(self, ending: Ending) -> None:
         """Save what is in memory, then end the run. While another process keeps a lock, try again until the deadline."""
@@ -134,7 +173,7 @@ class Saving:
         self._ending = ending
 
         def save() -> None:
-            self.attempt("metrics", lambda: self.backlog.save(self._enqueue))
+            self.attempt("metrics", self._save_backlog)
 
         def close() -> None:
             self.ends.end(ending)
@@ -169,7 +208,7 @@ class Saving:
                     self.opening.try_again()
                     self.attempt("metrics", self.opening.opened)
                 if self.ended is None and self.opening.is_open():
-                    self.attempt("metrics", lambda: self.backlog.save(self._enqueue))
+                    self.attempt("metrics", self._save_backlog)
                     self._note_loss()
                     if departure is not None:
                         depends = self.attempt("end of the run", lambda: self.ends.leave(departure))
@@ -212,6 +251,28 @@ class Saving:
             raise RunFinished(
                 f"run {self.opening.run_id} is {self.ended}", hint="start another: hubqueue.start_run"
             )
+
+    def _keyed(self, draft: Draft) -> Draft:
+        """A draft with its key at the destination.
+
+        While that is unknown, each draft has a key of its own: merged in memory, one could get behind a newer one that
+        turns out to have the same key.
+        """
+        takes_steps = self.opening.start.takes_steps
+        if takes_steps is not None:
+            return keyed(draft, takes_steps=takes_steps)
+        if is_preliminary(draft):
+            self._preliminary += 1
+            return draft._replace(key=f"{draft.key}/{self._preliminary}")
+        return draft
+
+    def _save_backlog(self) -> int | None:
+        """Enqueue everything in memory (`Backlog.save`), with its keys at the destination."""
+        if self._preliminary:
+            self.opening.opened()  # the destination is known then
+            self.backlog.change_keys(self._keyed)
+            self._preliminary = 0
+        return self.backlog.save(self._enqueue)
 
     def _enqueue(self, draft: Draft, unsure: bool) -> int:
         outbox, run_id = self.opening.opened()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from hubqueue.config.choice import choose
+from hubqueue.config.choice import choose_all
 from hubqueue.config.credentials import Credentials, secret_variables
 from hubqueue.config.home import READ_ONLY, Home
 from hubqueue.config.names import unread
@@ -57,11 +57,12 @@ def examine(
         return [Finding("configuration", False, problem, error.hint) for problem in error.problems]
     except HubqueueError as error:  # a home or a file that other users may change
         return [Finding("home", False, str(error), error.hint)]
+    default = choose_all(settings, Credentials(located.credentials, os.environ), None)
     found = [
         Finding(
             "configuration",
             True,
-            f"default destination: {choose(settings, Credentials(located.credentials, os.environ), None).name}",
+            f"default destination: {', '.join(each.name for each in default)}",
         )
     ]
     for line in unread(os.environ, settings.destinations, secret_variables(settings.destinations.values())):
@@ -209,9 +210,9 @@ def _credentials(outbox: Outbox) -> Iterator[Finding]:
 def _concerned(outbox: Outbox) -> list[DestinationSettings]:
     """The destinations in use: those of runs, those in the configuration file, and the default one."""
     settings, used = outbox.config, {row["label"] for row in outbox.stats.destinations() if row["runs"]}
-    default = choose(settings, outbox.credentials, None)
+    default = choose_all(settings, outbox.credentials, None)
     named = set(settings.destinations) - settings.implied if settings.default_named else set()
-    wanted = used | named or {default.name}
+    wanted = used | named or {each.name for each in default}
     concerned = (each for name, each in settings.destinations.items() if name in wanted)
     return [each for each in concerned if absent(each.type) is None]  # the others are reported as plugins
 

@@ -21,9 +21,11 @@ from plugin_stage import (
     in_this_process,
     install,
     plugin_environ,
+    plugin_hubqueue,
+    plugin_python,
     uninstall,
 )
-from stage import environ_of, hubqueue, python, totals
+from stage import environ_of, hubqueue, totals
 
 import hubqueue as package
 from hubqueue.config import registry
@@ -73,13 +75,13 @@ def installed(folder: Path) -> Iterator[Path]:
 
 
 def train(environ: dict[str, str], destination: str, *checkpoint: str) -> None:
-    process = python(TRAIN, environ, destination, *checkpoint)
+    process = plugin_python(TRAIN, environ, destination, *checkpoint)
     out, _ = process.communicate(timeout=90)
     assert process.returncode == 0, out
 
 
 def status(environ: dict[str, str]) -> dict[str, Any]:
-    shown: dict[str, Any] = json.loads(hubqueue(environ, "status", "--json").stdout)
+    shown: dict[str, Any] = json.loads(plugin_hubqueue(environ, "status", "--json").stdout)
     return shown
 
 
@@ -93,8 +95,8 @@ def test_the_package_of_the_document_delivers_a_whole_training(
 
     logged_in = hubqueue(environ, "login", "lab", stdin=BOTH)
     train(environ, "lab", str(tmp_path / "last.pt"))
-    drained = hubqueue(environ, "drain", "--timeout", "60")
-    checked = hubqueue(environ, "check")
+    drained = plugin_hubqueue(environ, "drain", "--timeout", "60")
+    checked = plugin_hubqueue(environ, "check")
 
     assert (logged_in.returncode, drained.returncode) == (0, 0), logged_in.stderr + drained.stderr
     assert collector.taken == {
@@ -107,7 +109,7 @@ def test_the_package_of_the_document_delivers_a_whole_training(
     assert len({headers["Idempotency-Key"] for _, headers, _ in collector.requests}) == 4
     assert status(environ)["healthy"] is True
     for command in ("status", "runs"):  # it has no address to show, but it is registered
-        shown = hubqueue(environ, command).stdout
+        shown = plugin_hubqueue(environ, command).stdout
         assert ("not registered yet" in shown, "  registered" in shown) == (False, True), shown
     assert (checked.returncode, "hubqueue-collector 1.2.3" in checked.stdout) == (0, True)
     stored = home / "credentials.toml"
@@ -290,9 +292,9 @@ def test_a_broken_package_holds_only_its_own_runs(
     sound = (folder / "hubqueue_collector" / "__init__.py").read_text()
     break_package(folder)
 
-    drained, checked = hubqueue(environ, "drain", "--timeout", "30"), hubqueue(environ, "check")
+    drained, checked = plugin_hubqueue(environ, "drain", "--timeout", "30"), plugin_hubqueue(environ, "check")
     shown = status(environ)
-    started = hubqueue(environ, "enqueue", "run", "resnet50.pt", "--to", "lab")
+    started = plugin_hubqueue(environ, "enqueue", "run", "resnet50.pt", "--to", "lab")
 
     assert (drained.returncode, len(hub.models)) == (3, 1), drained.stderr
     assert "cannot be loaded from hubqueue-collector: ModuleNotFoundError" in checked.stdout
@@ -305,7 +307,7 @@ def test_a_broken_package_holds_only_its_own_runs(
     assert (started.returncode, "hubqueue-collector" in started.stderr) == (2, True)
 
     (folder / "hubqueue_collector" / "__init__.py").write_text(sound)
-    assert hubqueue(environ, "drain", "--timeout", "30").returncode == 0
+    assert plugin_hubqueue(environ, "drain", "--timeout", "30").returncode == 0
     assert set(collector.taken) == {"start", "metrics", "end"}
 
 

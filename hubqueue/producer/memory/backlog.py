@@ -40,6 +40,10 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def drafts(self) -> list[Draft]:
+        """The drafts in memory, oldest first."""
+        return [each.draft for each in self._waiting.values()]
+
     def put(self, draft: Draft) -> None:
         """Add a draft. It replaces an older one with the same key, with the values of that one if it merges."""
         for key in (draft.key, *draft.replaces):
@@ -51,6 +55,14 @@ class Backlog:
         while len(self._waiting) > _LIMIT:
             oldest = self._waiting.popitem(last=False)[1]
             self._on_removed(oldest.draft, oldest.unsure, False)
+
+    def change_keys(self, keyed: Callable[[Draft], Draft]) -> None:
+        """Replace each draft by `keyed(draft)`, in the same order. Those that get one key become one, as in `put`."""
+        for key in list(self._waiting):
+            # A signal handler may have replaced it with a newer draft in the meantime.
+            each = self._waiting.pop(key, None)
+            if each is not None:
+                self.put(keyed(each.draft))
 
     def save(self, enqueue: Callable[[Draft, bool], int]) -> int | None:
         """Enqueue all drafts; return the entry id of the newest. Raises the error that prevented saving the newest.
