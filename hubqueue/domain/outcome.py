@@ -111,6 +111,8 @@ UNREAD = "is set, but not read"
 FOREIGN = "not like a hub"
 # In the reason of an attempt whose whole request has left: its hub may only need longer.
 UNANSWERED = "no complete response within"
+# How the reason begins of a request whose time the destination does not accept.
+CLOCK = "the clock of this machine"
 # The reasons of attempts without any response, after the host: `HOST: connection refused`.
 _SILENCE = (
     "its name cannot be resolved",

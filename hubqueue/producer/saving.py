@@ -22,6 +22,7 @@ from hubqueue.domain.redact import clean
 from hubqueue.outbox.database.patience import alone
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.spool.ballast import Ballast
+from hubqueue.outbox.spool.source import is_folder
 from hubqueue.producer.called_with import Ending
 from hubqueue.producer.ending.departure import Departure
 from hubqueue.producer.ending.ends import Ends
@@ -60,6 +61,7 @@ class Saving:
         family: list[Survivor] | None = None,
     ) -> None:
         self._home, self._on_enqueue = start.home, on_enqueue
+        self._together = together
         self.opening = Opening(start, on_lost=self._lost, on_settings=on_settings, together=together)
         self.backlog = Backlog(self._removed_unsaved)
         self._unsaved = _Unsaved()
@@ -117,10 +119,19 @@ class Saving:
             try:
                 return copy_checkpoint(outbox, run_id, checkpoint, **takes, same=same)
             except CheckpointUnreadable as error:
-                self.unreadable = error
-                raise
+                self.unreadable = self._named(error, checkpoint)
+                raise self.unreadable from error.__cause__
 
         return self.attempt(COPY, copy)
+
+    def _named(self, error: CheckpointUnreadable, checkpoint: Checkpoint) -> CheckpointUnreadable:
+        """The same error; of several destinations, with the name of one that takes no folder."""
+        is_alone = self._together is None or not self._together.is_several
+        if is_alone or checkpoint.archive or self.takes_folders or not is_folder(checkpoint.path):
+            return error
+        name = self.opening.start.destination.name
+        message = f"{checkpoint.path} is a folder, and destination {name} takes one file"
+        return CheckpointUnreadable(message, hint=error.hint)
 
     def was_swept(self, entry_id: int, draft: Draft) -> bool:
         """Whether the copy of an enqueued checkpoint was swept before its entry was written (`was_swept`)."""

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from hubqueue.config.choice import choose_all
-from hubqueue.config.config import did_you_mean
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.declaration import Destination
 from hubqueue.config.home import Home
+from hubqueue.config.names import did_you_mean
 from hubqueue.config.registry import declaration
 from hubqueue.domain.errors import InvalidArgument, InvalidModel
 from hubqueue.integrations.cadence import Cadence
