@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from hubqueue.config.registry import is_known
 from hubqueue.destinations.base import Kind
 from hubqueue.destinations.sandbox import Sandbox
 from hubqueue.testing.conformance import Conformance, Fault, Received, SandboxService, Stage
@@ -143,7 +142,6 @@ class TestPlatform(_Economical):
             yield running
 
 
-@pytest.mark.skipif(not is_known("folder"), reason="there is no destination folder yet")
 class TestFolder(_Economical):
     @pytest.fixture
     def service(self, tmp_path: Path) -> Folder:

@@ -14,8 +14,7 @@ from http_stage import KEY, TOKEN, Server
 from protocol import Exchange
 
 from hubqueue.destinations.base import Kind
-from hubqueue.testing.conformance import Conformance, Fault, Received
-from hubqueue.testing.conformance.service import BAD_MARK, WAIT
+from hubqueue.testing.conformance import BAD_MARK, WAIT, Conformance, Fault, Received
 
 _KINDS = {
     "runs": Kind.REGISTRATION,

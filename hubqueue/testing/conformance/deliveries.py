@@ -137,8 +137,8 @@ class Deliveries:
         if not stage.declared.takes_steps:
             pytest.skip(f"{stage.declared.type} does not declare takes_steps")
         run = stage.start()
-        stage.log_key(run, "step:120", 120, {"loss": 0.5})
-        stage.log_key(run, "step:240", 240, {"loss": 0.25})
+        stage.log_values(run, {"loss": 0.5}, step=120)
+        stage.log_values(run, {"loss": 0.25}, step=240, epoch=1)
         stage.save(run, b"weights of step 240" * 1000, epoch=None, step=240)
 
         stage.drain()

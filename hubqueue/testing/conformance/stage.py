@@ -19,8 +19,8 @@ import pytest
 from hubqueue.config.declaration import Destination, Key, Transport
 from hubqueue.config.registry import declaration
 from hubqueue.config.settings import DestinationSettings
-from hubqueue.domain.drafts import Checkpoint, ckpt_draft
-from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.drafts import Checkpoint, ckpt_draft, metrics_draft
+from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.producer.intake import open_run, owe
@@ -159,13 +159,17 @@ class Stage:
     def log(self, run: str, *epochs: int, name: str = "loss", add: float = 0.5) -> None:
         """Log a metric of each of these epochs: its number and `add`."""
         for epoch in epochs:
-            self.log_key(run, str(epoch), epoch, {name: epoch + add})
+            self.log_values(run, {name: epoch + add}, epoch=epoch)
 
-    def log_key(self, run: str, key: str, rank: int, values: Mapping[str, float]) -> None:
-        """Log metrics under the key of a lane."""
+    def log_values(
+        self, run: str, values: Mapping[str, float], *, epoch: int | None = None, step: int | None = None
+    ) -> None:
+        """Log metrics of an epoch, a step, or both."""
         if self.has(Kind.METRICS):
-            owe(self.outbox, run, Draft(Kind.METRICS, key, rank, json.dumps(values)))
-            self.logged[run].setdefault(key, {}).update(values)
+            takes_steps = self.declared.takes_steps
+            draft = metrics_draft(json.dumps(values), epoch, step, takes_steps=takes_steps)
+            owe(self.outbox, run, draft)
+            self.logged[run].setdefault(draft.key, {}).update(json.loads(draft.payload))
 
     def save(
         self,
@@ -187,10 +191,9 @@ class Stage:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
         snapshot = self.outbox.spool.take(path, label=run, folders=self.declared.takes_folders)
-        checkpoint = Checkpoint(path=path, epoch=epoch or 0, is_best=best, final=final)
-        draft = ckpt_draft(checkpoint, snapshot, now=self.outbox.database.now())
-        payload = json.loads(draft.payload) | {"epoch": epoch} | ({} if step is None else {"step": step})
-        entry, _ = owe(self.outbox, run, draft._replace(payload=json.dumps(payload)))
+        checkpoint = Checkpoint(path=path, epoch=epoch, step=step, is_best=best, final=final)
+        now, takes_steps = self.outbox.database.now(), self.declared.takes_steps
+        entry, _ = owe(self.outbox, run, ckpt_draft(checkpoint, snapshot, now=now, takes_steps=takes_steps))
         self.saved[run][entry] = files
 
     def end(self, run: str, state: RunState = RunState.FINISHED) -> None:
