@@ -35,8 +35,8 @@ _MOST = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What the process does: send all that is due in this home, `passed` seconds after the start of a `FakeClock`.
+class Plan:
+    """What the process does: it sends all that is due in this home, `passed` seconds after the start of a `FakeClock`.
 
     `killed` has the steps at which earlier processes were killed: this one is killed at the first other one (None: never).
     `kill_after` is the number of bytes of a checkpoint after which it is killed when it has stored its progress.
@@ -62,7 +62,7 @@ class Done:
 
 @dataclass(slots=True)
 class _Progress:
-    job: Job
+    plan: Plan
     report: Connection
     peak: int = 0
     sent: int = 0
@@ -70,11 +70,11 @@ class _Progress:
 
     def note(self, step: Step) -> None:
         self.sent = max(self.sent, step.bytes)
-        if self.job.killed is not None:
+        if self.plan.killed is not None:
             if step.number <= _MOST:
                 self.perhaps_die(str(step))
-        elif self.job.kill_after is not None:
-            if step.what == "progress" and self.sent > self.job.kill_after:
+        elif self.plan.kill_after is not None:
+            if step.what == "progress" and self.sent > self.plan.kill_after:
                 self.die(str(step))
         elif step.kind is Kind.CKPT:
             if step.what == "claimed":
@@ -88,7 +88,7 @@ class _Progress:
             self.perhaps_die(f"{fact.kind}, settled")
 
     def perhaps_die(self, step: str) -> None:
-        if self.job.killed is not None and step not in self.job.killed:
+        if self.plan.killed is not None and step not in self.plan.killed:
             self.die(step)
 
     def die(self, step: str) -> None:
@@ -97,11 +97,11 @@ class _Progress:
             _die()
 
 
-def work(job: Job) -> Done:
-    """Do a job in a new process. Raises `AssertionError` if it ends in another way."""
+def work(plan: Plan) -> Done:
+    """Carry out a plan in a new process. Raises `AssertionError` if it ends in another way."""
     context = _context()
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_main, args=(job, dict(os.environ), there), daemon=True)
+    process = context.Process(target=_main, args=(plan, dict(os.environ), there), daemon=True)
     process.start()
     there.close()
     try:
@@ -126,12 +126,12 @@ def _context() -> ForkServerContext | SpawnContext:
     return forking
 
 
-def _main(job: Job, environ: Mapping[str, str], report: Connection) -> None:
+def _main(plan: Plan, environ: Mapping[str, str], report: Connection) -> None:
     os.environ.clear()
-    os.environ.update({**environ, **job.environ})
-    clock, progress = FakeClock(), _Progress(job, report)
-    clock.advance(job.passed)
-    with open_outbox(job.home, environ=job.environ, clock=clock) as outbox:
+    os.environ.update({**environ, **plan.environ})
+    clock, progress = FakeClock(), _Progress(plan, report)
+    clock.advance(plan.passed)
+    with open_outbox(plan.home, environ=plan.environ, clock=clock) as outbox:
         worker = Worker(outbox, emit=progress.emit, dial=partial(_dial, progress))
         worker.start()
         while worker.step():

@@ -6,7 +6,7 @@ import pytest
 
 from hubqueue.destinations.base import Kind
 from hubqueue.domain.lifecycle import State
-from hubqueue.testing.child import Job, work
+from hubqueue.testing.child import Plan, work
 from hubqueue.testing.conformance.deliveries import FOLDER
 from hubqueue.testing.conformance.stage import Stage
 
@@ -32,7 +32,7 @@ class Repeats:
 
         killed: set[str] = set()
         for _ in range(_MOST_KILLS):
-            done = work(Job(stage.home, stage.environ, stage.clock.elapsed() - 1000, frozenset(killed)))
+            done = work(Plan(stage.home, stage.environ, stage.clock.elapsed() - 1000, frozenset(killed)))
             stage.assert_proven()
             stage.whole(run)
             if done.killed_at is None:
@@ -57,7 +57,7 @@ class Repeats:
         stage.worker.stop()
 
         passed = stage.clock.elapsed() - 1000
-        done = work(Job(stage.home, stage.environ, passed, kill_after=self.upload // 2))
+        done = work(Plan(stage.home, stage.environ, passed, kill_after=self.upload // 2))
         if done.killed_at is None and not self.resumes:
             pytest.skip(f"{stage.declared.type} stores no progress of an upload")
         assert done.killed_at is not None, "no progress was stored: attempt.on_progress"

@@ -33,7 +33,7 @@ class Fault(StrEnum):
     KEY_REFUSED = "refuses the key"
     ENTRY_REFUSED = "refuses an entry"
     """Refuses each request with an entry of the epoch `BAD_EPOCH`; such an entry also has `BAD_MARK` in it."""
-    HANG = "never responds"
+    HANG = "does not respond"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,11 @@ import pytest
 from hubqueue.config.declaration import Destination, Key, Transport
 from hubqueue.config.registry import declaration
 from hubqueue.config.settings import DestinationSettings
-from hubqueue.domain.drafts import Checkpoint
+from hubqueue.domain.drafts import Checkpoint, ckpt_draft
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.outbox.outbox import Outbox, open_outbox
-from hubqueue.producer.intake import open_run, owe, save_snapshot
+from hubqueue.producer.intake import open_run, owe
 from hubqueue.testing.conformance.service import Fault, Received, Service
 from hubqueue.testing.doubles import FakeClock
 from hubqueue.testing.watched import Step, Watched, opened
@@ -142,7 +142,7 @@ class Stage:
         """Skip the test if the service cannot be made to do one of these."""
         for fault in faults:
             if fault not in self.service.faults:
-                pytest.skip(f"no fault {fault.name}: the service of {self.declared.type} never {fault}")
+                pytest.skip(f"no fault {fault.name}: the fake of {self.declared.type} cannot do that")
 
     def has(self, kind: Kind) -> bool:
         """Whether the destination has a lane for this kind."""
@@ -150,11 +150,11 @@ class Stage:
 
     # --- what a training does; nothing where the destination has no lane for it
 
-    def start(self, model: str = "resnet50.pt") -> str:
+    def start(self, model: str = "resnet50.pt", *, heartbeat: bool = False) -> str:
         """A new run; its id."""
         identified = self.declared.identify(model, self.target)
         args = {"epochs": 3, "lr": 0.1}
-        return open_run(self.outbox, identified, args, self.target, heartbeat=False)[0]
+        return open_run(self.outbox, identified, args, self.target, heartbeat=heartbeat)[0]
 
     def log(self, run: str, *epochs: int, name: str = "loss", add: float = 0.5) -> None:
         """Log a metric of each of these epochs: its number and `add`."""
@@ -167,18 +167,30 @@ class Stage:
             owe(self.outbox, run, Draft(Kind.METRICS, key, rank, json.dumps(values)))
             self.logged[run].setdefault(key, {}).update(values)
 
-    def save(self, run: str, content: Content, epoch: int = 0, *, best: bool = False) -> None:
+    def save(
+        self,
+        run: str,
+        content: Content,
+        epoch: int | None = 0,
+        *,
+        best: bool = False,
+        final: bool = False,
+        step: int | None = None,
+    ) -> None:
         """Save a checkpoint: a file, or a folder of files by path."""
         if not self.has(Kind.CKPT):
             return
-        path = self.folder / f"saved-{len(self.saved[run])}" / "last.pt"
+        path = self.folder / f"saved-{run}-{len(self.saved[run])}" / "last.pt"
         files = content if isinstance(content, Mapping) else {"": content}
         for name, data in files.items():
             file = path / name if name else path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
-        checkpoint = Checkpoint(path=path, epoch=epoch, is_best=best)
-        entry = save_snapshot(self.outbox, run, checkpoint, folders=self.declared.takes_folders)
+        snapshot = self.outbox.spool.take(path, label=run, folders=self.declared.takes_folders)
+        checkpoint = Checkpoint(path=path, epoch=epoch or 0, is_best=best, final=final)
+        draft = ckpt_draft(checkpoint, snapshot, now=self.outbox.database.now())
+        payload = json.loads(draft.payload) | {"epoch": epoch} | ({} if step is None else {"step": step})
+        entry, _ = owe(self.outbox, run, draft._replace(payload=json.dumps(payload)))
         self.saved[run][entry] = files
 
     def end(self, run: str, state: RunState = RunState.FINISHED) -> None:
