@@ -345,3 +345,32 @@ def test_a_reader_without_permission_says_what_to_repair(seaweed: Seaweed) -> No
 
     assert "there is no bucket" in str(failed.value)
     assert failed.value.hint == "create it, or correct destinations.lab.bucket"
+
+
+def test_pull_and_verify_by_the_command_line(
+    environ: dict[str, str], tmp_path: Path, content: bytes, seaweed: Seaweed, bucket: str
+) -> None:
+    code = """
+import sys
+import hubqueue
+with hubqueue.start_run("resnet50", name="trial", worker="none") as run:
+    run.log_metrics({"loss": 0.5}, step=120)
+    run.save_checkpoint(sys.argv[1], step=120)
+"""
+    (tmp_path / "last.pt").write_bytes(content)
+    out, _ = python(code, environ, str(tmp_path / "last.pt")).communicate(timeout=120)
+    assert "Traceback" not in out, out
+    assert drain(environ).returncode == 0
+
+    pulled = hubqueue(
+        environ, "pull", "lab", "--run", "trial", "--which", "step:120", "--to", str(tmp_path / "here")
+    )
+    verified = hubqueue(environ, "verify", "lab", "--run", "trial")
+    (key,) = [each for each in keys_in(seaweed, bucket) if each.endswith("checkpoint.pt")]
+    seaweed.client.put_object(Bucket=bucket, Key=key, Body=content[:-1] + b"?")
+    damaged = hubqueue(environ, "verify", "lab", "--run", "trial")
+
+    assert pulled.returncode == 0, pulled.stderr
+    assert Path(pulled.stdout.strip()).read_bytes() == content
+    assert verified.returncode == 0 and damaged.returncode == 1
+    assert key == "hubqueue/trial/checkpoints/step-00000120/checkpoint.pt"
