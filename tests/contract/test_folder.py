@@ -129,7 +129,7 @@ def test_a_mount_point_itself_is_not_written_to(box: Box, tmp_path: Path) -> Non
 
     found = training.send(training.metrics("0"))
 
-    assert "it is another folder: it has no .hubqueue" in reason(found)
+    assert "it is another folder, without the file .hubqueue; mount its disk; to continue" in reason(found)
     assert list(box.path.iterdir()) == []
 
 
