@@ -89,12 +89,13 @@ def _check_encryption(values: Values, name: str) -> None:
     """Refuse plain http over a network, which shows the key to others, unless `insecure` allows it."""
     path = ("destinations", name)
     found = values.section(*path)
-    url, proxy = found.get("url", ""), found.get("proxy")
+    key = next((each for each in ("url", "endpoint_url") if each in found), "url")
+    url, proxy = found.get(key, ""), found.get("proxy")
     if found.get("insecure") or (*path, "insecure") in values.broken:
         return
     if forms.is_plain_remote(url):
         why = "is plain http to another machine, which shows the key to the network"
-        values.refuse((*path, "url"), f"{why}: use https, or insecure = true")
+        values.refuse((*path, key), f"{why}: use https, or insecure = true")
     elif forms.is_plain_remote(url, proxy):
         why = "leads plain http through another machine, which shows it the key"
         values.refuse((*path, "proxy"), f"{why}: use an https url, or insecure = true")

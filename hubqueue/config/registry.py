@@ -27,6 +27,7 @@ GROUP = "hubqueue.destinations"
 BUILT_IN = {
     "hub": "hubqueue.destinations.hub:DESTINATION",
     "platform": "hubqueue.destinations.platform:DESTINATION",
+    "s3": "hubqueue.destinations.s3:DESTINATION",
     "folder": "hubqueue.destinations.folder:DESTINATION",
     "http": "hubqueue.destinations.http:DESTINATION",
 }

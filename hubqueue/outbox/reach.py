@@ -16,7 +16,7 @@ from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import absent, of_row
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError
-from hubqueue.domain.outcome import CLOCK, FOREIGN, UNREAD
+from hubqueue.domain.outcome import ADVICE, CLOCK, FOREIGN, UNREAD
 from hubqueue.domain.redact import safe_url
 from hubqueue.outbox.addresses import Address
 from hubqueue.outbox.locks import is_held
@@ -113,6 +113,8 @@ def cure(destination: str, url: str, held: str) -> str:
     if (variable := _unread_in(held)) is not None:
         name, setting = variable
         return f"hubqueue does not read {name}: set {setting}, {then}"
+    if ADVICE in held:
+        return f"{held.partition(ADVICE)[2]}; {then}"
     if FOREIGN in held:
         return f"log in to the network, or check destinations.{destination}.url (now {safe_url(url)}) and the proxy"
     if "407 Proxy" in held:

@@ -24,6 +24,7 @@ DECLARATIONS = {
     "hubqueue/destinations/http",
     "hubqueue/destinations/hub",
     "hubqueue/destinations/platform",
+    "hubqueue/destinations/s3",
     "hubqueue/integrations/ultralytics",
     "hubqueue/sandbox",
     "hubqueue/testing",

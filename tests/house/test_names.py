@@ -72,6 +72,7 @@ def test_the_public_names_are_what_they_were() -> None:
         "Leftover",
         "Outbox",
         "Run",
+        "RunDestination",
         "Verification",
         "__version__",
         "open_outbox",

@@ -143,7 +143,7 @@ def test_every_setting_on_the_page_exists() -> None:
     named = set(re.findall(rf"`{sections}\.([a-z_]+)`", page)) - {"log"}
 
     assert named
-    assert {each for each in named if not re.search(rf"^#? ?{each} = ", example, re.MULTILINE)} == set()
+    assert {each for each in named if not re.search(rf"^#{{0,2}} ?{each} = ", example, re.MULTILINE)} == set()
 
 
 @pytest.mark.parametrize("text", INTERNAL)

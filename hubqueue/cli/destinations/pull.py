@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--to",
-    "folder",
+    "directory",
     type=click.Path(),
     metavar="DIR",
     help="Put the checkpoint into this folder [default: the run's name, in the current folder].",
@@ -49,7 +49,7 @@ def pull(
     destination: str,
     run: str | None,
     which: str,
-    folder: str | None,
+    directory: str | None,
     force: bool,
     listing: bool,
     as_json: bool,
@@ -85,7 +85,7 @@ def pull(
     homes = {"home": options.home_option, "config": options.config_option}
     with Bar(sys.stderr, "pull") as bar:
         found = retrieve(
-            destination, run=run, which=which, to=folder, force=force, progress=bar.show, **homes
+            destination, run=run, which=which, to=directory, force=force, progress=bar.show, **homes
         )
     pulled, checkpoint = found.pulled, found.checkpoint
     if as_json:
@@ -137,7 +137,7 @@ def _row(checkpoint: StoredCheckpoint) -> dict[str, Any]:
         "step": checkpoint.step,
         "size": checkpoint.size,
         "files": len(checkpoint.files),
-        "folder": checkpoint.is_folder,
+        "is_folder": checkpoint.is_folder,
         "kinds": [word for word, is_so in flags.items() if is_so],
         "map": checkpoint.map or None,
     }

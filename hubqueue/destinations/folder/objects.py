@@ -8,7 +8,6 @@ kill leaves is replaced by the next small file of the folder.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import stat
@@ -86,13 +85,7 @@ class FolderObjects:
             found = self._root.status(name)
         if found is None or not stat.S_ISREG(found.st_mode):
             return None
-        if not hashed:
-            return Stored(name, found.st_size)
-        hashing, size = hashlib.sha256(), 0
-        for block in self.blocks(name):
-            hashing.update(block)
-            size += len(block)
-        return Stored(name, size, hashing.hexdigest())
+        return Stored(name, found.st_size)
 
     def below(self, folder: str) -> Iterator[Stored]:
         with explained(self._root.path):

@@ -28,8 +28,8 @@ from hubqueue.domain.identifier import printable
 from hubqueue.domain.plain import made_plain, text_of
 from hubqueue.domain.redact import safe_url
 
-# Characters of all results.
-_MOST_RESULTS = 1 << 20
+# Characters of all results: the plots of a training with hundreds of classes are some megabytes.
+_MOST_RESULTS = 8 << 20
 # The forms of a HUB, in which a key precedes the id of a model.
 _KEY_AND_ID = re.compile(r"[0-9A-Za-z]{42}_([0-9A-Za-z]{20})")
 _PACKAGES = ("torch", "numpy", "transformers", "lightning", "ultralytics")

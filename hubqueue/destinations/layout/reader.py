@@ -68,7 +68,7 @@ class LayoutReader:
             yield from self._objects.blocks(file.ref, start)
 
     def hashed(self, checkpoint: StoredCheckpoint, file: StoredFile) -> StoredFile | None:
-        """The size and the hash of a file now; None if it is gone. A store without hashes reads it."""
+        """The size of a file now, and its hash if the store keeps one; None if it is gone."""
         with _answered():
             found = self._objects.stat(file.ref, hashed=True)
         return None if found is None else replace(file, size=found.size, sha256=found.sha256)
