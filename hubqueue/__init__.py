@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from hubqueue.producer.leftover import Leftover
     from hubqueue.producer.run import Run, start_run
     from hubqueue.producer.several.savings import RunDestination
+    from hubqueue.retrieval.pull import pull
+    from hubqueue.retrieval.verify import Verification, verify
 
 _HOMES = {
     "HUBTrainingSession": "hubqueue.integrations.hub_session.session",
@@ -32,8 +34,11 @@ _HOMES = {
     "Outbox": "hubqueue.outbox.outbox",
     "Run": "hubqueue.producer.run",
     "RunDestination": "hubqueue.producer.several.savings",
+    "Verification": "hubqueue.retrieval.verify",
     "open_outbox": "hubqueue.outbox.outbox",
+    "pull": "hubqueue.retrieval.pull",
     "start_run": "hubqueue.producer.run",
+    "verify": "hubqueue.retrieval.verify",
 }
 
 __all__ = [
@@ -43,9 +48,12 @@ __all__ = [
     "Outbox",
     "Run",
     "RunDestination",
+    "Verification",
     "__version__",
     "open_outbox",
+    "pull",
     "start_run",
+    "verify",
 ]
 
 

@@ -15,14 +15,21 @@ from hubqueue.domain.errors import InvalidArgument, InvalidMetrics, InvalidModel
 from hubqueue.domain.lifecycle import RunState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hubqueue.config.declaration import Destination
+    from hubqueue.domain.drafts import Position
     from hubqueue.outbox.outbox import Outbox
 
 _run = click.option(
     "--run", "run_id", required=True, metavar="ID", help="The run, as `hubqueue enqueue run` printed it."
 )
-_epoch = click.option(
-    "--epoch", type=Whole(min=0), required=True, metavar="N", help="The epoch, counted from 0."
+_epoch = click.option("--epoch", type=Whole(min=0), metavar="N", help="The epoch, counted from 0.")
+_step = click.option(
+    "--step",
+    type=Whole(min=0),
+    metavar="N",
+    help="The step, counted from 0: instead of the epoch, or with it.",
 )
 
 
@@ -57,8 +64,19 @@ def enqueue() -> None:
     metavar="DESTINATION",
     help="The destination [default: the configured one]. Repeatable: each gets everything.",
 )
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="The name of the run, 1 to 128 characters [default: the model and the id of the run].",
+)
 @pass_options
-def run(options: HomeOptions, model: str, pairs: tuple[str, ...], destinations: tuple[str, ...]) -> None:
+def run(
+    options: HomeOptions,
+    model: str,
+    pairs: tuple[str, ...],
+    destinations: tuple[str, ...],
+    name: str | None,
+) -> None:
     """Start a run for MODEL, and print its id.
 
     MODEL is a file, a model URL or a model id. Runs started from a shell send no heartbeats: hubqueue cannot see
@@ -72,10 +90,10 @@ def run(options: HomeOptions, model: str, pairs: tuple[str, ...], destinations: 
     """
     from hubqueue.config.choice import choose_all
     from hubqueue.config.registry import declaration
-    from hubqueue.producer.called_with import destination_names
+    from hubqueue.producer.called_with import destination_names, run_name
     from hubqueue.producer.several.shell import open_runs
 
-    names = destination_names(destinations or None)
+    names, run_named = destination_names(destinations or None), run_name(name)
     with options.open() as outbox:
         targets = choose_all(outbox.config, outbox.credentials, names, model=model, guess=False)
         found = [(each, declaration(each.type).identify(model, each)) for each in targets]
@@ -84,39 +102,49 @@ def run(options: HomeOptions, model: str, pairs: tuple[str, ...], destinations: 
                 hint = f"store it with `hubqueue login {target.name}`, and give the model by its id: {identified.model_id}"
                 problem = "do not pass a key on the command line: other users of this machine can see it"
                 raise InvalidModel(problem, hint=hint)
-        click.echo(open_runs(outbox, found, _pairs(pairs))[0])
+        click.echo(open_runs(outbox, found, _pairs(pairs), name=run_named)[0])
 
 
 @enqueue.command("metrics")
 @_run
 @_epoch
+@_step
 @click.argument("pairs", nargs=-1, metavar="[NAME=VALUE]...")
 @pass_options
-def metrics(options: HomeOptions, run_id: str, epoch: int, pairs: tuple[str, ...]) -> None:
-    """Save the metrics of one epoch.
+def metrics(
+    options: HomeOptions, run_id: str, epoch: int | None, step: int | None, pairs: tuple[str, ...]
+) -> None:
+    """Save the metrics of one epoch or step.
 
     Give them as NAME=VALUE, or as a JSON object on standard input.
 
     \b
     Examples:
       hubqueue enqueue metrics --run $RUN --epoch 3 train/box_loss=1.2 'metrics/mAP50(B)=0.4'
+      hubqueue enqueue metrics --run $RUN --step 1200 loss=0.3
       echo '{"train/box_loss": 1.2}' | hubqueue enqueue metrics --run $RUN --epoch 3
     """
     from hubqueue.domain.drafts import metrics_draft
     from hubqueue.producer.intake import owe
     from hubqueue.producer.metrics import metrics_text
 
+    at = _position(epoch, step)
     values = _pairs(pairs) if pairs else _read_json()
     with options.open() as outbox:
         runs = _open_runs(outbox, run_id, Kind.METRICS)
-        draft = metrics_draft(metrics_text(values), epoch)
-        entry_ids = [owe(outbox, each, draft)[0] for each in runs]
+        _check_types(runs, at)
+        text = metrics_text(values)
+        entry_ids = [
+            owe(outbox, each, metrics_draft(text, *at, takes_steps=declared.takes_steps))[0]
+            for each, declared in runs.items()
+        ]
     _print_entries(entry_ids)
 
 
 @enqueue.command("checkpoint")
 @_run
 @_epoch
+@_step
 @click.option("--best", is_flag=True, help="This is the best checkpoint so far.")
 @click.option(
     "--final",
@@ -140,7 +168,8 @@ def metrics(options: HomeOptions, run_id: str, epoch: int, pairs: tuple[str, ...
 def checkpoint(
     options: HomeOptions,
     run_id: str,
-    epoch: int,
+    epoch: int | None,
+    step: int | None,
     best: bool,
     final: bool,
     score: float,
@@ -152,17 +181,21 @@ def checkpoint(
     \b
     Examples:
       hubqueue enqueue checkpoint --run $RUN --epoch 99 --final --map 0.51 best.pt
-      hubqueue enqueue checkpoint --run $RUN --epoch 99 --archive checkpoints/step-1200
+      hubqueue enqueue checkpoint --run $RUN --step 1200 --archive checkpoints/step-1200
     """
     from hubqueue.domain.drafts import Checkpoint
     from hubqueue.outbox.spool.source import is_folder
     from hubqueue.producer import metrics as values
     from hubqueue.producer.several.shell import save_snapshots
 
+    at = _position(epoch, step)
     with options.open() as outbox:
         runs = _open_runs(outbox, run_id, Kind.CKPT)
+        _check_types(runs, at)
         number = values.score("map", score, strict=True)
-        saved = Checkpoint(path, epoch, is_best=best, map=number, final=final, archive=archive)
+        saved = Checkpoint(
+            path, at.epoch, is_best=best, map=number, final=final, archive=archive, step=at.step
+        )
         if is_folder(path) and not archive:
             takers = {each: declared for each, declared in runs.items() if declared.takes_folders}
             for each in runs if takers else ():
@@ -193,6 +226,23 @@ def end(options: HomeOptions, run_id: str, failed: bool) -> None:
         ended = {each: close_run(outbox, each, state) for each in find_runs(outbox, run_id)}
     for each, recorded in ended.items():
         click.echo(f"run {each} is {state}" if recorded else f"run {each} had already ended")
+
+
+def _position(epoch: int | None, step: int | None) -> Position:
+    from hubqueue.producer.metrics import position
+
+    if epoch is None and step is None:
+        raise click.UsageError("one of the options --epoch and --step is missing")
+    return position(epoch, step)
+
+
+def _check_types(runs: Mapping[str, Destination], at: Position) -> None:
+    """Raise what is wrong with a package that is not here: the key of a step depends on its type."""
+    from hubqueue.config.registry import absent
+
+    for each in runs.values() if at.step is not None else ():
+        if (missing := absent(each.type)) is not None:
+            raise missing.error
 
 
 def _open_runs(outbox: Outbox, given: str, kind: Kind) -> dict[str, Destination]:

@@ -25,6 +25,7 @@ from hubqueue.cli.arguments import (
 from hubqueue.cli.frame import ATTENTION, DONE, exit_with, on_signal, print_json
 from hubqueue.cli.screen import local_time, table
 from hubqueue.cli.status_text import status_text
+from hubqueue.domain.drafts import key_text
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import State
 from hubqueue.domain.quantities import size
@@ -117,9 +118,11 @@ def runs(options: HomeOptions, as_json: bool, everything: bool) -> None:
     elif not found:
         click.echo("no runs yet")
     else:
+        names = any(run["name"] for run in found)
         several = any(run["together"] for run in found)
-        headings = ("RUN", *(("TOGETHER",) if several else ()), "MODEL", "DESTINATION", "STATE")
-        rows = [_run_row(run, several=several) for run in found]
+        more = (*(("NAME",) if names else ()), *(("TOGETHER",) if several else ()))
+        headings = ("RUN", *more, "MODEL", "DESTINATION", "STATE")
+        rows = [_run_row(run, names=names, several=several) for run in found]
         click.echo(table((*headings, "WAITING", "DEAD", "DELIVERED", "URL"), rows))
 
 
@@ -183,6 +186,8 @@ def show(options: HomeOptions, entry: int, as_json: bool) -> None:
         (found,) = find_entries(outbox, [entry])
         to_wall = outbox.database.to_wall
         shown = _entry(found, to_wall)
+        row = outbox.stats.run(found["run_id"])
+        shown["run_name"] = None if row is None else harmless(row["name"])
         shown["payload"] = harmless(json.loads(outbox.stats.payload(entry) or "null"))
         shown["history"] = [_attempt(row, to_wall) for row in outbox.stats.attempts(entry_id=entry)]
     if as_json:
@@ -190,7 +195,8 @@ def show(options: HomeOptions, entry: int, as_json: bool) -> None:
         return
     for name, value in shown.items():
         if name != "history" and value is not None:
-            click.echo(f"{name:<15} {_value_text(value)}")
+            text = key_text(value) if name == "key" else _value_text(value)
+            click.echo(f"{name:<15} {text}")
     if shown["history"]:
         click.echo("\n" + _attempts_table(shown["history"]))
 
@@ -240,11 +246,12 @@ def _text(options: HomeOptions, report: dict[str, Any]) -> str:
     return status_text(report, datetime.now(UTC))
 
 
-def _run_row(run: dict[str, Any], *, several: bool) -> tuple[str, ...]:
+def _run_row(run: dict[str, Any], *, names: bool, several: bool) -> tuple[str, ...]:
     counts = [sum(lane[name] for lane in run["lanes"]) for name in ("pending", "dead", "delivered")]
     where = run["url"] or ("registered" if run["remote_id"] else "not registered yet")
     return (
         run["id"],
+        *((run["name"] or "",) if names else ()),
         *((run["together"] or "",) if several else ()),
         run["model"],
         run["destination"],
@@ -282,7 +289,7 @@ def _entry_row(entry: dict[str, Any]) -> tuple[str, ...]:
         str(entry["id"]),
         entry["run_id"],
         entry["kind"],
-        entry["key"],
+        key_text(entry["key"]),
         state,
         *counted,
         local_time(entry["enqueued_at"]),
@@ -314,7 +321,7 @@ def _value_text(value: object) -> str:
 def _attempts_table(attempts: list[dict[str, Any]]) -> str:
     rows = []
     for attempt in attempts:
-        first, last = attempt["first_key"], attempt["last_key"]
+        first, last = (each and key_text(each) for each in (attempt["first_key"], attempt["last_key"]))
         keys = "" if first is None else first if first == last else f"{first}…{last}"
         started, ended = attempt["started_at"], attempt["ended_at"]
         took = f"{(ended - started).total_seconds():.2f} s" if started and ended else ""

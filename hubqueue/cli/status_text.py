@@ -124,9 +124,8 @@ def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
         start = "and" if run["together"] and run["together"] == before else "\nrun"
         before = run["together"]
         state = click.style(run["state"], fg=_STATE_COLOURS.get(run["state"]))
-        line = (
-            f"{start} {click.style(run['id'], bold=True)}  {run['model']}  to {run['destination']}  {state}"
-        )
+        named = f"  {run['name']}" if run["name"] else ""
+        line = f"{start} {click.style(run['id'], bold=True)}{named}  {run['model']}  to {run['destination']}  {state}"
         if run["cancelled"]:
             line += "  " + click.style("the hub asks to stop", fg="yellow")
         line += f"  {run['url'] or ('registered' if run['remote_id'] else 'not registered yet')}"

@@ -9,9 +9,10 @@ import dataclasses
 from typing import Any
 
 from hubqueue.config import forms
-from hubqueue.config.config import Config, did_you_mean
+from hubqueue.config.config import Config
 from hubqueue.config.forms import Given
-from hubqueue.config.registry import BUILT_IN, USUAL, vendors_url
+from hubqueue.config.names import did_you_mean, variable
+from hubqueue.config.registry import IMPLIED, USUAL, vendors_url
 from hubqueue.config.setting import Table, settings_of, tables_of
 from hubqueue.config.settings import DestinationSettings, RetrySettings
 from hubqueue.config.values import Keys, Values
@@ -24,6 +25,7 @@ def assemble(values: Values) -> Config:
     _check_retry(values)
     for name in values.types:
         _add_vendors_variables(values, name)
+        _check_required(values, name)
         _check_encryption(values, name)
     values.raise_problems()
     return Config(
@@ -48,7 +50,7 @@ def _default_destination(values: Values) -> str | tuple[str, ...]:
         what = "is no destination that the configuration has"
         what = what if isinstance(named, str) else "names a destination that the configuration does not have"
         values.refuse(path, f"{what}{did_you_mean(each, types)}")
-    usual = next((type for type in (USUAL, *BUILT_IN) if type in types), None)
+    usual = next((type for type in (USUAL, *IMPLIED) if type in types), None)
     if named is None and usual is None and len(types) > 1:
         values.problem("default_destination must name one of several destinations", values.source)
     return usual or next(iter(types), USUAL)
@@ -68,22 +70,32 @@ def _add_vendors_variables(values: Values, name: str) -> None:
     """Take an address from the vendor's own variable where neither the file nor a HUBQUEUE_ variable sets it."""
     declared = values.declaration(name)
     known = settings_of(declared.settings)
-    for key, variable in declared.address_variables.items():
-        path, written = ("destinations", name, key), values.environ.get(variable)
+    for key, vendors in declared.address_variables.items():
+        path, written = ("destinations", name, key), values.environ.get(vendors)
         if written and path not in values.given:
-            values.take(path, known[key].form, Given(written, variable, False, values.environ))
+            values.take(path, known[key].form, Given(written, vendors, False, values.environ))
+
+
+def _check_required(values: Values, name: str) -> None:
+    """Note the settings of a destination that have no default and were not given."""
+    for key, each in settings_of(values.declaration(name).settings).items():
+        path = ("destinations", name, key)
+        if each.required and path not in values.given:
+            what = f"{'.'.join(path)} must be set ({variable(*path)}): {each.summary}"
+            values.problem(what, values.source)
 
 
 def _check_encryption(values: Values, name: str) -> None:
     """Refuse plain http over a network, which shows the key to others, unless `insecure` allows it."""
     path = ("destinations", name)
     found = values.section(*path)
-    url, proxy = found.get("url", ""), found.get("proxy")
+    key = next((each for each in ("url", "endpoint_url") if each in found), "url")
+    url, proxy = found.get(key, ""), found.get("proxy")
     if found.get("insecure") or (*path, "insecure") in values.broken:
         return
     if forms.is_plain_remote(url):
         why = "is plain http to another machine, which shows the key to the network"
-        values.refuse((*path, "url"), f"{why}: use https, or insecure = true")
+        values.refuse((*path, key), f"{why}: use https, or insecure = true")
     elif forms.is_plain_remote(url, proxy):
         why = "leads plain http through another machine, which shows it the key"
         values.refuse((*path, "proxy"), f"{why}: use an https url, or insecure = true")

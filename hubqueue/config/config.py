@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hubqueue.config import forms
-from hubqueue.config.registry import BUILT_IN, USUAL, declaration
+from hubqueue.config.names import did_you_mean
+from hubqueue.config.registry import IMPLIED, USUAL, declaration
 from hubqueue.config.setting import setting, table
 from hubqueue.config.settings import (
     DestinationSettings,
@@ -22,7 +22,7 @@ from hubqueue.domain.redact import clean
 
 
 def _implied() -> Mapping[str, DestinationSettings]:
-    return {type: declaration(type).settings(type, type) for type in BUILT_IN}
+    return {type: declaration(type).settings(type, type) for type in IMPLIED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Config:
     )
     worker: WorkerSettings = table(WorkerSettings, help="the background worker")
     destinations: Mapping[str, DestinationSettings] = field(default_factory=_implied)
-    implied: frozenset[str] = field(default=frozenset(BUILT_IN), compare=False)
+    implied: frozenset[str] = field(default=frozenset(IMPLIED), compare=False)
     default_named: bool = field(default=False, compare=False)
 
     @property
@@ -69,10 +69,3 @@ class Config:
             problem = f"unknown destination {clean(wanted, limit=60)!r}{guess}"
             known = ", ".join(sorted(self.destinations))
             raise ConfigError((problem,), hint=f"the configuration has: {known}") from None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean '…'?` with the known word closest to `word`, ignoring case; empty if none is close."""
-    folded = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(word.lower(), folded, n=1)
-    return f"; did you mean {folded[close[0]]!r}?" if close else ""

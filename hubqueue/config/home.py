@@ -156,7 +156,7 @@ class Home:
             if named is not None:
                 hint = "name an existing file with --config or HUBQUEUE_CONFIG"
                 raise ConfigError((f"there is no configuration {chosen}",), hint=hint) from None
-            return read("", environ, source="the environment")
+            return self._owned(read("", environ, source="the environment"))
         except UnicodeDecodeError as error:
             problem = f"cannot read the configuration {chosen}: it is not UTF-8 text"
             raise ConfigError((problem,), hint="save it as UTF-8 text") from error
@@ -168,7 +168,13 @@ class Home:
             raise OutboxUnavailable(
                 problem, hint=hint if named is None else "name a readable file"
             ) from error
-        return replace(read(text, environ, source=str(chosen)), file=chosen)
+        return self._owned(replace(read(text, environ, source=str(chosen)), file=chosen))
+
+    def _owned(self, reading: Reading) -> Reading:
+        """The same settings, as those of this home."""
+        targets = reading.config.destinations
+        owned = {name: replace(each, home=self.path) for name, each in targets.items()}
+        return replace(reading, config=replace(reading.config, destinations=owned))
 
     def _refuse_nowhere(self) -> None:
         if self.problem:

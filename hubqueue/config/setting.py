@@ -2,7 +2,7 @@
 
 The reader, `config.example.toml`, the tables of docs/configuration.md and the JSON Schema all come from these declarations.
 A subclass may give a field another default; form and help stay those of the class that declared it. A field without a
-declaration cannot be configured.
+declaration, or with `unset`, cannot be configured.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Setting:
 
     `help` is one line of Markdown; its first sentence is the comment in the example. `absent` describes the effect of an
     unset setting if its default value does not; the example then shows `example`, commented out. The value of a `secret`
-    setting may carry a password, so it is masked wherever it is shown.
+    setting may carry a password, so it is masked wherever it is shown. A `required` one has no default: a destination
+    without it is refused.
     """
 
     form: Form
@@ -33,6 +34,7 @@ class Setting:
     example: object = None
     absent: str | None = None
     secret: bool = False
+    required: bool = False
     key: str = ""
     default: Any = None
     has_value: bool = True
@@ -61,10 +63,16 @@ def setting(
     example: object = None,
     absent: str | None = None,
     secret: bool = False,
+    required: bool = False,
 ) -> _T:
     """A field that can be configured, for a frozen dataclass; see `Setting`."""
-    declared = Setting(form=form, help=help, example=example, absent=absent, secret=secret)
+    declared = Setting(form=form, help=help, example=example, absent=absent, secret=secret, required=required)
     return field(default=default, repr=not secret, metadata={_SETTING: (declared, default)})
+
+
+def unset(default: _T) -> _T:
+    """A field that a base class declares as a setting and that this type does not have."""
+    return field(default=default, metadata={_SETTING: None})
 
 
 def table(holder: type[_T], *, help: str) -> _T:

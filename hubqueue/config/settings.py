@@ -150,7 +150,7 @@ class WorkerSettings:
     batch_entries: int = setting(
         forms.count("entries"),
         default=1000,
-        help="the most epochs in one metrics request (50 if `rate_limits.metrics` is 0 and another process is writing)",
+        help="the most epochs or steps in one metrics request (50 if `rate_limits.metrics` is 0 and another process is writing)",
     )
     batch_bytes: int = setting(
         forms.size(), default=1_048_576, help="the largest size of one metrics request"
@@ -165,7 +165,7 @@ class DestinationSettings:
     no byte moves in a `stall_window`, or fewer than `stall_rate` per second, is aborted. `requests_per_minute` and `uploads_per_minute` limit
     the requests of all runs together (0: no limit). Checkpoints go only to the host of `url` and to `upload_hosts`. Each
     type has its own class, with its defaults and its own settings. `url_named`: an environment variable names the
-    address.
+    address. `home` is the home that uses it, where a destination may note what it knows of this machine.
     """
 
     name: str
@@ -245,6 +245,7 @@ class DestinationSettings:
         "besides that of `url`. In the variable separated by commas",
     )
     url_named: bool = field(default=False, compare=False)
+    home: Path | None = field(default=None, compare=False, repr=False)
 
     @property
     def budget(self) -> Budget:

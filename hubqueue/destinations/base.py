@@ -1,6 +1,6 @@
 """What the author of a destination needs: the value to declare, and what a transport receives and returns.
 
-For HTTP there is `hubqueue.destinations.wire`. docs/adding-a-destination.md shows a whole small destination.
+For HTTP there is `hubqueue.destinations.wire`. docs/destinations.md shows a whole small destination.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from hubqueue.config.declaration import (
     Reader,
     Registration,
     Secret,
+    SeekableBlocks,
     Transport,
     quiet,
 )
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.arguments import hide_secrets
+from hubqueue.domain.drafts import Position, position
 from hubqueue.domain.entry import Draft, Entry, Kind, Snapshot
 from hubqueue.domain.errors import DestinationUnavailable, InvalidModel, NotThere
 from hubqueue.domain.identifier import Identifier
@@ -59,6 +61,7 @@ __all__ = [
     "NotThere",
     "Open",
     "Outcome",
+    "Position",
     "Read",
     "Reader",
     "Registration",
@@ -69,6 +72,7 @@ __all__ = [
     "RunState",
     "Scope",
     "Secret",
+    "SeekableBlocks",
     "Snapshot",
     "SnapshotFile",
     "StoredCheckpoint",
@@ -78,5 +82,6 @@ __all__ = [
     "files_of",
     "hide_secrets",
     "parts_of",
+    "position",
     "quiet",
 ]

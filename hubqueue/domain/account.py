@@ -29,8 +29,13 @@ def opens(key: str, account: str) -> bool:
 
 
 def origin(url: str) -> str:
-    """The scheme, host and port that a key is sent to: `https://hub.example.com:8443`, without a default port."""
+    """The scheme, host and port that a key is sent to: `https://hub.example.com:8443`, without a default port.
+
+    An address without a host, such as a path, is its own origin.
+    """
     parts = urlsplit(url)
+    if not parts.netloc:
+        return url
     host = (parts.hostname or "").lower()
     host = f"[{host}]" if ":" in host else host
     port = parts.port

@@ -31,7 +31,7 @@ MERGED = frozenset({Kind.METRICS})
 class Draft(NamedTuple):
     """An upload before it is in the outbox.
 
-    `key` identifies it in the lane (metrics: the epoch). A later draft with the same key, or with that key in
+    `key` identifies it in the lane (metrics: the epoch, or `step:120`). A later draft with the same key, or with that key in
     `replaces`, supersedes an earlier entry that still waits. `rank` orders the lane, lowest first. `payload` is JSON
     text; it never changes after the enqueue, which adds what a draft that `merges` lacks. A `final` draft ignores the
     lane's pace.

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from hubqueue.domain.redact import MASK, clean, safe_url
 
 FILE_SUFFIXES = (".pt", ".yaml", ".yml")
+# Only those of files with a model: `llama-3.1` and `vit_base_patch16_224.augreg` are whole names.
+_SUFFIX = re.compile(r"(?<=.)\.(?:pt|pth|ckpt|bin|safetensors|onnx|keras|h5|yaml|yml)\Z", re.IGNORECASE)
+_LONGEST_STEM = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,16 @@ def is_model_file(written: str) -> bool:
 def printable(filename: str) -> str:
     """The name of a file as a hub can show it: control characters and bytes that are no text become U+FFFD."""
     return "".join(each if each.isprintable() else "\ufffd" for each in filename)
+
+
+def default_name(model: str, run_id: str) -> str:
+    """The name of a run that the training did not name: the model without folders and suffix, and the id of the run.
+
+    Like every name of a run it has no slash, no leading dot and no control character.
+    """
+    stem = _SUFFIX.sub("", re.split(r"[/\\]", printable(model).rstrip("/\\"))[-1])
+    stem = stem[:_LONGEST_STEM].strip().lstrip(".").strip()
+    return f"{stem or 'run'}-{run_id}"
 
 
 def shown(written: str) -> str:

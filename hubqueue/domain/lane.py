@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 
 from hubqueue.domain.entry import Entry, Kind
+from hubqueue.domain.identifier import default_name
 from hubqueue.domain.outcome import Scope
 
 
@@ -18,7 +19,7 @@ class RunRef:
     `destination` is the row of the run (see addresses.py), `label` its name in the configuration.
     `remembered` is read-only: what the destination's earlier outcomes had in `Remote.remember`, under its own names.
     `damaged` means that it cannot be read; nothing is sent for such a run until a person resumes it.
-    `name` is the name that the training gave the run; empty without one.
+    `name` is the name that the training gave the run, empty without one; `shown_name` is for a destination that has names.
     """
 
     id: str
@@ -32,6 +33,14 @@ class RunRef:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "remembered", MappingProxyType(dict(self.remembered)))
+
+    @property
+    def shown_name(self) -> str:
+        """The name that the training gave the run, or the default: the model's stem and the run's id. Never changes.
+
+        1 to 128 characters without control characters, slashes (`/`, `\\`) and a leading dot.
+        """
+        return self.name or default_name(self.model, self.id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,12 @@ class Survey:
         lanes_of = self._lanes([row["id"] for row in found])
         return [{**row, "lanes": lanes_of.get(row["id"], [])} for row in found]
 
+    def called(self) -> list[Mapping[str, Any]]:
+        """What each run is called, newest first: id, name, remote id, model, first run of its training, destination."""
+        columns = runs.c["id", "name", "remote_id", "model", "together"]
+        query = select(*columns, destinations.c.label).join(destinations)
+        return self._all(query.order_by(runs.c.created_at.desc(), runs.c.id))
+
     def entries(
         self,
         *,

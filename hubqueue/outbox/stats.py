@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 
 from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.identifier import default_name
 from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.domain.plain import is_intact
 from hubqueue.outbox.database.prepared import Prepared
@@ -153,6 +154,13 @@ class Stats(Survey):
         """The ids of all runs, newest first."""
         with self.database.read() as connection:
             return list(connection.scalars(select(runs.c.id).order_by(runs.c.created_at.desc())))
+
+    def runs_named(self, name: str) -> list[str]:
+        """The ids of the runs with this name, newest first: the training gave it, or it is the default name of the run."""
+        own = and_(runs.c.id == name.rpartition("-")[2], runs.c.name.is_(None))
+        query = select(runs.c.id, runs.c.name, runs.c.model).where(or_(runs.c.name == name, own))
+        rows = self._all(query.order_by(runs.c.created_at.desc(), runs.c.id))
+        return [row["id"] for row in rows if name == (row["name"] or default_name(row["model"], row["id"]))]
 
     def dead(self, run_id: RunIds = None) -> int:
         """How many entries are dead, of some runs or of all."""

@@ -221,6 +221,7 @@ def _run(
     probes = [each["next_send_at"] for each in row["lanes"] if row["held"] and each["next_send_at"]]
     return {
         "id": row["id"],
+        "name": row["name"],
         "destination": row["label"],
         "address": row["destination"],
         "together": row["together"],

@@ -14,11 +14,14 @@ from typing import Any
 from hubqueue.domain.errors import InvalidArgument, InvalidModel
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.plain import plain, text_of
-from hubqueue.domain.redact import clean
+from hubqueue.domain.redact import clean, harmless
 
 # Seconds; the longest wait that threads support on every platform.
 _FOREVER = 4_000_000.0
 _ENDS = (RunState.FINISHED, RunState.FAILED)
+# The most characters of a run's name: it can be a folder's name on every file system.
+_LONGEST_NAME = 128
+_NAME_HINT = r'for example name="baseline-3": 1 to 128 characters, no / or \, no control character, no dot at the start'
 
 
 def check_start(model: object, args: object, worker: object) -> None:
@@ -33,6 +36,30 @@ def check_start(model: object, args: object, worker: object) -> None:
     if args is not None and not isinstance(args, Mapping):
         hint = 'for example args={"epochs": 100}, or args=vars(options)'
         raise InvalidArgument(f"args must be a mapping, not {type(args).__name__}", hint=hint)
+
+
+def run_name(name: object) -> str:
+    """The name of a run, trimmed; empty for None. Raises `InvalidArgument` for anything but a valid name."""
+    if name is None:
+        return ""
+    if not isinstance(name, str):
+        raise InvalidArgument(
+            f"the name of a run must be a string, not {type(name).__name__}", hint=_NAME_HINT
+        )
+    text = str.__str__(name).strip()
+    if not text:
+        problem = "it is empty"
+    elif len(text) > _LONGEST_NAME:
+        problem = f"it has {len(text)} characters"
+    elif text.startswith("."):
+        problem = "it begins with a dot"
+    elif "/" in text or "\\" in text:
+        problem = "it has a slash"
+    elif harmless(text) != text:
+        problem = "it has a control character"
+    else:
+        return text
+    raise InvalidArgument(f"invalid name of a run, {_shown(name)}: {problem}", hint=_NAME_HINT)
 
 
 def destination_names(given: object) -> tuple[str, ...] | None:

@@ -12,6 +12,7 @@ from hubqueue.domain.entry import Draft, Kind, Snapshot
 from hubqueue.domain.errors import HubqueueError, OutboxError
 from hubqueue.domain.identifier import Identifier
 from hubqueue.domain.lifecycle import RunState
+from hubqueue.domain.redact import hide_key
 from hubqueue.outbox.moves.counting import Moved
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer.survival import logger
@@ -30,6 +31,7 @@ def open_run(
     new_id: str | None = None,
     unsure_after: int | None = None,
     described: Callable[[Draft], Draft] = lambda draft: draft,
+    name: str = "",
     together: str | None = None,
 ) -> tuple[str, bool]:
     """Start or continue a run; return its id and whether it continues. Durable on return.
@@ -40,8 +42,8 @@ def open_run(
 
     `new_id` is the id for a new run. To repeat a call whose confirmation was lost, pass the same `new_id`, and in
     `unsure_after` the id of the newest entry before that call: rows that exist already are not written again.
-    `described` completes the registration (`describing`). `together` is the id of the first of the training's runs if it
-    has several; for the first itself that is `new_id`.
+    `described` completes the registration (`describing`). `name` is that of a new run; keys in it are masked. `together` is
+    the id of the first of the training's runs if it has several; for the first itself that is `new_id`.
     """
     type, key = declaration(target.type), named.api_key or outbox.key(target)
     # Without a key, a run that was started with one can be continued; it keeps its account.
@@ -55,6 +57,7 @@ def open_run(
         url=f"{target.web_url}/models/{named.model_id}" if named.model_id else None,
         resume=resume,
         new_id=new_id,
+        name=hide_key(name) or None,
         together=together,
     )
     draft = type.registration(named, args, continues=continues)
@@ -101,14 +104,16 @@ def describing(target: DestinationSettings, args: Mapping[str, object]) -> Calla
     return completed
 
 
-def save_snapshot(outbox: Outbox, run_id: str, checkpoint: Checkpoint, *, folders: bool = False) -> int:
+def save_snapshot(
+    outbox: Outbox, run_id: str, checkpoint: Checkpoint, *, folders: bool = False, steps: bool = False
+) -> int:
     """Copy a checkpoint into the spool and enqueue it; return the entry's id. Durable on return.
 
-    `folders`: the destination of the run takes folders.
+    The destination of the run takes `folders` and `steps`.
     Raises `CheckpointUnreadable`, `SpoolFull` and the `OutboxError`s; then there is no copy (see `enqueue_copy`).
     """
     while True:
-        draft = copy_checkpoint(outbox, run_id, checkpoint, folders=folders)
+        draft = copy_checkpoint(outbox, run_id, checkpoint, folders=folders, steps=steps)
         entry_id = enqueue_copy(outbox, run_id, draft)
         if not was_swept(outbox, entry_id, draft):
             return entry_id
@@ -144,20 +149,21 @@ def copy_checkpoint(
     checkpoint: Checkpoint,
     *,
     folders: bool = False,
+    steps: bool = False,
     same: Snapshot | None = None,
 ) -> Draft:
     """Copy a checkpoint into the spool; return its draft. Raises the errors of the spool's `take`.
 
     `same` is the copy for another destination: then this run gets a further name for it. Raises those of `share` then.
     """
-    label = f"{run_id}-{checkpoint.epoch}"
+    label = f"{run_id}-{checkpoint.epoch if checkpoint.step is None else f'step-{checkpoint.step}'}"
     if same is None:
         snapshot = outbox.spool.take(
             checkpoint.path, label=label, folders=folders, archive=checkpoint.archive
         )
     else:
         snapshot = outbox.spool.share(same, label=label)
-    return ckpt_draft(checkpoint, snapshot, now=outbox.database.now())
+    return ckpt_draft(checkpoint, snapshot, now=outbox.database.now(), takes_steps=steps)
 
 
 def owe(outbox: Outbox, run_id: str, draft: Draft, *, alive: bool = False) -> tuple[int, Moved]:

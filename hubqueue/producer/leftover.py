@@ -18,7 +18,7 @@ from hubqueue.producer.survival import hint_of, logger
 _LOG = logger()
 _NOUNS = {
     Kind.REGISTRATION: "registration",
-    Kind.METRICS: "epoch",
+    Kind.METRICS: "metrics upload",
     Kind.CKPT: "checkpoint",
     Kind.EVENT: "message",
     Kind.COMPLETION: "end of the run",

@@ -1,4 +1,4 @@
-"""Metrics of one epoch as the JSON text that a hub stores.
+"""Metrics of one epoch or step as the JSON text that a hub stores.
 
 Promises strict JSON (no NaN, no Infinity) of numbers and nulls only, so that the hub cannot refuse a whole batch
 for one invalid value. A value that is not a number is left out and logged once a run (`Lenient`), or raised at once
@@ -18,13 +18,15 @@ from numbers import Integral, Real
 from operator import index
 from typing import Any
 
-from hubqueue.domain.errors import InvalidMetrics
+from hubqueue.domain.drafts import Position
+from hubqueue.domain.errors import InvalidArgument, InvalidMetrics
 from hubqueue.domain.plain import LARGEST_EXACT, MOST_BITS, text_of
 from hubqueue.domain.redact import clean, hide_key
 from hubqueue.producer.survival import logger
 
 _ENCODER = json.JSONEncoder(allow_nan=False)
 _HINT = "log numbers: int, float, or a numpy or torch array of one element"
+_COUNT_HINT = "count epochs and steps from 0"
 _SCORE_HINT = "give the mAP50-95 as a fraction: 0.51, not 51"
 _LOG = logger()
 # How many names are remembered, so that each is logged once, and how many one line shows.
@@ -126,23 +128,32 @@ def score(name: str, value: object, *, strict: bool) -> float:
     return number
 
 
-def epoch_number(epoch: object) -> int:
-    """The epoch as an int, from a whole number of any type (3, 3.0, "3", an array of one element).
+def position(epoch: object, step: object) -> Position:
+    """An epoch, a step, or both (None: not given), from whole numbers of any type (3, 3.0, "3", an array of one element).
 
-    Raises `InvalidMetrics` for anything else, and for a number outside 0 to 2**53 - 1.
+    Raises `InvalidMetrics` for anything else, and for a number outside 0 to 2**53 - 1; `InvalidArgument` without both.
     """
+    if epoch is None and step is None:
+        raise InvalidArgument(
+            "neither an epoch nor a step is given", hint="add epoch=N, step=N, or both; they count from 0"
+        )
+    return Position(
+        None if epoch is None else _counted("an epoch", epoch),
+        None if step is None else _counted("a step", step),
+    )
+
+
+def _counted(name: str, value: object) -> int:
     try:
         # A scalar of numpy or torch can be a boolean, and some of those have `__index__`.
-        unwrapped = epoch if isinstance(epoch, int) else _unwrapped(epoch)
+        unwrapped = value if isinstance(value, int) else _unwrapped(value)
         number = None if isinstance(unwrapped, bool) else _whole_number(unwrapped)
     except Exception:
         number = None
     if number is None:
-        raise InvalidMetrics(
-            f"an epoch must be a whole number, not {_type(epoch)}", hint="count epochs from 0"
-        )
+        raise InvalidMetrics(f"{name} must be a whole number, not {_type(value)}", hint=_COUNT_HINT)
     if not 0 <= number <= LARGEST_EXACT:
-        raise InvalidMetrics("an epoch must be at least 0 and less than 2**53", hint="count epochs from 0")
+        raise InvalidMetrics(f"{name} must be at least 0 and less than 2**53", hint=_COUNT_HINT)
     return number
 
 

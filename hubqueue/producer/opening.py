@@ -269,6 +269,7 @@ class Opening:
             new_id=self._new_id,
             unsure_after=self.first_entry if unsure else None,
             described=self._start.described,
+            name=self._start.name,
             together=together,
         )
         self.leave()

@@ -26,7 +26,14 @@ from hubqueue.domain.entry import Draft
 from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer import metrics as values
-from hubqueue.producer.called_with import Ending, check_path, check_start, destination_names, ending
+from hubqueue.producer.called_with import (
+    Ending,
+    check_path,
+    check_start,
+    destination_names,
+    ending,
+    run_name,
+)
 from hubqueue.producer.ending import unfinished
 from hubqueue.producer.ending.departure import departure
 from hubqueue.producer.leftover import Leftover, describe
@@ -58,12 +65,15 @@ def start_run(
     worker: WorkerMode = "auto",
     strict: bool = False,
     resume: str | None = None,
+    name: str | None = None,
 ) -> Run:
     """Start a training run, or continue the run of a model that the hub already has. Does not need the network.
 
     `model` is a model file (`yolov8n.pt`: a new model is registered with `args`), a model URL or a model id.
     `worker`: "auto" starts a detached worker process when none is running, "thread" sends from this process,
     "none" only saves. `resume` is the `Run.id` of a run to continue ("last": the newest), registered at the hub or not.
+    `name` is the run's name at a destination that has names, 1 to 128 characters (default: the model's stem and the run's
+    id); a run that is continued keeps its own.
     `destination` is the name of a destination, or several: each gets everything, whatever happens to the others.
     Raises `InvalidModel`, `InvalidArgument` and `ConfigError` for errors that only the caller can fix. Storage errors
     are logged, or raised with `strict`.
@@ -71,7 +81,7 @@ def start_run(
     check_start(model, args, worker)
     names = destination_names(destination)
     located = Home.locate(home)
-    start = Wanted(located, config, model, args or {}, names, resume).start(strict=strict)
+    start = Wanted(located, config, model, args or {}, names, resume, run_name(name)).start(strict=strict)
     run = Run(start, worker=worker, strict=strict, config_path=config)
     run._begin()
     return run
@@ -134,30 +144,39 @@ class Run:
         """Whether a destination has asked the training to stop."""
         return any(each.column("cancelled") for each in self._savings.openings())
 
-    def log_metrics(self, metrics: Mapping[str, object], *, epoch: int) -> int | None:
-        """Save the metrics of an epoch (0-based); return the entry's id, or None when they are only kept in memory.
+    def log_metrics(
+        self, metrics: Mapping[str, object], *, epoch: int | None = None, step: int | None = None
+    ) -> int | None:
+        """Save the metrics of an epoch, a step, or both; return the entry's id, or None when they are only kept in memory.
 
+        Both count from 0. A destination that takes steps gets the metrics under the step if there is one, any other one
+        under the epoch, or under the number of the step if there is no epoch.
         Of several destinations, the id is that of the first one that has saved.
         Values are numbers, and arrays of numpy and torch with one element; non-finite ones are sent as null. What is not a
         number is left out and logged once (with `strict`: `InvalidMetrics`); a call without any number saves nothing.
-        Logging an epoch again adds to it: the newer value of a name counts. Raises `InvalidMetrics` for an epoch that is
-        not a whole number and for anything but a mapping, `RunFinished` after `finish`.
+        Logging an epoch or step again adds to it: the newer value of a name counts. Raises `InvalidArgument` without both,
+        `InvalidMetrics` for one that is not a whole number and for anything but a mapping, `RunFinished` after `finish`.
         """
-        return self._log_metrics(metrics, epoch=epoch)
+        return self._log_metrics(metrics, epoch=epoch, step=step)
 
     def _log_metrics(
         self,
         metrics: Mapping[str, object],
         *,
-        epoch: int,
+        epoch: int | None,
+        step: int | None = None,
         among: Callable[[Destination], bool] = lambda _declared: True,
     ) -> int | None:
         """The same, for each destination `among` them."""
-        number = values.epoch_number(epoch)
+        at = values.position(epoch, step)
         text = values.metrics_text(metrics) if self._strict else self._lenient.text(metrics)
         if text is None:
             return None
-        return self._savings.save(lambda start: start.described(metrics_draft(text, number)), among)
+
+        def draft(start: Start) -> Draft:
+            return start.described(metrics_draft(text, *at, takes_steps=start.takes_steps))
+
+        return self._savings.save(draft, among)
 
     def log_console(
         self, content: str, *, lines: int = 1, progress: Mapping[str, str] | None = None
@@ -182,7 +201,8 @@ class Run:
         self,
         path: Path_,
         *,
-        epoch: int,
+        epoch: int | None = None,
+        step: int | None = None,
         is_best: bool = False,
         map: float = 0.0,
         final: bool = False,
@@ -190,21 +210,22 @@ class Run:
     ) -> int | None:
         """Save a private copy of a checkpoint; return the entry's id, or None when it could not be saved.
 
-        `path` is a file, or a folder of files: a folder is copied with all its files, or not at all. For a destination
+        At least one of `epoch` and `step` is given, as in `log_metrics`. `path` is a file, or a folder of files: a folder is copied with all its files, or not at all. For a destination
         that takes one file, `archive` saves a folder as one tar. The files may be changed or deleted as soon as this
         returns. Of the waiting checkpoints, only the newest `last` and the newest `best` are kept. A `final` one (with
         `map`, its mAP50-95, from 0 to 1) is sent without waiting for the pace.
         Errors are logged (raised with `strict`). Raises `RunFinished` after `finish`.
         """
         return self._save_checkpoint(
-            path, epoch=epoch, is_best=is_best, map=map, final=final, archive=archive
+            path, epoch=epoch, step=step, is_best=is_best, map=map, final=final, archive=archive
         )
 
     def _save_checkpoint(
         self,
         path: Path_,
         *,
-        epoch: int,
+        epoch: int | None,
+        step: int | None = None,
         is_best: bool = False,
         map: float = 0.0,
         final: bool = False,
@@ -213,8 +234,9 @@ class Run:
     ) -> int | None:
         """The same, for each destination `among` them."""
         check_path(path)
-        number, score = values.epoch_number(epoch), values.score("map", map, strict=self._strict)
-        return self._savings.save_checkpoint(Checkpoint(path, number, is_best, score, final, archive), among)
+        at, score = values.position(epoch, step), values.score("map", map, strict=self._strict)
+        checkpoint = Checkpoint(path, at.epoch, is_best, score, final, archive, step=at.step)
+        return self._savings.save_checkpoint(checkpoint, among)
 
     def finish(
         self,

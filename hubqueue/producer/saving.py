@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from hubqueue.config.registry import declaration
-from hubqueue.domain.drafts import Checkpoint
+from hubqueue.domain.drafts import Checkpoint, is_preliminary, keyed
 from hubqueue.domain.entry import Draft, Kind, Snapshot
 from hubqueue.domain.errors import CheckpointUnreadable, OutboxLocked, RunFinished
 from hubqueue.domain.lifecycle import RunState
@@ -75,6 +75,7 @@ class Saving:
         self._ending: Ending | None = None
         self.ends = Ends(self.opening)
         self._refused: set[Kind] = set()
+        self._preliminary = 0  # drafts that were put into the backlog before the destination was known
 
     def attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
         """Call `act`, with a new outbox if the present one is damaged; None when it failed and that was logged."""
@@ -89,9 +90,9 @@ class Saving:
             self._refuse_finished()
             if not self._takes(draft.kind):
                 return None
-            self.backlog.put(draft)
+            self.backlog.put(self._keyed(draft))
             what = "checkpoint" if draft.kind is Kind.CKPT else str(draft.kind)
-            saved = self.attempt(what, lambda: self.backlog.save(self._enqueue))
+            saved = self.attempt(what, self._save_backlog)
             if saved is not None and self._unsaved.lost:
                 self.attempt("loss of a checkpoint", self._note_unsaved)
         self._on_enqueue()
@@ -113,8 +114,10 @@ class Saving:
 
         def copy() -> Draft:
             outbox, run_id = self.opening.opened()
+            type = declaration(self.opening.start.destination.type)
+            takes = {"folders": type.takes_folders, "steps": type.takes_steps}
             try:
-                return copy_checkpoint(outbox, run_id, checkpoint, folders=self.takes_folders, same=same)
+                return copy_checkpoint(outbox, run_id, checkpoint, **takes, same=same)
             except CheckpointUnreadable as error:
                 self.unreadable = self._named(error, checkpoint)
                 raise self.unreadable from error.__cause__
@@ -159,7 +162,7 @@ class Saving:
         """Keep in memory what another destination of the training has not saved yet."""
         for draft in other.backlog.drafts():
             if self._takes(draft.kind):
-                self.backlog.put(draft)
+                self.backlog.put(self._keyed(draft))
 
     def end(self, ending: Ending) -> None:
         """Save what is in memory, then end the run. While another process keeps a lock, try again until the deadline."""
@@ -181,7 +184,7 @@ class Saving:
         self._ending = ending
 
         def save() -> None:
-            self.attempt("metrics", lambda: self.backlog.save(self._enqueue))
+            self.attempt("metrics", self._save_backlog)
 
         def close() -> None:
             self.ends.end(ending)
@@ -216,7 +219,7 @@ class Saving:
                     self.opening.try_again()
                     self.attempt("metrics", self.opening.opened)
                 if self.ended is None and self.opening.is_open():
-                    self.attempt("metrics", lambda: self.backlog.save(self._enqueue))
+                    self.attempt("metrics", self._save_backlog)
                     self._note_loss()
                     if departure is not None:
                         depends = self.attempt("end of the run", lambda: self.ends.leave(departure))
@@ -259,6 +262,28 @@ class Saving:
             raise RunFinished(
                 f"run {self.opening.run_id} is {self.ended}", hint="start another: hubqueue.start_run"
             )
+
+    def _keyed(self, draft: Draft) -> Draft:
+        """A draft with its key at the destination.
+
+        While that is unknown, each draft has a key of its own: merged in memory, one could get behind a newer one that
+        turns out to have the same key.
+        """
+        takes_steps = self.opening.start.takes_steps
+        if takes_steps is not None:
+            return keyed(draft, takes_steps=takes_steps)
+        if is_preliminary(draft):
+            self._preliminary += 1
+            return draft._replace(key=f"{draft.key}/{self._preliminary}")
+        return draft
+
+    def _save_backlog(self) -> int | None:
+        """Enqueue everything in memory (`Backlog.save`), with its keys at the destination."""
+        if self._preliminary:
+            self.opening.opened()  # the destination is known then
+            self.backlog.change_keys(self._keyed)
+            self._preliminary = 0
+        return self.backlog.save(self._enqueue)
 
     def _enqueue(self, draft: Draft, unsure: bool) -> int:
         outbox, run_id = self.opening.opened()

@@ -15,8 +15,6 @@ from hubqueue.domain.errors import HubqueueError, WorkerError
 from hubqueue.outbox.outbox import COURTESY, open_outbox
 from hubqueue.producer.survival import logger
 from hubqueue.worker import daemon
-from hubqueue.worker import log as journal
-from hubqueue.worker.service import Service
 
 WorkerMode = Literal["auto", "thread", "none"]
 _LOG = logger()
@@ -139,6 +137,10 @@ class InProcess:
             self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start(self) -> None:
+        # Slow to load, and a training with a separate worker does not need them.
+        from hubqueue.worker import log as journal
+        from hubqueue.worker.service import Service
+
         self._service = Service(self._outbox, emit=journal.write)
         self._thread = threading.Thread(target=self._work, name="hubqueue-service", daemon=True)
         self._cannot_start = True

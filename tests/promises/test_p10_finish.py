@@ -62,7 +62,7 @@ def test_a_rejected_epoch_is_reported_at_the_end(
     left = run.finish(timeout=60)
 
     assert (bool(left), left.entries, left.dead) == (True, 0, 1)
-    assert "the hub refused 1 epoch (400" in caplog.text
+    assert "the hub refused 1 metrics upload (400" in caplog.text
 
 
 def test_finish_without_a_limit_waits_until_everything_is_delivered(at_hub: Path, hub: Sandbox) -> None:
@@ -99,7 +99,7 @@ def test_a_run_without_a_worker_does_not_promise_one(
         ),
         (
             Leftover(dead=3, refused={"metrics": 2, "ckpt": 1}, reasons=("400", "413")),
-            "the hub refused 2 epochs, 1 checkpoint (400; 413); see: hubqueue entries --state dead",
+            "the hub refused 2 metrics uploads, 1 checkpoint (400; 413); see: hubqueue entries --state dead",
         ),
         (
             Leftover(unsaved=6, unsaved_why="disk full"),

@@ -303,7 +303,7 @@ def test_every_field_of_the_settings_is_declared() -> None:
         undeclared = {field.name for field in dataclasses.fields(holder)}
         undeclared -= settings_of(holder).keys() | tables_of(holder).keys()
 
-        assert undeclared <= {"name", "url_named"}
+        assert undeclared <= {"name", "url_named", "home"}
 
 
 def test_a_destination_of_type_platform_has_that_services_defaults() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubqueue.config.reader import Config, DestinationSettings, parse, variable
+from hubqueue.config.registry import BUILT_IN
 from hubqueue.config.setting import places
 from hubqueue.domain.errors import ConfigError
 
@@ -124,7 +125,10 @@ def test_the_hint_names_only_the_source_of_the_problem(
             "destinations.hub.rate_limits = 3",
             "destinations.hub.rate_limits must be a table, not a whole number",
         ),
-        ("destinations.hub.type = 'platfrom'", "destinations.hub.type must be 'hub' or 'platform'"),
+        (
+            "destinations.hub.type = 'platfrom'",
+            f"destinations.hub.type must be {' or '.join(map(repr, BUILT_IN))}; did you mean 'platform'?",
+        ),
         (
             "destinations.hub.insecure = 1",
             "destinations.hub.insecure must be true or false, not a whole number",

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hubqueue.domain.errors import InvalidMetrics
-from hubqueue.producer.metrics import Lenient, epoch_number, metrics_text, score
+from hubqueue.domain.errors import InvalidArgument, InvalidMetrics
+from hubqueue.producer.metrics import Lenient, metrics_text, position, score
 
 
 class Scalar:
@@ -165,11 +165,13 @@ def test_a_finite_float_is_stored_exactly(value: float) -> None:
         *((3.0, 3), (Decimal(3), 3), ("3", 3), (" 3\n", 3)),
     ],
 )
-def test_an_epoch_is_a_whole_number(epoch: object, number: int) -> None:
-    found = epoch_number(epoch)
+def test_an_epoch_and_a_step_are_whole_numbers(epoch: object, number: int) -> None:
+    assert position(epoch, None) == (number, None)
+    assert position(None, epoch) == (None, number)
+    found = position(epoch, epoch)
 
-    assert found == number
-    assert type(found) is int
+    assert found == (number, number)
+    assert list(map(type, found)) == [int, int]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,6 @@ def test_an_epoch_is_a_whole_number(epoch: object, number: int) -> None:
         *(
             True,
             False,
-            None,
             [1],
             "",
             "one",
@@ -196,8 +197,17 @@ def test_an_epoch_is_a_whole_number(epoch: object, number: int) -> None:
     ],
 )
 def test_what_is_no_epoch_is_refused(epoch: object) -> None:
-    with pytest.raises(InvalidMetrics, match="epoch"):
-        epoch_number(epoch)
+    with pytest.raises(InvalidMetrics, match="an epoch"):
+        position(epoch, 1)
+    with pytest.raises(InvalidMetrics, match="a step"):
+        position(1, epoch)
+
+
+def test_one_of_epoch_and_step_has_to_be_given() -> None:
+    with pytest.raises(InvalidArgument, match="neither an epoch nor a step") as raised:
+        position(None, None)
+
+    assert "step=N" in (raised.value.hint or "")
 
 
 @pytest.mark.parametrize(

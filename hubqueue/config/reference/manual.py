@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from hubqueue.config.config import Config
 from hubqueue.config.names import variable
@@ -59,8 +59,16 @@ def _destination_rows() -> Iterator[str]:
         )
         if key == "type":
             shown = f"the destination's name if it is a type, else `{next(iter(BUILT_IN))}`"
-        only = "" if len(have) == len(types) else f"Type {', '.join(f'`{each}`' for each in have)} only: "
+        others = [type for type in types if type not in have]
+        only = (
+            f"Type {_types(have)} only: " if len(have) <= len(others) else f"Not for type {_types(others)}: "
+        )
+        only = only if others else ""
         yield _row(first, (*_PATH, key), default=shown, prefix=only)
+
+
+def _types(names: Iterable[str]) -> str:
+    return ", ".join(f"`{each}`" for each in names)
 
 
 def _default_of(type: str, setting: Setting) -> str:
@@ -69,6 +77,8 @@ def _default_of(type: str, setting: Setting) -> str:
 
 
 def _default(setting: Setting) -> str:
+    if setting.required:
+        return "none; must be set"
     return f"`{value_of(setting)}`" if setting.has_value else str(setting.absent)
 
 

@@ -22,17 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from hubqueue.config.choice import choose_all
-from hubqueue.config.config import did_you_mean
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.declaration import Destination
 from hubqueue.config.home import Home
+from hubqueue.config.names import did_you_mean
 from hubqueue.config.registry import declaration
 from hubqueue.domain.errors import InvalidArgument, InvalidModel
 from hubqueue.integrations.cadence import Cadence
 from hubqueue.integrations.ultralytics import trainer_facts as facts
 from hubqueue.integrations.ultralytics.console_lines import ConsoleLines
 from hubqueue.integrations.ultralytics.end_facts import results
-from hubqueue.producer.called_with import check_start, destination_names
+from hubqueue.producer.called_with import check_start, destination_names, run_name
 from hubqueue.producer.ending.departure import Departure, departure
 from hubqueue.producer.metrics import Lenient
 from hubqueue.producer.run import Run, start_run
@@ -52,7 +52,7 @@ def attach(model: Any, *, timeout: float = 30.0, console: bool = False, **option
     `timeout` is how many seconds the end of a training waits for the uploads; the worker sends the rest.
     `console` also sends the package's log lines to a hub that shows them (Platform).
     `options` are those of `start_run`; `model` and `args` are taken from the trainer unless given as
-    `model_name=` and `args=`. Raises `ConfigError`, and `InvalidArgument` for anything but a model or a trainer and for
+    `model_name=` and `args=`. `name=` names each run (default: none). Raises `ConfigError`, and `InvalidArgument` for anything but a model or a trainer and for
     unknown options, at once, before any training starts.
     """
     _check(model, options)
@@ -77,6 +77,7 @@ def _check(model: Any, options: Mapping[str, Any]) -> None:
         hint = f"the options are {', '.join(sorted(known | {'timeout', 'console'}))}"
         raise InvalidArgument(f"attach has no option {each!r}{did_you_mean(each, known)}", hint=hint)
     check_start("model.pt", None, options.get("worker", "auto"))
+    run_name(options.get("name"))
 
 
 class Attachment:

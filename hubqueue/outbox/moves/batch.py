@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from hubqueue.domain.entry import Entry, Kind
 
-# Only metrics are merged: the hub accepts many epochs in one request.
+# Only metrics are merged: the hub accepts many epochs or steps in one request.
 COALESCED = frozenset({Kind.METRICS})
 # After this many failures in a row the rest of the lane is sent before the failing batch: one bad batch must not
 # block its lane. A smaller number would spread one outage over many small batches.
@@ -21,7 +21,7 @@ SUSPECT_AFTER = 6
 def coalesce(waiting: Sequence[Entry], *, kind: Kind, max_entries: int, max_bytes: int) -> int:
     """How many of `waiting`, from the front, share one request: at least one, unless it is empty.
 
-    A repeated key ends the batch: one request cannot carry two values of an epoch, and the newer one has to be
+    A repeated key ends the batch: one request cannot carry two values of a key, and the newer one has to be
     sent later.
     """
     if kind not in COALESCED:

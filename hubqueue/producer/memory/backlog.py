@@ -56,6 +56,14 @@ class Backlog:
             oldest = self._waiting.popitem(last=False)[1]
             self._on_removed(oldest.draft, oldest.unsure, False)
 
+    def change_keys(self, keyed: Callable[[Draft], Draft]) -> None:
+        """Replace each draft by `keyed(draft)`, in the same order. Those that get one key become one, as in `put`."""
+        for key in list(self._waiting):
+            # A signal handler may have replaced it with a newer draft in the meantime.
+            each = self._waiting.pop(key, None)
+            if each is not None:
+                self.put(keyed(each.draft))
+
     def save(self, enqueue: Callable[[Draft, bool], int]) -> int | None:
         """Enqueue all drafts; return the entry id of the newest. Raises the error that prevented saving the newest.
 

@@ -6,11 +6,11 @@ Not thread-safe; the lock of the run guards it.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from hubqueue.domain.drafts import position
 from hubqueue.domain.entry import MERGED, Draft, Kind
 from hubqueue.domain.lifecycle import State
 from hubqueue.domain.quantities import plural
@@ -186,5 +186,5 @@ def _key(draft: Draft) -> tuple[Kind, str]:
 
 
 def _named(draft: Draft) -> str:
-    epoch = json.loads(draft.payload).get("epoch")
-    return f"the {draft.key} checkpoint" + ("" if epoch is None else f" of epoch {epoch}")
+    at = str(position(draft))
+    return f"the {draft.key} checkpoint" + (f" of {at}" if at else "")

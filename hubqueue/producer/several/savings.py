@@ -22,7 +22,7 @@ from hubqueue.producer.saving import Saving
 from hubqueue.producer.several.copies import save_copies
 from hubqueue.producer.several.together import Together
 from hubqueue.producer.startup.wanted import Start
-from hubqueue.producer.survival import Survivor
+from hubqueue.producer.survival import COPY, Survivor
 
 _T = TypeVar("_T")
 
@@ -100,6 +100,8 @@ class Savings:
         self, checkpoint: Checkpoint, among: Callable[[Destination], bool] = lambda _declared: True
     ) -> int | None:
         """Copy a checkpoint once and enqueue it for each destination `among` them; otherwise as `save`."""
+        if self.first.opening.start.again is not None:
+            self.first.attempt(COPY, self.first.opening.opened)  # all destinations are known then
         return save_copies(self._among(among), checkpoint)
 
     def end(self, ending: Ending) -> None:

@@ -24,6 +24,8 @@ def open_runs(
     outbox: Outbox,
     targets: Sequence[tuple[DestinationSettings, Identifier]],
     args: Mapping[str, object],
+    *,
+    name: str = "",
 ) -> list[str]:
     """Start or continue the run of a training at each destination; return their ids. Raises as `open_run`: then none has started."""
     intended, started, new = new_run_id(), list[str](), list[str]()
@@ -40,6 +42,7 @@ def open_runs(
                 resume=resume,
                 new_id=None if started else intended,
                 described=describing(target, args),
+                name=name,
                 together=(started[0] if started else intended) if several else None,
             )
             started.append(run_id)
@@ -82,7 +85,8 @@ def _copied(outbox: Outbox, runs: Mapping[str, Destination], checkpoint: Checkpo
     same = None
     try:
         for run_id, declared in runs.items():
-            draft = copy_checkpoint(outbox, run_id, checkpoint, folders=declared.takes_folders, same=same)
+            takes = {"folders": declared.takes_folders, "steps": declared.takes_steps}
+            draft = copy_checkpoint(outbox, run_id, checkpoint, **takes, same=same)
             drafts[run_id], same = draft, same or draft.snapshot
     except BaseException:
         _discard(outbox, list(drafts.values()))

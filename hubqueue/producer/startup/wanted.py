@@ -33,6 +33,7 @@ class Start:
     `OutboxUnavailable` as long as they cannot be read, and `ConfigError` and `InvalidModel` for what they turn out to be.
     `further` has the starts at the other destinations, if
     there are several. With `is_joined` this process only saves to a run of another process, `resume`, and does not end it.
+    `name` is that of a new run, empty without one.
     """
 
     home: Home
@@ -45,6 +46,12 @@ class Start:
     described: Callable[[Draft], Draft] = lambda draft: draft
     again: Callable[[], Start] | None = None
     is_joined: bool = False
+    name: str = ""
+
+    @property
+    def takes_steps(self) -> bool | None:
+        """Whether the destination takes steps; None in a preliminary start, as its destination may be another one."""
+        return None if self.again is not None else declaration(self.destination.type).takes_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,7 @@ class Wanted:
     args: Mapping[str, object]
     destinations: tuple[str, ...] | None
     resume: str | None
+    name: str = ""
 
     def start(self, *, strict: bool) -> Start:
         """The start, preliminary if the settings cannot be read. With `strict` that is raised: `OutboxUnavailable`.
@@ -95,7 +103,7 @@ class Wanted:
         for target in choose_all(settings, keys, destinations, model=self.model):
             model = named or declaration(target.type).identify(self.model, target)
             args = without_keys(self.args, self.home.credentials, os.environ, others, model.api_key)
-            starts.append(Start(self.home, settings, target, model, args, self.resume))
+            starts.append(Start(self.home, settings, target, model, args, self.resume, name=self.name))
         return starts
 
 

@@ -1,0 +1,174 @@
+"""An opened folder: every operation in it names what it wants relative to it.
+
+Promises that all of them reach the same folder on the same disk, also when the disk is unmounted, or another one is
+mounted, meanwhile: the folder is held open and names are resolved from there, where the system can do that.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
+
+from hubqueue.config.filesystem.ownership import open_plain
+
+_RELATIVE = os.open in os.supports_dir_fd and os.rename in os.supports_dir_fd
+_FOLDER = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+# Some file systems cannot sync a folder.
+_CANNOT_SYNC = (
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.ENOTTY,
+    errno.EACCES,
+)
+_NO_LINKS = (
+    errno.EPERM,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.EMLINK,
+    errno.EXDEV,
+)
+
+
+class Root:
+    """A folder of this machine. Every method raises `OSError`; a name has `/` between its parts, "" is the folder."""
+
+    def __init__(self, path: Path, *, syncs: bool) -> None:
+        self.path, self._syncs = path, syncs
+        self._at: int | None = os.open(path, os.O_RDONLY | _FOLDER) if _RELATIVE else None
+        if self._at is None and not path.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        self._made: set[str] = {""}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._at is not None:
+            os.close(self._at)
+
+    def open(self, name: str, flags: int) -> int:
+        """The descriptor of a plain file, never of what a link leads to. Others may read and write it as the umask says."""
+        if self._at is None:
+            return open_plain(self._of(name), flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        guard = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self._of(name), flags | guard, 0o666, **self._here)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+        return descriptor
+
+    def status(self, name: str) -> os.stat_result | None:
+        """The status of a file or a folder; None if there is none."""
+        try:
+            return os.stat(self._of(name), follow_symlinks=False, **self._here)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def make_folders(self, name: str) -> None:
+        """Make a folder and those above it, durably."""
+        if name in self._made:
+            return
+        parent = name.rpartition("/")[0]
+        self.make_folders(parent)
+        with suppress(FileExistsError):
+            os.mkdir(self._of(name), **self._here)
+            self.sync(parent)
+        self._made.add(name)
+
+    def link(self, name: str, to: str) -> None:
+        """Give a file the name `to`, unless that exists (`FileExistsError`)."""
+        try:
+            if self._at is None:
+                os.link(self._of(name), self._of(to))
+            else:
+                os.link(name, to, src_dir_fd=self._at, dst_dir_fd=self._at, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if self.status(to) is not None:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), to) from None
+            self.rename(name, to)
+        else:
+            self.remove(name)
+
+    def rename(self, name: str, to: str) -> None:
+        """Rename a file, in place of one that exists."""
+        if self._at is None:
+            os.replace(self._of(name), self._of(to))
+        else:
+            os.rename(name, to, src_dir_fd=self._at, dst_dir_fd=self._at)
+
+    def remove(self, name: str) -> None:
+        """Remove a file; nothing happens if there is none."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(self._of(name), **self._here)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder with all that is in it; nothing happens if there is none."""
+        here = self.status(name)
+        if here is None or not stat.S_ISDIR(here.st_mode):
+            return  # a link is not followed
+        for each, status in list(self.listed(name)):
+            inner = f"{name}/{each}"
+            if stat.S_ISDIR(status.st_mode):
+                self.remove_folder(inner)
+            else:
+                self.remove(inner)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.rmdir(self._of(name), **self._here)
+        self._made.discard(name)
+
+    def listed(self, name: str) -> Iterator[tuple[str, os.stat_result]]:
+        """The names in a folder, each with its status; none if there is no folder."""
+        try:
+            with self._opened(name) as folder, os.scandir(folder) as entries:
+                for each in entries:
+                    with suppress(FileNotFoundError):  # removed meanwhile
+                        yield each.name, each.stat(follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+
+    def sync(self, name: str) -> None:
+        """Write the names in a folder to the disk, if the settings ask for that and the file system can do it."""
+        if not self._syncs or os.name == "nt":
+            return
+        with self._opened(name) as folder:
+            assert isinstance(folder, int)
+            try:
+                os.fsync(folder)
+            except OSError as error:
+                if error.errno not in _CANNOT_SYNC:
+                    raise
+
+    def sync_file(self, descriptor: int) -> None:
+        """Write a file to the disk, if the settings ask for that."""
+        if self._syncs:
+            os.fsync(descriptor)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[int | str]:
+        if os.name == "nt":
+            yield self._of(name)
+            return
+        descriptor = os.open(self._of(name), os.O_RDONLY | _FOLDER, **self._here)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    @property
+    def _here(self) -> dict[str, Any]:
+        return {} if self._at is None else {"dir_fd": self._at}
+
+    def _of(self, name: str) -> str:
+        return (name or ".") if self._at is not None else os.path.join(self.path, name)

@@ -1,0 +1,124 @@
+"""Reads what a store has, for `pull` and `verify`. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from hubqueue.destinations.base import (
+    DestinationUnavailable,
+    NotThere,
+    StoredCheckpoint,
+    StoredFile,
+    StoredRun,
+)
+from hubqueue.destinations.layout import names
+from hubqueue.destinations.layout.records import Manifest, Pointer, parsed
+from hubqueue.destinations.layout.retention import manifests_of
+from hubqueue.destinations.layout.store import Objects, ObjectStorage, StoreFailed
+from hubqueue.domain.redact import clean
+
+
+class LayoutReader:
+    """Reads one store. Used by one thread."""
+
+    def __init__(self, store: ObjectStorage) -> None:
+        self._store, self._at_end = store, ExitStack()
+        self._opened: Objects | None = None
+
+    def runs(self) -> Iterator[StoredRun]:
+        """All runs, the newest last."""
+        with _answered():
+            found = []
+            for name in self._objects.children(""):
+                record = parsed(self._objects.read(f"{name}/{names.RUN}"))
+                if record is not None:
+                    texts = [str(record.get(key) or "") for key in ("id", "model", "state", "started_at")]
+                    found.append((texts[3], name, StoredRun(name, texts[0] or None, texts[1], texts[2])))
+        yield from (each[2] for each in sorted(found, key=lambda each: each[:2]))
+
+    def checkpoints(self, run: str) -> tuple[StoredCheckpoint, ...]:
+        """The checkpoints of the run with this name that are whole, in the order of their epochs and steps."""
+        with _answered():
+            if not names.is_run_name(run) or self._objects.read(f"{run}/{names.RUN}") is None:
+                raise NotThere(f"there is no run {clean(run, limit=100)!r}")
+            manifests = {
+                name: found
+                for name in sorted(self._objects.children(f"{run}/{names.CHECKPOINTS}"), key=names.order)
+                if (found := manifests_of(self._objects, f"{run}/{names.CHECKPOINTS}/{name}"))
+            }
+            newest = {kind: self._newest(run, kind, manifests) for kind in names.POINTERS}
+        newest["last"] = newest["last"] or newest["final"]
+        return tuple(
+            replace(
+                _checkpoint(run, name, found),
+                is_latest=name == newest["last"],
+                is_best=name == newest["best"],
+                is_final=name == newest["final"],
+            )
+            for name, found in manifests.items()
+        )
+
+    def blocks(self, checkpoint: StoredCheckpoint, file: StoredFile, *, start: int = 0) -> Iterator[bytes]:
+        """The bytes of a file from an offset, in blocks of at most 1 MiB."""
+        with _answered():
+            if self._objects.stat(file.ref) is None:
+                raise NotThere(f"{clean(file.ref, limit=300)} is gone")
+            yield from self._objects.blocks(file.ref, start)
+
+    def hashed(self, checkpoint: StoredCheckpoint, file: StoredFile) -> StoredFile | None:
+        """The size of a file now, and its hash if the store keeps one; None if it is gone."""
+        with _answered():
+            found = self._objects.stat(file.ref, hashed=True)
+        return None if found is None else replace(file, size=found.size, sha256=found.sha256)
+
+    def close(self) -> None:
+        """Close connections and files."""
+        self._opened = None
+        self._at_end.close()
+        self._store.close()
+
+    @property
+    def _objects(self) -> Objects:
+        if self._opened is None:
+            self._opened = self._at_end.enter_context(self._store.reading())
+        return self._opened
+
+    def _newest(self, run: str, kind: str, manifests: dict[str, list[Manifest]]) -> str | None:
+        """The newest checkpoint of a kind: the named one, else by the manifests, as after a kill before it was named."""
+        named = Pointer.of(self._objects.read(f"{run}/{names.POINTERS[kind]}.json"))
+        if named is not None and named.checkpoint in manifests:
+            return named.checkpoint
+        kinds = ("last", "best") if kind == "last" else (kind,)
+        found: Pointer | None = None
+        for name, of_one in manifests.items():
+            for each in of_one:
+                if each.kind in kinds and each.pointer(name).is_newer(found):
+                    found = each.pointer(name)
+        return found.checkpoint if found is not None else None
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Turn what a store raises into what a reader raises."""
+    try:
+        yield
+    except StoreFailed as failed:
+        raise DestinationUnavailable(str(failed), hint=failed.hint) from failed
+
+
+def _checkpoint(run: str, name: str, manifests: list[Manifest]) -> StoredCheckpoint:
+    first = manifests[0]
+    folder = f"{run}/{names.CHECKPOINTS}/{name}"
+    return StoredCheckpoint(
+        name=name,
+        files=tuple(
+            StoredFile(each.path, each.size, each.sha256, f"{folder}/{each.stored}") for each in first.files
+        ),
+        epoch=first.position.epoch,
+        step=first.position.step,
+        is_folder=first.is_folder,
+        map=max(each.map for each in manifests),
+        manifest_sha256=first.manifest_sha256,
+    )
