@@ -46,10 +46,11 @@ def test_a_training_of_the_package_is_sent_to_several_destinations(pair: Pair) -
 
     trainer = model.train(epochs=2)
 
-    assert pair.received("one") == pair.received("two")
-    metrics, checkpoints = pair.received("one")
-    assert sorted(metrics) == [0, 1, 2]
-    assert checkpoints[-1] == trainer.written["best.pt"]
+    # Whether a periodic checkpoint is sent before the final one replaces it depends on the worker.
+    (one, ones), (two, twos) = pair.received("one"), pair.received("two")
+    assert one == two
+    assert sorted(one) == [0, 1, 2]
+    assert ones[-1] == twos[-1] == trainer.written["best.pt"]
 
 
 def test_a_resumed_training_of_the_package_continues_at_all_of_them(pair: Pair) -> None:
