@@ -121,3 +121,19 @@ def test_a_session_of_the_hub_sends_to_further_destinations(pair: Pair) -> None:
     assert pair.received("one") == pair.received("two") == ({0: {"loss": 1.0}}, [b"weights"])
     assert session.model_id == pair.two.models[0]
     session.alive = False
+
+
+def test_the_model_of_a_session_is_that_at_the_hub(pair: Pair) -> None:
+    """A folder knows a run at once, by its local id."""
+    with (pair.home / "config.toml").open("a") as file:
+        file.write(f'\n[destinations.nas]\ntype = "folder"\npath = "{pair.folder}"\n')
+    session = HUBTrainingSession(
+        "yolov8n.pt", destination=["nas", "two"], home=pair.home, worker="none", deadline=0.0
+    )
+
+    session.create_model({"epochs": 1})
+
+    assert (session.model_id, session.model_url) == (None, None)
+    session.alive = False
+    with pair.outbox() as outbox:
+        assert sorted(row["label"] for row in outbox.stats.runs()) == ["nas", "two"]
