@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from hubqueue.domain.errors import NotThere, UnknownName
+from hubqueue.domain.errors import NotThere, OutboxError, UnknownName
 from hubqueue.domain.identifier import default_name
 from hubqueue.domain.quantities import plural
 from hubqueue.domain.redact import clean
@@ -25,11 +25,13 @@ def find(
 ) -> tuple[str, tuple[StoredCheckpoint, ...]]:
     """The name of a run at the destination, and its checkpoints. `outbox` is called if the destination has no such name.
 
-    Raises `UnknownName` for an id that begins several runs, `NotThere` with close names as the hint, and
+    Raises `UnknownName` for an id that begins several runs, or a name that another home has as well, `NotThere` with close names as the hint, and
     `DestinationUnavailable`.
     """
     with suppress(NotThere):
-        return given, source.checkpoints(given)
+        checkpoints = source.checkpoints(given)
+        _refuse_other_home(source, given, outbox)
+        return given, checkpoints
     meant = list(_meant(_rows(outbox()), given, source.target.name))
     for name in (name for row in meant for name in names_of(row)):
         with suppress(NotThere):
@@ -40,10 +42,45 @@ def find(
     raise _not_there(source, given, there)
 
 
-def local_id(outbox: Outbox | None, destination: str, name: str) -> str | None:
+def local_id(source: Source, outbox: Outbox | None, name: str) -> str | None:
     """The id in this outbox of the run that has this name at a destination; None if it has none."""
-    rows = (row for row in _rows(outbox) if row["label"] == destination)
-    return next((row["id"] for row in rows if name in names_of(row)), None)
+    rows = [row for row in _rows(outbox) if row["label"] == source.target.name]
+    if found := next((row["id"] for row in rows if row["remote_id"] == name), None):
+        return str(found)
+    called = _called(rows, name)
+    if not called:
+        return None
+    stored = _id_at(source, name)
+    if stored is None:
+        return next((row["id"] for row in called if name in names_of(row)), None)
+    return next((row["id"] for row in called if stored in (row["id"], row["remote_id"])), None)
+
+
+def _refuse_other_home(source: Source, name: str, outbox: Callable[[], Outbox | None]) -> None:
+    """Raise `UnknownName` if this outbox has a run of this name, and the destination has one of another home."""
+    try:
+        opened = outbox()
+        ours = _called((row for row in _rows(opened) if row["label"] == source.target.name), name)
+        if not ours or local_id(source, opened, name) is not None:
+            return
+    except (OutboxError, OSError):
+        return  # a damaged one must not prevent a pull
+    stored = _id_at(source, name)
+    other = f"--run {clean(stored, limit=80)} means that one, " if stored else ""
+    raise UnknownName(
+        f"{clean(name, limit=80)} at {source.target.name} is a run of another home",
+        hint=f"{other}--run {ours[0]['id']} the one of this home",
+    )
+
+
+def _called(rows: Iterable[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    """The runs that the training has given this name, or that have it because it has given none."""
+    return [row for row in rows if name in (row["name"], default_name(row["model"], row["id"]))]
+
+
+def _id_at(source: Source, name: str) -> str | None:
+    """The id that a destination states of the newest run with this name."""
+    return next((each.id for each in reversed(source.runs()) if each.name == name), None)
 
 
 def names_of(row: Mapping[str, Any]) -> list[str]:

@@ -132,7 +132,7 @@ def verify(
         source = at_end.enter_context(opened(destination, home, config))
         outbox = at_end.enter_context(outbox_of(home, config))
         name, checkpoints = find(source, run, lambda: outbox)
-        run_id = local_id(outbox, source.target.name, name)
+        run_id = local_id(source, outbox, name)
         saved = [] if outbox is None or run_id is None else list(_saved(outbox, run_id))
         missing: tuple[Difference, ...] = ()
         if wanted.word == ALL:
