@@ -68,7 +68,7 @@ def _refuse_other_home(source: Source, name: str, outbox: Callable[[], Outbox | 
     stored = _id_at(source, name)
     other = f"--run {clean(stored, limit=80)} means that one, " if stored else ""
     raise UnknownName(
-        f"{clean(name, limit=80)} at {source.target.name} is a run of another home",
+        f"{clean(name, limit=80)} at {source.target.name} is not the run of this home with that name",
         hint=f"{other}--run {ours[0]['id']} the one of this home",
     )
 

@@ -38,7 +38,7 @@ def test_a_name_that_another_home_has_taken_is_refused_with_both_ids(tmp_path: P
     }
 
     assert own and [each.recorded for each in own.checkpoints] == [True]
-    assert str(pulled.value) == "exp at nas is a run of another home"
+    assert str(pulled.value) == "exp at nas is not the run of this home with that name"
     assert ids["first"] in (pulled.value.hint or "") and ids["second"] in (pulled.value.hint or "")
     assert not (tmp_path / "to").exists()
     assert by_id == {"first": b"first", "second": b"second"}
