@@ -269,7 +269,8 @@ def test_another_checkpoint_of_an_epoch_leaves_the_first_one_alone(at: Stage, se
     (before,) = reader.checkpoints(at.run_id)
     assert b"".join(reader.blocks(before, before.files[0])) == b"first"
     at.drain()
-    (after,) = reader.checkpoints(at.run_id)
+    first, after = reader.checkpoints(at.run_id)
+    assert (first.files, after.name, after.is_latest) == (before.files, "epoch-0007.2", True)
     assert b"".join(reader.blocks(after, after.files[0])) == b"second"
     assert reader.hashed(before, before.files[0]) == before.files[0]
     reader.close()

@@ -5,6 +5,7 @@ A file is fetched in ranges, each of which is one complete response, so a cut co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -130,16 +131,18 @@ def stored_run(found: Mapping[str, Any]) -> StoredRun:
 def stored_checkpoints(run_id: str, manifests: Iterable[Mapping[str, Any]]) -> tuple[StoredCheckpoint, ...]:
     """The checkpoints of a run by their manifests, in the order of their epochs and steps.
 
-    Of several with one name, the one that was saved last counts, and so it does for each mark.
+    Several may have one epoch, such as the last and the best one: each has a folder of its own, and those that were saved
+    later get a number (`epoch-0012.2`). Of each mark, the checkpoint that was saved last has it.
     """
     saved = sorted(manifests, key=lambda each: text_of(each, "saved_at"))
-    of_name = {text_of(each, "name"): each for each in saved}
-    known = sorted(of_name.values(), key=lambda each: text_of(each, "saved_at"))
+    of_folder = {(text_of(each, "name"), text_of(each, "folder")): each for each in saved}
+    known = sorted(of_folder.values(), key=lambda each: text_of(each, "saved_at"))
+    seen = Counter[str]()
     best = [each for each in known if each.get("is_best") is True]
     final = [each for each in known if each.get("final") is True]
     made = [
         replace(
-            _checkpoint(run_id, each),
+            _checkpoint(run_id, each, seen),
             is_latest=each is known[-1],
             is_best=each in best[-1:],
             is_final=each in final[-1:],
@@ -149,7 +152,9 @@ def stored_checkpoints(run_id: str, manifests: Iterable[Mapping[str, Any]]) -> t
     return tuple(sorted(made, key=lambda each: (each.epoch or 0, each.step or 0)))
 
 
-def _checkpoint(run_id: str, manifest: Mapping[str, Any]) -> StoredCheckpoint:
+def _checkpoint(run_id: str, manifest: Mapping[str, Any], seen: Counter[str]) -> StoredCheckpoint:
+    name = text_of(manifest, "name")
+    seen[name] += 1
     folder, score = text_of(manifest, "folder"), manifest.get("map")
     files = tuple(
         StoredFile(
@@ -161,7 +166,7 @@ def _checkpoint(run_id: str, manifest: Mapping[str, Any]) -> StoredCheckpoint:
         for each in manifest.get("files", ())
     )
     return StoredCheckpoint(
-        text_of(manifest, "name"),
+        name if seen[name] == 1 else f"{name}.{seen[name]}",
         files,
         epoch=number_of(manifest, "epoch"),
         step=number_of(manifest, "step"),
