@@ -53,7 +53,7 @@ def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
     """Why this environment cannot send for a row; None when it can."""
     target = outbox.config.destinations.get(address.label)
     if target is None:
-        key = "url" if "://" in address.url else "path"
+        key = _key_of(address.url)
         hint = (
             f"add [destinations.{address.label}] with {key} = {safe_url(address.url)!r} to the configuration"
         )
@@ -127,7 +127,12 @@ def cure(destination: str, url: str, held: str) -> str:
         return f"hubqueue login {destination}"
     if held.startswith("the account "):
         return f"look at your plan and your account at {safe_url(url)}; {then}"
-    return f"check destinations.{destination}.url (now {safe_url(url)}), {then}"
+    return f"check destinations.{destination}.{_key_of(url)} (now {safe_url(url)}), {then}"
+
+
+def _key_of(url: str) -> str:
+    """The setting with the address of a destination: a folder has a path."""
+    return "url" if "://" in url or not url else "path"
 
 
 def is_explained(reason: str) -> bool:

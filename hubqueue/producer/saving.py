@@ -68,7 +68,6 @@ class Saving:
         self._survivor = Survivor(
             strict=strict, name=lambda: self.opening.run_id, note=self._note, family=family
         )
-        self.unreadable: CheckpointUnreadable | None = None  # of the last copy
         self._locked = False  # whether another process kept a lock since this was set to False
         self.ended: RunState | None = None
         self.has_reported = False  # whether `finish` has logged what is left
@@ -108,9 +107,13 @@ class Saving:
         self._refuse_finished()
         return self._takes(Kind.CKPT)
 
-    def copy(self, checkpoint: Checkpoint, same: Snapshot | None = None) -> Draft | None:
+    def copy(
+        self,
+        checkpoint: Checkpoint,
+        same: Snapshot | None,
+        on_unreadable: Callable[[CheckpointUnreadable], object],
+    ) -> Draft | None:
         """Copy a checkpoint, or give `same`, the copy of another destination, a further name; None when that failed and was logged."""
-        self.unreadable = None
 
         def copy() -> Draft:
             outbox, run_id = self.opening.opened()
@@ -119,8 +122,9 @@ class Saving:
             try:
                 return copy_checkpoint(outbox, run_id, checkpoint, **takes, same=same)
             except CheckpointUnreadable as error:
-                self.unreadable = self._named(error, checkpoint)
-                raise self.unreadable from error.__cause__
+                named = self._named(error, checkpoint)
+                on_unreadable(named)
+                raise named from error.__cause__
 
         return self.attempt(COPY, copy)
 
@@ -150,12 +154,12 @@ class Saving:
         if draft.snapshot is not None and self.opening.outbox is not None:
             self.opening.outbox.spool.remove(draft.snapshot.name)
 
-    def lose_checkpoint(self) -> None:
-        """Count a checkpoint that could not be copied."""
+    def lose_checkpoint(self, why: CheckpointUnreadable | None) -> None:
+        """Count a checkpoint that could not be copied. `why` is None where that was logged for this destination."""
         with self.opening.guard:
             self._unsaved.lose()
-            if self.unreadable is not None:
-                self._unsaved.because(self.unreadable)
+            if why is not None:
+                self._unsaved.because(why)
         self.attempt("loss of a checkpoint", self._note_unsaved)
 
     def take_over(self, other: Saving) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import pickle
+import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,40 @@ def test_a_run_that_the_script_drops_is_abandoned_at_all_destinations_or_at_none
 
     pair.start(destination="one")
     assert [presence.lives(each) for each in locks] == [False, False]
+
+
+COPIED = """
+import os
+open("last.pt", "wb").write(b"weights")
+"""
+DIES_BEFORE_THE_FURTHER_NAME = "os.link = lambda *given, **named: os._exit(9)"
+DIES_BETWEEN_THE_ENTRIES = """
+from hubqueue.producer.senders import NoSender
+class Dies(NoSender):
+    def nudge(self):
+        os._exit(9)
+run._sending.sender = Dies()
+"""
+
+
+@pytest.mark.parametrize(
+    ("dies", "owed", "kept"), [(DIES_BEFORE_THE_FURTHER_NAME, [], 0), (DIES_BETWEEN_THE_ENTRIES, ["one"], 1)]
+)
+def test_a_process_that_dies_in_between_leaves_only_orphans(
+    pair: Pair, dies: str, owed: list[str], kept: int
+) -> None:
+    save = '\nrun.save_checkpoint("last.pt", epoch=0, final=True)\nprint("not reached")'
+
+    out, _ = python(START + COPIED + dies + save, pair.environ, fresh=True).communicate()
+
+    assert "not reached" not in out
+    with pair.outbox() as outbox:
+        runs = {row["id"]: row["label"] for row in outbox.stats.runs()}
+        found = outbox.stats.entries(kind="ckpt")
+        assert [runs[each["run_id"]] for each in found] == owed
+        needed = {each["snapshot"] for each in found}
+        outbox.spool.sweep(lambda _names: needed, older_than=timedelta(0), now=time.time() + 60)
+    assert [each.read_bytes() for each in pair.snapshots()] == [b"weights"] * kept
 
 
 # --- homes

@@ -19,8 +19,9 @@ from pathlib import Path
 from hubqueue.config.home import open_private, sync_folder
 from hubqueue.destinations.folder.objects import FolderObjects
 from hubqueue.destinations.folder.root import Root
-from hubqueue.destinations.folder.trouble import away, explained, failed
+from hubqueue.destinations.folder.trouble import explained, failed
 from hubqueue.destinations.layout.records import parsed, written
+from hubqueue.destinations.layout.store import StoreFailed
 
 MARKER = ".hubqueue"
 _ABOUT = "hubqueue recognizes this folder by this file. Do not delete it."
@@ -47,7 +48,7 @@ class Presence:
         found = self._marked(root)
         if found is None:
             if known:
-                raise away(self._path, f"it is another folder: it has no {MARKER}")
+                raise self._unmarked()
             found = self._mark(root)
         if not found:
             found = known[-1] if known else str(uuid.uuid4())
@@ -64,7 +65,11 @@ class Presence:
         """Raise `StoreFailed` if the opened folder is not one that was used before. Changes nothing."""
         known, found = self._noted(), self._marked(root)
         if known and found is None:
-            raise away(self._path, f"it is another folder: it has no {MARKER}")
+            raise self._unmarked()
+
+    def _unmarked(self) -> StoreFailed:
+        hint = f"mount its disk; to continue in this folder, make an empty file {MARKER} in it"
+        return failed(self._path, f"it is another folder, without the file {MARKER}", hint)
 
     def _marked(self, root: Root) -> str | None:
         """The id in the marker; empty for a marker without one, None if there is no marker."""

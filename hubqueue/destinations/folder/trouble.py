@@ -50,9 +50,9 @@ def failed(path: Path, reason: str, hint: str) -> StoreFailed:
     return StoreFailed(RetryLater(f"{clean(str(path), limit=300)}: {reason}; {hint}"), hint=hint)
 
 
-def away(path: Path, reason: str = "the folder is not there") -> StoreFailed:
+def away(path: Path) -> StoreFailed:
     """The folder, or its disk, is not at its path now."""
-    return failed(path, reason, _MOUNT)
+    return failed(path, "the folder is not there", _MOUNT)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import sys
 from collections.abc import Mapping
 from os import PathLike
@@ -54,6 +53,8 @@ def identify(model: str | PathLike[str], _settings: DestinationSettings) -> Iden
 
 def registration(model: Identifier, args: Mapping[str, object], *, continues: bool) -> Draft:
     """The start of a training: also when its run continues, since `run.json` says whether it is running."""
+    import socket  # loaded only where a run starts
+
     known, lost = made_plain(hide_secrets(args))
     if lost:
         warn_lost(lost)

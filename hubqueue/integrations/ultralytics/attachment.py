@@ -259,8 +259,9 @@ class Attachment:
 
     def _write_record(self, trainer: Any) -> None:
         if self.run is not None and self.run.id is not None:
+            remote_id = self.run.remote_id if len(self._declared) == 1 else None
             facts.write_record(
-                trainer, {"run": self.run.id, "model": self._name_of_run, "remote_id": self.run.remote_id}
+                trainer, {"run": self.run.id, "model": self._name_of_run, "remote_id": remote_id}
             )
 
     def _leave(self, how: Departure) -> None:
