@@ -73,6 +73,18 @@ def test_a_signed_request_carries_its_hash_and_a_condition(server: S3Proxy) -> N
     assert seen.headers["User-Agent"].startswith("hubqueue/")
 
 
+def test_an_object_that_is_not_there_ends_no_connection(server: S3Proxy) -> None:
+    server.fault("GetObject", times=3, before=(404, "NoSuchKey"))
+    server.fault("PutObject", before=(412, "PreconditionFailed"))
+    stored(server)
+
+    with Bucket(settings_of(server), lambda: (KEY,)).sending({}, quiet()) as objects:
+        assert [objects.read(name) for name in ("a", "b", "c")] == [None] * 3
+        assert [objects.create("a", b"1"), objects.create("a", b"1")] == [False, True]
+
+    assert server.connections == 1
+
+
 @pytest.mark.parametrize(
     ("status", "code", "headers"),
     [

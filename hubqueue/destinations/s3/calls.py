@@ -34,6 +34,8 @@ INSTALL = "pip install 'hubqueue[s3]'"
 _DEFAULT_REGION = "us-east-1"
 # A session token has a thousand characters or more; masking needs pieces of an ordinary length.
 _PIECE = 64
+# There is no such object, or there is one.
+_USUAL = (404, 412)
 # These belong to the connection, or to the retries of botocore.
 _NOT_SENT = frozenset({"content-length", "expect", "user-agent", "amz-sdk-request", "amz-sdk-invocation-id"})
 
@@ -267,7 +269,7 @@ class Calls:
         }
         body = call.body if call.body is not None else Bytes(request.body or b"")
         return self._wire(request.url).exchange(
-            Request(request.method, path or "/", headers, body, call.most),
+            Request(request.method, path or "/", headers, body, call.most, _USUAL),
             call.attempt,
             secrets=call.secrets,
         )
