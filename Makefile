@@ -12,11 +12,14 @@ BENCH := .venv-bench
 # The CPU build of torch; of torchvision only the Python code is used, so any build works.
 TORCH ?= torch==2.13.0+cpu torchvision==0.28.0
 
+# Where a machine forbids compiled files, each process of the tests would compile the package and the tests again.
+export PYTHONDONTWRITEBYTECODE :=
+
 # The tests mostly wait for processes, sockets and disks, so more of them run at a time than there are processors.
 WORKERS ?= 6
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow test-oldest soak test-ultralytics torture bench lint format reference wheel clean
+.PHONY: help demo test test-slow test-destinations test-oldest soak test-ultralytics torture bench lint format reference wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -39,7 +42,10 @@ test: $(STAMP) ## Run the tests in random order, in parallel (WORKERS=6, PYTEST_
 	@$(PYTEST) -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_OPTIONS)
 
 test-slow: $(STAMP) ## Run the slow tests: small scales of the torture.
-	@$(PYTEST) -m slow -n 2 --dist worksteal $(PYTEST_OPTIONS)
+	@$(PYTEST) -m slow -n 2 --dist worksteal --ignore tests/destinations $(PYTEST_OPTIONS)
+
+test-destinations: $(STAMP) ## Run the tests against real servers of other projects, which run on this machine.
+	@$(PYTEST) tests/destinations -n 2 --dist loadfile $(PYTEST_OPTIONS)
 
 soak: $(STAMP) ## Run the tests 20 times with two busy loops in parallel (SOAK="--runs 5 --busy 4").
 	@$(BIN)/python tests/soak.py $(SOAK)

@@ -17,7 +17,7 @@ from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 
 DATABASES = ("pysqlite3", "sqlite3", "postgresql")
-_OURS = ("HUBQUEUE_", "HUB_API", "ULTRALYTICS_")
+_OURS = ("HUBQUEUE_", "HUB_API", "ULTRALYTICS_", "AWS_")
 
 OpenOutbox = Callable[..., Outbox]
 
@@ -50,6 +50,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HUBQUEUE_HOME", "/nonexistent/home-of-no-test")
     monkeypatch.setenv("YOLO_CONFIG_DIR", "/nonexistent/settings-of-no-test")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent/configuration-of-no-test")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials-of-no-test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ _TRANSPARENT = {"clean", "harmless", "str", "wrap"}
 # Functions that return a message, or the part of one after a colon.
 _REASONS = {"_why_not", "elsewhere", "_judge"}
 # Functions that append messages to a list.
-_LISTS = {"describe", "unread"}
+_LISTS = {"describe", "_described", "unread"}
 _MOST = 24
 
 

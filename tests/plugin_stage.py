@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote
 
-from stage import ROOT, environ_of
+import zygote
+from stage import ROOT, Process, environ_of, hubqueue, python
 
-PAGE = ROOT / "docs" / "adding-a-destination.md"
+from hubqueue.config import registry
+
+PAGE = ROOT / "docs" / "destinations.md"
 ID, SECRET = "id-of-the-collector", "secret-of-the-collector"
 
 
@@ -36,6 +45,41 @@ def install(folder: Path) -> Path:
     return folder
 
 
+@contextmanager
+def in_this_process(folder: Path) -> Iterator[Path]:
+    """An installed package, for this process and those that it starts."""
+    sys.path.insert(0, str(folder))
+    forget_types()
+    try:
+        yield folder
+    finally:
+        uninstall(folder)
+
+
+def uninstall(folder: Path) -> None:
+    """Remove the package from this process."""
+    if str(folder) in sys.path:
+        sys.path.remove(str(folder))
+    forget_types()
+
+
+def forget_types() -> None:
+    """Look for the package again, and import it again."""
+    importlib.invalidate_caches()
+    registry.declaration.cache_clear()
+    registry._entry_points.cache_clear()
+    for name in [each for each in sys.modules if each.startswith("hubqueue_collector")]:
+        del sys.modules[name]
+
+
+def page_tests() -> str:
+    """The tests of the package, as the page shows them."""
+    (code,) = re.findall(
+        r"^```python\n# test_collector.py\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
+    return str(code)
+
+
 def break_package(folder: Path, line: str = "import a_library_that_is_not_there") -> None:
     """Let the package fail when it is imported."""
     module = folder / "hubqueue_collector" / "__init__.py"
@@ -54,6 +98,46 @@ def plugin_environ(home: Path, folder: Path, **settings: str) -> dict[str, str]:
     """The environment of a process that has the package, and whose runs go to `lab`."""
     path = {"PYTHONPATH": f"{ROOT}:{folder}", "HUBQUEUE_DEFAULT_DESTINATION": "lab"}
     return environ_of(home, **{**path, **settings})
+
+
+def plugin_python(code: str, environ: Mapping[str, str], *arguments: str) -> Process:
+    """As `python`, in the environment of `plugin_environ`. A fork gets its path as a new process would."""
+    if not zygote.suits(_without_path(environ)):
+        return python(code, environ, *arguments)
+    return zygote.Forked(
+        environ, *arguments, code=_path(environ) + code, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def plugin_hubqueue(environ: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As `hubqueue`, in the environment of `plugin_environ`."""
+    if not zygote.suits(_without_path(environ)):
+        return hubqueue(environ, *arguments)
+    command = (
+        _path(environ) + "import runpy; runpy.run_module('hubqueue', run_name='__main__', alter_sys=True)"
+    )
+    process = zygote.Forked(
+        environ,
+        *arguments,
+        code=command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        out, err = process.communicate(240)
+    except BaseException:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(["hubqueue", *arguments], process.wait(), out or "", err or "")
+
+
+def _without_path(environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environ.items() if name != "PYTHONPATH"}
+
+
+def _path(environ: Mapping[str, str]) -> str:
+    return f"import sys; sys.path[1:1] = {environ['PYTHONPATH'].split(os.pathsep)}\n"
 
 
 class Collector:

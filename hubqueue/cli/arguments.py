@@ -115,7 +115,7 @@ run_option = click.option(
     "--run",
     "run_id",
     metavar="ID",
-    help="Only this run: its id as `hubqueue runs` shows it, or a unique prefix of it.",
+    help="Only this run: its id as `hubqueue runs` shows it, a unique prefix of it, or its name. Of several destinations, the id at any of them.",
 )
 
 
@@ -170,17 +170,38 @@ def find_run(outbox: Outbox, given: None) -> None: ...
 @overload
 def find_run(outbox: Outbox, given: str | None) -> str | None: ...
 def find_run(outbox: Outbox, given: str | None) -> str | None:
-    """The id of the run with this id or this unique prefix. Raises `UnknownName`."""
+    """The id of the run with this id, this name, or this unique prefix of an id. Raises `UnknownName`.
+
+    The runs of one training have one name: its destinations.
+    """
     if given is None or outbox.stats.run(given) is not None:
         return given
+    if named := outbox.stats.runs_named(given):
+        if len(set(map(tuple, map(outbox.stats.together, named)))) > 1:
+            problem = f"{plural(len(named), 'run')} have the name {given}: {_listed(named)}"
+            raise UnknownName(problem, hint="give the id of one of them")
+        return named[0]
     known = outbox.stats.run_ids()
     found = [each for each in known if given and each.startswith(given)]
     if len(found) > 1:
-        shown = ", ".join(found[:_MOST_LISTED]) + (", …" if len(found) > _MOST_LISTED else "")
         raise UnknownName(
-            f"{plural(len(found), 'run')} begin with {given}: {shown}", hint="give more of the id"
+            f"{plural(len(found), 'run')} begin with {given}: {_listed(found)}", hint="give more of the id"
         )
     return found[0] if found else refuse_run(given, known)
+
+
+def _listed(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:_MOST_LISTED]) + (", …" if len(ids) > _MOST_LISTED else "")
+
+
+@overload
+def find_runs(outbox: Outbox, given: str) -> list[str]: ...
+@overload
+def find_runs(outbox: Outbox, given: str | None) -> list[str] | None: ...
+def find_runs(outbox: Outbox, given: str | None) -> list[str] | None:
+    """The ids of the training with this run, one for each of its destinations; otherwise as `find_run`."""
+    run_id = find_run(outbox, given)
+    return None if run_id is None else outbox.stats.together(run_id)
 
 
 def refuse_run(given: str, known: Iterable[str] = ()) -> str:

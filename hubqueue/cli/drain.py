@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO
 
 import click
 
-from hubqueue.cli.arguments import HomeOptions, Seconds, find_run, pass_options, refuse_run, run_option
+from hubqueue.cli.arguments import HomeOptions, Seconds, find_runs, pass_options, refuse_run, run_option
 from hubqueue.cli.frame import ATTENTION, DONE, LEFT, exit_with
 from hubqueue.cli.screen import cut, until
 from hubqueue.cli.worker import log_to, stop_on_signal
@@ -42,7 +42,7 @@ _EXPLAIN_EVERY = 1.0
 def drain(options: HomeOptions, timeout: float | None, run_id: str | None) -> None:
     """Send what is waiting now, and wait until it is done.
 
-    It keeps the rate limits. With --run it waits only for that run. It can run beside a worker, and shows the
+    It keeps the rate limits. With --run it waits only for that run, at all of its destinations. It can run beside a worker, and shows the
     worker's uploads. It exits when all that is left is on hold. A periodic checkpoint waits for its rate limit (900
     s): use --timeout to bound the wait.
 
@@ -72,26 +72,26 @@ def drain(options: HomeOptions, timeout: float | None, run_id: str | None) -> No
     deadline = None if timeout is None else time.monotonic() + timeout
     with options.open(courtesy=COURTESY) as outbox, ExitStack() as at_end:
         log_to(None, logging.ERROR)
-        run_id = find_run(outbox, run_id)
+        runs = find_runs(outbox, run_id)
         service = Service(outbox, emit=journal.write)
-        progress = at_end.enter_context(_progress(outbox, service, run_id))
+        progress = at_end.enter_context(_progress(outbox, service, runs))
         stop_on_signal(service)
         salvage(outbox)  # a damaged outbox beside this one may hold owed entries
-        progress.show(outbox.stats.owed(run_id))
-        if outbox.stats.owed(run_id).entries:
+        progress.show(outbox.stats.owed(runs))
+        if outbox.stats.owed(runs).entries:
             grace = None if deadline is None else timedelta(0)
             reason = service.run(
                 until=nothing_left(
-                    outbox, service.worker, run_id=run_id, deadline=deadline, report=progress.show
+                    outbox, service.worker, run_id=runs, deadline=deadline, report=progress.show
                 ),
                 every=0.1,
                 grace=grace,
             )
         else:
             reason = "nothing to send"
-        left = outbox.stats.owed(run_id)
-        dead, unsaved = outbox.stats.dead(run_id), outbox.stats.unsaved(run_id)
-        refused = outbox.stats.entries(state=State.DEAD, run_id=run_id, limit=_MOST_LISTED) if dead else []
+        left = outbox.stats.owed(runs)
+        dead, unsaved = outbox.stats.dead(runs), outbox.stats.unsaved(runs)
+        refused = outbox.stats.entries(state=State.DEAD, run_id=runs, limit=_MOST_LISTED) if dead else []
     if dead:
         click.echo(f"{plural(dead, 'entry was', 'entries were')} refused by the hub", err=True)
         for each in refused:
@@ -112,16 +112,16 @@ def drain(options: HomeOptions, timeout: float | None, run_id: str | None) -> No
     exit_with(ATTENTION if dead or unsaved else LEFT if left.entries else DONE)
 
 
-def _progress(outbox: Outbox, service: Service, run_id: str | None) -> Progress:
+def _progress(outbox: Outbox, service: Service, runs: Collection[str] | None) -> Progress:
     from hubqueue.outbox.status import status
     from hubqueue.outbox.uploads import uploads
 
     def running() -> Iterator[tuple[str, Upload]]:
-        return (each for each in uploads(outbox.home) if run_id in {None, each[0]})
+        return (each for each in uploads(outbox.home) if runs is None or each[0] in runs)
 
     def explain() -> str | None:
         return why_waiting(
-            status(outbox, run_id=run_id), sending=service.worker.busy > 0, now=datetime.now(UTC)
+            status(outbox, run_id=runs), sending=service.worker.busy > 0, now=datetime.now(UTC)
         )
 
     return Progress(sys.stderr, uploads=running, explain=explain)

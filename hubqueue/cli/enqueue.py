@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from hubqueue.cli.arguments import HomeOptions, Number, Whole, find_run, pass_options
+from hubqueue.cli.arguments import HomeOptions, Number, Whole, find_runs, pass_options
 from hubqueue.cli.errors import SuggestingGroup
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import InvalidArgument, InvalidMetrics, InvalidModel, RunFinished
 from hubqueue.domain.lifecycle import RunState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hubqueue.config.declaration import Destination
     from hubqueue.domain.drafts import Position
+    from hubqueue.outbox.outbox import Outbox
 
 _run = click.option(
     "--run", "run_id", required=True, metavar="ID", help="The run, as `hubqueue enqueue run` printed it."
@@ -55,7 +58,11 @@ def enqueue() -> None:
     help="A training argument, such as epochs=100. Repeatable.",
 )
 @click.option(
-    "--to", "destination", metavar="DESTINATION", help="The destination [default: the configured one]."
+    "--to",
+    "destinations",
+    multiple=True,
+    metavar="DESTINATION",
+    help="The destination [default: the configured one]. Repeatable: each gets everything.",
 )
 @click.option(
     "--name",
@@ -64,36 +71,38 @@ def enqueue() -> None:
 )
 @pass_options
 def run(
-    options: HomeOptions, model: str, pairs: tuple[str, ...], destination: str | None, name: str | None
+    options: HomeOptions,
+    model: str,
+    pairs: tuple[str, ...],
+    destinations: tuple[str, ...],
+    name: str | None,
 ) -> None:
     """Start a run for MODEL, and print its id.
 
     MODEL is a file, a model URL or a model id. Runs started from a shell send no heartbeats: hubqueue cannot see
-    whether the script is still running.
+    whether the script is still running. With several destinations the id is that of the first one; the other commands
+    take it for all of them.
 
     \b
-    Example:
+    Examples:
       RUN=$(hubqueue enqueue run yolov8n.pt --arg epochs=100 --arg data=coco8.yaml)
+      RUN=$(hubqueue enqueue run resnet50.pt --to tracking --to bucket)
     """
-    from hubqueue.config.choice import choose
+    from hubqueue.config.choice import choose_all
     from hubqueue.config.registry import declaration
-    from hubqueue.producer.called_with import run_name
-    from hubqueue.producer.intake import describing, open_run
+    from hubqueue.producer.called_with import destination_names, run_name
+    from hubqueue.producer.several.shell import open_runs
 
-    name = run_name(name)
+    names, run_named = destination_names(destinations or None), run_name(name)
     with options.open() as outbox:
-        target = choose(outbox.config, outbox.credentials, destination, model=model, guess=False)
-        identified = declaration(target.type).identify(model, target)
-        if identified.api_key:
-            hint = f"store it with `hubqueue login {target.name}`, and give the model by its id: {identified.model_id}"
-            problem = "do not pass a key on the command line: other users of this machine can see it"
-            raise InvalidModel(problem, hint=hint)
-        args = _pairs(pairs)
-        described = describing(target, args)
-        run_id, _ = open_run(
-            outbox, identified, args, target, heartbeat=False, described=described, name=name
-        )
-        click.echo(run_id)
+        targets = choose_all(outbox.config, outbox.credentials, names, model=model, guess=False)
+        found = [(each, declaration(each.type).identify(model, each)) for each in targets]
+        for target, identified in found:
+            if identified.api_key:
+                hint = f"store it with `hubqueue login {target.name}`, and give the model by its id: {identified.model_id}"
+                problem = "do not pass a key on the command line: other users of this machine can see it"
+                raise InvalidModel(problem, hint=hint)
+        click.echo(open_runs(outbox, found, _pairs(pairs), name=run_named)[0])
 
 
 @enqueue.command("metrics")
@@ -122,10 +131,14 @@ def metrics(
     at = _position(epoch, step)
     values = _pairs(pairs) if pairs else _read_json()
     with options.open() as outbox:
-        run_id, type = _open_run(outbox, run_id, Kind.METRICS)
-        draft = metrics_draft(metrics_text(values), *at, takes_steps=_takes_steps(type, at))
-        entry_id, _ = owe(outbox, run_id, draft)
-    click.echo(f"entry {entry_id}")
+        runs = _open_runs(outbox, run_id, Kind.METRICS)
+        _check_types(runs, at)
+        text = metrics_text(values)
+        entry_ids = [
+            owe(outbox, each, metrics_draft(text, *at, takes_steps=declared.takes_steps))[0]
+            for each, declared in runs.items()
+        ]
+    _print_entries(entry_ids)
 
 
 @enqueue.command("checkpoint")
@@ -171,20 +184,28 @@ def checkpoint(
       hubqueue enqueue checkpoint --run $RUN --step 1200 --archive checkpoints/step-1200
     """
     from hubqueue.domain.drafts import Checkpoint
+    from hubqueue.outbox.spool.source import is_folder
     from hubqueue.producer import metrics as values
-    from hubqueue.producer.intake import save_snapshot
+    from hubqueue.producer.several.shell import save_snapshots
 
     at = _position(epoch, step)
     with options.open() as outbox:
-        run_id, type = _open_run(outbox, run_id, Kind.CKPT)
+        runs = _open_runs(outbox, run_id, Kind.CKPT)
+        _check_types(runs, at)
         number = values.score("map", score, strict=True)
         saved = Checkpoint(
             path, at.epoch, is_best=best, map=number, final=final, archive=archive, step=at.step
         )
-        entry_id = save_snapshot(
-            outbox, run_id, saved, folders=type.takes_folders, steps=_takes_steps(type, at)
-        )
-    click.echo(f"entry {entry_id}")
+        if is_folder(path) and not archive:
+            takers = {each: declared for each, declared in runs.items() if declared.takes_folders}
+            for each in runs if takers else ():
+                if each not in takers:
+                    click.echo(
+                        f"warning: run {each} gets no folder: its destination takes one file", err=True
+                    )
+            runs = takers or runs
+        entry_ids = save_snapshots(outbox, runs, saved)
+    _print_entries(entry_ids)
 
 
 @enqueue.command("end")
@@ -201,10 +222,10 @@ def end(options: HomeOptions, run_id: str, failed: bool) -> None:
     from hubqueue.worker.closing import close_run
 
     with options.open() as outbox:
-        run_id = find_run(outbox, run_id)
         state = RunState.FAILED if failed else RunState.FINISHED
-        ended = close_run(outbox, run_id, state)
-    click.echo(f"run {run_id} is {state}" if ended else f"run {run_id} had already ended")
+        ended = {each: close_run(outbox, each, state) for each in find_runs(outbox, run_id)}
+    for each, recorded in ended.items():
+        click.echo(f"run {each} is {state}" if recorded else f"run {each} had already ended")
 
 
 def _position(epoch: int | None, step: int | None) -> Position:
@@ -215,31 +236,46 @@ def _position(epoch: int | None, step: int | None) -> Position:
     return position(epoch, step)
 
 
-def _open_run(outbox: Any, given: str, kind: Kind) -> tuple[str, Destination]:
-    """The id and the type of the destination of a run that accepts more entries of a kind.
+def _check_types(runs: Mapping[str, Destination], at: Position) -> None:
+    """Raise what is wrong with a package that is not here: the key of a step depends on its type."""
+    from hubqueue.config.registry import absent
 
-    As in Python, an ended run accepts none.
+    for each in runs.values() if at.step is not None else ():
+        if (missing := absent(each.type)) is not None:
+            raise missing.error
+
+
+def _open_runs(outbox: Outbox, given: str, kind: Kind) -> dict[str, Destination]:
+    """The runs of a training that accept more entries of a kind, each with the type of its destination.
+
+    As in Python, an ended run accepts none. A destination that takes no such entries is left out, with a warning, if
+    another one takes them.
     """
     from hubqueue.config.registry import of_row
 
-    run_id = find_run(outbox, given)
-    (run,) = outbox.stats.runs(run_id=run_id)
-    state = run["state"]
-    if state in {RunState.FINISHED, RunState.FAILED}:
-        raise RunFinished(f"run {run_id} is {state}", hint="start a new run: hubqueue enqueue run MODEL")
-    if kind not in {lane["kind"] for lane in run["lanes"]}:
+    found: dict[str, Destination] = {}
+    without: list[str] = []
+    for run in outbox.stats.runs(run_id=find_runs(outbox, given)):
+        state = run["state"]
+        if state in {RunState.FINISHED, RunState.FAILED}:
+            raise RunFinished(
+                f"run {run['id']} is {state}", hint="start a new run: hubqueue enqueue run MODEL"
+            )
+        if kind in {lane["kind"] for lane in run["lanes"]}:
+            found[run["id"]] = of_row(run["type"])
+        else:
+            without.append(run["label"])
+    if not found:
         hint = "start the run for another destination: hubqueue enqueue run --to DESTINATION MODEL"
-        raise InvalidArgument(f"destination {run['label']} takes no {kind}", hint=hint)
-    return run_id, of_row(run["type"])
+        raise InvalidArgument(f"destination {' and '.join(without)} takes no {kind}", hint=hint)
+    for each in without:
+        click.echo(f"warning: destination {each} takes no {kind}", err=True)
+    return found
 
 
-def _takes_steps(type: Destination, at: Position) -> bool:
-    """Whether a destination takes steps. Raises what is wrong with a package that is not here, for a key depends on it."""
-    from hubqueue.config.registry import absent
-
-    if at.step is not None and (missing := absent(type.type)) is not None:
-        raise missing.error
-    return type.takes_steps
+def _print_entries(entry_ids: list[int]) -> None:
+    for each in entry_ids:
+        click.echo(f"entry {each}")
 
 
 def _pairs(pairs: tuple[str, ...]) -> dict[str, object]:

@@ -29,16 +29,16 @@ def login(options: HomeOptions, destination: str) -> None:
       hubqueue login hub
       hubqueue login hub < key.txt
     """
-    from hubqueue.config.credentials import own_variables, usual_variables
+    from hubqueue.config.credentials import own_variables, secrets_of, usual_variables
     from hubqueue.config.declaration import Key
-    from hubqueue.config.registry import absent, declaration
+    from hubqueue.config.registry import absent
     from hubqueue.worker.readdressing import log_in
 
     target = options.config().destination(destination)
     where = f"{target.name} ({origin(target.url)})"
     if (missing := absent(target.type)) is not None:
         raise missing.error
-    names = [each.name for each in declaration(target.type).secrets]
+    names = [each.name for each in secrets_of(target)]
     if not names:
         raise click.UsageError(f"destination {target.name} needs no key")
     first, *others = [_read_secret(each, target.name, where) for each in names]
@@ -71,7 +71,7 @@ def _read_secret(secret: str, name: str, where: str) -> str:
 
 @click.command()
 @click.argument("addresses", nargs=-1, metavar="[ADDRESS]...")
-@click.option("--run", "run_id", metavar="ID", help="Only this run.")
+@click.option("--run", "run_id", metavar="ID", help="Only this run, at the destination with this id.")
 @click.option(
     "--to", "destination", metavar="DESTINATION", help="The new destination [default: the same one]."
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,7 +11,7 @@ from hubqueue.cli.arguments import (
     HomeOptions,
     Whole,
     find_entries,
-    find_run,
+    find_runs,
     json_option,
     pass_options,
     refuse_entry,
@@ -19,8 +19,12 @@ from hubqueue.cli.arguments import (
 )
 from hubqueue.cli.frame import ATTENTION, DONE, USAGE, exit_with, print_json
 from hubqueue.cli.screen import visible
+from hubqueue.domain.errors import UnknownName
 from hubqueue.domain.lifecycle import State
 from hubqueue.domain.quantities import plural
+
+if TYPE_CHECKING:
+    from hubqueue.outbox.outbox import Outbox
 
 
 @click.command()
@@ -54,10 +58,27 @@ def redrive(options: HomeOptions, entries: tuple[int, ...], everything: bool) ->
 
 @click.command()
 @click.argument("entries", type=Whole(), nargs=-1, metavar="[ENTRY]...")
-@click.option("--run", "run_id", metavar="ID", help="Everything of this run that is not delivered.")
+@click.option(
+    "--run",
+    "run_id",
+    metavar="ID",
+    help="Everything of this run that is not delivered, at all of its destinations.",
+)
+@click.option(
+    "--to",
+    "destination",
+    metavar="DESTINATION",
+    help="With --run: only what this destination has not received.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @pass_options
-def cancel(options: HomeOptions, entries: tuple[int, ...], run_id: str | None, yes: bool) -> None:
+def cancel(
+    options: HomeOptions,
+    entries: tuple[int, ...],
+    run_id: str | None,
+    destination: str | None,
+    yes: bool,
+) -> None:
     """Drop entries: they are never sent. Their checkpoint copies are deleted.
 
     On a terminal it asks for confirmation. In a script, where nobody can answer, it does not ask.
@@ -66,22 +87,39 @@ def cancel(options: HomeOptions, entries: tuple[int, ...], run_id: str | None, y
     Examples:
       hubqueue cancel 42
       hubqueue cancel --run 0bf51cd3352d
+      hubqueue cancel --run 0bf51cd3352d --to bucket
     """
     if bool(entries) == (run_id is not None):
         raise click.UsageError("name the entries, or a run with --run")
+    if destination is not None and run_id is None:
+        raise click.UsageError("--to needs a run: --run ID")
     if not options.has_outbox():
         refuse_run(run_id) if run_id is not None else refuse_entry(entries[0])
     with options.open() as outbox:
-        run_id = find_run(outbox, run_id)
+        runs = _at(outbox, find_runs(outbox, run_id), destination)
         unmovable = _report_unmovable(find_entries(outbox, entries), State.PENDING, State.DEAD)
         if not yes and sys.stdin.isatty():
-            everything = f"everything of run {run_id} that is not delivered"
-            what = everything if run_id else plural(len(entries), "entry", "entries")
+            everything = (
+                f"everything of {' and '.join(f'run {each}' for each in runs or ())} that is not delivered"
+            )
+            what = everything if runs else plural(len(entries), "entry", "entries")
             click.confirm(f"Drop {what}?", abort=True)
-        cancelled = outbox.entries.cancel(ids=entries, run_id=run_id)
+        cancelled = outbox.entries.cancel(ids=entries, run_id=runs)
         outbox.discard(cancelled)
     click.echo(f"{plural(cancelled.count, 'entry', 'entries')} cancelled")
     exit_with(DONE if cancelled.count and not unmovable else ATTENTION)
+
+
+def _at(outbox: Outbox, runs: list[str] | None, destination: str | None) -> list[str] | None:
+    """Of the runs of a training, those at a destination (None: all). Raises `UnknownName` if there is none."""
+    if runs is None or destination is None:
+        return runs
+    rows = {each: outbox.stats.run(each) for each in runs}
+    found = [each for each, row in rows.items() if row is not None and row["label"] == destination]
+    if not found:
+        known = ", ".join(sorted({row["label"] for row in rows.values() if row is not None}))
+        raise UnknownName(f"run {runs[0]} has no destination {destination}", hint=f"it has: {known}")
+    return found
 
 
 def _report_unmovable(entries: list[dict[str, Any]], *movable: State) -> int:

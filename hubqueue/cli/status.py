@@ -15,7 +15,7 @@ from hubqueue.cli.arguments import (
     HomeOptions,
     Whole,
     find_entries,
-    find_run,
+    find_runs,
     json_option,
     pass_options,
     refuse_entry,
@@ -99,7 +99,8 @@ def _watch(options: HomeOptions, run_id: str | None, report: dict[str, Any], as_
 def runs(options: HomeOptions, as_json: bool, everything: bool) -> None:
     """List training runs, newest first.
 
-    It lists those that are running or have waiting or refused entries, and the ten newest others.
+    It lists those that are running or have waiting or refused entries, and the ten newest others. A training with
+    several destinations has a run at each: they have the id of the first one in common (TOGETHER).
 
     \b
     Example:
@@ -118,8 +119,10 @@ def runs(options: HomeOptions, as_json: bool, everything: bool) -> None:
         click.echo("no runs yet")
     else:
         names = any(run["name"] for run in found)
-        headings = ("RUN", *(("NAME",) if names else ()), "MODEL", "DESTINATION", "STATE")
-        rows = [_run_row(run, names=names) for run in found]
+        several = any(run["together"] for run in found)
+        more = (*(("NAME",) if names else ()), *(("TOGETHER",) if several else ()))
+        headings = ("RUN", *more, "MODEL", "DESTINATION", "STATE")
+        rows = [_run_row(run, names=names, several=several) for run in found]
         click.echo(table((*headings, "WAITING", "DEAD", "DELIVERED", "URL"), rows))
 
 
@@ -153,8 +156,8 @@ def entries(
         return
     with options.open_to_read() as outbox:
         chosen = None if state is None else State(state)
-        run_id = find_run(outbox, run_id)
-        found = outbox.stats.entries(state=chosen, run_id=run_id, kind=kind, limit=limit)
+        theirs = find_runs(outbox, run_id)
+        found = outbox.stats.entries(state=chosen, run_id=theirs, kind=kind, limit=limit)
         to_wall = outbox.database.to_wall
         shown = [_entry(row, to_wall) for row in found]
     if as_json:
@@ -217,8 +220,8 @@ def log(options: HomeOptions, run_id: str | None, limit: int, as_json: bool) -> 
         return
     with options.open_to_read() as outbox:
         to_wall = outbox.database.to_wall
-        run_id = find_run(outbox, run_id)
-        found = [_attempt(row, to_wall) for row in outbox.stats.attempts(run_id=run_id, limit=limit)]
+        theirs = find_runs(outbox, run_id)
+        found = [_attempt(row, to_wall) for row in outbox.stats.attempts(run_id=theirs, limit=limit)]
     if as_json:
         print_json(found)
     else:
@@ -231,7 +234,7 @@ def _status(options: HomeOptions, run_id: str | None) -> dict[str, Any]:
 
     if options.has_outbox():
         with options.open_to_read() as outbox:
-            return describe(outbox, run_id=find_run(outbox, run_id))
+            return describe(outbox, run_id=find_runs(outbox, run_id))
     if run_id is not None:
         refuse_run(run_id)
     return nothing_yet(options.home(), options.config())
@@ -243,12 +246,13 @@ def _text(options: HomeOptions, report: dict[str, Any]) -> str:
     return status_text(report, datetime.now(UTC))
 
 
-def _run_row(run: dict[str, Any], *, names: bool) -> tuple[str, ...]:
+def _run_row(run: dict[str, Any], *, names: bool, several: bool) -> tuple[str, ...]:
     counts = [sum(lane[name] for lane in run["lanes"]) for name in ("pending", "dead", "delivered")]
     where = run["url"] or ("registered" if run["remote_id"] else "not registered yet")
     return (
         run["id"],
         *((run["name"] or "",) if names else ()),
+        *((run["together"] or "",) if several else ()),
         run["model"],
         run["destination"],
         run["state"],

@@ -118,10 +118,14 @@ def _surroundings(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
 
 def _runs(status: Mapping[str, Any], now: datetime) -> Iterator[str]:
     obstacles = {each["address"]: each["obstacle"] for each in status["destinations"] if not each["served"]}
+    before = None
     for run in status["runs"]:
+        # The runs of one training follow each other.
+        start = "and" if run["together"] and run["together"] == before else "\nrun"
+        before = run["together"]
         state = click.style(run["state"], fg=_STATE_COLOURS.get(run["state"]))
         named = f"  {run['name']}" if run["name"] else ""
-        line = f"\nrun {click.style(run['id'], bold=True)}{named}  {run['model']}  to {run['destination']}  {state}"
+        line = f"{start} {click.style(run['id'], bold=True)}{named}  {run['model']}  to {run['destination']}  {state}"
         if run["cancelled"]:
             line += "  " + click.style("the hub asks to stop", fg="yellow")
         line += f"  {run['url'] or ('registered' if run['remote_id'] else 'not registered yet')}"

@@ -9,9 +9,9 @@ import dataclasses
 from typing import Any
 
 from hubqueue.config import forms
-from hubqueue.config.config import Config, did_you_mean
+from hubqueue.config.config import Config
 from hubqueue.config.forms import Given
-from hubqueue.config.names import variable
+from hubqueue.config.names import did_you_mean, variable
 from hubqueue.config.registry import IMPLIED, USUAL, vendors_url
 from hubqueue.config.setting import Table, settings_of, tables_of
 from hubqueue.config.settings import DestinationSettings, RetrySettings
@@ -31,24 +31,33 @@ def assemble(values: Values) -> Config:
     return Config(
         default_destination=default,
         destinations={name: _destination(values, name) for name in values.types},
-        implied=frozenset(values.implied) - ({default} if named else set()),
+        implied=frozenset(values.implied) - (_names(default) if named else set()),
         default_named=named,
         **{key: _table(values, (key,), table) for key, table in tables_of(Config).items()},
     )
 
 
-def _default_destination(values: Values) -> str:
-    """The named one; else `platform`, the vendor's current service; else `hub`; else the only one."""
+def _default_destination(values: Values) -> str | tuple[str, ...]:
+    """The named one or ones; else `platform`, the vendor's current service; else `hub`; else the only one."""
     path, types = ("default_destination",), values.types
-    named = values.valid.get(path)
-    if named in types or path in values.broken or ("destinations",) in values.broken:
-        return str(named)
-    if named is not None:
-        values.refuse(path, f"is no destination that the configuration has{did_you_mean(named, types)}")
+    named: Any = values.valid.get(path)
+    if path in values.broken or ("destinations",) in values.broken:
+        return USUAL
+    unknown = sorted(_names(named) - set(types)) if named is not None else []
+    if named is not None and not unknown:
+        return named  # type: ignore[no-any-return]
+    for each in unknown:
+        what = "is no destination that the configuration has"
+        what = what if isinstance(named, str) else "names a destination that the configuration does not have"
+        values.refuse(path, f"{what}{did_you_mean(each, types)}")
     usual = next((type for type in (USUAL, *IMPLIED) if type in types), None)
     if named is None and usual is None and len(types) > 1:
         values.problem("default_destination must name one of several destinations", values.source)
     return usual or next(iter(types), USUAL)
+
+
+def _names(default: str | tuple[str, ...]) -> set[str]:
+    return {default} if isinstance(default, str) else set(default)
 
 
 def _check_retry(values: Values) -> None:
@@ -80,12 +89,13 @@ def _check_encryption(values: Values, name: str) -> None:
     """Refuse plain http over a network, which shows the key to others, unless `insecure` allows it."""
     path = ("destinations", name)
     found = values.section(*path)
-    url, proxy = found.get("url", ""), found.get("proxy")
+    key = next((each for each in ("url", "endpoint_url") if each in found), "url")
+    url, proxy = found.get(key, ""), found.get("proxy")
     if found.get("insecure") or (*path, "insecure") in values.broken:
         return
     if forms.is_plain_remote(url):
         why = "is plain http to another machine, which shows the key to the network"
-        values.refuse((*path, "url"), f"{why}: use https, or insecure = true")
+        values.refuse((*path, key), f"{why}: use https, or insecure = true")
     elif forms.is_plain_remote(url, proxy):
         why = "leads plain http through another machine, which shows it the key"
         values.refuse((*path, "proxy"), f"{why}: use an https url, or insecure = true")

@@ -1,12 +1,29 @@
-"""The destination of a run that names none: the one that can take it."""
+"""The destinations of a run: those that it names, else the one that can take it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from hubqueue.config.config import Config
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.registry import absent, declaration
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.errors import ConfigError, CredentialsError
+
+
+def choose_all(
+    config: Config,
+    credentials: Credentials,
+    named: Sequence[str] | None,
+    *,
+    model: str = "",
+    guess: bool = True,
+) -> tuple[DestinationSettings, ...]:
+    """The destinations with these names, else the default ones, else the one that `choose` finds. Raises as it does."""
+    names = named if named is not None else config.defaults if config.default_named else ()
+    if names:
+        return tuple(config.destination(each) for each in names)
+    return (choose(config, credentials, None, model=model, guess=guess),)
 
 
 def choose(

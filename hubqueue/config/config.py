@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hubqueue.config import forms
+from hubqueue.config.names import did_you_mean
 from hubqueue.config.registry import IMPLIED, USUAL, declaration
 from hubqueue.config.setting import setting, table
 from hubqueue.config.settings import (
@@ -33,12 +33,12 @@ class Config:
     `default_named`: the configuration names the default destination, or has only one.
     """
 
-    default_destination: str = setting(
-        forms.text("name"),
+    default_destination: str | tuple[str, ...] = setting(
+        forms.names(),
         default=USUAL,
         absent=f"the only one whose address a variable names or that has a key, else `{USUAL}`",
         example=USUAL,
-        help="the destination of a run that names none",
+        help="the destination of a run that names none; an array for several",
     )
     outbox: OutboxSettings = table(OutboxSettings, help="the database of entries")
     spool: SpoolSettings = table(SpoolSettings, help="the snapshots of checkpoints")
@@ -53,9 +53,15 @@ class Config:
     implied: frozenset[str] = field(default=frozenset(IMPLIED), compare=False)
     default_named: bool = field(default=False, compare=False)
 
+    @property
+    def defaults(self) -> tuple[str, ...]:
+        """The names of the default destinations: of one, unless the configuration has an array of them."""
+        named = self.default_destination
+        return (named,) if isinstance(named, str) else named
+
     def destination(self, name: str | None = None) -> DestinationSettings:
-        """The destination of that name, None for the default one. Raises `ConfigError` when there is none."""
-        wanted = self.default_destination if name is None else name
+        """The destination of that name, None for the (first) default one. Raises `ConfigError` when there is none."""
+        wanted = self.defaults[0] if name is None else name
         try:
             return self.destinations[wanted]
         except KeyError:
@@ -63,10 +69,3 @@ class Config:
             problem = f"unknown destination {clean(wanted, limit=60)!r}{guess}"
             known = ", ".join(sorted(self.destinations))
             raise ConfigError((problem,), hint=f"the configuration has: {known}") from None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean '…'?` with the known word closest to `word`, ignoring case; empty if none is close."""
-    folded = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(word.lower(), folded, n=1)
-    return f"; did you mean {folded[close[0]]!r}?" if close else ""

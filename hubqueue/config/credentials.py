@@ -64,8 +64,8 @@ class Credentials:
             if not any(map(_is_whole, found)):
                 raise
         if not any(map(_is_whole, found)):
-            found = [vendors, _borrowed(target, self._environ) if _is_open(target) else ()]
-        names = [each.name for each in _secrets(target)]
+            found = [vendors, () if any(named) else _borrowed(target, self._environ)]
+        names = [each.name for each in secrets_of(target)]
         keys = [
             Key(each[0], dict(zip(names[1:], each[1:], strict=True))) for each in found if _is_whole(each)
         ]
@@ -97,14 +97,14 @@ class Credentials:
         """What is missing from an incomplete source, and how to set it; None if every source is complete or empty."""
         for variables, values in (
             (own_variables(target), self._of_environment(own_variables(target))),
-            (usual_variables(target.type), self._vendors(target)),
+            (_vendors_variables(target), self._vendors(target)),
         ):
             if any(values) and not _is_whole(values):
                 there, missing = _parted(variables, values)
                 return f"{there} is set, but {missing} is missing or invalid", f"set {missing}"
         for values in self._kept(target):
             if not _is_whole(values):
-                there, missing = _parted([each.name for each in _secrets(target)], values)
+                there, missing = _parted([each.name for each in secrets_of(target)], values)
                 return (
                     f"{self._path} has its {there}, but no valid {missing}",
                     f"hubqueue login {target.name}",
@@ -124,7 +124,7 @@ class Credentials:
         kept = self._kept(target)
         firsts = [each[0] for each in kept]
         if key not in firsts:
-            names = [each.name for each in _secrets(target)]
+            names = [each.name for each in secrets_of(target)]
             others = (
                 {name: value for name, value in zip(names[1:], kept[0][1:], strict=True) if value}
                 if kept
@@ -160,7 +160,7 @@ class Credentials:
         """What is stored for a destination at its address; keys without an address are for the vendor's."""
         kept, address = self._load().get(target.name, {}), origin(target.url)
         table = kept.get(address) or (kept.get("", {}) if address == _vendor(target.type) else {})
-        names = [each.name for each in _secrets(target)]
+        names = [each.name for each in secrets_of(target)]
         values = [_text(table.get(each)) for each in names]
         more = [(each.strip(), *("" for _ in names[1:])) for each in table.get(_FURTHER, ())]
         return [each for each in (tuple(values), *more) if each and each[0]]
@@ -171,9 +171,9 @@ class Credentials:
         check_key(target, Key(key, others))
         more = tuple(dict.fromkeys(each for each in more if each != key))
         for each in more:
-            check_secret(target, _secrets(target)[0], each)
+            check_secret(target, secrets_of(target)[0], each)
         kept = {name: dict(by_address) for name, by_address in self._load().items()}
-        table: _Table = {_secrets(target)[0].name: str(key), **others, **({_FURTHER: more} if more else {})}
+        table: _Table = {secrets_of(target)[0].name: str(key), **others, **({_FURTHER: more} if more else {})}
         kept.setdefault(target.name, {})[origin(target.url)] = table
         if origin(target.url) == _vendor(target.type):
             kept[target.name].pop("", None)  # it was for this address
@@ -183,7 +183,7 @@ class Credentials:
         return tuple(self._environ.get(each or "", "").strip() for each in variables)
 
     def _vendors(self, target: DestinationSettings) -> _Values:
-        return self._of_environment(usual_variables(target.type)) if _is_open(target) else ()
+        return self._of_environment(_vendors_variables(target)) if _is_open(target) else ()
 
     def __repr__(self) -> str:
         return f"<Credentials of {self._path}>"
@@ -240,8 +240,8 @@ class Credentials:
 
 def own_variables(target: DestinationSettings) -> tuple[str, ...]:
     """The variables with all secrets of a destination; that of the first one does not depend on its name."""
-    further = (own_variable(target.name, each.name) for each in _secrets(target)[1:])
-    return (own_variable(target.name), *further) if _secrets(target) else ()
+    further = (own_variable(target.name, each.name) for each in secrets_of(target)[1:])
+    return (own_variable(target.name), *further) if secrets_of(target) else ()
 
 
 def secret_variables(destinations: Iterable[DestinationSettings]) -> frozenset[str]:
@@ -259,10 +259,14 @@ def usual_variables(type: str) -> tuple[str | None, ...]:
     return tuple(each.variable for each in declaration(type).secrets)
 
 
+def _vendors_variables(target: DestinationSettings) -> tuple[str | None, ...]:
+    return tuple(each.variable for each in secrets_of(target))
+
+
 def check_key(target: DestinationSettings, key: str) -> None:
     """Refuse an invalid key of a destination, or one without all secrets. Raises `CredentialsError`."""
     others = key.others if isinstance(key, Key) else {}
-    first, *further = _secrets(target)
+    first, *further = secrets_of(target)
     check_secret(target, first, str(key))
     for each in further:
         check_secret(target, each, others.get(each.name, ""))
@@ -280,8 +284,10 @@ def check_secret(target: DestinationSettings, secret: Secret, value: str) -> Non
         raise CredentialsError(f"{which} has at least {LEAST_KEY} characters", hint=hint)
 
 
-def _secrets(target: DestinationSettings) -> tuple[Secret, ...]:
-    return declaration(target.type).secrets
+def secrets_of(target: DestinationSettings) -> tuple[Secret, ...]:
+    """The secrets that a destination needs with its settings."""
+    declared = declaration(target.type).secrets
+    return tuple(each for at, each in enumerate(declared) if at == 0 or each.needed(target))
 
 
 def _is_whole(values: _Values) -> bool:
@@ -332,7 +338,9 @@ def _vendor(type: str) -> str:
 
 
 def _borrowed(target: DestinationSettings, environ: Mapping[str, str]) -> _Values:
-    return tuple(each.lent(environ) for each in _secrets(target))
+    """What the vendor's own client keeps, as far as it may be used for this address."""
+    is_open = _is_open(target)
+    return tuple(each.lent(environ) if is_open or each.anywhere else "" for each in secrets_of(target))
 
 
 def _is_open(target: DestinationSettings) -> bool:

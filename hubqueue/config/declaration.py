@@ -61,6 +61,17 @@ class Blocks(Protocol):
     def close(self) -> object: ...
 
 
+class SeekableBlocks(Blocks, Protocol):
+    """An opened snapshot, which can also be read from an offset."""
+
+    def section(self, start: int, size: int) -> Iterator[bytes | memoryview]:
+        """`size` bytes from the offset `start`, in blocks of at most 1 MiB, instead of all of them.
+
+        Only the whole file is compared with its hash, so compare what was read with a hash of the section.
+        """
+        ...
+
+
 class Transport(Protocol):
     """The code that speaks a hub's protocol. Safe to use from several threads."""
 
@@ -110,7 +121,7 @@ class Open(Protocol):
         self,
         settings: DestinationSettings,
         keys: Callable[[], tuple[Key, ...]],
-        open_body: Callable[[Snapshot], Blocks],
+        open_body: Callable[[Snapshot], SeekableBlocks],
     ) -> Transport: ...
 
 
@@ -174,12 +185,16 @@ class Secret:
 
     Its own variable is `HUBQUEUE_KEY_<DESTINATION>` for the first secret, `HUBQUEUE_<NAME>_<DESTINATION>` for a further
     one. `variable` is the one that the vendor's own clients read; `borrowed` returns the secret that such a client keeps
-    in its own settings, or an empty string. Both are only for the vendor's address, or one that a variable names.
+    in its own settings, or an empty string. Both are only for the vendor's address, or one that a variable names. What is
+    borrowed may be used `anywhere` if a request does not show it to the server. `needed` returns whether a destination with
+    these settings needs it; the first secret is always needed.
     """
 
     name: str
     variable: str | None = None
     borrowed: Callable[[Mapping[str, str]], str] = lambda _environ: ""
+    needed: Callable[[DestinationSettings], bool] = lambda _settings: True
+    anywhere: bool = False
 
     def lent(self, environ: Mapping[str, str]) -> str:
         """The secret that such a client keeps; empty if it cannot be read."""
@@ -200,7 +215,8 @@ class Destination:
     one claim takes, and for a checkpoint also how many "uploads"; the default is 1. With `takes_folders` a checkpoint may
     be a folder; without, a folder is refused when it is saved, unless it is saved as one tar. With `takes_steps` the key of
     metrics may be a step; without, a step without an epoch is used as the epoch. `read` makes the reader for `pull` and `verify`
-    (None: it cannot be read). `identify` reads the name of a model as a person writes it
+    (None: it cannot be read); `removes_older` returns whether it removes older checkpoints with these settings. `identify`
+    reads the name of a model as a person writes it
     and raises `InvalidModel`; `recognizes` returns whether only this type knows such a form. `console` makes the draft of
     output lines from their text, their count and a rising number; with `shows_progress` also from `progress=`, the text of
     each progress bar by its name. `describe` is called in the training's process when a run starts, with the settings and
@@ -227,6 +243,7 @@ class Destination:
     takes_folders: bool = False
     takes_steps: bool = False
     read: Read | None = None
+    removes_older: Callable[[DestinationSettings], bool] = lambda _settings: False
     recognizes: Callable[[str | PathLike[str]], bool] = lambda _identifier: False
     console: Callable[..., Draft] | None = None
     shows_progress: bool = False

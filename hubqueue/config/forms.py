@@ -173,6 +173,30 @@ def text(unit: str = "text") -> Form:
     return Form(_text, unit=unit)
 
 
+def names() -> Form:
+    """The name of a destination, or an array of different ones: in a variable a text, separated by commas."""
+
+    def check(given: Given) -> str | tuple[str, ...]:
+        value = given.value
+        if not isinstance(value, list):
+            return _text(given)
+        if not value or not all(isinstance(each, str) and each.strip() for each in value):
+            raise Refused("must be a name, or an array of names")
+        found = tuple(each.strip() for each in value)
+        if len(set(found)) < len(found):
+            raise Refused("must not name a destination twice")
+        return found if len(found) > 1 else found[0]
+
+    array = {"type": "array", "items": _NOT_BLANK, "minItems": 1, "uniqueItems": True}
+    return Form(
+        check,
+        lambda written: written.split(",") if "," in written else written,
+        "name",
+        {"anyOf": [_NOT_BLANK, array]},
+        lambda value: value if isinstance(value, str) else list(value),
+    )
+
+
 def path() -> Form:
     """An absolute path; `~/` is the home directory of the user."""
 

@@ -1,6 +1,6 @@
 """What the author of a destination needs: the value to declare, and what a transport receives and returns.
 
-For HTTP there is `hubqueue.destinations.wire`. docs/adding-a-destination.md shows a whole small destination.
+For HTTP there is `hubqueue.destinations.wire`. docs/destinations.md shows a whole small destination.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hubqueue.config.declaration import (
     Reader,
     Registration,
     Secret,
+    SeekableBlocks,
     Transport,
     quiet,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "RunState",
     "Scope",
     "Secret",
+    "SeekableBlocks",
     "Snapshot",
     "SnapshotFile",
     "StoredCheckpoint",

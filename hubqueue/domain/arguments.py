@@ -26,6 +26,8 @@ _SEVERAL = re.compile(r"(?:api|access|auth|client|private|secret|hub|hf)(?:keys|
 # A value with more of them contains itself several times.
 _MOST_VALUES = 100_000
 _LONGEST_KEY = 1000
+# Names whose masked form is kept.
+_MOST_NAMES = 1000
 # Characters of all arguments together: masking takes microseconds for each.
 _MOST_ARGUMENTS = 1 << 18
 
@@ -52,7 +54,7 @@ def hide_secrets(args: Mapping[str, object]) -> dict[str, Any]:
 
 
 def hide_in(value: object, *, most: int = 2 * MOST_TEXT) -> Any:
-    """Mask secrets in any other value that is sent to a hub. What is beyond `most` characters is masked too."""
+    """Mask secrets in any other value that is sent to a hub. What is beyond `most` characters is masked or left out."""
     return _Hiding(most).value(value, "", 0)
 
 
@@ -99,6 +101,8 @@ class _Hiding:
         self.cut: list[str] = []
         self._room = room  # characters
         self._left = max(_MOST_VALUES, room // 8)
+        self._names: dict[str, str] = {}
+        self._has_noted = False
 
     def value(self, value: object, path: str, depth: int) -> Any:
         self._left -= 1
@@ -115,7 +119,11 @@ class _Hiding:
         if isinstance(value, Mapping):
             return self.mapping(value, path, depth)
         if isinstance(value, list | tuple):
-            inner = [self.value(each, path, depth + 1) for each in value]
+            inner = []
+            for each in value:
+                if self._is_full(path):
+                    break
+                inner.append(self.value(each, path, depth + 1))
             return tuple(inner) if isinstance(value, tuple) else inner
         try:
             text = str(value)
@@ -134,10 +142,30 @@ class _Hiding:
     def mapping(self, given: Mapping[Any, object], path: str, depth: int) -> dict[str, Any]:
         hidden = {}
         for key, value in given.items():
-            name = _shortened(text_of(key))
+            if self._is_full(path):
+                break
+            name = self._name(key)
             inner = f"{path}.{name}" if path else name
             secret = _is_secret(name, value)
             if secret:
                 self.found.append(inner)
             hidden[name] = MASK if secret else self.value(value, inner, depth + 1)
         return hidden
+
+    def _name(self, key: object) -> str:
+        """A name without secrets. Those that repeat are looked at once: masking takes microseconds for each."""
+        text = text_of(key)
+        if text not in self._names:
+            if len(self._names) >= _MOST_NAMES:
+                return _shortened(text)
+            self._names[text] = _shortened(text)
+        return self._names[text]
+
+    def _is_full(self, path: str) -> bool:
+        """Whether the rest of a list or a mapping is left out."""
+        if self._left >= 0:
+            return False
+        if not self._has_noted:  # once: everything around it is full too
+            self.cut.append(path)
+        self._has_noted = True
+        return True

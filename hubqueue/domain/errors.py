@@ -11,6 +11,8 @@ HubqueueError
 ├── ModelUnavailable       the hub's data of a model cannot be read   (also ConnectionError)
 ├── DestinationUnavailable a destination cannot be read now           (also ConnectionError)
 ├── NotThere               a destination does not have what was asked (also LookupError)
+├── NotWhole               a destination has a checkpoint, but not as it was saved
+├── NotWritten             a pulled checkpoint cannot be written here (also OSError)
 ├── RunFinished            logging after `finish`
 ├── OutboxError
 │   ├── OutboxUnavailable  read-only, disk full, cannot be read
@@ -95,6 +97,14 @@ class DestinationUnavailable(HubqueueError, ConnectionError):
 
 class NotThere(HubqueueError, LookupError):
     """A destination does not have the run, the checkpoint or the file."""
+
+
+class NotWhole(HubqueueError):
+    """What a destination has of a checkpoint is not what was saved: other bytes, or a list of files that cannot be valid."""
+
+
+class NotWritten(HubqueueError, OSError):
+    """A pulled checkpoint cannot be written: the disk is full, or the folder is not writable."""
 
 
 class RunFinished(HubqueueError):

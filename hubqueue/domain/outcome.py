@@ -105,12 +105,16 @@ class Aborted:
 
 Outcome = Delivered | RetryLater | Rejected | Blocked | Aborted
 
+# In a reason before the advice of a destination that knows what a person must do.
+ADVICE = "; to repair this: "
 # In a reason after the name of a variable that other programs read.
 UNREAD = "is set, but not read"
 # In the reason of an attempt whose response is not the hub's own.
 FOREIGN = "not like a hub"
 # In the reason of an attempt whose whole request has left: its hub may only need longer.
 UNANSWERED = "no complete response within"
+# How the reason begins of a request whose time the destination does not accept.
+CLOCK = "the clock of this machine"
 # The reasons of attempts without any response, after the host: `HOST: connection refused`.
 _SILENCE = (
     "its name cannot be resolved",

@@ -48,7 +48,8 @@ def needs_a_person(
             )
     for run in runs:
         if run["held"]:
-            hint = f"hubqueue resume {run['destination']}, or give it up: hubqueue cancel --run {run['id']}"
+            only = f" --to {run['destination']}" if run["together"] else ""
+            hint = f"hubqueue resume {run['destination']}, or give it up: hubqueue cancel --run {run['id']}{only}"
             found.append({"what": f"run {run['id']} is on hold: {run['held']}", "hint": hint})
         if run["unsaved"]:
             what = f"run {run['id']}: {run['unsaved']} could not be saved ({run['unsaved_why']})"

@@ -16,7 +16,7 @@ from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import absent, of_row
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError
-from hubqueue.domain.outcome import FOREIGN, UNREAD
+from hubqueue.domain.outcome import ADVICE, CLOCK, FOREIGN, UNREAD
 from hubqueue.domain.redact import safe_url
 from hubqueue.outbox.addresses import Address
 from hubqueue.outbox.locks import is_held
@@ -113,12 +113,16 @@ def cure(destination: str, url: str, held: str) -> str:
     if (variable := _unread_in(held)) is not None:
         name, setting = variable
         return f"hubqueue does not read {name}: set {setting}, {then}"
+    if ADVICE in held:
+        return f"{held.partition(ADVICE)[2]}; {then}"
     if FOREIGN in held:
         return f"log in to the network, or check destinations.{destination}.url (now {safe_url(url)}) and the proxy"
     if "407 Proxy" in held:
         return f"set the user and the password in destinations.{destination}.proxy, by its variable"
     if "certificate" in held:
         return f"set destinations.{destination}.ca_bundle, or correct the clock of this machine; {then}"
+    if held.startswith(CLOCK):
+        return f"set the clock of this machine or of the server, {then}"
     if is_about_key(held):
         return f"hubqueue login {destination}"
     if held.startswith("the account "):

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Select,
     and_,
     case,
@@ -46,6 +47,9 @@ OF_DESTINATION = (
     destinations.c.account,
     destinations.c.held.label("destination_held"),
 )
+RunIds = str | Collection[str] | None
+"""The id of a run, or of several; None for all."""
+
 _NEWEST = 500
 _LATEST = 10
 _RETRIED = "retry"
@@ -69,10 +73,17 @@ class Survey:
         query = query.select_from(LANES_OF_RUNS).where(OWING).group_by(destinations.c.name)
         return {row["name"]: int(row["waiting"]) for row in self._all(query)}
 
-    def unsaved(self, run_id: str | None = None) -> int:
-        """How many metrics and checkpoints could not be saved, of a run or of all."""
-        which = true() if run_id is None else runs.c.id == run_id
+    def unsaved(self, run_id: RunIds = None) -> int:
+        """How many metrics and checkpoints could not be saved, of some runs or of all."""
+        which = among(runs.c.id, run_id)
         return int(self._scalar(select(func.coalesce(func.sum(runs.c.unsaved), 0)).where(which)) or 0)
+
+    def together(self, run_id: str) -> list[str]:
+        """The ids of the runs of one training, one for each of its destinations, the first one first."""
+        common = select(runs.c.together).where(runs.c.id == run_id).scalar_subquery()
+        query = select(runs.c.id).where(or_(runs.c.id == run_id, runs.c.together == common))
+        with self.database.read() as connection:
+            return list(connection.scalars(query.order_by(*_IN_TURN)))
 
     def failing(self, destination: str) -> tuple[datetime | None, str | None]:
         """Since when no attempt at a destination has succeeded (None: the last one did), and why the last one failed.
@@ -133,30 +144,41 @@ class Survey:
             name: sum(lane[name] for lane in moving.values()) for name in ("in_flight", "retrying")
         }
 
-    def runs(self, *, run_id: str | None = None, finished: int | None = 10) -> list[dict[str, Any]]:
-        """Runs, newest first, each with its `lanes`.
+    def runs(self, *, run_id: RunIds = None, finished: int | None = 10) -> list[dict[str, Any]]:
+        """Runs, newest first, each with its `lanes`. Those of one training follow each other.
 
         Without `run_id`: every run that is running, owes something or has dead entries, and the `finished` newest
-        of the others (None: all of them).
+        of the others (None: all of them), with the other runs of their trainings.
         """
         query = select(runs, *OF_DESTINATION).join(destinations).order_by(runs.c.created_at.desc(), runs.c.id)
         if run_id is not None:
-            found = self._all(query.where(runs.c.id == run_id))
+            found = self._all(query.where(among(runs.c.id, run_id)))
         elif finished is None:
             found = self._all(query)
         else:
             found = self._all(query.where(runs.c.id.in_(_CONCERNED)))
             others = query.where(runs.c.id.not_in([row["id"] for row in found]))
             found += self._all(others.limit(finished))
+            common = {row["together"] for row in found if row["together"]}
+            if common:
+                known = [row["id"] for row in found]
+                found += self._all(query.where(runs.c.together.in_(common), runs.c.id.not_in(known)))
             found.sort(key=lambda row: row["created_at"], reverse=True)
+        found = _side_by_side(found)
         lanes_of = self._lanes([row["id"] for row in found])
         return [{**row, "lanes": lanes_of.get(row["id"], [])} for row in found]
+
+    def called(self) -> list[Mapping[str, Any]]:
+        """What each run is called, newest first: id, name, remote id, model, first run of its training, destination."""
+        columns = runs.c["id", "name", "remote_id", "model", "together"]
+        query = select(*columns, destinations.c.label).join(destinations)
+        return self._all(query.order_by(runs.c.created_at.desc(), runs.c.id))
 
     def entries(
         self,
         *,
         state: State | None = None,
-        run_id: str | None = None,
+        run_id: RunIds = None,
         kind: str | None = None,
         ids: Collection[int] | None = None,
         limit: int = 100,
@@ -166,9 +188,11 @@ class Survey:
         query = select(
             *columns, lanes.c.run_id, lanes.c.kind, _in_flight(self.database.now()).label("in_flight")
         ).join(lanes)
-        for value, column in ((state, entries.c.state), (run_id, lanes.c.run_id), (kind, lanes.c.kind)):
+        for value, column in ((state, entries.c.state), (kind, lanes.c.kind)):
             if value is not None:
                 query = query.where(column == value)
+        if run_id is not None:
+            query = query.where(among(lanes.c.run_id, run_id))
         if ids is not None:
             query = query.where(entries.c.id.in_(ids))
         return [dict(row) for row in self._all(query.order_by(entries.c.id.desc()).limit(limit))]
@@ -200,12 +224,12 @@ class Survey:
             )
 
     def attempts(
-        self, *, run_id: str | None = None, entry_id: int | None = None, limit: int = 100
+        self, *, run_id: RunIds = None, entry_id: int | None = None, limit: int = 100
     ) -> list[dict[str, Any]]:
         """The history of attempts, newest first."""
         query = select(attempts, lanes.c.run_id, lanes.c.kind).join(lanes)
         if run_id is not None:
-            query = query.where(lanes.c.run_id == run_id)
+            query = query.where(among(lanes.c.run_id, run_id))
         if entry_id is not None:
             of_entry = select(entries.c.lane_id).where(entries.c.id == entry_id).scalar_subquery()
             last = select(entries.c.claim_token).where(entries.c.id == entry_id).scalar_subquery()
@@ -300,6 +324,27 @@ _CONCERNED = union_all(
     select(lanes.c.run_id).where(OWING),
     select(lanes.c.run_id).where(lanes.c.id.in_(_DEAD)),
 )
+
+
+# The first run of a training, then the others in the order of their start.
+_IN_TURN = (case((runs.c.id == runs.c.together, 0), else_=1), runs.c.created_at, runs.c.id)
+
+
+def among(column: ColumnElement[str], run_ids: RunIds) -> ColumnElement[bool]:
+    """Whether a column has the id of one of these runs."""
+    if run_ids is None:
+        return true()
+    return column == run_ids if isinstance(run_ids, str) else column.in_(run_ids)
+
+
+def _side_by_side(found: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Runs in the order of the first of each training, its other runs behind it."""
+    trainings: dict[str, list[Mapping[str, Any]]] = {}
+    for row in found:
+        trainings.setdefault(row["together"] or row["id"], []).append(row)
+    for rows in trainings.values():
+        rows.sort(key=lambda row: (row["id"] != row["together"], row["created_at"], row["id"]))
+    return [row for rows in trainings.values() for row in rows]
 
 
 def _in_flight(now: datetime) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
@@ -18,7 +18,6 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
-    true,
 )
 
 from hubqueue.domain.entry import Draft, Kind
@@ -34,7 +33,7 @@ from hubqueue.outbox.moves.readiness import (
     WAITING,
     due_among,
 )
-from hubqueue.outbox.runs import OF_DESTINATION, Survey
+from hubqueue.outbox.runs import OF_DESTINATION, RunIds, Survey, among
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +77,15 @@ class Stats(Survey):
     # For the producer and drain.
 
     def owed(
-        self, run_id: str | None = None, *, within: Collection[str] | None = None, probed: bool = False
+        self, run_id: RunIds = None, *, within: Collection[str] | None = None, probed: bool = False
     ) -> Owed:
-        """What is pending, of a run or of all. Outside the destinations `within`, everything counts as held.
+        """What is pending, of some runs or of all. Outside the destinations `within`, everything counts as held.
 
         `probed`: the hold of a destination does not count, because a worker probes it.
         """
+        if run_id is not None and not isinstance(run_id, str):
+            each = [self.owed(one, within=within, probed=probed) for one in run_id]
+            return Owed(*(sum(one) for one in zip(*map(astuple, each), strict=True)))
         with self.database.read() as connection:
             if within is not None:
                 free = runs.c.held.is_(None) if probed else NOT_HELD
@@ -160,9 +162,9 @@ class Stats(Survey):
         rows = self._all(query.order_by(runs.c.created_at.desc(), runs.c.id))
         return [row["id"] for row in rows if name == (row["name"] or default_name(row["model"], row["id"]))]
 
-    def dead(self, run_id: str | None = None) -> int:
-        """How many entries are dead, of a run or of all."""
-        which = true() if run_id is None else lanes.c.run_id == run_id
+    def dead(self, run_id: RunIds = None) -> int:
+        """How many entries are dead, of some runs or of all."""
+        which = among(lanes.c.run_id, run_id)
         return int(self._scalar(select(func.coalesce(func.sum(lanes.c.dead), 0)).where(which)) or 0)
 
     def has_failed(self, run_id: str, kind: Kind) -> bool:

@@ -20,7 +20,7 @@ from hubqueue.outbox.database.schema import EPOCH, PROBES_AT
 from hubqueue.outbox.database.sqlite import asides
 from hubqueue.outbox.locks import is_held
 from hubqueue.outbox.reach import is_served, obstacle
-from hubqueue.outbox.runs import COUNTED
+from hubqueue.outbox.runs import COUNTED, RunIds
 from hubqueue.outbox.uploads import upload_of
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ _LANE_COUNTS = (
 )
 
 
-def status(outbox: Opened, *, run_id: str | None = None, finished: int | None = 10) -> dict[str, Any]:
-    """The status of an outbox, or of one of its runs (the totals stay those of the outbox).
+def status(outbox: Opened, *, run_id: RunIds = None, finished: int | None = 10) -> dict[str, Any]:
+    """The status of an outbox, or of some of its runs (the totals stay those of the outbox).
 
     Of the runs that owe nothing the `finished` newest are shown (None: all).
     """
@@ -224,6 +224,7 @@ def _run(
         "name": row["name"],
         "destination": row["label"],
         "address": row["destination"],
+        "together": row["together"],
         "model": row["model"],
         "remote_id": row["remote_id"],
         "url": link(row["url"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
@@ -60,6 +60,27 @@ def run_name(name: object) -> str:
     else:
         return text
     raise InvalidArgument(f"invalid name of a run, {_shown(name)}: {problem}", hint=_NAME_HINT)
+
+
+def destination_names(given: object) -> tuple[str, ...] | None:
+    """The names of destinations, from one or several of them; None for the default. Raises `InvalidArgument`."""
+    hint = 'give one name, or several different ones: destination=["tracking", "bucket"]'
+    if given is None:
+        return None
+    names = (given,) if isinstance(given, str) else given
+    if not isinstance(names, Sequence):
+        raise InvalidArgument(
+            f"destination must be a name, or a list of names, not {type(given).__name__}", hint=hint
+        )
+    if not names:
+        raise InvalidArgument("destination is an empty list", hint=f"{hint}; leave it out for the default")
+    if wrong := [each for each in names if not isinstance(each, str)]:
+        raise InvalidArgument(
+            f"the name of a destination must be a string, not {type(wrong[0]).__name__}", hint=hint
+        )
+    if twice := [each for each in names if names.count(each) > 1]:
+        raise InvalidArgument(f"destination {_shown(twice[0])} is named twice", hint=hint)
+    return tuple(names)
 
 
 def check_path(path: object) -> None:

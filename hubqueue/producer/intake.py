@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import Checkpoint, ckpt_draft
-from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.entry import Draft, Kind, Snapshot
 from hubqueue.domain.errors import HubqueueError, OutboxError
 from hubqueue.domain.identifier import Identifier
 from hubqueue.domain.lifecycle import RunState
@@ -32,6 +32,7 @@ def open_run(
     unsure_after: int | None = None,
     described: Callable[[Draft], Draft] = lambda draft: draft,
     name: str = "",
+    together: str | None = None,
 ) -> tuple[str, bool]:
     """Start or continue a run; return its id and whether it continues. Durable on return.
 
@@ -41,7 +42,8 @@ def open_run(
 
     `new_id` is the id for a new run. To repeat a call whose confirmation was lost, pass the same `new_id`, and in
     `unsure_after` the id of the newest entry before that call: rows that exist already are not written again.
-    `described` completes the registration (`describing`). `name` is that of a new run; keys in it are masked.
+    `described` completes the registration (`describing`). `name` is that of a new run; keys in it are masked. `together` is
+    the id of the first of the training's runs if it has several; for the first itself that is `new_id`.
     """
     type, key = declaration(target.type), named.api_key or outbox.key(target)
     # Without a key, a run that was started with one can be continued; it keeps its account.
@@ -56,6 +58,7 @@ def open_run(
         resume=resume,
         new_id=new_id,
         name=hide_key(name) or None,
+        together=together,
     )
     draft = type.registration(named, args, continues=continues)
     draft = None if draft is None else described(draft)
@@ -107,36 +110,59 @@ def save_snapshot(
     """Copy a checkpoint into the spool and enqueue it; return the entry's id. Durable on return.
 
     The destination of the run takes `folders` and `steps`.
-    Raises `CheckpointUnreadable`, `SpoolFull` and the `OutboxError`s. The copy is removed then, unless it is unknown
-    whether the row was written: in that case the copy stays, and the janitor removes it if it has no row.
+    Raises `CheckpointUnreadable`, `SpoolFull` and the `OutboxError`s; then there is no copy (see `enqueue_copy`).
     """
     while True:
         draft = copy_checkpoint(outbox, run_id, checkpoint, folders=folders, steps=steps)
-        assert draft.snapshot is not None
-        try:
-            entry_id, _ = owe(outbox, run_id, draft)
-        except BaseException as error:
-            found = None
-            if is_unsure(error):
-                try:
-                    found = outbox.stats.saved(run_id, draft, after=0)
-                except HubqueueError:
-                    raise error from None
-            if found is None:
-                outbox.spool.remove(draft.snapshot.name)
-            if found is None or not isinstance(error, HubqueueError):
-                raise
-            entry_id = found
+        entry_id = enqueue_copy(outbox, run_id, draft)
         if not was_swept(outbox, entry_id, draft):
             return entry_id
 
 
+def enqueue_copy(outbox: Outbox, run_id: str, draft: Draft) -> int:
+    """Enqueue the draft of a copied checkpoint; return the entry's id. Raises the `OutboxError`s.
+
+    The copy is removed then, unless it is unknown whether the row was written: in that case the copy stays, and the janitor
+    removes it if it has no row.
+    """
+    assert draft.snapshot is not None
+    try:
+        entry_id, _ = owe(outbox, run_id, draft)
+    except BaseException as error:
+        found = None
+        if is_unsure(error):
+            try:
+                found = outbox.stats.saved(run_id, draft, after=0)
+            except HubqueueError:
+                raise error from None
+        if found is None:
+            outbox.spool.remove(draft.snapshot.name)
+        if found is None or not isinstance(error, HubqueueError):
+            raise
+        return found
+    return entry_id
+
+
 def copy_checkpoint(
-    outbox: Outbox, run_id: str, checkpoint: Checkpoint, *, folders: bool = False, steps: bool = False
+    outbox: Outbox,
+    run_id: str,
+    checkpoint: Checkpoint,
+    *,
+    folders: bool = False,
+    steps: bool = False,
+    same: Snapshot | None = None,
 ) -> Draft:
-    """Copy a checkpoint into the spool; return its draft. Raises the errors of the spool's `take`."""
+    """Copy a checkpoint into the spool; return its draft. Raises the errors of the spool's `take`.
+
+    `same` is the copy for another destination: then this run gets a further name for it. Raises those of `share` then.
+    """
     label = f"{run_id}-{checkpoint.epoch if checkpoint.step is None else f'step-{checkpoint.step}'}"
-    snapshot = outbox.spool.take(checkpoint.path, label=label, folders=folders, archive=checkpoint.archive)
+    if same is None:
+        snapshot = outbox.spool.take(
+            checkpoint.path, label=label, folders=folders, archive=checkpoint.archive
+        )
+    else:
+        snapshot = outbox.spool.share(same, label=label)
     return ckpt_draft(checkpoint, snapshot, now=outbox.database.now(), takes_steps=steps)
 
 
@@ -151,13 +177,13 @@ def was_swept(outbox: Outbox, entry_id: int, draft: Draft) -> bool:
     """Whether the janitor removed the copy of a checkpoint before its row was written; the entry is then cancelled.
 
     The janitor removes old snapshots without a row. If this process was suspended for that long between the copy and
-    the row (machine suspend, SIGSTOP), the copy must be made again.
+    the row (machine suspend, SIGSTOP), the copy must be made again. The copy of an entry that does not wait any more is
+    gone because it was sent, or because a newer one has replaced it.
     """
     assert draft.snapshot is not None
     if outbox.spool.exists(draft.snapshot):
         return False
-    outbox.entries.cancel(ids=[entry_id])
-    return True
+    return outbox.entries.cancel(ids=[entry_id]).count > 0
 
 
 def is_unsure(error: BaseException) -> bool:

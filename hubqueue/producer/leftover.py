@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,9 @@ class Leftover:
     and `reasons` holds a few distinct reasons. `unsaved` counts metrics and checkpoints that never reached the disk,
     and `unsaved_why` is the last reason. `other_end` is the state that another process of the run, or a worker that
     took this one for dead, had set before; None when there was none.
+
+    `by_destination` has the same for each destination of the run, by its name; the other fields are their sums, and of
+    texts the first one.
     """
 
     entries: int = 0
@@ -45,9 +49,30 @@ class Leftover:
     unsaved_why: str | None = None
     refused: dict[str, int] = field(default_factory=dict, hash=False)
     other_end: str | None = None
+    by_destination: dict[str, Leftover] = field(default_factory=dict, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.entries or self.unsaved or self.dead)
+
+
+def added(by_destination: dict[str, Leftover]) -> Leftover:
+    """What a run owes at all of its destinations."""
+    each = list(by_destination.values())
+    refused: Counter[str] = Counter()
+    for one in each:
+        refused.update(one.refused)
+    return Leftover(
+        entries=sum(one.entries for one in each),
+        bytes=sum(one.bytes for one in each),
+        unsaved=sum(one.unsaved for one in each),
+        held=next((one.held for one in each if one.held is not None), None),
+        dead=sum(one.dead for one in each),
+        reasons=tuple(dict.fromkeys(reason for one in each for reason in one.reasons)),
+        unsaved_why=next((one.unsaved_why for one in each if one.unsaved_why is not None), None),
+        refused=dict(refused),
+        other_end=next((one.other_end for one in each if one.other_end is not None), None),
+        by_destination=by_destination,
+    )
 
 
 def count(outbox: Outbox, run_id: str, *, unsaved: int, why: str | None) -> Leftover:
@@ -94,8 +119,22 @@ def count_safely(outbox: Outbox | None, run_id: str | None, *, unsaved: int, why
 def describe(left: Leftover, *, has_worker: bool = True, known: bool = True) -> str:
     """One line that states what is left and what to do. Without a worker a person has to send it.
 
-    A run that is not `known` was never saved: the status cannot show it.
+    A run that is not `known` was never saved: the status cannot show it. Of several destinations each that owes something
+    is named.
     """
+    several = left.by_destination if len(left.by_destination) > 1 else {}
+    parts, see = _described(left, has_worker=has_worker, known=known)
+    if several:
+        parts = [
+            f"to {name}: {'; '.join(_described(one, has_worker=has_worker, known=known)[0])}"
+            for name, one in several.items()
+            if one
+        ]
+    return "; ".join(parts) + "; see: " + " and ".join(see)
+
+
+def _described(left: Leftover, *, has_worker: bool, known: bool) -> tuple[list[str], list[str]]:
+    """What is left, and the commands that show more of it."""
     parts, see = [], []
     if left.dead:
         refused = ", ".join(plural(number, _noun(kind)) for kind, number in left.refused.items())
@@ -117,7 +156,7 @@ def describe(left: Leftover, *, has_worker: bool = True, known: bool = True) -> 
         )
     if left.entries or left.unsaved:
         see.append("hubqueue status" if known else "hubqueue check")
-    return "; ".join(parts) + "; see: " + " and ".join(see)
+    return parts, see
 
 
 def _noun(kind: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from hubqueue.outbox.outbox import Outbox, replace_damaged
 from hubqueue.producer.announcement import announce
 from hubqueue.producer.intake import open_run
 from hubqueue.producer.memory.kept import Kept, Restored
+from hubqueue.producer.several.together import Together
 from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.startup.handle import join, refuse_new_outbox
 from hubqueue.producer.startup.wanted import Start
@@ -51,7 +52,7 @@ class Opening:
     """The outbox of one run and the run's id in it; both None until they exist. Safe to use from several threads.
 
     `on_lost(number, why)` is called with what is lost because the outbox was replaced, `on_settings` when the settings of
-    a preliminary start could be read.
+    a preliminary start could be read. `together` knows the runs of the training at its other destinations.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Opening:
         *,
         on_lost: Callable[[int, str], None] = lambda _number, _why: None,
         on_settings: Callable[[Start], object] = lambda _start: None,
+        together: Together | None = None,
     ) -> None:
         self._start, self._on_lost, self._on_settings = start, on_lost, on_settings
         self.kept = Kept()
@@ -67,8 +69,13 @@ class Opening:
         self.run_id: str | None = None
         self.guard = threading.RLock()
         self.first_entry = 0  # entries of this run have higher ids, unless it is continued
+        self.intended_id = new_run_id()  # of a new run
+        self.continues = False
+        self.knows_model = start.named.model_id is not None
+        self._together = together or Together()
+        self._together.add(self)
         self._new_id: str | None = None
-        self._in_use = self._continues = False
+        self._in_use = False
         self._is_older = False  # the file at the path is an older copy of the outbox
         self._gone: Fate | None = None  # what happened to the outbox before this one, until it is reported
         # The run's first lock file while this process counts as one of the run's.
@@ -81,6 +88,11 @@ class Opening:
     def start(self) -> Start:
         """What the run is started with."""
         return self._start
+
+    @property
+    def wants(self) -> str | None:
+        """The run to continue: an id, or "last"; None for a new one."""
+        return self._start.resume
 
     @property
     def model_id(self) -> str | None:
@@ -140,16 +152,20 @@ class Opening:
 
     def column(self, column: str) -> Any:
         """A column of the run's row, which the worker updates; None when it is empty or cannot be read."""
+        row = self.row()
+        return None if row is None else row[column]
+
+    def row(self) -> Mapping[str, Any] | None:
+        """The run's row, which the worker updates; None when it cannot be read."""
         outbox, run_id = self.outbox, self.run_id
         if outbox is None or run_id is None:
             return None
         try:
             with SHARED.used(outbox):
-                row = outbox.stats.run(run_id)
+                return outbox.stats.run(run_id)
         except HubqueueError as error:
             _LOG.debug("the run could not be read: %s", error)
             return None
-        return None if row is None else row[column]
 
     def is_open(self) -> bool:
         """Whether the run is in an outbox whose file is still the opened one."""
@@ -230,8 +246,8 @@ class Opening:
                 outbox,
                 self._start.destination,
                 self.run_id,
-                continues=self._continues,
-                resume=self._start.resume,
+                continues=self.continues,
+                resume=None if self.continues and self._together.is_several else self._start.resume,
             )
         except Exception as error:  # an informational line must not prevent a run from being saved
             _LOG.debug("the run could not be announced: %s", error)
@@ -242,17 +258,19 @@ class Opening:
         # After an error the run may exist already: the confirmation of its commit may have been lost.
         unsure = self._new_id is not None
         if self._new_id is None:
-            self._new_id, self.first_entry = new_run_id(), outbox.stats.newest_entry()
+            self._new_id, self.first_entry = self.intended_id, outbox.stats.newest_entry()
+        resume, together = self._together.of(self)
         run_id, continues = open_run(
             outbox,
             self._start.named,
             self._start.args,
             self._start.destination,
-            resume=self._start.resume,
+            resume=resume,
             new_id=self._new_id,
             unsure_after=self.first_entry if unsure else None,
             described=self._start.described,
             name=self._start.name,
+            together=together,
         )
         self.leave()
         if not self._enter(outbox, run_id):
@@ -261,7 +279,7 @@ class Opening:
             self._forget_exits(outbox, run_id)
             # A worker may have found the lock free a moment ago, and marked the run as interrupted.
             outbox.registry.revive(run_id)
-        self._continues = continues
+        self.continues = continues
         return run_id
 
     def _forget_exits(self, outbox: Outbox, run_id: str) -> None:
@@ -283,6 +301,7 @@ class Opening:
         """Stop using a damaged outbox. What can be read of the run in it is salvaged, so it continues as another run."""
         self._forget_outbox(model_id)
         self.kept.clear()
+        self.intended_id = new_run_id()
 
     def _let_go(self) -> None:
         """Save what the open file of a replaced outbox still has, and stop using it. The run keeps its id."""
@@ -296,7 +315,8 @@ class Opening:
         self._gone = self.outbox.let_go()
         self._forget_outbox(model_id)
         self._start = replace(self._start, resume=run_id)
-        self._new_id, self.first_entry = run_id, 0
+        self._new_id = self.intended_id = run_id
+        self.first_entry = 0
 
     def _report(self, gone: Fate, restored: Restored) -> None:
         """Log what happened to the outbox, and what that cost."""

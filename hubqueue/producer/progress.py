@@ -21,14 +21,14 @@ _EVERY = 0.25
 
 
 class UploadBar:
-    """The bar of one run: pass `show` to `Run.wait`."""
+    """The bar of one training, with its id at each destination: pass `show` to `Run.wait`."""
 
-    def __init__(self, home: Home, run_id: str | None, *, stream: TextIO | None = None) -> None:
-        self._home, self._run_id = home, run_id
+    def __init__(self, home: Home, *run_ids: str | None, stream: TextIO | None = None) -> None:
+        self._home, self._run_ids = home, [each for each in run_ids if each is not None]
         self._stream = sys.stderr if stream is None else stream
         self._bar: Any = None
         self._next_update = 0.0
-        self._silent = run_id is None or not _is_interactive(self._stream)
+        self._silent = not self._run_ids or not _is_interactive(self._stream)
 
     def show(self, left: object) -> None:
         """Update the bar; `left` is falsy when everything has arrived."""
@@ -42,8 +42,8 @@ class UploadBar:
             _LOG.debug("the progress bar cannot be shown: %s", error)
 
     def _show(self, *, done: bool) -> None:
-        assert self._run_id is not None
-        upload = None if done else upload_of(self._home, self._run_id)
+        running = () if done else (upload_of(self._home, each) for each in self._run_ids)
+        upload = next((each for each in running if each is not None), None)
         if upload is None:
             self._close(arrived=done)
             return

@@ -13,33 +13,40 @@ from __future__ import annotations
 import os
 import threading
 import time
-import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
-from hubqueue.config.credentials import Credentials
+from hubqueue.config.declaration import Destination
 from hubqueue.config.home import Home
 from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import Checkpoint, metrics_draft
+from hubqueue.domain.entry import Draft
 from hubqueue.outbox.database.patience import impatient
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.producer import metrics as values
-from hubqueue.producer.called_with import Ending, check_path, check_start, ending, run_name
+from hubqueue.producer.called_with import (
+    Ending,
+    check_path,
+    check_start,
+    destination_names,
+    ending,
+    run_name,
+)
 from hubqueue.producer.ending import unfinished
 from hubqueue.producer.ending.departure import departure
 from hubqueue.producer.leftover import Leftover, describe
-from hubqueue.producer.opening import Opening
 from hubqueue.producer.progress import UploadBar
 from hubqueue.producer.run_page import run_page
 from hubqueue.producer.saving import Saving
-from hubqueue.producer.senders import InProcess, NoSender, Sender, WorkerMode, sender
-from hubqueue.producer.startup.handle import Handle
-from hubqueue.producer.startup.wanted import Start, Wanted
+from hubqueue.producer.senders import WorkerMode
+from hubqueue.producer.several.savings import RunDestination, Savings, in_turn
+from hubqueue.producer.several.sending import Sending
+from hubqueue.producer.startup.handle import Handle, RunHandle
+from hubqueue.producer.startup.living import living, note, weakly
+from hubqueue.producer.startup.wanted import Start, Wanted, store_key
 from hubqueue.producer.survival import logger
-from hubqueue.worker.daemon import worker_lives
 
 Path_ = str | os.PathLike[str]
 _LOG = logger()
@@ -52,7 +59,7 @@ def start_run(
     model: str,
     *,
     args: Mapping[str, object] | None = None,
-    destination: str | None = None,
+    destination: str | Sequence[str] | None = None,
     home: Path_ | None = None,
     config: Path_ | None = None,
     worker: WorkerMode = "auto",
@@ -67,14 +74,14 @@ def start_run(
     "none" only saves. `resume` is the `Run.id` of a run to continue ("last": the newest), registered at the hub or not.
     `name` is the run's name at a destination that has names, 1 to 128 characters (default: the model's stem and the run's
     id); a run that is continued keeps its own.
+    `destination` is the name of a destination, or several: each gets everything, whatever happens to the others.
     Raises `InvalidModel`, `InvalidArgument` and `ConfigError` for errors that only the caller can fix. Storage errors
     are logged, or raised with `strict`.
     """
     check_start(model, args, worker)
+    names = destination_names(destination)
     located = Home.locate(home)
-    start = Wanted(located, config, model, args or {}, destination, resume, run_name(name)).start(
-        strict=strict
-    )
+    start = Wanted(located, config, model, args or {}, names, resume, run_name(name)).start(strict=strict)
     run = Run(start, worker=worker, strict=strict, config_path=config)
     run._begin()
     return run
@@ -88,40 +95,54 @@ class Run:
     ) -> None:
         self._home, self._chunk = start.home, 0
         self._config_path = None if config_path is None else os.path.abspath(config_path)
-        self._mode, self._strict = worker, strict
+        self._strict = strict
         self._lenient = values.Lenient()
-        self._sender: Sender | None = None
-        self._saving = Saving(
-            start, strict=strict, on_enqueue=_weak(self._nudge), on_settings=_weak(self._keep_key)
+        self._number: int | None = None
+        self._savings = Savings(
+            start,
+            strict=strict,
+            on_enqueue=weakly(self._nudge),
+            on_settings=weakly(self._keep_key),
+            on_added=weakly(self._expect_end),
         )
-        _LIVING.add(self)
+        self._sending = Sending(self._savings, worker, self._home, self._config_path)
+        note(self)
 
     @property
     def id(self) -> str | None:
-        """The local id, as `hubqueue status` shows it; None until the storage could be opened."""
+        """The local id, as `hubqueue status` shows it; None until the storage could be opened.
+
+        Of several destinations, that of the first one. A command that takes it acts on all of them.
+        """
         opening = self._saving.opening
         return opening.start.resume if opening.start.is_joined else opening.run_id
 
     @property
     def outbox(self) -> Outbox | None:
         """The run's outbox, shared with other runs of this process; None until the storage could be opened."""
-        return self._opening.outbox
+        return next(self._savings.openings()).outbox
+
+    @property
+    def destinations(self) -> tuple[RunDestination, ...]:
+        """The run at each of its destinations, in the order in which they were named."""
+        return self._savings.destinations()
 
     @property
     def remote_id(self) -> str | None:
-        """The id at the hub; None until the hub has responded."""
-        return self._opening.model_id
+        """The id at the hub, of the first destination that has one; None until a hub has responded."""
+        return next(
+            (found for each in self._savings.openings() if (found := each.model_id) is not None), None
+        )
 
     @property
     def url(self) -> str | None:
-        """The address of the run's web page; None until the hub has responded."""
-        found: str | None = self._opening.column("url")
-        return found
+        """The address of the run's web page, of the first destination that has one; None until a hub has responded."""
+        return next((found for each in self._savings.openings() if (found := each.column("url"))), None)
 
     @property
     def cancelled(self) -> bool:
-        """Whether the hub has asked the training to stop."""
-        return bool(self._opening.column("cancelled"))
+        """Whether a destination has asked the training to stop."""
+        return any(each.column("cancelled") for each in self._savings.openings())
 
     def log_metrics(
         self, metrics: Mapping[str, object], *, epoch: int | None = None, step: int | None = None
@@ -130,17 +151,32 @@ class Run:
 
         Both count from 0. A destination that takes steps gets the metrics under the step if there is one, any other one
         under the epoch, or under the number of the step if there is no epoch.
+        Of several destinations, the id is that of the first one that has saved.
         Values are numbers, and arrays of numpy and torch with one element; non-finite ones are sent as null. What is not a
         number is left out and logged once (with `strict`: `InvalidMetrics`); a call without any number saves nothing.
         Logging an epoch or step again adds to it: the newer value of a name counts. Raises `InvalidArgument` without both,
         `InvalidMetrics` for one that is not a whole number and for anything but a mapping, `RunFinished` after `finish`.
         """
+        return self._log_metrics(metrics, epoch=epoch, step=step)
+
+    def _log_metrics(
+        self,
+        metrics: Mapping[str, object],
+        *,
+        epoch: int | None,
+        step: int | None = None,
+        among: Callable[[Destination], bool] = lambda _declared: True,
+    ) -> int | None:
+        """The same, for each destination `among` them."""
         at = values.position(epoch, step)
         text = values.metrics_text(metrics) if self._strict else self._lenient.text(metrics)
         if text is None:
             return None
-        start = self._saving.opening.start
-        return self._saving.save(start.described(metrics_draft(text, *at, takes_steps=start.takes_steps)))
+
+        def draft(start: Start) -> Draft:
+            return start.described(metrics_draft(text, *at, takes_steps=start.takes_steps))
+
+        return self._savings.save(draft, among)
 
     def log_console(
         self, content: str, *, lines: int = 1, progress: Mapping[str, str] | None = None
@@ -149,14 +185,17 @@ class Run:
 
         `progress` is the text of each progress bar that is shown now, by its name; without `content` it is sent alone.
         """
-        start = self._saving.opening.start
-        declared = declaration(start.destination.type)
-        if declared.console is None or start.again is not None:
-            return None
         # Two calls within a millisecond have different numbers.
-        self._chunk = max(self._chunk + 1, time.time_ns() // 1_000_000)
-        bars = {"progress": progress} if declared.shows_progress else {}
-        return self._saving.save(declared.console(content, lines, self._chunk, **bars))
+        self._chunk = chunk = max(self._chunk + 1, time.time_ns() // 1_000_000)
+
+        def draft(start: Start) -> Draft | None:
+            declared = declaration(start.destination.type)
+            if declared.console is None or start.again is not None:
+                return None
+            bars = {"progress": progress} if declared.shows_progress else {}
+            return declared.console(content, lines, chunk, **bars)
+
+        return self._savings.save(draft)
 
     def save_checkpoint(
         self,
@@ -177,10 +216,27 @@ class Run:
         `map`, its mAP50-95, from 0 to 1) is sent without waiting for the pace.
         Errors are logged (raised with `strict`). Raises `RunFinished` after `finish`.
         """
+        return self._save_checkpoint(
+            path, epoch=epoch, step=step, is_best=is_best, map=map, final=final, archive=archive
+        )
+
+    def _save_checkpoint(
+        self,
+        path: Path_,
+        *,
+        epoch: int | None,
+        step: int | None = None,
+        is_best: bool = False,
+        map: float = 0.0,
+        final: bool = False,
+        archive: bool = False,
+        among: Callable[[Destination], bool] = lambda _declared: True,
+    ) -> int | None:
+        """The same, for each destination `among` them."""
         check_path(path)
         at, score = values.position(epoch, step), values.score("map", map, strict=self._strict)
         checkpoint = Checkpoint(path, at.epoch, is_best, score, final, archive, step=at.step)
-        return self._saving.save_checkpoint(checkpoint)
+        return self._savings.save_checkpoint(checkpoint, among)
 
     def finish(
         self,
@@ -200,26 +256,29 @@ class Run:
 
     def _finish(self, end: Ending) -> Leftover:
         try:
-            with impatient(max(_LEAST_PATIENCE, end.timeout / 4)):
-                self._saving.end(end)
-                if self._saving.ended is not None:
-                    unfinished.has_ended(self._saving)
-                self._saving.attempt("worker", lambda: self._sending().finish())
-                with UploadBar(self._home, self.id) as bar:
+            with impatient(max(_LEAST_PATIENCE, end.timeout / 4 / len(self._savings.each))):
+                try:
+                    self._savings.end(end)
+                finally:
+                    for each in self._savings.each:
+                        if each.ended is not None:
+                            unfinished.has_ended(each)
+                self._sending.finish()
+                with UploadBar(self._home, *(each.run_id for each in self._savings.openings())) as bar:
                     left = self.wait(timeout=end.deadline - time.monotonic(), each=bar.show)
-                if self._sender is not None:
-                    self._sender.close(end.deadline)
-                    left = self._saving.left() if self._sender.sends else left
-                    self._sender = None
+                if self._sending.close(end.deadline):
+                    left = self._savings.left()
         finally:
-            self._saving.opening.give_back()
+            for each in self._savings.each:
+                each.opening.give_back()
         if left and (left.unsaved or not self._saving.opening.start.is_joined):
-            self._saving.has_reported = True
-            has_worker = self._mode != "none" or worker_lives(self._home)
+            for each in self._savings.each:
+                each.has_reported = True
             named = self._saving.opening.start.named
             name = f"run {self.id}" if self.id else f"this run of {named.filename or named.model_id}"
-            _LOG.warning("%s: %s", name, describe(left, has_worker=has_worker, known=self.id is not None))
-        left = replace(left, other_end=self._saving.ends.other)
+            line = describe(left, has_worker=self._sending.has_worker, known=self.id is not None)
+            _LOG.warning("%s: %s", name, line)
+        left = self._savings.ends_of_others(left)
         if end.problem:
             raise end.problem
         return left
@@ -231,14 +290,9 @@ class Run:
         """
         deadline, pause = time.monotonic() + timeout, threading.Event()
         while True:
-            left = self._saving.left()
+            left = self._savings.left()
             each(left)
-            nobody_sends = self._mode == "none" or (
-                isinstance(self._sender, InProcess) and not self._sender.sends
-            )
-            # Its end waits for the other processes of the run.
-            only_end = self._saving.ends.waits and left.entries == 1
-            hopeless = nobody_sends or left.held is not None or not left.entries or only_end
+            hopeless = not (self._sending.can_arrive and self._savings.may_arrive(left))
             remaining = deadline - time.monotonic()
             if hopeless or remaining <= 0:
                 return left
@@ -251,97 +305,62 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._saving.ended is None:
+        if not self._savings.has_ended:
             how = departure(error)
             # An exception in one process says little about what another one trains.
             self._finish(ending(how.timeout, how.status, None, how.error, yields=how.status == "failed"))
 
     def __repr__(self) -> str:
-        return f"<hubqueue.Run {self.id} to {self._saving.opening.start.destination.name}>"
+        return f"<hubqueue.Run {self.id} to {self._savings.names}>"
 
     def _repr_html_(self) -> str:
-        return run_page(self.id, self._saving.opening.start.destination.name, self.url, self._saving.left())
+        return run_page(self.id, self._savings.names, self.url, self._savings.left())
 
     def __reduce__(self) -> tuple[Callable[[Handle], Run], tuple[Handle]]:
         """Pickle a handle: another process that unpickles it saves to this run, and does not end it."""
-        start = self._saving.opening.start
-        target = start.destination
-        made_by = (os.getpid(), id(self))
-        handle = Handle(
-            str(self._home.path), self._config_path, self.id, target.name, target.type, self._strict, made_by
+        runs = tuple(
+            RunHandle(run_id, target.name, target.type) for run_id, target in self._savings.targets()
         )
+        handle = Handle(str(self._home.path), self._config_path, runs, self._strict, (os.getpid(), id(self)))
         return _unpickled, (handle,)
 
     @property
-    def _opening(self) -> Opening:
-        """For reading. An unpickled run opens its outbox when it is first used."""
-        opening = self._saving.opening
-        if opening.start.is_joined and opening.outbox is None:
-            self._saving.attempt("run", opening.opened)
-        return opening
+    def _saving(self) -> Saving:
+        """That of the first destination."""
+        return self._savings.first
+
+    def after_fork(self) -> None:
+        """Called in a forked child, which only saves: the worker of the parent sends."""
+        for each in self._savings.each:
+            each.opening.after_fork()
+        self._sending.only_save()
 
     def _begin(self) -> None:
-        if self._saving.opening.start.again is None:
-            self._keep_key(self._saving.opening.start)
-        unfinished.expect_end(self, self._saving)
-        self._saving.attempt("start of the run", self._saving.opening.opened)
+        for each in self._savings.each:
+            if each.opening.start.again is None:
+                self._keep_key(each.opening.start)
+        self._expect_end(*self._savings.each)
+        in_turn(self._savings.each, lambda each: each.attempt("start of the run", each.opening.opened))
         self._nudge()
+
+    def _expect_end(self, *savings: Saving) -> None:
+        self._number = unfinished.expect_end(self, savings, self._number)
 
     def _keep_key(self, start: Start) -> None:
         """Store a key of the identifier: a worker reads keys only from the environment and from this file."""
-        key = start.named.api_key
-        if key is None:
-            return
-
-        def store() -> None:
-            self._home.create()
-            Credentials(self._home.credentials, os.environ).add(start.destination, key)
-
-        self._saving.attempt("key", store)
+        if start.named.api_key is not None:
+            self._saving.attempt("key", partial(store_key, start))
 
     def _nudge(self) -> None:
-        unfinished.abandon_dropped()
-        self._saving.attempt("worker", lambda: self._sending().nudge())
-
-    def _sending(self) -> Sender:
-        if self._sender is None:
-            self._saving.opening.opened()
-            row = partial(self._saving.opening.column, "destination")
-            self._sender = sender(self._mode, self._home, self._config_path, row)
-        return self._sender
-
-
-_LIVING: weakref.WeakSet[Run] = weakref.WeakSet()
-
-
-def _weak(method: Callable[..., None]) -> Callable[..., None]:
-    """Calls a method of a run as long as the run exists: it must be noticed when a script drops the run."""
-    reference = weakref.WeakMethod(method)
-
-    def call(*given: object) -> None:
-        found = reference()
-        if found is not None:
-            found(*given)
-
-    return call
+        self._sending.nudge()
 
 
 def _unpickled(handle: Handle) -> Run:
     """The run of a handle: in the process that made it the same object, in another one a run that only saves."""
     pid, number = handle.made_by
-    for run in list(_LIVING) if pid == os.getpid() else ():
-        if id(run) == number and run.id == handle.run_id:
-            return run
+    for each in living() if pid == os.getpid() else ():
+        if id(each) == number and isinstance(each, Run) and each.id == handle.runs[0].run_id:
+            return each
     run = Run(handle.start(), worker="none", strict=handle.strict, config_path=handle.config)
-    run._sender = NoSender()
+    run._sending.only_save()
     return run
-
-
-def _after_fork_in_child() -> None:
-    for run in list(_LIVING):
-        run._saving.opening.after_fork()
-        run._sender = NoSender()  # the child only saves; the parent's worker sends
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -9,7 +9,7 @@ from hubqueue.producer.leftover import Leftover, describe
 
 
 def run_page(run_id: str | None, destination: str, url: str | None, left: Leftover) -> str:
-    """A run as one line of HTML: its link, what has not arrived yet, and how to continue it."""
+    """A run as one line of HTML: its link, what has not arrived yet, and how to continue it. `destination` may name several."""
     name, address = escape(run_id or "not saved yet"), link(url)
     shown = f'<a href="{escape(address)}">{name}</a>' if address else f"<code>{name}</code>"
     owed = escape(describe(left)) if left else "everything so far has arrived"

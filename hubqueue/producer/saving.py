@@ -15,13 +15,14 @@ from typing import TypeVar
 
 from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import Checkpoint, is_preliminary, keyed
-from hubqueue.domain.entry import Draft, Kind
-from hubqueue.domain.errors import OutboxLocked, RunFinished
+from hubqueue.domain.entry import Draft, Kind, Snapshot
+from hubqueue.domain.errors import CheckpointUnreadable, OutboxLocked, RunFinished
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.redact import clean
 from hubqueue.outbox.database.patience import alone
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.spool.ballast import Ballast
+from hubqueue.outbox.spool.source import is_folder
 from hubqueue.producer.called_with import Ending
 from hubqueue.producer.ending.departure import Departure
 from hubqueue.producer.ending.ends import Ends
@@ -29,6 +30,7 @@ from hubqueue.producer.intake import copy_checkpoint, owe, was_swept
 from hubqueue.producer.leftover import Leftover, count_safely
 from hubqueue.producer.memory.backlog import Backlog
 from hubqueue.producer.opening import Opening
+from hubqueue.producer.several.together import Together
 from hubqueue.producer.sharing import SHARED
 from hubqueue.producer.startup.wanted import Start
 from hubqueue.producer.survival import COPY, Survivor, logger
@@ -45,7 +47,7 @@ class Saving:
     """The entries of one run on their way to its outbox. Safe to use from several threads.
 
     `on_enqueue` is called after each attempt to enqueue, successful or not; `on_settings` when the settings of a
-    preliminary start could be read.
+    preliminary start could be read. `together` and `family` know the training's other destinations.
     """
 
     def __init__(
@@ -55,12 +57,17 @@ class Saving:
         strict: bool,
         on_enqueue: Callable[[], None],
         on_settings: Callable[[Start], None],
+        together: Together | None = None,
+        family: list[Survivor] | None = None,
     ) -> None:
         self._home, self._on_enqueue = start.home, on_enqueue
-        self.opening = Opening(start, on_lost=self._lost, on_settings=on_settings)
+        self._together = together
+        self.opening = Opening(start, on_lost=self._lost, on_settings=on_settings, together=together)
         self.backlog = Backlog(self._removed_unsaved)
         self._unsaved = _Unsaved()
-        self._survivor = Survivor(strict=strict, name=lambda: self.opening.run_id, note=self._note)
+        self._survivor = Survivor(
+            strict=strict, name=lambda: self.opening.run_id, note=self._note, family=family
+        )
         self._locked = False  # whether another process kept a lock since this was set to False
         self.ended: RunState | None = None
         self.has_reported = False  # whether `finish` has logged what is left
@@ -90,32 +97,76 @@ class Saving:
         self._on_enqueue()
         return saved
 
-    def save_checkpoint(self, checkpoint: Checkpoint) -> int | None:
-        """Copy a checkpoint and enqueue it; return its entry id, None when that failed and was logged.
+    @property
+    def takes_folders(self) -> bool:
+        """Whether a checkpoint may be a folder."""
+        return declaration(self.opening.start.destination.type).takes_folders
 
-        Raises `RunFinished` after the end of the run.
-        """
+    def takes_checkpoints(self) -> bool:
+        """Whether the destination takes checkpoints; a refusal is logged once. Raises `RunFinished`."""
+        self._refuse_finished()
+        return self._takes(Kind.CKPT)
+
+    def copy(
+        self,
+        checkpoint: Checkpoint,
+        same: Snapshot | None,
+        on_unreadable: Callable[[CheckpointUnreadable], object],
+    ) -> Draft | None:
+        """Copy a checkpoint, or give `same`, the copy of another destination, a further name; None when that failed and was logged."""
 
         def copy() -> Draft:
             outbox, run_id = self.opening.opened()
             type = declaration(self.opening.start.destination.type)
-            return copy_checkpoint(
-                outbox, run_id, checkpoint, folders=type.takes_folders, steps=type.takes_steps
-            )
+            takes = {"folders": type.takes_folders, "steps": type.takes_steps}
+            try:
+                return copy_checkpoint(outbox, run_id, checkpoint, **takes, same=same)
+            except CheckpointUnreadable as error:
+                named = self._named(error, checkpoint)
+                on_unreadable(named)
+                raise named from error.__cause__
 
-        self._refuse_finished()
-        if not self._takes(Kind.CKPT):
-            return None
-        while (draft := self.attempt(COPY, copy)) is not None:
-            saved, outbox = self.save(draft), self.opening.outbox
-            if saved is None or outbox is None:
-                return saved
-            if not self.attempt("checkpoint", partial(was_swept, outbox, saved, draft)):
-                return saved
+        return self.attempt(COPY, copy)
+
+    def _named(self, error: CheckpointUnreadable, checkpoint: Checkpoint) -> CheckpointUnreadable:
+        """The same error; of several destinations, with the name of one that takes no folder."""
+        is_alone = self._together is None or not self._together.is_several
+        if is_alone or checkpoint.archive or self.takes_folders or not is_folder(checkpoint.path):
+            return error
+        name = self.opening.start.destination.name
+        message = f"{checkpoint.path} is a folder, and destination {name} takes one file"
+        return CheckpointUnreadable(message, hint=error.hint)
+
+    def was_swept(self, entry_id: int, draft: Draft) -> bool:
+        """Whether the copy of an enqueued checkpoint was swept before its entry was written (`was_swept`)."""
+        outbox = self.opening.outbox
+        if outbox is None:
+            return False
+        return bool(self.attempt("checkpoint", partial(was_swept, outbox, entry_id, draft)))
+
+    def has_lost(self, snapshot: Snapshot) -> bool:
+        """Whether a copy is not in the spool any more."""
+        outbox = self.opening.outbox
+        return outbox is not None and not outbox.spool.exists(snapshot)
+
+    def discard(self, draft: Draft) -> None:
+        """Remove the copy of a draft that is not enqueued."""
+        if draft.snapshot is not None and self.opening.outbox is not None:
+            self.opening.outbox.spool.remove(draft.snapshot.name)
+
+    def lose_checkpoint(self, why: CheckpointUnreadable | None) -> None:
+        """Count a checkpoint that could not be copied. `why` is None where that was logged for this destination."""
         with self.opening.guard:
             self._unsaved.lose()
+            if why is not None:
+                self._unsaved.because(why)
         self.attempt("loss of a checkpoint", self._note_unsaved)
-        return None
+
+    def take_over(self, other: Saving) -> None:
+        """Keep in memory what another destination of the training has not saved yet."""
+        for draft in other.backlog.drafts():
+            if self._takes(draft.kind):
+                self.backlog.put(self._keyed(draft))
 
     def end(self, ending: Ending) -> None:
         """Save what is in memory, then end the run. While another process keeps a lock, try again until the deadline."""

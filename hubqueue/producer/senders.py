@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,8 +15,6 @@ from hubqueue.domain.errors import HubqueueError, WorkerError
 from hubqueue.outbox.outbox import COURTESY, open_outbox
 from hubqueue.producer.survival import logger
 from hubqueue.worker import daemon
-from hubqueue.worker import log as journal
-from hubqueue.worker.service import Service
 
 WorkerMode = Literal["auto", "thread", "none"]
 _LOG = logger()
@@ -26,10 +24,15 @@ _CHECK_AT_END = 1.0
 _LONGEST_CHECK = 300.0
 
 
-def sender(mode: WorkerMode, home: Home, config: str | None, row: Callable[[], str | None]) -> Sender:
-    """The sender for a `worker` mode of `start_run`. `row` returns the run's current row of `destinations`."""
+def sender(
+    mode: WorkerMode, home: Home, config: str | None, rows: Callable[[], Sequence[str | None]]
+) -> Sender:
+    """The sender for a `worker` mode of `start_run`. `rows` returns the run's current rows of `destinations`.
+
+    A row is None if the storage cannot be read.
+    """
     if mode == "auto":
-        return Detached(home, config, row)
+        return Detached(home, config, rows)
     return InProcess(home.path, config) if mode == "thread" else NoSender()
 
 
@@ -74,18 +77,19 @@ class Detached:
 
     sends = True
 
-    def __init__(self, home: Home, config: str | None, row: Callable[[], str | None]) -> None:
-        self._home, self._config, self._row = home, config, row
+    def __init__(self, home: Home, config: str | None, rows: Callable[[], Sequence[str | None]]) -> None:
+        self._home, self._config, self._rows = home, config, rows
         self._check_at = 0.0
         self._interval = self._usual_interval = _CHECK
 
     def nudge(self) -> None:
         now = time.monotonic()
         if now >= self._check_at:
-            destination = self._row()
-            if destination is not None:  # else the storage cannot be read: try again with the next call
+            rows = [each for each in self._rows() if each is not None]
+            if rows:  # else the storage cannot be read: try again with the next call
                 self._check_at = now + self._interval
-                started = daemon.ensure_worker(self._home, destination, config=self._config)
+                # A worker that was just started may send for the other rows too: the next check finds out.
+                started = any(daemon.ensure_worker(self._home, each, config=self._config) for each in rows)
                 # A worker that has to be started at every check cannot send for this run: check less often.
                 self._interval = min(self._interval * 2, _LONGEST_CHECK) if started else self._usual_interval
 
@@ -133,6 +137,10 @@ class InProcess:
             self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start(self) -> None:
+        # Slow to load, and a training with a separate worker does not need them.
+        from hubqueue.worker import log as journal
+        from hubqueue.worker.service import Service
+
         self._service = Service(self._outbox, emit=journal.write)
         self._thread = threading.Thread(target=self._work, name="hubqueue-service", daemon=True)
         self._cannot_start = True

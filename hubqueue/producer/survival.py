@@ -60,6 +60,7 @@ class Survivor:
 
     With `strict` every error is raised. An outbox of another program or of a newer version is always raised, because
     only the caller can fix it. `name` returns the run's id for log lines. `note` is called with each error not raised.
+    `family` has the survivors of the training's other destinations: an error that they share is logged once.
     """
 
     def __init__(
@@ -68,9 +69,12 @@ class Survivor:
         strict: bool,
         name: Callable[[], str | None] = lambda: None,
         note: Callable[[BaseException], None] = lambda _error: None,
+        family: list[Survivor] | None = None,
     ) -> None:
         self._strict, self._name, self._note = strict, name, note
         self._repeated: dict[tuple[str, str], int] = {}
+        self._family = [] if family is None else family
+        self._family.append(self)
 
     def attempt(self, what: str, act: Callable[[], _T]) -> _T | None:
         """Call `act`; return None when it failed and the error was logged or counted."""
@@ -99,7 +103,10 @@ class Survivor:
         if kind in self._repeated or len(self._repeated) >= _KINDS:
             self._repeated[kind] = self._repeated.get(kind, 0) + 1
             return
-        self._repeated[kind] = 0
+        is_logged = any(kind in each._repeated for each in self._family)
+        self._repeated[kind] = 1 if is_logged else 0
+        if is_logged:
+            return
         if not known:
             _LOG.error(
                 "the %s could not be saved: a defect in hubqueue; the training continues",
@@ -120,6 +127,10 @@ class Survivor:
         over = [kind for kind in self._repeated if kind[0] == recovered]
         if over:
             more = sum(self._repeated.pop(kind) for kind in over)
+            still = next((each for each in self._family if over[0] in each._repeated), None)
+            if still is not None:  # its recovery is logged
+                still._repeated[over[0]] += more
+                return
             again = f" ({more} more failures were not shown)" if more else ""
             _LOG.warning("run %s: saving works again%s", self._name(), again)
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from hubqueue.domain.errors import OutboxUnavailable
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.reach import obstacle, served
+from hubqueue.outbox.runs import RunIds
 from hubqueue.outbox.stats import Owed
 from hubqueue.worker.events import Emit, Fact
 from hubqueue.worker.janitor import Janitor
@@ -169,7 +170,7 @@ def nothing_left(
     outbox: Outbox,
     worker: Worker,
     *,
-    run_id: str | None,
+    run_id: RunIds,
     deadline: float | None,
     report: Callable[[Owed], None],
 ) -> Callable[[], str | None]:
@@ -194,11 +195,13 @@ def nothing_left(
     return check
 
 
-def _why_left(outbox: Outbox, run_id: str | None) -> str:
+def _why_left(outbox: Outbox, run_id: RunIds) -> str:
     """Why nobody here can send what is left: that the same key is missing for all of it, or that it belongs elsewhere."""
     owed = outbox.stats.owed_by_destination()
-    if run_id is not None and (row := outbox.stats.run(run_id)) is not None:
-        owed = {row["destination"]: 1}
+    if run_id is not None:
+        ids = [run_id] if isinstance(run_id, str) else run_id
+        rows = [outbox.stats.run(each) for each in ids if outbox.stats.owed(each).entries]
+        owed = {row["destination"]: 1 for row in rows if row is not None} or owed
     found = [obstacle(outbox, each) for each in outbox.addresses.all() if owed.get(each.name)]
     reasons = {each.what if each is not None and each.key else None for each in found}
     return reasons.pop() or _ELSEWHERE if len(reasons) == 1 else _ELSEWHERE

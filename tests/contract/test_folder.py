@@ -15,7 +15,7 @@ import pytest
 from layout_stage import BLOCK, Box, Training, random_bytes
 
 from hubqueue.config.reader import parse
-from hubqueue.destinations.base import Attempt, DestinationUnavailable
+from hubqueue.destinations.base import Attempt, DestinationUnavailable, quiet
 from hubqueue.destinations.folder.root import Root
 from hubqueue.destinations.folder.store import Folder
 from hubqueue.domain.errors import ConfigError
@@ -66,7 +66,7 @@ def test_the_path_is_the_address_and_must_be_set() -> None:
     )
     assert relative.value.problems == (
         "destinations.folder.path must be an absolute path, or one that begins with ~/",
-        "destinations.folder.url is a setting of type 'hub' or 'platform' only; this destination is of type 'folder'",
+        "destinations.folder.url is a setting of type 'hub' or 'platform' or 'http' only; this destination is of type 'folder'",
     )
 
 
@@ -356,7 +356,7 @@ def test_a_disk_that_is_unmounted_in_the_middle_is_not_written_to_below_its_moun
     box = Box(small_disk, home=home)
     training = started(box)
 
-    with Folder(box.settings).sending(training.run.remembered) as objects:
+    with Folder(box.settings).sending(training.run.remembered, quiet()) as objects:
         subprocess.run(["umount", "-l", str(small_disk)], check=True)
         objects.create("another-run/run.json", b"{}")
         made = objects.read("another-run/run.json")

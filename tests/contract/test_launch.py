@@ -7,15 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from stage import ROOT, environ_of, wait_until
+from stage import ROOT, environ_of, python, wait_until
 
 from hubqueue.config.home import Home
 from hubqueue.sandbox import Sandbox
 from hubqueue.worker.daemon import worker_lives
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
+LOGGED = "import logging\nlogging.basicConfig(level=logging.WARNING, format='%(message)s')\n"
 TRAINING = """
-import logging, os, sys
-logging.basicConfig(level=logging.WARNING, format="%(message)s")
+import os, sys
 {before}
 import hubqueue
 run = hubqueue.start_run("yolov8n.pt", home=sys.argv[1])
@@ -33,7 +34,7 @@ def _train(
     timeout: float = 30,
     **environ: str,
 ) -> str:
-    code = TRAINING.format(before=before, timeout=timeout)
+    code = LOGGED + TRAINING.format(before=before, timeout=timeout)
     inherited = environ_of(folder / "home", url, HUBQUEUE_WORKER__IDLE_EXIT="0", **environ)
     command = [sys.executable, *flags, "-c", code, str(folder / "home")]
     done = subprocess.run(
@@ -43,7 +44,7 @@ def _train(
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("flag", ["-I", "-E", "-s"])
+@pytest.mark.parametrize("flag", ["-I", pytest.param("-E", marks=pytest.mark.slow), "-s"])
 def test_the_worker_is_as_isolated_as_its_training(tmp_path: Path, hub: Sandbox, flag: str) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
@@ -86,18 +87,24 @@ def test_a_module_beside_the_script_does_not_reach_the_worker(tmp_path: Path, hu
         ("os.environ['HUBQUEUE_IS_WORKER'] = '1'", "itself started as a worker"),
     ],
 )
-def test_what_is_not_certainly_a_python_is_not_started(tmp_path: Path, before: str, why: str) -> None:
+def test_what_is_not_certainly_a_python_is_not_started(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, before: str, why: str
+) -> None:
     program = tmp_path / "trainer"
     program.write_text(f"#!/bin/sh\necho started >> {tmp_path / 'seen'}\n")
     program.chmod(0o755)
 
-    output = _train(tmp_path, "http://127.0.0.1:9", before=before, timeout=2, PROGRAM=str(program))
+    environ = environ_of(home, "http://127.0.0.1:9", PROGRAM=str(program))
+    monkeypatch.chdir(tmp_path)
 
+    output, _ = python(TRAINING.format(before=before, timeout=2), environ, str(home)).communicate(timeout=90)
+
+    assert output is not None
     assert output.count(why) == 1, output
     assert "hubqueue worker" in output  # the hint
     assert "left" in output
     assert not (tmp_path / "seen").exists()
-    assert not (tmp_path / "home" / "worker.log").exists()
+    assert not (home / "worker.log").exists()
 
 
 def test_a_worker_that_ends_at_once_is_reported_once(tmp_path: Path) -> None:

@@ -1,11 +1,10 @@
-"""A destination of another package, as in docs/adding-a-destination.md: from the configuration to the deliveries."""
+"""A destination of another package, as in docs/destinations.md: from the configuration to the deliveries."""
 
 from __future__ import annotations
 
 import json
 import os
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
@@ -13,8 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugin_stage import ID, SECRET, Collector, break_package, configure, install, plugin_environ
-from stage import environ_of, hubqueue, python, totals
+from plugin_stage import (
+    ID,
+    SECRET,
+    Collector,
+    break_package,
+    configure,
+    in_this_process,
+    install,
+    plugin_environ,
+    plugin_hubqueue,
+    plugin_python,
+    uninstall,
+)
+from stage import environ_of, hubqueue, totals
 
 import hubqueue as package
 from hubqueue.config import registry
@@ -57,29 +68,20 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture
-def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def installed(folder: Path) -> Iterator[Path]:
     """The package in this process."""
-    monkeypatch.syspath_prepend(folder)
-    _forget_types()
-    yield folder
-    _forget_types()
-
-
-def _forget_types() -> None:
-    registry.declaration.cache_clear()
-    registry._entry_points.cache_clear()
-    for name in [each for each in sys.modules if each.startswith("hubqueue_collector")]:
-        del sys.modules[name]
+    with in_this_process(folder) as present:
+        yield present
 
 
 def train(environ: dict[str, str], destination: str, *checkpoint: str) -> None:
-    process = python(TRAIN, environ, destination, *checkpoint)
+    process = plugin_python(TRAIN, environ, destination, *checkpoint)
     out, _ = process.communicate(timeout=90)
     assert process.returncode == 0, out
 
 
 def status(environ: dict[str, str]) -> dict[str, Any]:
-    shown: dict[str, Any] = json.loads(hubqueue(environ, "status", "--json").stdout)
+    shown: dict[str, Any] = json.loads(plugin_hubqueue(environ, "status", "--json").stdout)
     return shown
 
 
@@ -93,8 +95,8 @@ def test_the_package_of_the_document_delivers_a_whole_training(
 
     logged_in = hubqueue(environ, "login", "lab", stdin=BOTH)
     train(environ, "lab", str(tmp_path / "last.pt"))
-    drained = hubqueue(environ, "drain", "--timeout", "60")
-    checked = hubqueue(environ, "check")
+    drained = plugin_hubqueue(environ, "drain", "--timeout", "60")
+    checked = plugin_hubqueue(environ, "check")
 
     assert (logged_in.returncode, drained.returncode) == (0, 0), logged_in.stderr + drained.stderr
     assert collector.taken == {
@@ -107,7 +109,7 @@ def test_the_package_of_the_document_delivers_a_whole_training(
     assert len({headers["Idempotency-Key"] for _, headers, _ in collector.requests}) == 4
     assert status(environ)["healthy"] is True
     for command in ("status", "runs"):  # it has no address to show, but it is registered
-        shown = hubqueue(environ, command).stdout
+        shown = plugin_hubqueue(environ, command).stdout
         assert ("not registered yet" in shown, "  registered" in shown) == (False, True), shown
     assert (checked.returncode, "hubqueue-collector 1.2.3" in checked.stdout) == (0, True)
     stored = home / "credentials.toml"
@@ -290,9 +292,9 @@ def test_a_broken_package_holds_only_its_own_runs(
     sound = (folder / "hubqueue_collector" / "__init__.py").read_text()
     break_package(folder)
 
-    drained, checked = hubqueue(environ, "drain", "--timeout", "30"), hubqueue(environ, "check")
+    drained, checked = plugin_hubqueue(environ, "drain", "--timeout", "30"), plugin_hubqueue(environ, "check")
     shown = status(environ)
-    started = hubqueue(environ, "enqueue", "run", "resnet50.pt", "--to", "lab")
+    started = plugin_hubqueue(environ, "enqueue", "run", "resnet50.pt", "--to", "lab")
 
     assert (drained.returncode, len(hub.models)) == (3, 1), drained.stderr
     assert "cannot be loaded from hubqueue-collector: ModuleNotFoundError" in checked.stdout
@@ -305,7 +307,7 @@ def test_a_broken_package_holds_only_its_own_runs(
     assert (started.returncode, "hubqueue-collector" in started.stderr) == (2, True)
 
     (folder / "hubqueue_collector" / "__init__.py").write_text(sound)
-    assert hubqueue(environ, "drain", "--timeout", "30").returncode == 0
+    assert plugin_hubqueue(environ, "drain", "--timeout", "30").returncode == 0
     assert set(collector.taken) == {"start", "metrics", "end"}
 
 
@@ -342,7 +344,7 @@ def test_a_type_that_is_not_installed_is_an_error_with_a_hint(home: Path) -> Non
 
 
 def test_the_rows_of_a_removed_type_stop_nothing(
-    home: Path, installed: Path, collector: Collector, hub: Sandbox, monkeypatch: pytest.MonkeyPatch
+    home: Path, installed: Path, collector: Collector, hub: Sandbox
 ) -> None:
     configure(home, collector.url)
     with open_outbox(home, environ={}) as outbox:
@@ -352,8 +354,7 @@ def test_the_rows_of_a_removed_type_stop_nothing(
     )
     gone.log_metrics({"loss": 1.0}, epoch=0)
     (home / "config.toml").unlink()
-    monkeypatch.undo()
-    _forget_types()
+    uninstall(installed)
     assert not registry.is_known("collector")
 
     with open_outbox(home, environ={"ULTRALYTICS_HUB_API": hub.url, "HUB_API_KEY": "key-of-hub"}) as outbox:
@@ -370,7 +371,7 @@ def test_the_rows_of_a_removed_type_stop_nothing(
 
 
 def test_salvage_recovers_the_runs_of_a_removed_type(
-    home: Path, installed: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+    home: Path, installed: Path, collector: Collector
 ) -> None:
     configure(home, collector.url)
     with open_outbox(home, environ={}) as outbox:
@@ -379,8 +380,7 @@ def test_salvage_recovers_the_runs_of_a_removed_type(
     run.log_metrics({"loss": 1.0}, epoch=0)
     run.finish(timeout=0)
     (home / "config.toml").unlink()
-    monkeypatch.undo()
-    _forget_types()
+    uninstall(installed)
     with closing(sqlite3.connect(home / "outbox.db")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     set_aside(home / "outbox.db")

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from plugin_stage import ID, SECRET, Collector, break_package, configure, install, plugin_environ
+from plugin_stage import (
+    ID,
+    SECRET,
+    Collector,
+    break_package,
+    configure,
+    forget_types,
+    in_this_process,
+    install,
+    plugin_environ,
+)
 from stage import hubqueue, totals
 
 import hubqueue as package
@@ -36,25 +45,15 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def installed(tmp_path: Path) -> Iterator[Path]:
     """The package in this process."""
-    folder = install(tmp_path / "site")
-    monkeypatch.syspath_prepend(folder)
-    _forget_types()
-    yield folder
-    _forget_types()
+    with in_this_process(install(tmp_path / "site")) as present:
+        yield present
 
 
 @pytest.fixture
 def module(installed: Path) -> Path:
     return installed / "hubqueue_collector" / "__init__.py"
-
-
-def _forget_types() -> None:
-    registry.declaration.cache_clear()
-    registry._entry_points.cache_clear()
-    for name in [each for each in sys.modules if each.startswith("hubqueue_collector")]:
-        del sys.modules[name]
 
 
 def _replace(module: Path, was: str, now: str) -> None:
@@ -63,7 +62,7 @@ def _replace(module: Path, was: str, now: str) -> None:
     module.write_text(module.read_text().replace(was, now))
     for compiled in module.parent.rglob("*.pyc"):
         compiled.unlink()
-    _forget_types()
+    forget_types()
 
 
 def _log_in(home: Path) -> None:
@@ -95,7 +94,7 @@ def test_a_run_is_not_closed_without_its_end_while_its_package_is_broken(
     run = _abandon(home)
     sound = module.read_text()
     break_package(module.parent.parent)
-    _forget_types()
+    forget_types()
 
     with open_outbox(home) as outbox:
         Janitor(outbox, lambda _fact: None).scan()
@@ -134,7 +133,7 @@ def test_a_salvaged_run_of_a_broken_package_gets_the_lanes_that_it_had(
     _log_in(home)
     run = _abandon(home)
     break_package(module.parent.parent)
-    _forget_types()
+    forget_types()
     with closing(sqlite3.connect(home / "outbox.db")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     set_aside(home / "outbox.db")
@@ -244,7 +243,7 @@ def test_runs_of_a_broken_package_are_not_readdressed_to_a_key_nobody_knows(
     with open_outbox(home) as outbox:
         before = outbox.stats.run(run)["destination"]
     break_package(module.parent.parent)
-    _forget_types()
+    forget_types()
 
     with open_outbox(home) as outbox:
         with pytest.raises(ConfigError, match="hubqueue-collector"):
@@ -260,7 +259,7 @@ def test_a_run_of_a_broken_package_goes_to_no_other_destination(
     _log_in(home)
     healthy = package.start_run("resnet50.pt", home=home, worker="none")
     break_package(module.parent.parent)
-    _forget_types()
+    forget_types()
 
     with pytest.raises(ConfigError, match="hubqueue-collector"):
         package.start_run("resnet50.pt", home=home, worker="none")

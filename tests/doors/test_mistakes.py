@@ -188,8 +188,14 @@ def test_a_shell_script_follows_the_rules_of_the_python_interface(home: Path) ->
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-@pytest.mark.parametrize("command", ["status", "runs", "log", "entries"])
-@pytest.mark.parametrize("where", ["> /dev/full", ">&-"])
+@pytest.mark.parametrize(
+    ("where", "command"),
+    [
+        *(("> /dev/full", command) for command in ("status", "runs", "log", "entries")),
+        (">&-", "status"),
+        *(pytest.param(">&-", command, marks=pytest.mark.slow) for command in ("runs", "log", "entries")),
+    ],
+)
 def test_a_stdout_that_cannot_be_written_is_one_error(home: Path, run: str, command: str, where: str) -> None:
     shell = f"exec {sys.executable} -m hubqueue {command} {where}"
 
@@ -210,7 +216,10 @@ def test_a_demo_in_an_impossible_folder_is_one_error(home: Path) -> None:
     assert "Traceback" not in shown.stderr
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii", "utf-8"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["latin-1", "ascii", *(pytest.param(each, marks=pytest.mark.slow) for each in ("cp1252", "utf-8"))],
+)
 def test_every_encoding_shows_everything(home: Path, encoding: str) -> None:
     with open_outbox(home, environ={}) as outbox:
         log(outbox, new_run(outbox, model="模型-é.pt"), 0, 1, 2)

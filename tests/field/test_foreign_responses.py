@@ -132,7 +132,9 @@ def test_a_page_of_a_gateway_buries_nothing_and_holds_nothing(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("status", [400, 401, 404, 413])
+@pytest.mark.parametrize(
+    "status", [400, 401, *(pytest.param(each, marks=pytest.mark.slow) for each in (404, 413))]
+)
 def test_what_is_not_the_hubs_own_format_is_no_verdict(
     status: int, shape: str, staged: tuple[Outbox, Worker], gateway: Gateway, clock: FakeClock
 ) -> None:

@@ -152,9 +152,9 @@ def test_a_hold_probes_less_and_less_often_and_burns_no_attempt(at: Stage, hub_:
     at.step()
     first = len(peer.requests)
 
-    at.pass_time(3600)
+    at.pass_time(3600, every=30)
     hour = len(peer.requests) - first
-    at.pass_time(24 * 3600, every=60)
+    at.pass_time(24 * 3600, every=180)
     day = len(peer.requests) - first - hour
 
     # Doubling from one minute: 1, 2, 4, … 32 minutes, then one an hour.
@@ -271,12 +271,12 @@ def test_a_lane_that_is_refused_for_its_own_reason_does_not_lift_and_hold_in_tur
     at.step()
     log(at.outbox, new_run(at.outbox, remote_id="m2"), 0)
 
-    at.pass_time(3600)
+    at.pass_time(3600, every=30)
 
     assert len(at.held) == 1
     assert 4 <= len([each for each in peer.requests if each.startswith(b"POST /v1/models HTTP")]) <= 8
     hub_.status = None
-    at.pass_time(3700)
+    at.pass_time(3700, every=30)
     assert at.held == []
     assert "pending" not in totals(at.outbox)
 
@@ -308,10 +308,10 @@ def test_a_probe_of_a_large_checkpoint_sends_it_only_when_the_key_is_accepted(
     hub_.status = "401 No"
     at.step()
     whole = [len(each) > 3_000_000 for each in peer.requests]
-    at.pass_time(3600)
+    at.pass_time(3600, every=30)
     probes = peer.requests[len(whole) :]
     hub_.status = None
-    at.pass_time(3700)
+    at.pass_time(3700, every=30)
 
     assert whole == [True]
     assert probes
@@ -384,10 +384,10 @@ def test_a_run_that_the_hub_does_not_know_for_a_while_holds_no_neighbour_and_hea
     log(at.outbox, other, 0)
     at.step()
     shown = {run["id"]: run for run in at.outbox.status()["runs"]}
-    at.pass_time(6 * 3600, every=60)
+    at.pass_time(6 * 3600, every=180)
     probes = len([each for each in peer.requests if b"/v1/models/gone" in each])
     hub_.status = None
-    at.pass_time(2 * 3600, every=60)
+    at.pass_time(2 * 3600, every=180)
 
     assert shown[gone]["held"]
     assert shown[gone]["probes_at"]

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -67,11 +67,20 @@ def scanned(environ: Mapping[str, str], run_id: str) -> tuple[str, str | None]:
     return state, None if end is None else end["data"].get("error")
 
 
-def ended(environ: Mapping[str, str], code: str) -> tuple[str, str | None]:
-    """How a script ended, in a Python of its own: the way it ends matters."""
-    script = python(STARTS + code, environ, fresh=True)
+def ended(environ: Mapping[str, str], code: str, *, fresh: bool = True) -> tuple[str, str | None]:
+    """How a script ended: in a Python of its own, unless nothing depends on its exit code."""
+    script = python(STARTS + code, environ, fresh=fresh)
     out, _ = script.communicate()
     return scanned(environ, out.split()[0])
+
+
+@pytest.fixture
+def quick_collections() -> Iterator[None]:
+    """Garbage collections that leave out what the tests before have loaded: there is much of it."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def exits(*code: object) -> Callable[[], NoReturn]:
@@ -139,7 +148,7 @@ with hubqueue.start_run("yolo26n.pt", worker="thread", args={"project": "coco"})
     print(run.id, flush=True)
     threading.Event().wait()
 """
-    training = python(TAKES_CTRL_C + code, environ, fresh=True)
+    training = python(TAKES_CTRL_C + code, environ)
     assert training.stdout is not None
     run_id = training.stdout.readline().strip()
 
@@ -155,12 +164,12 @@ with hubqueue.start_run("yolo26n.pt", worker="thread", args={"project": "coco"})
     "code",
     [
         "",
-        "sys.exit(0)",
-        "exit(0)",
-        "del run",
-        "run = hubqueue.start_run('yolo26s.pt', worker='none')",
+        pytest.param("sys.exit(0)", marks=pytest.mark.slow),
+        pytest.param("exit(0)", marks=pytest.mark.slow),
+        pytest.param("del run", marks=pytest.mark.slow),
+        pytest.param("run = hubqueue.start_run('yolo26s.pt', worker='none')", marks=pytest.mark.slow),
         "threading.Thread(target=lambda: run.log_metrics({'loss': 2.0}, epoch=1)).start()",
-        "threading.Thread(target=lambda: 1 / 0).start()",
+        pytest.param("threading.Thread(target=lambda: 1 / 0).start()", marks=pytest.mark.slow),
         "pid = os.fork() or sys.exit(3); os.waitpid(pid, 0)",
     ],
 )
@@ -174,8 +183,12 @@ def test_a_script_that_reaches_its_end_without_finish_has_finished(
     ("code", "error"),
     [
         ("1 / 0", "ZeroDivisionError"),
-        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
-        ("import runpy; sys.argv[1:] = []; runpy.run_path('/nonexistent/train.py')", "FileNotFoundError"),
+        pytest.param("raise KeyboardInterrupt", "KeyboardInterrupt", marks=pytest.mark.slow),
+        pytest.param(
+            "import runpy; sys.argv[1:] = []; runpy.run_path('/nonexistent/train.py')",
+            "FileNotFoundError",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_script_that_an_exception_ends_has_failed_with_its_name(
@@ -189,8 +202,8 @@ def test_a_script_that_an_exception_ends_has_failed_with_its_name(
     ("code", "error"),
     [
         ("sys.exit(3)", "exit code 3"),
-        ("sys.exit('no data')", "exit code 1"),
-        ("raise SystemExit(257)", "exit code 1"),
+        pytest.param("sys.exit('no data')", "exit code 1", marks=pytest.mark.slow),
+        pytest.param("raise SystemExit(257)", "exit code 1", marks=pytest.mark.slow),
     ],
 )
 def test_a_script_that_ends_with_another_exit_code_has_failed(
@@ -219,7 +232,13 @@ def test_the_hub_is_not_sent_an_end_that_the_exit_code_may_change(environ: Mappi
 
 
 @needs_exit_codes
-@pytest.mark.parametrize(("code", "event"), [("sys.exit(3)", "training_failed"), ("", "training_complete")])
+@pytest.mark.parametrize(
+    ("code", "event"),
+    [
+        ("sys.exit(3)", "training_failed"),
+        pytest.param("", "training_complete", marks=pytest.mark.slow),
+    ],
+)
 def test_the_hub_is_sent_one_end_and_the_right_one(hub: Sandbox, home: Path, code: str, event: str) -> None:
     environ = platform_environ(home, hub.url)
     worker = start_worker(environ)
@@ -236,7 +255,7 @@ def test_the_hub_is_sent_one_end_and_the_right_one(hub: Sandbox, home: Path, cod
 @needs_exit_codes
 def test_the_end_waits_for_a_process_that_takes_long_to_exit(environ: Mapping[str, str]) -> None:
     code = "import atexit, threading\natexit.register(lambda: (print('exits', flush=True), threading.Event().wait()))"
-    script = python(code + STARTS, environ, fresh=True)
+    script = python(code + STARTS, environ, fresh=True)  # its own handler runs after that of the package
     assert script.stdout is not None
     run_id = script.stdout.readline().strip()
     assert script.stdout.readline() == "exits\n"
@@ -266,7 +285,7 @@ def waits(outbox: Outbox, run_id: str) -> bool:
     ],
 )
 def test_a_process_that_vanishes_is_interrupted(environ: Mapping[str, str], code: str) -> None:
-    assert ended(environ, code) == ("interrupted", "the training ended without reporting")
+    assert ended(environ, code, fresh=False) == ("interrupted", "the training ended without reporting")
 
 
 def test_a_fork_that_outlives_its_training_does_not_say_how_it_ended(environ: Mapping[str, str]) -> None:
@@ -283,10 +302,9 @@ sys.exit(0)
 
 
 def test_a_script_that_has_loaded_a_notebook_is_a_script(environ: Mapping[str, str]) -> None:
-    assert (
-        ended(environ, "import types; sys.modules['ipykernel'] = types.ModuleType('ipykernel')")[0]
-        == "finished"
-    )
+    loads = "import types; sys.modules['ipykernel'] = types.ModuleType('ipykernel')"
+
+    assert ended(environ, loads, fresh=False)[0] == "finished"
 
 
 def test_every_unfinished_run_of_a_script_is_ended(environ: Mapping[str, str]) -> None:
@@ -325,7 +343,7 @@ threading.Event().wait()
         ("fork", "sys.exit(0)", ("finished", None)),
         ("fork", "sys.exit(3)", ("failed", "SystemExit: 3")),
         ("fork", "1 / 0", ("failed", "ZeroDivisionError")),
-        ("spawn", "pass", ("finished", None)),
+        pytest.param("spawn", "pass", ("finished", None), marks=pytest.mark.slow),
         ("spawn", "1 / 0", ("failed", "ZeroDivisionError")),
     ],
 )
@@ -348,7 +366,8 @@ if __name__ == "__main__":
     code = f"import runpy; runpy.run_path({str(tmp_path / 'train.py')!r}, run_name='__main__')"
     if method == "spawn":  # the child imports the main module, so that it must be a file
         code = f"import subprocess, sys; subprocess.run([sys.executable, {str(tmp_path / 'train.py')!r}])"
-    script = python(code, {**environ, "PYTHONPATH": str(ROOT)}, fresh=True)
+    # The process that trains ends as multiprocessing ends it, whatever its parent is.
+    script = python(code, {**environ, "PYTHONPATH": str(ROOT)})
     script.communicate()
 
     with open_outbox(environ=environ) as outbox:
@@ -404,7 +423,7 @@ from hubqueue.outbox.database.patience import impatient
 with open_outbox() as other, other.database.write(), impatient(0.05):
     assert run.log_metrics({"loss": 2.0}, epoch=1) is None
 """
-    assert ended(environ, code)[0] == "finished"
+    assert ended(environ, code, fresh=False)[0] == "finished"
 
     with open_outbox(environ=environ) as outbox:
         assert sorted(row["key"] for row in outbox.stats.entries(kind="metrics")) == ["0", "1"]
@@ -454,6 +473,7 @@ def test_a_notebook_cell_that_runs_twice_leaves_one_running_run(environ: Mapping
     run.finish(timeout=0)
 
 
+@pytest.mark.usefixtures("quick_collections")
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")
 def test_trials_that_are_never_finished_keep_no_descriptors(environ: Mapping[str, str]) -> None:
     run = package.start_run("yolo26n.pt", worker="none")
@@ -469,7 +489,9 @@ def test_trials_that_are_never_finished_keep_no_descriptors(environ: Mapping[str
     assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
-@pytest.mark.parametrize("replace", ["", "hubqueue.open_outbox(home).close()"])
+@pytest.mark.parametrize(
+    "replace", ["", pytest.param("hubqueue.open_outbox(home).close()", marks=pytest.mark.slow)]
+)
 def test_a_script_whose_home_is_deleted_at_its_end_saves_what_it_has(
     environ: Mapping[str, str], home: Path, replace: str
 ) -> None:

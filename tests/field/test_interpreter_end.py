@@ -12,6 +12,7 @@ from hubqueue.domain.entry import Kind
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
 TRAINING = """
 import atexit, builtins, os, sys, threading
 import hubqueue
@@ -93,7 +94,7 @@ writing.wait()
     ("end", "status"),
     [
         ("sys.exit(0)\n", 0),
-        ("sys.exit('failed')\n", 1),
+        pytest.param("sys.exit('failed')\n", 1, marks=pytest.mark.slow),
         ("os._exit(3)\n", 3),
         (
             """
@@ -105,7 +106,11 @@ threading.Event().wait(0.5)
 """,
             0,
         ),
-        ("if os.fork() == 0:\n    run.log_metrics({'loss': 1.0}, epoch=1)\n    os._exit(0)\nos.wait()\n", 0),
+        pytest.param(
+            "if os.fork() == 0:\n    run.log_metrics({'loss': 1.0}, epoch=1)\n    os._exit(0)\nos.wait()\n",
+            0,
+            marks=pytest.mark.slow,
+        ),
         ("if os.fork() == 0:\n    run.log_metrics({'loss': 1.0}, epoch=1)\n    sys.exit(0)\nos.wait()\n", 0),
     ],
     ids=["exit", "message", "os._exit", "daemon thread", "fork and _exit", "fork and exit"],

@@ -32,6 +32,8 @@ NAMES = (
     ),
     *("new\nline", "tab\there", "red\x1b[31m", "üñ-日本", os.fsdecode(b"latin\xe9")),
 )
+# Each kind of reader once: a URL, an escape in it, a glob, an option, a terminal, and bytes that are no text.
+QUICK = ("exp?lr=1", "a%41", "a*?[x]", "-v", "new\nline", os.fsdecode(b"latin\xe9"))
 TRAINING = """
 import os, sys
 import hubqueue
@@ -45,7 +47,11 @@ assert not left, left
 """
 
 
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES],
+    ids=ascii,
+)
 def test_every_path_is_itself_in_the_training_the_worker_and_the_commands(
     tmp_path: Path, hub: Sandbox, name: str
 ) -> None:

@@ -165,6 +165,28 @@ def test_runs_are_found_by_name(outbox: Outbox) -> None:
     assert outbox.stats.runs_named("") == []
 
 
+@pytest.mark.usefixtures("migrated_home")
+def test_a_run_is_chosen_by_its_name(home: Path) -> None:
+    def start(name: str, *more: str) -> str:
+        arguments = ("enqueue", "run", "yolov8n.pt", "--to", "hub", "--name", name)
+        return command(home, *arguments, *more).output.strip()
+
+    one, first, second = start("one"), start("two"), start("two")
+    both = start("both", "--to", "platform")
+
+    command(home, "enqueue", "metrics", "--run", "one", "--epoch", "0", "loss=1")
+    listed = json.loads(command(home, "entries", "--json", "--run", "one", "--kind", "metrics").output)
+    assert [each["run_id"] for each in listed] == [one]
+    refused = command(home, "entries", "--run", "two", code=2).output
+    assert "2 runs have the name two: " in refused
+    assert first in refused
+    assert second in refused
+    assert "give the id of one of them" in refused
+    shown = json.loads(command(home, "status", "--json", "--run", "both").output)["runs"]
+    assert both in [run["id"] for run in shown]
+    assert len(shown) == 2
+
+
 def test_attach_refuses_an_invalid_name_before_the_training() -> None:
     model: Any = SimpleNamespace(callbacks={}, train=lambda: None)
 

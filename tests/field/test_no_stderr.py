@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from stage import environ_of
+from stage import environ_of, hubqueue, python
 
 from hubqueue.sandbox import Sandbox
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
 PROGRAM = """
 import os, sys
 {without}
@@ -46,10 +47,18 @@ WITHOUT = {
         "logging.getLogger().addHandler(Fails())"
     ),
 }
+# Each kind of program and each kind of worker is tried each time.
+QUICK = {"None": "auto", "closed": "thread", "descriptors closed": "auto", "a handler that fails": "thread"}
 
 
-@pytest.mark.parametrize("worker", ["auto", "thread"])
-@pytest.mark.parametrize("without", WITHOUT)
+@pytest.mark.parametrize(
+    ("without", "worker"),
+    [
+        pytest.param(without, worker, marks=() if worker == quick else pytest.mark.slow)
+        for without, quick in QUICK.items()
+        for worker in ("auto", "thread")
+    ],
+)
 def test_a_training_without_stderr_saves_and_sends(
     tmp_path: Path, home: Path, hub: Sandbox, without: str, worker: str
 ) -> None:
@@ -70,9 +79,11 @@ def test_a_training_without_stderr_saves_and_sends(
 def test_a_command_without_stderr_has_its_exit_code(home: Path, hub: Sandbox, command: list[str]) -> None:
     environ = environ_of(home, hub.url)
     code = "import hubqueue; run = hubqueue.start_run('yolov8n.pt', worker='none'); run.finish(timeout=0)"
-    subprocess.run([sys.executable, "-c", code], env=environ, check=True, timeout=60, capture_output=True)
+    training = python(code, environ)
+    out, _ = training.communicate(timeout=60)
+    assert training.returncode == 0, out
 
-    usual = subprocess.run([sys.executable, "-m", "hubqueue", *command], env=environ, check=False, timeout=60)
+    usual = hubqueue(environ, *command)
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" >/dev/null 2>&-', "sh", sys.executable, "-m", "hubqueue", *command],
         env=environ,

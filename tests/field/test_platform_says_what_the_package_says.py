@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import environ_of, hubqueue, platform_environ
+from stage import environ_of, hubqueue, platform_environ, python
 from trainer import V84, Trainer
 
 from hubqueue.destinations.platform.events import epoch_end
@@ -460,12 +460,11 @@ def test_a_training_without_a_folder_and_a_home_still_starts(hub: Sandbox, home:
     )
     environ = platform_environ(home, hub.url, HOME="/nonexistent")
 
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=False
-    )
+    training = python(program, environ)
+    said, _ = training.communicate(timeout=200)
     hubqueue(environ, "drain", "--timeout", "100")
 
-    assert done.returncode == 0, done.stderr
+    assert training.returncode == 0, said
     assert "hostname" in sent(hub, "training_started")[0]["environment"]
 
 

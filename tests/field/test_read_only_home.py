@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from stage import environ_of, hubqueue
+import template
+from stage import environ_of, hubqueue, python
 
 import hubqueue as package
 from hubqueue.config.home import Home
@@ -89,21 +90,28 @@ def run_all(
     return [Shown(*each) for each in json.loads(done.stdout)]
 
 
-@pytest.fixture(params=["pysqlite3", "sqlite3"])
+@pytest.fixture
 def driver(request: pytest.FixtureRequest) -> str:
     if request.param == "pysqlite3":
         pytest.importorskip("pysqlite3", reason="there is no pysqlite3 wheel for this platform")
     return str(request.param)
 
 
-@pytest.fixture(params=["finished", "killed"])
+@pytest.fixture
 def trained(request: pytest.FixtureRequest, home: Path, driver: str) -> dict[str, str]:
     """The environment of a home with a run in it; a killed one leaves its log files there."""
-    environ = environ_of(home, HUBQUEUE_OUTBOX__DRIVER=driver)
-    subprocess.run(
-        [sys.executable, "-c", TRAINING, request.param], env=environ, check=True, capture_output=True
-    )
+    environ = environ_of(template.lay(home, driver), HUBQUEUE_OUTBOX__DRIVER=driver)
+    training = python(TRAINING, environ, request.param)
+    out, _ = training.communicate(timeout=100)
+    assert training.returncode == 0, out
     return environ
+
+
+def homes(*quick: tuple[str, str]) -> pytest.MarkDecorator:
+    """The parameters of a test of all homes; those that are not among the quick ones are slow."""
+    every = [(state, driver) for state in ("finished", "killed") for driver in ("pysqlite3", "sqlite3")]
+    marked = [pytest.param(*each, marks=() if each in quick else pytest.mark.slow) for each in every]
+    return pytest.mark.parametrize(("trained", "driver"), marked, indirect=True)
 
 
 def forbid_writing(home: Path) -> None:
@@ -138,6 +146,7 @@ def on_a_read_only_disk(trained: dict[str, str], home: Path) -> Commands:
     return lambda *commands: run_all(trained, prefix, commands)
 
 
+@homes(("killed", "pysqlite3"), ("finished", "sqlite3"))
 def test_everything_can_be_looked_at(read_only: Commands, home: Path) -> None:
     before = contents(home)
 
@@ -164,6 +173,7 @@ def contents(home: Path) -> dict[Path, bytes]:
     }
 
 
+@homes(("finished", "pysqlite3"), ("killed", "sqlite3"))
 def test_what_is_on_a_read_only_disk_can_be_looked_at(on_a_read_only_disk: Commands, home: Path) -> None:
     *looks, drained = on_a_read_only_disk(
         ["status", "--json"], ["entries"], ["check", "--offline"], ["drain"]

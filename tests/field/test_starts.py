@@ -31,9 +31,12 @@ print("saved", sum(each is not None for each in saved), "left", left.entries, "u
 """
 
 
-def _train(environ: Mapping[str, str], code: str = TRAINING) -> tuple[str, list[str]]:
-    """The last line of a training, and what it logged before."""
-    out, _ = python(code, environ, fresh=True).communicate(timeout=120)
+def _train(environ: Mapping[str, str], code: str = TRAINING, *, fresh: bool = True) -> tuple[str, list[str]]:
+    """The last line of a training, and what it logged before.
+
+    It is `fresh` where what it imports meets the trouble too.
+    """
+    out, _ = python(code, environ, fresh=fresh).communicate(timeout=120)
     *said, last = out.strip().splitlines()
     assert "Traceback" not in out, out
     return last, said
@@ -70,6 +73,7 @@ def test_a_command_without_a_home_names_the_variable(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("migrated_home")
 def test_a_deleted_working_directory_does_not_stop_a_training(tmp_path: Path, home: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -78,7 +82,7 @@ def test_a_deleted_working_directory_does_not_stop_a_training(tmp_path: Path, ho
     last, _ = _train(environ_of(home), leave + TRAINING)
     assert last == "saved 4 left 5 unsaved 0"
     gone.mkdir()
-    last, said = _train(environ_of(Path("relative")), leave + TRAINING)
+    last, said = _train(environ_of(Path("relative")), leave + TRAINING, fresh=False)
 
     assert last == "saved 0 left 0 unsaved 4"
     assert "the working directory was deleted" in said[0]
@@ -89,10 +93,10 @@ def test_a_deleted_working_directory_does_not_stop_a_training(tmp_path: Path, ho
     ("error", "named"),
     [
         (errno.EACCES, False),
-        (errno.EIO, False),
-        (errno.ESTALE, False),
-        (errno.EMFILE, False),
-        (errno.EACCES, True),
+        pytest.param(errno.EIO, False, marks=pytest.mark.slow),
+        pytest.param(errno.ESTALE, False, marks=pytest.mark.slow),
+        pytest.param(errno.EMFILE, False, marks=pytest.mark.slow),
+        pytest.param(errno.EACCES, True, marks=pytest.mark.slow),
         (errno.ESTALE, True),
     ],
 )
@@ -150,7 +154,7 @@ def test_an_error_in_the_settings_is_still_raised(home: Path) -> None:
     home.mkdir(mode=0o700)
     (home / "config.toml").write_bytes(b"\xff\xfe")
 
-    out, _ = python(TRAINING, environ_of(home), fresh=True).communicate(timeout=60)
+    out, _ = python(TRAINING, environ_of(home)).communicate(timeout=60)
 
     assert "ConfigError" in out
     assert "it is not UTF-8 text" in out
@@ -159,7 +163,7 @@ def test_an_error_in_the_settings_is_still_raised(home: Path) -> None:
 def test_a_folder_in_place_of_the_settings_is_survived(home: Path) -> None:
     (home / "config.toml").mkdir(parents=True)
 
-    last, said = _train(environ_of(home))
+    last, said = _train(environ_of(home), fresh=False)
 
     assert last == "saved 0 left 0 unsaved 4"
     assert "Is a directory" in said[0]
@@ -183,7 +187,14 @@ def test_a_file_system_without_sync_of_folders_and_without_permissions_is_used(
 
 
 @needs_shim
-@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+@pytest.mark.parametrize(
+    "error",
+    [
+        errno.ENOSYS,
+        pytest.param(errno.ENOTSUP, marks=pytest.mark.slow),
+        pytest.param(errno.ENOLCK, marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_system_without_locks_is_said_once(tmp_path: Path, home: Path, error: int) -> None:
     environ = environ_of(home) | refusing(tmp_path, home, FLOCK=error)
 
@@ -198,6 +209,7 @@ def test_a_file_system_without_locks_is_said_once(tmp_path: Path, home: Path, er
     assert any("cannot lock" in each["detail"] for each in json.loads(done.stdout) if not each["ok"])
 
 
+@pytest.mark.usefixtures("migrated_home")
 def test_a_process_without_free_descriptors_does_not_stop_a_training(home: Path) -> None:
     code = """
 import os, resource

@@ -49,10 +49,12 @@ def command(home: Path, *arguments: str, code: int = 0) -> Result:
     return done
 
 
-def waiting(home: Path, kind: str = "metrics") -> list[tuple[str, dict[str, Any]]]:
-    """Key and payload of what waits, in the order of the lane."""
+def waiting(
+    home: Path, kind: str = "metrics", *, run_id: str | None = None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Key and payload of what waits (of one run), in the order of the lane."""
     with open_outbox(home) as outbox:
-        rows = [row for row in outbox.stats.entries(kind=kind) if row["state"] == "pending"]
+        rows = [row for row in outbox.stats.entries(kind=kind, run_id=run_id) if row["state"] == "pending"]
         rows.sort(key=lambda row: (row["rank"], row["id"]))
         return [(row["key"], json.loads(outbox.stats.payload(row["id"]) or "")) for row in rows]
 
@@ -130,6 +132,53 @@ def test_what_is_logged_before_the_settings_can_be_read_gets_its_key_afterwards(
         assert waiting(ours) == [("step:120", both), ("step:130", {"epoch": 3, "loss": 3.0})]
     else:
         assert waiting(ours) == [("3", {"loss": 3.0, "lr": 0.1}), ("120", {"loss": 2.0})]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_several_destinations_of_a_run_get_each_the_keys_that_it_takes(
+    ours: Path, tmp_path: Path, known: bool
+) -> None:
+    (tmp_path / "w.pt").write_bytes(b"weights")
+    if not known:
+        (ours / "config.toml").unlink()
+        (ours / "config.toml").mkdir()
+    run = hubqueue.start_run("yolov8n.pt", home=ours, destination=["ours", "hub"], worker="none", name="both")
+    for epoch, step, loss in ((3, 120, 1.0), (3, 130, 2.0), (None, 7, 0.5)):
+        run.log_metrics({"loss": loss}, epoch=epoch, step=step)
+    if not known:
+        (ours / "config.toml").rmdir()
+        steps.configure(ours)
+        run._saving.opening.try_again()  # some seconds later
+    run.save_checkpoint(tmp_path / "w.pt", step=130)
+    run.finish(timeout=0)
+
+    with open_outbox(ours) as outbox:
+        rows = {row["label"]: row for row in outbox.stats.runs(finished=None)}
+    assert [rows[each]["name"] for each in ("ours", "hub")] == ["both", "both"]
+    assert waiting(ours, run_id=rows["ours"]["id"]) == [
+        ("step:7", {"loss": 0.5}),
+        ("step:120", {"epoch": 3, "loss": 1.0}),
+        ("step:130", {"epoch": 3, "loss": 2.0}),
+    ]
+    assert waiting(ours, run_id=rows["hub"]["id"]) == [("3", {"loss": 2.0}), ("7", {"loss": 0.5})]
+    for label, epoch in (("ours", None), ("hub", 130)):
+        ((_, saved),) = waiting(ours, "ckpt", run_id=rows[label]["id"])
+        assert (saved["epoch"], saved["step"]) == (epoch, 130)
+
+
+def test_a_command_saves_a_step_for_each_destination(ours: Path, tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(b"weights")
+    run = command(
+        ours, "enqueue", "run", "yolov8n.pt", "--to", "ours", "--to", "hub", "--name", "both"
+    ).output.strip()
+
+    command(ours, "enqueue", "metrics", "--run", run, "--epoch", "3", "--step", "120", "loss=0.5")
+    command(ours, "enqueue", "checkpoint", "--run", run, "--step", "120", str(tmp_path / "w.pt"))
+
+    assert waiting(ours) == [("3", {"loss": 0.5}), ("step:120", {"epoch": 3, "loss": 0.5})]
+    assert [saved["epoch"] for _, saved in waiting(ours, "ckpt")] == [None, 120]
+    with open_outbox(ours) as outbox:
+        assert len(outbox.stats.runs_named("both")) == 2
 
 
 # The rules.

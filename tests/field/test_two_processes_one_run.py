@@ -80,7 +80,7 @@ class Other:
     def __init__(self, environ: Mapping[str, str], folder: Path, resume: str = "last") -> None:
         orders = folder / f"orders-{id(self)}"
         os.mkfifo(orders)
-        self.process: Process = python(OTHER, environ, resume, str(orders), fresh=True)
+        self.process: Process = python(OTHER, environ, resume, str(orders))
         self._orders = orders.open("w")
         assert self.process.stdout is not None
         self._output = self.process.stdout

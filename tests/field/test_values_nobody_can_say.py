@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections import UserDict
+from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +67,15 @@ def nested(levels: int) -> list[Any]:
     return value
 
 
-def containing_itself() -> dict[str, object]:
+def containing_itself(times: int) -> dict[str, object]:
     value: dict[str, object] = {}
-    value["again"] = [value] * 10
+    value["again"] = [value] * times
+    return value
+
+
+def list_of_itself() -> list[object]:
+    value: list[object] = []
+    value.extend([value] * 10)
     return value
 
 
@@ -78,36 +86,43 @@ def doubling(levels: int) -> list[Any]:
     return value
 
 
-def values() -> dict[str, object]:
-    return {
-        "infinity": float("inf"),
-        "minus infinity": float("-inf"),
-        "nan": float("nan"),
-        "huge": 10**400,
-        "enormous": 10**5000,
-        "over 2**53": 2**53 + 1,
-        "over 2**63": 2**63,
-        "bytes": b"\x00\xff",
-        "set": {1, 2},
-        "broken": Broken(),
-        "list of broken": [Broken()],
-        "array": Array([1.0, 2.0]),
-        "path": Path("/data/coco.yaml"),
-        "moment": datetime(2026, 1, 1, tzinfo=UTC),
-        "itself": containing_itself(),
-        "deep": nested(1000),
-        "doubling": doubling(40),
-        "leaking": Leaking(),
-        "keys that are no text": {1: 1, None: 2, ("a",): 3, Broken(): 4, b"b": 5},
-        "10 MB": "x" * 10_000_000,
-        "10 MB of bytes": b"x" * 10_000_000,
-        "a million numbers": list(range(1_000_000)),
-        "lone surrogate": "a\ud800b",
-        "NUL": "a\x00b",
-        "class": Broken,
-        "complex": 1j,
-        "empty": "",
-    }
+# How each value is made: they are large, and only the tests that need one keep it.
+VALUES: dict[str, Callable[[], object]] = {
+    "infinity": lambda: float("inf"),
+    "minus infinity": lambda: float("-inf"),
+    "nan": lambda: float("nan"),
+    "huge": lambda: 10**400,
+    "enormous": lambda: 10**5000,
+    "over 2**53": lambda: 2**53 + 1,
+    "over 2**63": lambda: 2**63,
+    "bytes": lambda: b"\x00\xff",
+    "set": lambda: {1, 2},
+    "broken": Broken,
+    "list of broken": lambda: [Broken()],
+    "array": lambda: Array([1.0, 2.0]),
+    "path": lambda: Path("/data/coco.yaml"),
+    "moment": lambda: datetime(2026, 1, 1, tzinfo=UTC),
+    "itself": lambda: containing_itself(1),
+    "list of itself": list_of_itself,
+    "deep": lambda: nested(1000),
+    "doubling": lambda: doubling(40),
+    "leaking": Leaking,
+    "keys that are no text": lambda: {1: 1, None: 2, ("a",): 3, Broken(): 4, b"b": 5},
+    "10 MB": lambda: "x" * 10_000_000,
+    "10 MB of bytes": lambda: b"x" * 10_000_000,
+    "a hundred thousand numbers": lambda: list(range(100_000)),
+    "a million numbers": lambda: list(range(1_000_000)),
+    "lone surrogate": lambda: "a\ud800b",
+    "NUL": lambda: "a\x00b",
+    "class": lambda: Broken,
+    "complex": lambda: 1j,
+    "empty": lambda: "",
+    "itself under ten names": lambda: containing_itself(10),
+}
+# Only the slow tests: each takes seconds for what "list of itself" and "a hundred thousand numbers" show too.
+SLOW = ("itself under ten names", "doubling", "a million numbers")
+# Those that fill all the room of a value: in every place at once they take a minute, in a slow test.
+FILLING = (*SLOW, "list of itself", "a hundred thousand numbers", "10 MB", "10 MB of bytes")
 
 
 def strict(text: str) -> Any:
@@ -128,16 +143,23 @@ def environ(
     return made
 
 
-def test_no_value_costs_its_run(hub: Sandbox, environ: dict[str, str]) -> None:
-    strange = values()
-    for name, value in strange.items():
-        args = dict.fromkeys(
-            ("epochs", "batch", "imgsz", "data", "device", "cache", "project", "name", "x"), value
-        )
-        run = package.start_run("yolov8n.pt", args={**args, "nested": {"value": value}}, worker="none")
+@pytest.mark.parametrize("filling", ["once", pytest.param("everywhere", marks=pytest.mark.slow)])
+def test_no_value_costs_its_run(hub: Sandbox, environ: dict[str, str], filling: str) -> None:
+    everywhere = filling == "everywhere"
+    strange = [name for name in VALUES if everywhere or name not in SLOW]
+    for name in strange:
+        value = VALUES[name]()
+        args: dict[str, object] = {"nested": {"value": value}}
+        results: dict[str, object] = {name: value}
+        if everywhere or name not in FILLING:
+            args |= dict.fromkeys(
+                ("epochs", "batch", "imgsz", "data", "device", "cache", "project", "name", "x"), value
+            )
+            results |= {"metrics": {"fitness": value}, "classNames": value}
+        run = package.start_run("yolov8n.pt", args=args, worker="none")
         assert run.id is not None, name
         assert run.log_metrics({"loss": 0.5, "strange": value}, epoch=0) is not None, name
-        run.finish(timeout=0, results={"metrics": {"fitness": value}, "classNames": value, name: value})
+        run.finish(timeout=0, results=results)
     failed = package.start_run("yolov8n.pt", worker="none")
     failed.log_metrics({"loss": 0.5}, epoch=0)
     failed.finish(timeout=0, status="failed", error=Broken())  # type: ignore[arg-type]
@@ -182,9 +204,11 @@ def test_the_hub_gets_null_for_a_number_that_json_cannot_have(
     run.finish(timeout=0)
 
 
-@pytest.mark.parametrize("name", values())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in VALUES]
+)
 def test_any_value_becomes_strict_json_of_bounded_size(name: str) -> None:
-    value = values()[name]
+    value = VALUES[name]()
 
     hidden = hide_secrets({"x": value})["x"]
     for made in (plain(value), plain(hide_in(value)), plain(hidden), hide_text(hidden)):
@@ -216,7 +240,8 @@ def test_many_class_names_are_kept() -> None:
 
 
 def test_a_key_at_the_cut_of_a_long_text_is_not_sent() -> None:
-    for before in range(10_000 - 50, 11_010, 7):
+    around = (range(9_950, 10_060, 7), range(10_100, 10_900, 100), range(10_940, 11_010, 7))  # both cuts
+    for before in chain(*around):
         shown = hide_text("." * before + " " + KEY + " " + "x" * 5000)
         assert not any(KEY[:part] in shown for part in range(8, len(KEY)))
 

@@ -17,6 +17,7 @@ from hubqueue.config.home import Home
 from hubqueue.sandbox import Sandbox
 from hubqueue.worker.daemon import worker_lives
 
+pytestmark = pytest.mark.usefixtures("migrated_home")
 TRAINING = """
 import logging, os, sys
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -68,6 +69,8 @@ def _arrived(hub: Sandbox, output: str) -> bool:
     return len(hub.models) == 1 and "left 0 0" in output and "ended at once" not in output
 
 
+@pytest.mark.slow  # each of its two processes compiles every module
+@pytest.mark.usefixtures("new_home")
 def test_a_training_in_a_zipapp_gets_a_worker(tmp_path: Path, hub: Sandbox, train: Train) -> None:
     content = tmp_path / "content"
     shutil.copytree(ROOT / "hubqueue", content / "hubqueue", ignore=shutil.ignore_patterns("__pycache__"))
@@ -95,11 +98,11 @@ def test_the_worker_has_the_hubqueue_of_its_training(tmp_path: Path, hub: Sandbo
     ("name", "path"),
     [
         ("hubqueue", "."),
-        ("requests", "."),
+        pytest.param("requests", ".", marks=pytest.mark.slow),
         ("requests", ""),
         ("queue", "."),
-        ("apscheduler", "."),
-        ("simplejson", "."),
+        pytest.param("apscheduler", ".", marks=pytest.mark.slow),
+        pytest.param("simplejson", ".", marks=pytest.mark.slow),
     ],
 )
 def test_a_file_beside_the_script_does_not_stop_the_worker(
@@ -150,7 +153,9 @@ if __name__ == "__main__":
     assert _arrived(hub, output), output
 
 
-@pytest.mark.parametrize("executable", ["None", "''", "'/nonexistent/python3'"])
+@pytest.mark.parametrize(
+    "executable", ["None", pytest.param("''", marks=pytest.mark.slow), "'/nonexistent/python3'"]
+)
 def test_an_interpreter_without_an_executable_is_said_once(train: Train, executable: str) -> None:
     output = train(f"sys.executable = {executable}", timeout=3)
 
@@ -161,7 +166,10 @@ def test_an_interpreter_without_an_executable_is_said_once(train: Train, executa
 
 
 def test_a_python_of_another_version_is_no_worker(train: Train) -> None:
-    output = train("sys.implementation.cache_tag = 'cpython-99'", timeout=3)
+    # Without the tag of this Python, each module that is loaded later is compiled.
+    loads = "import hubqueue.integrations.hub_session.session, hubqueue.outbox.status, hubqueue.producer.run"
+
+    output = train(loads, "sys.implementation.cache_tag = 'cpython-99'", timeout=3)
 
     assert output.count("is not the Python of the training") == 1, output
     assert "left 2 0" in output

@@ -14,17 +14,21 @@ from hubqueue.config.registry import BUILT_IN
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted({path.parent for path in (ROOT / "hubqueue").rglob("*.py")} - {ROOT / "hubqueue"})
-_TYPES = "|".join(BUILT_IN)
+# "http" is also the scheme of an address.
+_TYPES = "|".join(set(BUILT_IN) - {"http"})
 LEAK = re.compile(rf"""["'](?:{_TYPES})["']|(?<!row)\.type [=!]= (?!\w+\.type\b)""")
 # These files are the public interface of their folders.
 DECLARATIONS = {
     "hubqueue/cli",
     "hubqueue/destinations/folder",
+    "hubqueue/destinations/http",
     "hubqueue/destinations/hub",
     "hubqueue/destinations/platform",
+    "hubqueue/destinations/s3",
     "hubqueue/integrations/ultralytics",
     "hubqueue/sandbox",
     "hubqueue/testing",
+    "hubqueue/testing/conformance",
 }
 
 

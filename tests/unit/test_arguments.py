@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hubqueue.domain import arguments
 from hubqueue.domain.arguments import hide_in, hide_secrets, is_secret_name
 
 KEY = "0123456789abcdef0123456789abcdef0123456789"
@@ -127,3 +128,30 @@ def test_an_argument_whose_str_fails_is_kept() -> None:
     odd = Odd()
 
     assert hide_secrets({"odd": odd}) == {"odd": odd}
+
+
+def test_a_mapping_of_very_many_names_is_cut_where_the_room_ends() -> None:
+    huge = {f"name {number}": number for number in range(200_000)}
+
+    hidden = hide_in(huge, most=1000)
+
+    assert 0 < len(hidden) <= 100_001
+    assert all(hidden[name] == huge[name] for name in list(hidden)[:-1])
+
+
+def test_the_names_of_a_value_that_contains_itself_are_looked_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_at: list[str] = []
+
+    def look(text: str) -> str:
+        looked_at.append(text)
+        return text
+
+    loop: dict[str, object] = {}
+    loop |= dict.fromkeys(map(str, range(10)), loop)
+    monkeypatch.setattr(arguments, "hide_key", look)
+
+    hide_in(loop)
+
+    assert len(looked_at) == 10

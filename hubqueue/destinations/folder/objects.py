@@ -61,7 +61,8 @@ class FolderObjects:
             except (FileNotFoundError, NotADirectoryError):
                 return None
             with os.fdopen(descriptor, "rb") as file:
-                return file.read(LARGEST)
+                # Python allocates all that it is asked for before it reads.
+                return file.read(min(os.fstat(descriptor).st_size, LARGEST))
 
     def upload(self, name: str, source: Source, attempt: Attempt, progress: str | None) -> None:
         part, folder = _part(name), name.rpartition("/")[0]

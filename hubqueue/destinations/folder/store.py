@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hubqueue.config.settings import DestinationSettings
+from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.folder.objects import FolderObjects
 from hubqueue.destinations.folder.presence import Presence, make
 from hubqueue.destinations.folder.root import Root
@@ -29,7 +30,7 @@ class Folder:
         self._presence = Presence(settings.path, settings.home)
 
     @contextmanager
-    def sending(self, remembered: Mapping[str, str | int]) -> Iterator[Objects]:
+    def sending(self, remembered: Mapping[str, str | int], _attempt: Attempt) -> Iterator[Objects]:
         known = remembered.get(_REMEMBERED)
         if not self._presence.is_known(known):
             make(self._path)

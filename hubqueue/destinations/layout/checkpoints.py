@@ -20,11 +20,11 @@ from itertools import count
 from hubqueue.destinations.base import (
     Attempt,
     Batch,
-    Blocks,
     Delivered,
     Entry,
     Outcome,
     RetryLater,
+    SeekableBlocks,
     Snapshot,
     SnapshotFile,
     files_of,
@@ -43,7 +43,7 @@ _NOTE_EVERY = 5.0  # seconds
 class Checkpoints:
     """Sends checkpoints. Safe to use from several threads."""
 
-    def __init__(self, open_body: Callable[[Snapshot], Blocks], keeping: Keeping) -> None:
+    def __init__(self, open_body: Callable[[Snapshot], SeekableBlocks], keeping: Keeping) -> None:
         self._open_body, self._keeping = open_body, keeping
 
     def send(self, objects: Objects, batch: Batch, attempt: Attempt) -> Outcome:

@@ -19,7 +19,6 @@ from hubqueue.destinations.base import (
     Attempt,
     Batch,
     Blocked,
-    Blocks,
     Delivered,
     Kind,
     Outcome,
@@ -27,6 +26,7 @@ from hubqueue.destinations.base import (
     Remote,
     RunRef,
     Scope,
+    SeekableBlocks,
     Snapshot,
     position,
 )
@@ -42,7 +42,11 @@ class LayoutTransport:
     """Sends to one store. Safe to use from several threads."""
 
     def __init__(
-        self, store: ObjectStorage, open_body: Callable[[Snapshot], Blocks], *, keeping: Keeping = KEEP_ALL
+        self,
+        store: ObjectStorage,
+        open_body: Callable[[Snapshot], SeekableBlocks],
+        *,
+        keeping: Keeping = KEEP_ALL,
     ) -> None:
         self._store, self._checkpoints = store, Checkpoints(open_body, keeping)
 
@@ -52,7 +56,7 @@ class LayoutTransport:
         if batch.kind is not Kind.REGISTRATION and not names.is_run_name(run.remote_id):
             return Blocked("invalid name of the run's folder", Scope.RUN)
         try:
-            with self._store.sending(run.remembered) as objects:
+            with self._store.sending(run.remembered, attempt) as objects:
                 attempt.on_start()
                 match batch.kind:
                     case Kind.REGISTRATION:

@@ -62,7 +62,10 @@ class Webhooks:
 
     def check(self) -> ApiResponse | Outcome:
         """Ask whether the key is accepted: then a target for a model that cannot exist is refused with 404."""
-        return self.upload_target({"filename": "check.pt", "modelId": "0" * 24}, quiet(), judged=(400, 404))
+        request = {"filename": "check.pt", "modelId": "0" * 24}
+        found = self.upload_target(request, quiet(), judged=(400, 404))
+        # A login page with a 200 says nothing of the key.
+        return self._api.unexpected(found) if isinstance(found, ApiResponse) and found.json is None else found
 
     def missing(self, what: str) -> RetryLater:
         """The outcome of a response without a required field."""

@@ -16,7 +16,7 @@ from hubqueue.destinations.wire.body import Body
 from hubqueue.destinations.wire.endpoint import Endpoint
 from hubqueue.destinations.wire.exchange import Wire
 from hubqueue.destinations.wire.foreign import is_foreign
-from hubqueue.destinations.wire.message import Request, Response
+from hubqueue.destinations.wire.message import MAX_RESPONSE, Request, Response
 from hubqueue.domain.outcome import FOREIGN, Blocked, Outcome, RetryLater, Scope
 from hubqueue.domain.redact import LEAST_KEY, clean, remember
 
@@ -70,10 +70,13 @@ class Api(Generic[_K]):
         idempotency_key: str | None = None,
         unknown: Scope = Scope.RUN,
         judged: Collection[int] = (),
+        signature: Callable[[_K], Mapping[str, str]] | None = None,
+        most: int = MAX_RESPONSE,
     ) -> ApiResponse | Outcome:
         """The response to a request, or the outcome if there is none.
 
         `unknown` is the scope that a 404 holds. The caller judges the hub's own responses with a status in `judged`.
+        `signature` gives the headers that a key makes of this very request. The response has at most `most` bytes.
         """
         key = self._key() if self._with_key is not None else None
         if isinstance(key, Outcome):
@@ -82,14 +85,18 @@ class Api(Generic[_K]):
         secrets = _parts(key) if key else ()
         if idempotency_key is not None:
             sent["Idempotency-Key"] = idempotency_key
-        response = self._wire.exchange(Request(method, path, sent, body), attempt, secrets=secrets)
+        if signature is not None and key:
+            sent |= signature(key)
+        response = self._wire.exchange(Request(method, path, sent, body, most), attempt, secrets=secrets)
         if not isinstance(response, Response):
             return response
         outcome = self._wire.judge(response, unknown=unknown, secrets=secrets)
         if key and isinstance(outcome, Blocked) and response.status in (401, 403):
             return self._refuse(key, outcome)
-        # A page of a gateway with one of these statuses says nothing of the hub's models and files.
-        if outcome is not None and (response.status not in judged or is_foreign(response)):
+        # A page of a gateway with one of these statuses says nothing of the hub's models and files. A response to HEAD
+        # has no body to recognize.
+        is_own = method == "HEAD" or not is_foreign(response)
+        if outcome is not None and not (response.status in judged and is_own):
             return outcome
         return ApiResponse(response.object(), response, key or "")
 

@@ -29,13 +29,12 @@ from hubqueue.destinations.wire.endpoint import Endpoint
 from hubqueue.destinations.wire.environment import CERTIFICATE, ENCRYPTION, with_hint
 from hubqueue.destinations.wire.foreign import foreign, is_foreign
 from hubqueue.destinations.wire.framing import MalformedResponse
-from hubqueue.destinations.wire.message import Request, Response, phrase_of
+from hubqueue.destinations.wire.message import MAX_RESPONSE, Request, Response, phrase_of
 from hubqueue.destinations.wire.waits import asked_wait
 from hubqueue.destinations.wire.watchdog import WATCHDOG, Watch
 from hubqueue.domain.outcome import FOREIGN, Aborted, Blocked, Outcome, Rejected, RetryLater, Scope
 from hubqueue.domain.redact import clean
 
-MAX_RESPONSE = 64 * 1024
 _POOL = 64
 # In seconds.
 _LONGEST_RESPONSE = 3600.0
@@ -44,7 +43,7 @@ _TROUBLE = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, Un
 
 
 class _TooLong(Exception):
-    """The response does not end within 64 KiB."""
+    """The response does not end within the bytes that its request allows."""
 
 
 class Wire:
@@ -91,7 +90,7 @@ class Wire:
         CURRENT.watch, CURRENT.on_start = watch, attempt.on_start
         WATCHDOG.add(watch)
         try:
-            response = self._read(self._send(request, response_timeout))
+            response = self._read(self._send(request, response_timeout), request.most)
             ended = self._ended(watch)
             if isinstance(ended, Aborted):
                 return ended
@@ -106,7 +105,7 @@ class Wire:
                 )
             return response
         except _TooLong:
-            return RetryLater(f"{self.host} responded with more than {MAX_RESPONSE >> 10} KiB, {FOREIGN}")
+            return RetryLater(f"{self.host} responded with more than {request.most >> 10} KiB, {FOREIGN}")
         except BodyChanged as error:
             return RetryLater(str(error))
         except _TROUBLE as error:
@@ -148,7 +147,7 @@ class Wire:
                 timeout=(self._endpoint.connect_timeout.total_seconds(), response_timeout + SLOWEST_DRAIN),
             )
 
-    def _read(self, response: requests.Response) -> Response:
+    def _read(self, response: requests.Response, most: int) -> Response:
         """The response. The body of a refusal is only its reason: what comes of it is enough."""
         body, status = bytearray(), response.status_code
         page = "html" in response.headers.get("Content-Type", "").lower()
@@ -157,7 +156,7 @@ class Wire:
         try:
             while block := response.raw.read(16 * 1024, decode_content=False):
                 body += block
-                if len(body) > MAX_RESPONSE:
+                if len(body) > (most if status < 300 else MAX_RESPONSE):
                     raise _TooLong
         except BaseException as error:
             response.raw.close()  # the next request must not read the rest of this response

@@ -11,20 +11,27 @@ from typing import Any
 from hubqueue.destinations.wire.body import Body
 from hubqueue.domain.plain import is_deep
 
+MAX_RESPONSE = 64 * 1024
+"""The largest body of a response, in bytes, unless its request allows more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to send. `path` begins with a slash and is appended to the root of the endpoint."""
+    """What to send. `path` begins with a slash and is appended to the root of the endpoint.
+
+    A response with more than `most` bytes is not accepted.
+    """
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: Body
+    most: int = MAX_RESPONSE
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response with a complete head. `body` has at most 64 KiB.
+    """A response with a complete head. `body` has at most the bytes that its request allows.
 
     `cut`: the rest of the body was not read, or did not come. A 2xx is never cut: half of one proves nothing.
     """

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 FOLDER = ".folder"
 """How the name of a snapshot ends that is a folder."""
 
+FILE = ".ckpt"
+"""How the name of a snapshot ends that is a copy of a file."""
+
 ARCHIVE = ".tar.ckpt"
 """How the name of a snapshot ends that is one file, made of a folder."""
 
@@ -29,6 +32,11 @@ class Snapshot:
     def is_folder(self) -> bool:
         """Whether it is a folder with a manifest."""
         return self.name.endswith(FOLDER)
+
+    @property
+    def suffix(self) -> str:
+        """How its name ends, which says what it is."""
+        return next(each for each in (FOLDER, ARCHIVE, FILE) if self.name.endswith(each))
 
     @property
     def extension(self) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +26,7 @@ from hubqueue.integrations.hub_session import request_queue as requesting
 from hubqueue.integrations.hub_session.account import Account
 from hubqueue.integrations.hub_session.epoch_texts import EpochTexts
 from hubqueue.integrations.hub_session.model import Model
+from hubqueue.producer.called_with import destination_names
 from hubqueue.producer.leftover import describe
 from hubqueue.producer.metrics import metrics_mapping
 from hubqueue.producer.progress import UploadBar
@@ -40,7 +41,7 @@ _RUN_OF_CHILDREN = "HUBQUEUE_RUN"
 
 
 class HUBTrainingSession:
-    """One training run at a HUB.
+    """One training run at a HUB, and at further destinations if `destination` names several.
 
     `deadline` is how many seconds `upload_model(final=True)` waits for the hub; the other options are those of
     `start_run`. Attributes as in the original: `rate_limits` (seconds), `timers`, `filename`, `client`, `model`,
@@ -51,15 +52,15 @@ class HUBTrainingSession:
         self,
         identifier: str,
         *,
-        destination: str | None = None,
+        destination: str | Sequence[str] | None = None,
         home: str | os.PathLike[str] | None = None,
         config: str | os.PathLike[str] | None = None,
         worker: WorkerMode = "auto",
         deadline: float = 60.0,
     ) -> None:
         self._home = Home.locate(home)
-        self._target, self._is_settled = _hub(self._home, config, destination)
-        self._destination = destination
+        self._names = destination_names(destination)
+        self._target, self._others, self._is_settled = _hub(self._home, config, self._names)
         self._options: dict[str, Any] = {"home": home, "config": config, "worker": worker}
         self._identifier, self._deadline = str(identifier), deadline
         self.rate_limits = {"metrics": 3, "ckpt": 900, "heartbeat": 300}
@@ -167,7 +168,8 @@ class HUBTrainingSession:
     @property
     def model_id(self) -> str | None:
         """The model's id at the hub; None until the hub has responded."""
-        found = self._run.remote_id if self._run is not None else None
+        # The HUB is the first destination; another one may know the run under an id of its own.
+        found = self._run.destinations[0].remote_id if self._run is not None else None
         return found or self.model.data.get("id")
 
     @property
@@ -273,13 +275,13 @@ class HUBTrainingSession:
             if self._run is None or not self._alive:
                 resume = self._run.id if self._run is not None else _inherited_run()
                 if not self._is_settled:
-                    self._target, self._is_settled = _hub(
-                        self._home, self._options["config"], self._destination
+                    self._target, self._others, self._is_settled = _hub(
+                        self._home, self._options["config"], self._names
                     )
                 self._run = start_run(
                     self._identifier,
                     args=args,
-                    destination=self._target.name if self._is_settled else self._destination,
+                    destination=[self._target.name, *self._others] if self._is_settled else self._names,
                     resume=resume,
                     **self._options,
                 )
@@ -293,27 +295,30 @@ class HUBTrainingSession:
         survive("metrics", save, strict=False)
 
     def _wait(self, run: Run) -> None:
-        with UploadBar(self._home, run.id) as bar:
+        with UploadBar(self._home, *(each.id for each in run.destinations)) as bar:
             left = run.wait(timeout=self._deadline, each=bar.show)
         if left:
             _LOG.warning("run %s: %s", run.id, describe(left))
 
 
 def _hub(
-    home: Home, config: str | os.PathLike[str] | None, destination: str | None
-) -> tuple[DestinationSettings, bool]:
-    """The destination with this name, else the default one if it is a HUB, else the first HUB of the configuration.
+    home: Home, config: str | os.PathLike[str] | None, names: Sequence[str] | None
+) -> tuple[DestinationSettings, list[str], bool]:
+    """The HUB among the destinations with these names, else among the default ones, else the first HUB of the configuration.
 
-    And whether that is settled: the configuration may be unreadable for the moment.
+    And the names of the others, and whether that is settled: the configuration may be unreadable for the moment.
     """
     settings, is_settled = readable_settings(home, config)
-    chosen = settings.destination(destination if is_settled or destination in settings.destinations else None)
-    if (destination is None or not is_settled) and chosen.type != "hub":
+    is_known = names is not None and (is_settled or set(names) <= set(settings.destinations))
+    found = [settings.destination(each) for each in (names if is_known and names else settings.defaults)]
+    chosen = next((each for each in found if each.type == "hub"), found[0])
+    if (names is None or not is_settled) and chosen.type != "hub":
         chosen = next((each for each in settings.destinations.values() if each.type == "hub"), chosen)
     if chosen.type != "hub":
         hint = "name one of type hub, or use hubqueue.start_run, which serves every type"
         raise ConfigError((f"destination {chosen.name} is of type {chosen.type}, not hub",), hint=hint)
-    return chosen, is_settled
+    others = [each.name for each in found if each is not chosen] if chosen in found else []
+    return chosen, others, is_settled
 
 
 def _inherited_run() -> str | None:

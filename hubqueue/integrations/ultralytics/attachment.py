@@ -21,18 +21,18 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from hubqueue.config.choice import choose
-from hubqueue.config.config import did_you_mean
+from hubqueue.config.choice import choose_all
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.declaration import Destination
 from hubqueue.config.home import Home
+from hubqueue.config.names import did_you_mean
 from hubqueue.config.registry import declaration
 from hubqueue.domain.errors import InvalidArgument, InvalidModel
 from hubqueue.integrations.cadence import Cadence
 from hubqueue.integrations.ultralytics import trainer_facts as facts
 from hubqueue.integrations.ultralytics.console_lines import ConsoleLines
 from hubqueue.integrations.ultralytics.end_facts import results
-from hubqueue.producer.called_with import check_start, run_name
+from hubqueue.producer.called_with import check_start, destination_names, run_name
 from hubqueue.producer.ending.departure import Departure, departure
 from hubqueue.producer.metrics import Lenient
 from hubqueue.producer.run import Run, start_run
@@ -103,7 +103,8 @@ class Attachment:
         self._name_of_run = ""
         self._lenient = Lenient()
         self._in_epoch, self._last_epoch = False, -1
-        self._unsaved: tuple[Path, int, bool] | None = None
+        # By "last" and "best": the checkpoint that a failed training must leave, if it was not saved.
+        self._unsaved: dict[str, tuple[Path, int]] = {}
         self._console = console
         self._lines: ConsoleLines | None = None
         self._cadences = {"last": Cadence(), "best": Cadence()}
@@ -143,7 +144,8 @@ class Attachment:
     # In the order of a training.
 
     def on_pretrain_routine_start(self, trainer: Any) -> None:
-        facts.retire(trainer, self._declared, self.EVENTS)
+        for each in self._declared:
+            facts.retire(trainer, each, self.EVENTS)
         self._begin(trainer)
 
     def on_pretrain_routine_end(self, trainer: Any) -> None:
@@ -166,10 +168,10 @@ class Attachment:
     def on_model_save(self, trainer: Any) -> None:
         is_best = trainer.best_fitness == trainer.fitness
         # Platform shows the checkpoint it received last as the model's, so send the best one, if there is one.
-        if not self._declared.shows_newest or not (trainer.best and Path(trainer.best).is_file()):
-            self._save(trainer, "last")
+        has_best = bool(trainer.best) and Path(trainer.best).is_file()
+        self._save(trainer, "last", lambda declared: not (declared.shows_newest and has_best))
         if is_best:
-            self._save(trainer, "best")
+            self._save(trainer, "best", lambda _declared: True)
 
     def on_fit_epoch_end(self, trainer: Any) -> None:
         if self.run is None:
@@ -178,8 +180,9 @@ class Attachment:
         # that epoch. It is logged as a separate epoch after the last one.
         epoch = int(trainer.epoch) if self._in_epoch else self._last_epoch + 1
         # Also with `strict`: the user of a trainer cannot change what it logs.
-        metrics = self._lenient.kept(facts.metrics(trainer, self._declared, first=epoch == 0))
-        self.run.log_metrics(metrics, epoch=epoch)
+        for wants in {each.wants_fitness: each for each in self._declared}.values():
+            metrics = self._lenient.kept(facts.metrics(trainer, wants, first=epoch == 0))
+            self.run._log_metrics(metrics, epoch=epoch, among=_wanting_as(wants))
         self._in_epoch, self._last_epoch = False, epoch
         self._write_record(trainer)
         self._stop_if_cancelled(trainer)
@@ -194,9 +197,9 @@ class Attachment:
             self.run.save_checkpoint(
                 found, epoch=int(trainer.epoch), map=facts.mean_precision(trainer), final=True
             )
-        self._unsaved = None
+        self._unsaved.clear()
         self._forward_console(None)
-        end = results(trainer) if self._declared.completion is not None else None
+        end = results(trainer) if any(each.completion is not None for each in self._declared) else None
         self.run.finish(timeout=self._timeout, results=end)
         self._write_record(trainer)
         self.run = None
@@ -210,12 +213,14 @@ class Attachment:
             hint = "start the script with torchrun, with attach in it"
             _LOG.warning("a training on several GPUs runs in other processes, so it is not sent (%s)", hint)
             return
-        known = facts.read_record(trainer, self._declared)
+        known = facts.read_record(trainer, [each.record for each in self._declared if each.record])
         name = self._name or known.get("model") or facts.model_name(trainer)
+        # The id at one hub says nothing to another one; a training that this package began is found by its run.
+        model = name if len(self._declared) > 1 else known.get("remote_id") or name
         args = {**facts.arguments(trainer), **(self._args or {})}
         options = {"resume": known.get("run"), **self._options}
         try:
-            self.run = start_run(known.get("remote_id") or name, args=args, **options)
+            self.run = start_run(model, args=args, **options)
         except InvalidModel:
             self.run = start_run(facts.as_file(name), args=args, **options)
         self._lenient = Lenient()
@@ -225,19 +230,19 @@ class Attachment:
             self._forward_console(self.run)
         self._write_record(trainer)
 
-    def _save(self, trainer: Any, which: str) -> None:
+    def _save(self, trainer: Any, which: str, among: Callable[[Destination], bool]) -> None:
+        if not any(map(among, self._declared)):
+            return
         path, epoch = Path(trainer.last if which == "last" else trainer.best), int(trainer.epoch)
         if self.run is None or not path.is_file():
             return
         run, cadence = self.run, self._cadences[which]
-        wanted = (
-            "best" if self._declared.shows_newest else "last"
-        )  # the checkpoint that a failed training must leave
         if cadence.is_due:
-            cadence.timed(lambda: run.save_checkpoint(path, epoch=epoch, is_best=which == "best"))
-            self._unsaved = None if which == wanted else self._unsaved
-        elif which == wanted:
-            self._unsaved = (path, epoch, which == "best")
+            is_best = which == "best"
+            cadence.timed(lambda: run._save_checkpoint(path, epoch=epoch, is_best=is_best, among=among))
+            self._unsaved.pop(which, None)
+        elif any(map(_must_have(which), self._declared)):
+            self._unsaved[which] = (path, epoch)
 
     def _stop_if_cancelled(self, trainer: Any) -> None:
         if self.run is not None and self.run.cancelled and not getattr(trainer, "stop", False):
@@ -254,8 +259,9 @@ class Attachment:
 
     def _write_record(self, trainer: Any) -> None:
         if self.run is not None and self.run.id is not None:
+            remote_id = self.run.remote_id if len(self._declared) == 1 else None
             facts.write_record(
-                trainer, {"run": self.run.id, "model": self._name_of_run, "remote_id": self.run.remote_id}
+                trainer, {"run": self.run.id, "model": self._name_of_run, "remote_id": remote_id}
             )
 
     def _leave(self, how: Departure) -> None:
@@ -265,15 +271,26 @@ class Attachment:
         if run is None:
             return
         try:
-            if self._unsaved is not None and self._unsaved[0].is_file():
-                path, epoch, best = self._unsaved
-                run.save_checkpoint(path, epoch=epoch, is_best=best)
+            for which, (path, epoch) in self._unsaved.items():
+                if path.is_file():
+                    is_best = which == "best"
+                    run._save_checkpoint(path, epoch=epoch, is_best=is_best, among=_must_have(which))
             timeout = min(self._timeout, how.timeout, _TO_FAIL)
             run.finish(timeout=timeout, status=how.status, error=how.error)
         except Exception:
             _LOG.exception("run %s could not be marked as %s", run.id, how.status)
         finally:
-            self._unsaved = None
+            self._unsaved.clear()
+
+
+def _wanting_as(other: Destination) -> Callable[[Destination], bool]:
+    """Whether a destination wants the same metrics as another one."""
+    return lambda declared: declared.wants_fitness == other.wants_fitness
+
+
+def _must_have(which: str) -> Callable[[Destination], bool]:
+    """Whether a failed training must leave its last, or its best, checkpoint at a destination."""
+    return lambda declared: declared.shows_newest == (which == "best")
 
 
 def _is_main_process() -> bool:
@@ -281,9 +298,10 @@ def _is_main_process() -> bool:
     return os.environ.get("RANK", "-1") in ("-1", "0")
 
 
-def _declared(options: Mapping[str, Any]) -> Destination:
+def _declared(options: Mapping[str, Any]) -> list[Destination]:
     config = options.get("config")
     home = Home.locate(options.get("home"))
     settings, _ = readable_settings(home, config or None, strict=bool(options.get("strict")))
-    target = choose(settings, Credentials(home.credentials, os.environ), options.get("destination"))
-    return declaration(target.type)
+    names = destination_names(options.get("destination"))
+    targets = choose_all(settings, Credentials(home.credentials, os.environ), names)
+    return [declaration(each.type) for each in targets]

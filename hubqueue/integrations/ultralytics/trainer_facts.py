@@ -103,10 +103,11 @@ def progress(trainer: Any, batches: int) -> dict[str, str]:
     return {"training": f"epoch {epoch}/{epochs}: {percent}% {batches}/{total} batches"}
 
 
-def read_record(trainer: Any, declared: Destination) -> dict[str, str]:
+def read_record(trainer: Any, others: Iterable[str]) -> dict[str, str]:
     """The recorded run of a resumed training: `run`, `model` and, once known, `remote_id`; empty for a new training.
 
-    If the training started with the package's own callback for Platform, that callback's record has the model's id.
+    If the training started with the package's own callback for Platform, that callback's record has the model's id: `others`
+    are the names of such records.
     """
     if not getattr(trainer.args, "resume", False):
         return {}
@@ -115,9 +116,9 @@ def read_record(trainer: Any, declared: Destination) -> dict[str, str]:
         record = json.loads(read_small(folder / RECORD))
         if isinstance(record, dict):
             return {name: text for name, text in record.items() if isinstance(text, str)}
-    if declared.record is not None:
+    for each in others:
         with contextlib.suppress(OSError, ValueError):
-            return {"remote_id": read_small(folder / declared.record).decode("utf-8").strip()}
+            return {"remote_id": read_small(folder / each).decode("utf-8").strip()}
     return {}
 
 

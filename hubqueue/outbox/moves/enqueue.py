@@ -113,8 +113,8 @@ class Entries:
             tx, [State.PENDING, State.DEAD], State.SUPERSEDED, entries.c.lane_id.in_(lane), reason
         )
 
-    def cancel(self, *, ids: Collection[int] = (), run_id: str | None = None) -> Moved:
-        """Give entries up: those with these ids, or all that a run still owes. Delivered ones stay as they are.
+    def cancel(self, *, ids: Collection[int] = (), run_id: str | Collection[str] | None = None) -> Moved:
+        """Give entries up: those with these ids, or all that a run, or several, still owes. Delivered ones stay as they are.
 
         An entry in flight is cancelled as well; a later response to it is ignored.
         """
@@ -124,7 +124,7 @@ class Entries:
             which = entries.c.id.in_(ids)
             theirs = lanes.c.id.in_(select(entries.c.lane_id).where(which))
         else:
-            theirs = lanes.c.run_id == run_id
+            theirs = lanes.c.run_id.in_([run_id] if isinstance(run_id, str) else run_id)
             which = entries.c.lane_id.in_(select(lanes.c.id).where(theirs))
         with self.database.write() as tx:
             lock_lanes(tx, theirs)

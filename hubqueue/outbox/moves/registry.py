@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Update, and_, delete, insert, or_, select, update
+from sqlalchemy import Connection, Select, Update, and_, delete, insert, or_, select, update
 
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.lifecycle import RunState
@@ -53,12 +53,14 @@ class Registry:
         """A new run with its lanes, or one that continues: `resume`, or the latest of the same remote model.
 
         Returns its id, and whether it continues. `destination` is the name of a row (see addresses.py); `resume` is the
-        id of a run ("last": the newest one) of that row or of one `among` others; a run of any other row is ignored.
+        id of a run ("last": the newest one) of that row or of one `among` others; a run of any other row is ignored. The id
+        of its sibling at another destination will do too.
         `new_id` is the id of a new run. If the outbox has it already, an earlier call saved the run and its confirmation
         was lost. When a run continues, a completion that waits is not sent any more. A run continues under its own
         `new_id` in an outbox that is an older copy: there it gets the `remote_id` that it had.
         Without a registration lane no response will name the model: a new run goes under its own id.
-        `name` and `together` (the id of the first of the runs of one training) are those of a new run.
+        `name` is that of a new run. `together` is the id of the first of the runs of one training at several destinations
+        (for the first itself: its `new_id`); a run that continues is joined to them, with its siblings.
         """
         kinds = tuple(kinds)
         with self.database.write() as tx:
@@ -69,6 +71,8 @@ class Registry:
                 self._entries.outdate(tx, found, Kind.COMPLETION, "the run continues")
                 if new_id == found and remote_id is not None:
                     self._name(tx, found, remote_id, url)
+                if together is not None:
+                    _join(tx, found, found if together == new_id else together)
                 run_id = found
             elif new_id is not None and tx.execute(_again(new_id)).rowcount:
                 run_id = new_id
@@ -77,7 +81,7 @@ class Registry:
                 if Kind.REGISTRATION not in kinds:
                     remote_id = remote_id or run_id
                 row = {"destination": destination, "model": model, "remote_id": remote_id, "url": url}
-                row |= {"name": name, "together": together}
+                row |= {"name": name, "together": None if together is None else _common(tx, together)}
                 tx.execute(insert(runs).values(id=run_id, state=RunState.RUNNING, created_at=now, **row))
             _add_lanes(tx, run_id, kinds)
             return run_id, found is not None
@@ -214,7 +218,7 @@ class Registry:
         if resume == "last":
             found = tx.scalar(newest)
         elif resume is not None:
-            found = tx.scalar(theirs.where(runs.c.id == resume))
+            found = tx.scalar(theirs.where(runs.c.id == resume)) or tx.scalar(_sibling(theirs, resume))
         else:
             found = None
         if found is None and remote_id is not None:
@@ -230,6 +234,29 @@ def new_run_id() -> str:
 def _texts(run: Mapping[str, Any], *columns: str) -> dict[str, str | None]:
     """Columns that may be missing or damaged."""
     return {each: found if isinstance(found := run.get(each), str) else None for each in columns}
+
+
+def _sibling(theirs: Select[tuple[str]], run_id: str) -> Select[tuple[str]]:
+    """Of some runs, the newest of the same training as another one."""
+    common = select(runs.c.together).where(runs.c.id == run_id).scalar_subquery()
+    return theirs.where(runs.c.together == common).order_by(runs.c.created_at.desc(), runs.c.id).limit(1)
+
+
+def _common(tx: Connection, first: str) -> str:
+    """What the runs of one training have in `together`: the id of the first one, unless that was joined to others."""
+    found: str | None = tx.scalar(select(runs.c.together).where(runs.c.id == first))
+    return found or first
+
+
+def _join(tx: Connection, run_id: str, first: str) -> None:
+    """Make a run that existed before, and its siblings, runs of the same training as the first one."""
+    common = _common(tx, first)
+    before = tx.scalar(select(runs.c.together).where(runs.c.id == run_id))
+    if before is not None and tx.scalar(select(runs.c.id).where(runs.c.id == first)) is None:
+        return  # the first one is not here yet: it will be joined to this one
+    which = runs.c.id == run_id if before is None else runs.c.together == before
+    if before != common:
+        tx.execute(update(runs).where(which).values(together=common))
 
 
 def _again(run_id: str) -> Update:

@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 from hubqueue.config.filesystem.ownership import is_ours, open_plain
 from hubqueue.config.home import open_private
 from hubqueue.domain.errors import CheckpointUnreadable
+from hubqueue.domain.snapshots.snapshot import FILE
 from hubqueue.outbox.spool.blocks import clone, copy_blocks
 
 Path_ = str | os.PathLike[str]
@@ -56,7 +57,7 @@ class Source(Protocol):
 class FileSource:
     """A checkpoint that is one file, or leads to one by symbolic links."""
 
-    suffix = ".ckpt"
+    suffix = FILE
 
     def __init__(self, path: Path_) -> None:
         self._path = path

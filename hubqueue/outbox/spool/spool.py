@@ -14,8 +14,8 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Collection
-from contextlib import closing, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -31,13 +31,14 @@ from hubqueue.domain.errors import (
     SpoolError,
     SpoolFull,
 )
-from hubqueue.domain.quantities import size as bytes_of
 from hubqueue.domain.snapshots.manifest import MANIFEST, SnapshotFile, files_of
 from hubqueue.domain.snapshots.snapshot import Snapshot
 from hubqueue.outbox.spool.body import SnapshotBody
 from hubqueue.outbox.spool.folder import FolderSource
 from hubqueue.outbox.spool.hashing import BLOCK as _BLOCK
+from hubqueue.outbox.spool.links import link_or_copy, link_snapshot
 from hubqueue.outbox.spool.presence import Presence
+from hubqueue.outbox.spool.room import Room
 from hubqueue.outbox.spool.source import FileSource, Path_, Source, is_folder
 from hubqueue.outbox.spool.stored import NAME, PART, delete, stored_in
 
@@ -54,10 +55,9 @@ class Spool:
 
     def __init__(self, path: Path, settings: SpoolSettings, presence: Presence | None = None) -> None:
         self.path = path
-        self._settings = settings
+        self._room = Room(path, settings)
         self._presence = presence
         self._named = False  # whether the folder's own name is synced
-        self._removals: list[threading.Thread] = []
 
     def take(self, source: Path_, *, label: str, folders: bool = False, archive: bool = False) -> Snapshot:
         """Copy a checkpoint, durably. `label` starts the copy's name. Symbolic links are followed.
@@ -74,6 +74,24 @@ class Spool:
                 pause.wait(0.05 * 2**attempt)
         hint = "save it under another name first, and pass that one when it is complete"
         raise CheckpointUnreadable(f"{source} is still being written", hint=hint)
+
+    def share(self, snapshot: Snapshot, *, label: str) -> Snapshot:
+        """Give a snapshot a further name, durably: a hard link, which occupies no room; a copy where there are none.
+
+        Both are independent: the bytes stay until the last name is removed. Raises `SnapshotMissing`, `SnapshotAltered`,
+        `SpoolAway`, and `SpoolFull` and `SpoolError` as `take` does.
+        """
+        source, name = self._path_of(snapshot.name), _new_name(label, snapshot.suffix)
+        with self._writing(name, snapshot.name) as part:
+            try:
+                written = link_snapshot(
+                    snapshot, source, part, before_copy=lambda: self._room.check(snapshot.size)
+                )
+            except (FileNotFoundError, CheckpointUnreadable) as error:
+                cause = error if isinstance(error, FileNotFoundError) else error.__cause__
+                raise self._failed(snapshot, cause) from error  # type: ignore[arg-type]
+            self._keep(part, name)
+        return Snapshot(name, *written)
 
     def away(self) -> SpoolAway | None:
         """Why the spool is not at its path now; None where it is."""
@@ -173,10 +191,10 @@ class Spool:
         part = target.with_name(target.name + PART)
         delete(part)
         if snapshot.is_folder:
-            shutil.copytree(source, part, symlinks=True, copy_function=_link)
+            shutil.copytree(source, part, symlinks=True, copy_function=link_or_copy)
             sync_folder(part)
         else:
-            _link(source, part)
+            link_or_copy(source, part)
         part.rename(target)
         sync_folder(self.path)
         return True
@@ -192,17 +210,8 @@ class Spool:
         a crash leaves.
         """
         paths = [self._path_of(name) for name in names]
-        if not paths:
-            return
-        removal = threading.Thread(target=delete, args=paths, name="hubqueue-removal", daemon=False)
-        try:
-            if not threading.main_thread().is_alive():
-                raise RuntimeError("the interpreter ends and does not wait for new threads")
-            removal.start()
-        except RuntimeError:
-            delete(*paths)
-        else:
-            self._removals = [*(each for each in self._removals if each.is_alive()), removal]
+        if paths:
+            self._room.remove_behind(paths)
 
     def sweep(
         self, kept: Callable[[Collection[str]], Collection[str]], *, older_than: timedelta, now: float
@@ -223,14 +232,11 @@ class Spool:
 
     def bytes_used(self) -> int:
         """The bytes that snapshots and unfinished copies occupy on the disk: holes in a file do not count."""
-        return sum(each.occupied for each in stored_in(self.path))
+        return self._room.used()
 
     def free_bytes(self) -> int:
         """The free bytes on the spool's disk."""
-        for each in (self.path, *self.path.parents):
-            with suppress(OSError):
-                return shutil.disk_usage(each).free
-        return 0
+        return self._room.free()
 
     def _source(self, path: Path_, *, folders: bool, archive: bool) -> Source:
         if not is_folder(path):
@@ -250,10 +256,9 @@ class Spool:
         if size is None:
             return None
         unmarked = self._presence is not None and self._presence.claim()
-        self._check_room(size)
-        name = f"{_safe(label)}-{secrets.token_hex(6)}{source.suffix}"
-        part, final = self.path / (name + PART), self.path / name
-        try:
+        self._room.check(size)
+        name = _new_name(label, source.suffix)
+        with self._writing(name, path) as part:
             self._make_folder()
             if unmarked and self._presence:
                 self._presence.mark()
@@ -261,8 +266,20 @@ class Spool:
             if written is None:
                 delete(part)
                 return None
-            part.rename(final)
-            sync_folder(self.path)
+            self._keep(part, name)
+        return Snapshot(name, *written)
+
+    def _keep(self, part: Path, name: str) -> None:
+        """Give what is written and synced its final name, durably."""
+        part.rename(self.path / name)
+        sync_folder(self.path)
+
+    @contextmanager
+    def _writing(self, name: str, path: object) -> Iterator[Path]:
+        """The path for an unfinished copy of `path`. After an error nothing is left of it; one of the disk is a `SpoolError`."""
+        part, final = self.path / (name + PART), self.path / name
+        try:
+            yield part
         except BaseException as error:
             delete(part, final)
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
@@ -273,39 +290,12 @@ class Spool:
                     f"cannot write into {self.path}: {error.strerror}", hint="hubqueue check finds out why"
                 ) from error
             raise
-        return Snapshot(name, *written)
 
     def _make_folder(self) -> None:
         made = [] if self._named else unsynced(self.path)
         make_private_folder(self.path, shared=True, follow=True)
         sync_names(made)
         self._named = True
-
-    def _check_room(self, size: int) -> None:
-        # Read first: a removal that ends during the check may free its room after it.
-        removals = self._removals
-        shortage = self._shortage(size)
-        if shortage and removals:
-            for each in removals:
-                each.join()
-            shortage = self._shortage(size)
-        if shortage:
-            raise shortage
-
-    def _shortage(self, size: int) -> SpoolFull | None:
-        used, cap = self.bytes_used(), self._settings.max_bytes
-        if used + size > cap:
-            hint = "wait for uploads, give some up (hubqueue cancel ENTRY), or raise spool.max_bytes"
-            return SpoolFull(
-                f"a snapshot of {bytes_of(size)} does not fit: {bytes_of(used)} of {bytes_of(cap)} are used",
-                hint=hint,
-            )
-        free, reserve = self.free_bytes(), self._settings.min_free_bytes
-        if free - size < reserve:
-            hint = "free some space, or lower spool.min_free_bytes"
-            message = f"a snapshot of {bytes_of(size)} would leave less than {bytes_of(reserve)} of {bytes_of(free)} free"
-            return SpoolFull(message, hint=hint)
-        return None
 
     def _open(self, snapshot: Snapshot) -> SnapshotBody:
         path = self._path_of(snapshot.name)
@@ -336,14 +326,8 @@ class Spool:
         return self.path / name
 
 
-def _link(source: Path_, target: Path_) -> None:
-    """A second name for a file; a copy where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-        with open(target, "r+b") as copy:
-            os.fsync(copy.fileno())
+def _new_name(label: str, suffix: str) -> str:
+    return f"{_safe(label)}-{secrets.token_hex(6)}{suffix}"
 
 
 def _safe(label: str) -> str:

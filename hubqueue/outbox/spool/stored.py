@@ -25,7 +25,7 @@ class Stored(NamedTuple):
     """A snapshot or an unfinished copy.
 
     `changed_at` is in seconds of the file system's clock: the last change of it, or of a file in it. `occupied` is in bytes
-    on the disk: holes in a file do not count.
+    on the disk: holes in a file do not count, and a file with several names counts for the first of them only.
     """
 
     name: str
@@ -41,7 +41,7 @@ def stored_in(folder: Path) -> list[Stored]:
             named = [entry for entry in entries if NAME.fullmatch(entry.name.removesuffix(PART))]
     except OSError:
         return []
-    found = []
+    found, seen = [], set[tuple[int, int]]()
     for entry in named:
         with suppress(OSError):  # deleted meanwhile, or unreadable: no reason to stop
             each = entry.stat(follow_symlinks=False)
@@ -50,10 +50,11 @@ def stored_in(folder: Path) -> list[Stored]:
             if entry.name.removesuffix(PART).endswith(FOLDER):
                 if stat.S_ISDIR(each.st_mode):
                     inner = [each, *_inner(entry.path)]
-                    newest, occupied = max(one.st_ctime for one in inner), sum(map(_occupied, inner[1:]))
+                    newest = max(one.st_ctime for one in inner)
+                    occupied = sum(_occupied(one, seen) for one in inner[1:])
                     found.append(Stored(entry.name, newest, occupied))
             elif stat.S_ISREG(each.st_mode):
-                found.append(Stored(entry.name, each.st_ctime, _occupied(each)))
+                found.append(Stored(entry.name, each.st_ctime, _occupied(each, seen)))
     return found
 
 
@@ -92,6 +93,10 @@ def _inner(folder: str) -> Iterator[os.stat_result]:
                 yield entry.stat(follow_symlinks=False)
 
 
-def _occupied(found: os.stat_result) -> int:
+def _occupied(found: os.stat_result, seen: set[tuple[int, int]]) -> int:
+    if found.st_nlink > 1:
+        if (found.st_dev, found.st_ino) in seen:
+            return 0
+        seen.add((found.st_dev, found.st_ino))
     blocks: int | None = getattr(found, "st_blocks", None)  # 0 where a file system does not report it
     return min(found.st_size, blocks * 512) if blocks else found.st_size

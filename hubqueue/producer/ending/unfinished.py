@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,25 +38,30 @@ _DROPPED: list[_Unfinished] = []
 # The exception that was printed before the first run, by its id: it says nothing about the end.
 _KNOWN: list[int] = []
 _NUMBERS = itertools.count()
+# The processes of `multiprocessing` that have their callback.
+_WATCHED: list[int] = []
 
 
 @dataclass(frozen=True, slots=True)
 class _Unfinished:
-    """A run that was started here and has not ended; `number` rises from run to run."""
+    """A run that was started here and has not ended; `number` rises from run to run, and is that of all its destinations."""
 
     saving: Saving
     number: int
 
 
-def expect_end(run: object, saving: Saving) -> None:
-    """From now on, the end of the process ends this run."""
+def expect_end(run: object, savings: Iterable[Saving], number: int | None = None) -> int:
+    """From now on, the end of the process ends this run. Returns its number, for its further destinations."""
     if not _KNOWN:
         _KNOWN.append(id(_printed()))
-    unfinished = _UNFINISHED[id(saving)] = _Unfinished(saving, next(_NUMBERS))
-    # The garbage collector calls this at any moment, so that it must not do more.
-    weakref.finalize(run, _DROPPED.append, unfinished).atexit = False
+    number = next(_NUMBERS) if number is None else number
+    for saving in savings:
+        unfinished = _UNFINISHED[id(saving)] = _Unfinished(saving, number)
+        # The garbage collector calls this at any moment, so that it must not do more.
+        weakref.finalize(run, _DROPPED.append, unfinished).atexit = False
     abandon_dropped()
     _watch_child()
+    return number
 
 
 def abandon_dropped() -> None:
@@ -140,9 +146,10 @@ def _is_interactive() -> bool:
 
 def _watch_child() -> None:
     processes = sys.modules.get("multiprocessing.process")
-    if processes is not None and processes.parent_process() is not None and len(_UNFINISHED) == 1:
+    if processes is not None and processes.parent_process() is not None and os.getpid() not in _WATCHED:
         from multiprocessing.util import Finalize
 
+        _WATCHED.append(os.getpid())
         Finalize(None, _at_exit_of_child, exitpriority=0)
 
 

@@ -40,6 +40,10 @@ class Backlog:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def drafts(self) -> list[Draft]:
+        """The drafts in memory, oldest first."""
+        return [each.draft for each in self._waiting.values()]
+
     def put(self, draft: Draft) -> None:
         """Add a draft. It replaces an older one with the same key, with the values of that one if it merges."""
         for key in (draft.key, *draft.replaces):

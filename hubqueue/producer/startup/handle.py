@@ -24,41 +24,51 @@ _ENDED = (RunState.FINISHED, RunState.FAILED)
 
 
 @dataclass(frozen=True, slots=True)
-class Handle:
-    """What is pickled. `run_id` is None for a run that was not saved yet; `made_by` names the process and its object."""
+class RunHandle:
+    """The run at one destination. `run_id` is None for a run that was not saved yet."""
 
-    home: str
-    config: str | None
     run_id: str | None
     destination: str
     type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What is pickled: the run at each destination. `made_by` names the process and its object."""
+
+    home: str
+    config: str | None
+    runs: tuple[RunHandle, ...]
     strict: bool
     made_by: tuple[int, int]
 
     def start(self) -> Start:
         """A preliminary start: the settings are read at the first use."""
-        there = self._target(Config())
-        named = Identifier(filename="model.pt")
+        first, *further = (self._start_of(each) for each in self.runs)
+        return replace(first, further=tuple(further))
+
+    def _start_of(self, run: RunHandle) -> Start:
         return Start(
             Home(Path(self.home)),
             Config(),
-            there,
-            named,
+            _target(run, Config()),
+            Identifier(filename="model.pt"),
             {},
-            self.run_id,
-            again=self._read,
+            run.run_id,
+            again=lambda: self._read(run),
             is_joined=True,
         )
 
-    def _read(self) -> Start:
+    def _read(self, run: RunHandle) -> Start:
         chosen = None if self.config is None else Path(self.config)
-        start = self.start()
+        start = self._start_of(run)
         settings = start.home.load_config(chosen, os.environ)
-        return replace(start, config=settings, destination=self._target(settings), again=None)
+        return replace(start, config=settings, destination=_target(run, settings), again=None)
 
-    def _target(self, settings: Config) -> DestinationSettings:
-        known = settings.destinations.get(self.destination)
-        return known or declaration(self.type).settings(self.destination, self.type)
+
+def _target(run: RunHandle, settings: Config) -> DestinationSettings:
+    known = settings.destinations.get(run.destination)
+    return known or declaration(run.type).settings(run.destination, run.type)
 
 
 def refuse_new_outbox(start: Start) -> None:

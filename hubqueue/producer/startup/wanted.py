@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hubqueue.config.choice import choose
+from hubqueue.config.choice import choose_all
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.home import Home
 from hubqueue.config.known_keys import without_keys
@@ -31,8 +31,9 @@ class Start:
     `described` completes its drafts with facts about the machine.
     `again` is set in a preliminary start: it reads the settings again and returns the actual start. It raises
     `OutboxUnavailable` as long as they cannot be read, and `ConfigError` and `InvalidModel` for what they turn out to be.
-    With `is_joined` this process only saves to a run of another process, `resume`, and does not end it. `name` is that of a
-    new run, empty without one.
+    `further` has the starts at the other destinations, if
+    there are several. With `is_joined` this process only saves to a run of another process, `resume`, and does not end it.
+    `name` is that of a new run, empty without one.
     """
 
     home: Home
@@ -41,6 +42,7 @@ class Start:
     named: Identifier
     args: Mapping[str, object]
     resume: str | None = None
+    further: tuple[Start, ...] = ()
     described: Callable[[Draft], Draft] = lambda draft: draft
     again: Callable[[], Start] | None = None
     is_joined: bool = False
@@ -54,20 +56,20 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The arguments of `start_run`, checked, but not read with any settings yet."""
+    """The arguments of `start_run`, checked, but not read with any settings yet. `destinations` is None for the default."""
 
     home: Home
     config: str | os.PathLike[str] | None
     model: str
     args: Mapping[str, object]
-    destination: str | None
+    destinations: tuple[str, ...] | None
     resume: str | None
     name: str = ""
 
     def start(self, *, strict: bool) -> Start:
         """The start, preliminary if the settings cannot be read. With `strict` that is raised: `OutboxUnavailable`.
 
-        Raises `ConfigError` and `InvalidModel` for errors that only the caller can fix.
+        A preliminary start has one destination; the actual one has all of them. Raises `ConfigError` and `InvalidModel` for errors that only the caller can fix.
         """
         try:
             return self._read()
@@ -76,26 +78,41 @@ class Wanted:
                 raise
         settings = _of_environment()
         try:
-            return replace(self._with(settings, self.destination), again=self._read)
+            (start, *_) = self._with(settings, self.destinations)
+            return replace(start, again=self._read)
         except (ConfigError, InvalidModel):
-            if self.destination is None:
+            if self.destinations is None:
                 raise
         # The settings that cannot be read may name this destination.
-        start = self._with(settings, None, Identifier(filename=self.model))
+        (start, *_) = self._with(settings, None, Identifier(filename=self.model))
         return replace(start, again=self._read)
 
     def _read(self) -> Start:
         chosen = None if self.config is None else Path(self.config)
-        start = self._with(self.home.load_config(chosen, os.environ), self.destination)
-        return replace(start, described=describing(start.destination, self.args))
+        starts = self._with(self.home.load_config(chosen, os.environ), self.destinations)
+        first, *further = (
+            replace(each, described=describing(each.destination, self.args)) for each in starts
+        )
+        return replace(first, further=tuple(further))
 
-    def _with(self, settings: Config, destination: str | None, named: Identifier | None = None) -> Start:
-        keys = Credentials(self.home.credentials, os.environ)
-        target = choose(settings, keys, destination, model=self.model)
-        named = named or declaration(target.type).identify(self.model, target)
-        others = settings.destinations.values()
-        args = without_keys(self.args, self.home.credentials, os.environ, others, named.api_key)
-        return Start(self.home, settings, target, named, args, self.resume, name=self.name)
+    def _with(
+        self, settings: Config, destinations: tuple[str, ...] | None, named: Identifier | None = None
+    ) -> list[Start]:
+        keys, others = Credentials(self.home.credentials, os.environ), settings.destinations.values()
+        starts = []
+        for target in choose_all(settings, keys, destinations, model=self.model):
+            model = named or declaration(target.type).identify(self.model, target)
+            args = without_keys(self.args, self.home.credentials, os.environ, others, model.api_key)
+            starts.append(Start(self.home, settings, target, model, args, self.resume, name=self.name))
+        return starts
+
+
+def store_key(start: Start) -> None:
+    """Store the key of an identifier. Raises `OutboxUnavailable`, `CredentialsError` and `OSError`."""
+    key = start.named.api_key
+    if key is not None:
+        start.home.create()
+        Credentials(start.home.credentials, os.environ).add(start.destination, key)
 
 
 def readable_settings(

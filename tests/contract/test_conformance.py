@@ -1,0 +1,148 @@
+"""The built-in destinations pass the conformance tests, over their fake services."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from hubqueue.destinations.base import Kind
+from hubqueue.destinations.sandbox import Sandbox
+from hubqueue.testing.conformance import Conformance, Fault, Received, SandboxService, Stage
+
+KEY = "canary-key-of-the-conformance-tests"
+_ENDS = {"training_complete": "finished", "training_failed": "failed"}
+
+
+class Hub(SandboxService):
+    """HUB, in the sandbox."""
+
+    type = "hub"
+    secrets: Mapping[str, str] = {"key": KEY}
+    server: Sandbox
+
+    def received(self) -> Mapping[str, Received]:
+        return {each: self._model(each) for each in self.server.models}
+
+    def _model(self, model: str) -> Received:
+        records = self.server.checkpoints(model)
+        ckpts = [each for each in self.server.requests if (each.kind, each.model_id) == ("ckpt", model)]
+        return Received(
+            metrics=[(str(epoch), values) for epoch, values in self.server.metrics(model).items()],
+            checkpoints=[{"": each.path.read_bytes()} for each in records],
+            upload_bytes=sum(each.body_bytes for each in ckpts),
+        )
+
+
+class Platform(SandboxService):
+    """Platform, in the sandbox."""
+
+    type = "platform"
+    secrets: Mapping[str, str] = {"key": KEY}
+    server: Sandbox
+
+    def received(self) -> Mapping[str, Received]:
+        return {each: self._run(each) for each in self.server.runs}
+
+    def _run(self, model: str) -> Received:
+        run = self.server.run(model)
+        puts = [each for each in self.server.requests if each.path.startswith(f"/storage/{model}/")]
+        return Received(
+            metrics=[
+                (str(each.data["epoch"]), each.data["metrics"])
+                for each in run.counted
+                if each.event == "epoch_end"
+            ],
+            checkpoints=[{"": each.path.read_bytes()} for each in run.files if each.path is not None],
+            ends=[_ENDS[each.event] for each in run.counted if each.event in _ENDS],
+            upload_bytes=sum(each.body_bytes for each in puts),
+        )
+
+
+class Folder:
+    """A folder on a disk that can be away. It is no service: nothing else can go wrong on request."""
+
+    type = "folder"
+    faults = frozenset({Fault.UNREACHABLE})
+    secrets: Mapping[str, str] = {}
+    environ: Mapping[str, str] = {}
+
+    def __init__(self, folder: Path) -> None:
+        self._disk, self._away = folder / "disk", folder / "away"
+        self._disk.mkdir()
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return {"path": str(self._disk / "runs")}
+
+    def fail(
+        self, fault: Fault, *, kind: Kind | None = None, after: int = 0, times: int | None = None
+    ) -> None:
+        assert fault is Fault.UNREACHABLE
+        self._disk.rename(self._away)
+        self._disk.touch()  # no folder can be made there
+
+    def heal(self) -> None:
+        if self._away.exists():
+            self._disk.unlink()
+            self._away.rename(self._disk)
+
+    def received(self) -> Mapping[str, Received]:
+        disk = self._away if self._away.exists() else self._disk
+        return {each.parent.name: self._run(each.parent) for each in disk.glob("runs/*/run.json")}
+
+    def _run(self, run: Path) -> Received:
+        stored = sorted(run.glob("metrics/*.jsonl"), key=lambda each: each.stat().st_mtime_ns)
+        lines = [json.loads(line) for each in stored for line in each.read_text().splitlines()]
+        state = json.loads((run / "run.json").read_text())["state"]
+        return Received(
+            metrics=[
+                (f"step:{each['step']}" if "step" in each else str(each["epoch"]), each["metrics"])
+                for each in lines
+            ],
+            checkpoints=[self._checkpoint(each) for each in run.glob("checkpoints/*/manifest.json")],
+            ends=[] if state == "running" else [state],
+        )
+
+    def _checkpoint(self, manifest: Path) -> Mapping[str, bytes]:
+        files = json.loads(manifest.read_text())["files"]
+        return {
+            each["path"]: (manifest.parent / each.get("stored", each["path"])).read_bytes() for each in files
+        }
+
+
+class _Economical(Conformance):
+    """The tests of every destination; those that start processes are slow."""
+
+    @pytest.mark.slow
+    def test_a_kill_at_any_step_loses_and_repeats_nothing(self, stage: Stage) -> None:
+        super().test_a_kill_at_any_step_loses_and_repeats_nothing(stage)
+
+    @pytest.mark.slow
+    def test_memory_does_not_grow_with_a_checkpoint(self, stage: Stage) -> None:
+        super().test_memory_does_not_grow_with_a_checkpoint(stage)
+
+
+class TestHub(_Economical):
+    @pytest.fixture
+    def service(self) -> Iterator[Hub]:
+        with Hub(Sandbox(keys=(KEY,))) as running:
+            yield running
+
+
+class TestPlatform(_Economical):
+    resumes = True
+    twins = 1  # decision 0013
+
+    @pytest.fixture
+    def service(self) -> Iterator[Platform]:
+        with Platform(Sandbox(keys=(KEY,))) as running:
+            yield running
+
+
+class TestFolder(_Economical):
+    @pytest.fixture
+    def service(self, tmp_path: Path) -> Folder:
+        return Folder(tmp_path)
