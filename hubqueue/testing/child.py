@@ -48,6 +48,11 @@ class Plan:
     killed: frozenset[str] | None = None
     kill_after: int | None = None
 
+    @property
+    def measures(self) -> bool:
+        """Whether the process lives, and its memory is measured."""
+        return self.killed is None and self.kill_after is None
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -76,7 +81,7 @@ class _Progress:
         elif self.plan.kill_after is not None:
             if step.what == "progress" and self.sent > self.plan.kill_after:
                 self.die(str(step))
-        elif step.kind is Kind.CKPT:
+        elif self.plan.measures and step.kind is Kind.CKPT:
             if step.what == "claimed":
                 tracemalloc.start()
             elif step.what == "sent":
@@ -141,7 +146,10 @@ def _main(plan: Plan, environ: Mapping[str, str], report: Connection) -> None:
 
 
 def _dial(progress: _Progress, outbox: Outbox, settings: DestinationSettings) -> Watched:
-    return Watched(opened(outbox, settings), progress.note)
+    transport = opened(outbox, settings)
+    if progress.plan.measures:
+        transport.check()  # loads the libraries, whose memory does not count
+    return Watched(transport, progress.note)
 
 
 def _die() -> NoReturn:

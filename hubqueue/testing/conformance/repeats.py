@@ -51,8 +51,8 @@ class Repeats:
         stage.drain()
         content: bytes | dict[str, bytes] = b"weights!" * (self.upload // 8)
         if stage.declared.takes_folders:
-            part = self.upload // 8
-            content = {f"part-{number}.bin": bytes([number]) * part for number in range(8)}
+            content = {f"part-{number}.bin": bytes([number]) * (self.upload // 8) for number in range(4)}
+            content["the-rest.bin"] = b"weights!" * (self.upload // 16)
         stage.save(run, content)
         stage.worker.stop()
 
