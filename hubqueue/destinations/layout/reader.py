@@ -105,7 +105,8 @@ def _answered() -> Iterator[None]:
     try:
         yield
     except StoreFailed as failed:
-        raise DestinationUnavailable(str(failed), hint=failed.hint) from failed
+        hint = failed.hint or "try again later; hubqueue check finds out more"
+        raise DestinationUnavailable(str(failed), hint=hint) from failed
 
 
 def _checkpoint(run: str, name: str, manifests: list[Manifest]) -> StoredCheckpoint:

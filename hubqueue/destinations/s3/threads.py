@@ -1,7 +1,7 @@
 """The threads that send the parts of one upload.
 
-Promises at most so many parts at a time, and that nothing of an upload runs on when the context ends. After a failure no
-further part begins; those that are being sent are finished, so that they need not be sent again.
+Promises a limit of parallel parts, and that no thread is left when the context ends. After a failure no further part
+begins; those that are being sent are finished, so that they need not be sent again.
 """
 
 from __future__ import annotations
