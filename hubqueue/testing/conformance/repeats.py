@@ -6,9 +6,10 @@ import pytest
 
 from hubqueue.destinations.base import Kind
 from hubqueue.domain.lifecycle import State
-from hubqueue.testing.child import Plan, work
+from hubqueue.testing.child import Plan
 from hubqueue.testing.conformance.deliveries import FOLDER
 from hubqueue.testing.conformance.stage import Stage
+from hubqueue.testing.forks import work
 
 _MOST_KILLS = 100
 
