@@ -14,9 +14,10 @@ from hubqueue.destinations.base import (
     StoredRun,
 )
 from hubqueue.destinations.layout import names
-from hubqueue.destinations.layout.records import Manifest, Pointer, parsed
+from hubqueue.destinations.layout.records import Manifest, Pointer, newest
 from hubqueue.destinations.layout.retention import manifests_of
 from hubqueue.destinations.layout.store import Objects, ObjectStorage, StoreFailed
+from hubqueue.domain.plain import json_object
 from hubqueue.domain.redact import clean
 
 
@@ -29,10 +30,10 @@ class LayoutReader:
 
     def runs(self) -> Iterator[StoredRun]:
         """All runs, the newest last."""
-        with _answered():
+        with _translated():
             found = []
             for name in self._objects.children(""):
-                record = parsed(self._objects.read(f"{name}/{names.RUN}"))
+                record = json_object(self._objects.read(f"{name}/{names.RUN}"))
                 if record is not None:
                     texts = [str(record.get(key) or "") for key in ("id", "model", "state", "started_at")]
                     found.append((texts[3], name, StoredRun(name, texts[0] or None, texts[1], texts[2])))
@@ -40,7 +41,7 @@ class LayoutReader:
 
     def checkpoints(self, run: str) -> tuple[StoredCheckpoint, ...]:
         """The checkpoints of the run with this name that are whole, in the order of their epochs and steps."""
-        with _answered():
+        with _translated():
             if not names.is_run_name(run) or self._objects.read(f"{run}/{names.RUN}") is None:
                 raise NotThere(f"there is no run {clean(run, limit=100)!r}")
             manifests = {
@@ -48,28 +49,27 @@ class LayoutReader:
                 for name in sorted(self._objects.children(f"{run}/{names.CHECKPOINTS}"), key=names.order)
                 if (found := manifests_of(self._objects, f"{run}/{names.CHECKPOINTS}/{name}"))
             }
-            newest = {kind: self._newest(run, kind, manifests) for kind in names.POINTERS}
-        newest["last"] = newest["last"] or newest["final"]
+            marked = {kind: self._newest(run, kind, manifests) for kind in names.POINTERS}
         return tuple(
             replace(
                 _checkpoint(run, name, found),
-                is_latest=name == newest["last"],
-                is_best=name == newest["best"],
-                is_final=name == newest["final"],
+                is_latest=name == (marked["last"] or marked["final"]),
+                is_best=name == marked["best"],
+                is_final=name == marked["final"],
             )
             for name, found in manifests.items()
         )
 
     def blocks(self, checkpoint: StoredCheckpoint, file: StoredFile, *, start: int = 0) -> Iterator[bytes]:
         """The bytes of a file from an offset, in blocks of at most 1 MiB."""
-        with _answered():
+        with _translated():
             if self._objects.stat(file.ref) is None:
                 raise NotThere(f"{clean(file.ref, limit=300)} is gone")
             yield from self._objects.blocks(file.ref, start)
 
     def hashed(self, checkpoint: StoredCheckpoint, file: StoredFile) -> StoredFile | None:
         """The size of a file now, and its hash if the store keeps one; None if it is gone."""
-        with _answered():
+        with _translated():
             found = self._objects.stat(file.ref, hashed=True)
         return None if found is None else replace(file, size=found.size, sha256=found.sha256)
 
@@ -90,17 +90,11 @@ class LayoutReader:
         named = Pointer.of(self._objects.read(f"{run}/{names.POINTERS[kind]}.json"))
         if named is not None and named.checkpoint in manifests:
             return named.checkpoint
-        kinds = ("last", "best") if kind == "last" else (kind,)
-        found: Pointer | None = None
-        for name, of_one in manifests.items():
-            for each in of_one:
-                if each.kind in kinds and each.pointer(name).is_newer(found):
-                    found = each.pointer(name)
-        return found.checkpoint if found is not None else None
+        return newest((each.pointer(name) for name, found in manifests.items() for each in found), kind)
 
 
 @contextmanager
-def _answered() -> Iterator[None]:
+def _translated() -> Iterator[None]:
     """Turn what a store raises into what a reader raises."""
     try:
         yield
