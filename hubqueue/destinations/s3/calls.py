@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hubqueue.config.declaration import Key
+from hubqueue.config.registry import install_line
 from hubqueue.destinations.base import Attempt, Blocked, RetryLater, Scope
 from hubqueue.destinations.layout.store import StoreFailed
 from hubqueue.destinations.s3 import chain
@@ -30,7 +31,6 @@ from hubqueue.destinations.wire.message import MAX_RESPONSE, Request, Response
 from hubqueue.domain.outcome import ADVICE, FOREIGN, Outcome
 from hubqueue.domain.redact import clean, remember
 
-INSTALL = "pip install 'hubqueue[s3]'"
 _DEFAULT_REGION = "us-east-1"
 # A session token has a thousand characters or more; masking needs pieces of an ordinary length.
 _PIECE = 64
@@ -136,7 +136,7 @@ class Calls:
         except (StoreFailed, Refused):
             raise
         except ImportError as error:
-            what = f"the destination needs boto3, which is not installed ({error.name}){ADVICE}{INSTALL}"
+            what = f"the destination needs boto3, which is not installed ({error.name}){ADVICE}{install_line('s3')}"
             raise StoreFailed(Blocked(what, Scope.DESTINATION)) from error
         except Exception as error:
             raise StoreFailed(self._outcome(error, call)) from error
@@ -147,16 +147,16 @@ class Calls:
         """The outcome of an error that boto3 raised before or after the request."""
         from botocore import exceptions
 
-        said = clean(f"{type(error).__name__}: {error}", secrets=call.secrets)
+        what = clean(f"{type(error).__name__}: {error}", secrets=call.secrets)
         if not isinstance(error, exceptions.BotoCoreError):
             raise error
         if isinstance(error, exceptions.ResponseParserError):
-            return RetryLater(f"{self._settings.bucket}: the response is not one of S3, {FOREIGN}: {said}")
+            return RetryLater(f"{self._settings.bucket}: the response is not one of S3, {FOREIGN}: {what}")
         self._forget()
         if call.sent or isinstance(error, _passing(exceptions)):
-            return RetryLater(f"{self._settings.bucket}: {said}")
-        what = f"{NO_KEY}: boto3 cannot get it from {self._source()}: {said}{ADVICE}{self._advice}"
-        return Blocked(what, Scope.DESTINATION)
+            return RetryLater(f"{self._settings.bucket}: {what}")
+        reason = f"{NO_KEY}: boto3 cannot get it from {self._source()}: {what}{ADVICE}{self._advice}"
+        return Blocked(reason, Scope.DESTINATION)
 
     # --- the client of boto3
 
@@ -298,7 +298,7 @@ class _Raw(BytesIO):
 
 
 def _passing(exceptions: Any) -> tuple[type[BaseException], ...]:
-    """Errors of a service that gives credentials which may be over soon."""
+    """Errors of a service that provides credentials: they may end soon."""
     return (
         exceptions.HTTPClientError,
         exceptions.CredentialRetrievalError,
