@@ -14,29 +14,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
+from hubqueue.config.filesystem.mounts import CANNOT_LINK, CANNOT_SYNC
 from hubqueue.config.filesystem.ownership import open_plain
 
 _RELATIVE = os.open in os.supports_dir_fd and os.rename in os.supports_dir_fd
 _FOLDER = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
-# Some file systems cannot sync a folder.
-_CANNOT_SYNC = (
-    errno.EINVAL,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EBADF,
-    errno.ENOTTY,
-    errno.EACCES,
-)
-_NO_LINKS = (
-    errno.EPERM,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EINVAL,
-    errno.EMLINK,
-    errno.EXDEV,
-)
 
 
 class Root:
@@ -93,7 +75,7 @@ class Root:
             else:
                 os.link(name, to, src_dir_fd=self._at, dst_dir_fd=self._at, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in CANNOT_LINK:
                 raise
             if self.status(to) is not None:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), to) from None
@@ -147,7 +129,7 @@ class Root:
             try:
                 os.fsync(folder)
             except OSError as error:
-                if error.errno not in _CANNOT_SYNC:
+                if error.errno not in (*CANNOT_SYNC, errno.EACCES):
                     raise
 
     def sync_file(self, descriptor: int) -> None:
