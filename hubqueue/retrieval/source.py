@@ -35,6 +35,7 @@ from hubqueue.domain.snapshots.stored import StoredCheckpoint, StoredFile, Store
 if TYPE_CHECKING:
     from hubqueue.outbox.outbox import Outbox
 
+AnyPath = str | os.PathLike[str]
 AGAIN = "try again later; hubqueue check finds out why"
 _ASK_THE_AUTHOR = "report it to the author of this type of destination"
 
@@ -127,9 +128,7 @@ class Source:
 
 
 @contextmanager
-def opened(
-    destination: str, home: str | os.PathLike[str] | None, config: str | os.PathLike[str] | None
-) -> Iterator[Source]:
+def opened(destination: str, home: AnyPath | None, config: AnyPath | None) -> Iterator[Source]:
     """The destination of this name, ready to be read.
 
     Raises `ConfigError` for one that the configuration does not have or whose type is not usable here, and
@@ -159,9 +158,7 @@ def opened(
 
 
 @contextmanager
-def outbox_of(
-    home: str | os.PathLike[str] | None, config: str | os.PathLike[str] | None
-) -> Iterator[Outbox | None]:
+def outbox_of(home: AnyPath | None, config: AnyPath | None) -> Iterator[Outbox | None]:
     """The outbox of this home, opened to read; None if there is none: it is not created."""
     located = Home.locate(home, os.environ)
     settings = located.load_config(None if config is None else Path(config), os.environ)

@@ -61,8 +61,7 @@ def metrics_name(numbers: Iterable[int], key: str) -> str:
 
 def checkpoint_name(position: Position, attempt: int) -> str:
     """The name of a checkpoint's folder. `attempt` counts the checkpoints with this epoch or step, from 1."""
-    usual = f"epoch-{position.epoch or 0:04d}" if position.step is None else f"step-{position.step:08d}"
-    return usual if attempt == 1 else f"{usual}.{attempt}"
+    return position.label if attempt == 1 else f"{position.label}.{attempt}"
 
 
 def is_checkpoint(name: str) -> bool:

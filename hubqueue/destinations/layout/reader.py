@@ -14,9 +14,10 @@ from hubqueue.destinations.base import (
     StoredRun,
 )
 from hubqueue.destinations.layout import names
-from hubqueue.destinations.layout.records import Manifest, Pointer, parsed
+from hubqueue.destinations.layout.records import Manifest, Pointer
 from hubqueue.destinations.layout.retention import manifests_of
 from hubqueue.destinations.layout.store import Objects, ObjectStorage, StoreFailed
+from hubqueue.domain.plain import json_object
 from hubqueue.domain.redact import clean
 
 
@@ -29,10 +30,10 @@ class LayoutReader:
 
     def runs(self) -> Iterator[StoredRun]:
         """All runs, the newest last."""
-        with _answered():
+        with _translated():
             found = []
             for name in self._objects.children(""):
-                record = parsed(self._objects.read(f"{name}/{names.RUN}"))
+                record = json_object(self._objects.read(f"{name}/{names.RUN}"))
                 if record is not None:
                     texts = [str(record.get(key) or "") for key in ("id", "model", "state", "started_at")]
                     found.append((texts[3], name, StoredRun(name, texts[0] or None, texts[1], texts[2])))
@@ -43,7 +44,7 @@ class LayoutReader:
 
         One whose manifest is damaged, or of a newer version, has no files.
         """
-        with _answered():
+        with _translated():
             if not names.is_run_name(run) or self._objects.read(f"{run}/{names.RUN}") is None:
                 raise NotThere(f"there is no run {clean(run, limit=100)!r}")
             parent = f"{run}/{names.CHECKPOINTS}"
@@ -70,14 +71,14 @@ class LayoutReader:
 
     def blocks(self, checkpoint: StoredCheckpoint, file: StoredFile, *, start: int = 0) -> Iterator[bytes]:
         """The bytes of a file from an offset, in blocks of at most 1 MiB."""
-        with _answered():
+        with _translated():
             if self._objects.stat(file.ref) is None:
                 raise NotThere(f"{clean(file.ref, limit=300)} is gone")
             yield from self._objects.blocks(file.ref, start)
 
     def hashed(self, checkpoint: StoredCheckpoint, file: StoredFile) -> StoredFile | None:
         """The size of a file now, and its hash if the store keeps one; None if it is gone."""
-        with _answered():
+        with _translated():
             found = self._objects.stat(file.ref, hashed=True)
         return None if found is None else replace(file, size=found.size, sha256=found.sha256)
 
@@ -111,7 +112,7 @@ class LayoutReader:
 
 
 @contextmanager
-def _answered() -> Iterator[None]:
+def _translated() -> Iterator[None]:
     """Turn what a store raises into what a reader raises."""
     try:
         yield

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hubqueue.config.declaration import Key
+from hubqueue.config.registry import install_line
 from hubqueue.destinations.base import Attempt, Blocked, RetryLater, Scope
 from hubqueue.destinations.layout.store import StoreFailed
 from hubqueue.destinations.s3 import chain
@@ -31,7 +32,6 @@ from hubqueue.domain.errors import HubqueueError
 from hubqueue.domain.outcome import ADVICE, FOREIGN, Outcome
 from hubqueue.domain.redact import clean, remember
 
-INSTALL = "pip install 'hubqueue[s3]'"
 _DEFAULT_REGION = "us-east-1"
 # A session token has a thousand characters or more; masking needs pieces of an ordinary length.
 _PIECE = 64
@@ -139,7 +139,7 @@ class Calls:
         except (StoreFailed, Refused):
             raise
         except ImportError as error:
-            what = f"the destination needs boto3, which is not installed ({error.name}){ADVICE}{INSTALL}"
+            what = f"the destination needs boto3, which is not installed ({error.name}){ADVICE}{install_line('s3')}"
             raise StoreFailed(Blocked(what, Scope.DESTINATION)) from error
         except Exception as error:
             raise StoreFailed(self._outcome(error, call)) from error
@@ -151,20 +151,20 @@ class Calls:
         from botocore import exceptions
         from botocore.parsers import ResponseParserError
 
-        said = clean(f"{type(error).__name__}: {error}", secrets=call.secrets)
+        what = clean(f"{type(error).__name__}: {error}", secrets=call.secrets)
         of_boto3 = isinstance(error, exceptions.BotoCoreError | exceptions.ClientError)
         if call.sent and (of_boto3 or isinstance(error, ResponseParserError)):
-            return RetryLater(f"{self._settings.bucket}: the response is not one of S3, {FOREIGN}: {said}")
+            return RetryLater(f"{self._settings.bucket}: the response is not one of S3, {FOREIGN}: {what}")
         if call.sent or not (of_boto3 or isinstance(error, ValueError)) or isinstance(error, HubqueueError):
             raise error
         self._forget()
         if isinstance(error, _of_settings(exceptions)):
             advice = f"check destinations.{self._settings.name}"
-            return Blocked(f"boto3 refuses the settings: {said}{ADVICE}{advice}", Scope.DESTINATION)
+            return Blocked(f"boto3 refuses the settings: {what}{ADVICE}{advice}", Scope.DESTINATION)
         if _passes(error, exceptions):
-            return RetryLater(f"{self._settings.bucket}: {said}")
-        what = f"{NO_KEY}: boto3 cannot get it from {self._source()}: {said}{ADVICE}{self._advice}"
-        return Blocked(what, Scope.DESTINATION)
+            return RetryLater(f"{self._settings.bucket}: {what}")
+        reason = f"{NO_KEY}: boto3 cannot get it from {self._source()}: {what}{ADVICE}{self._advice}"
+        return Blocked(reason, Scope.DESTINATION)
 
     # --- the client of boto3
 
