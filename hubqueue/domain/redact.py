@@ -129,6 +129,11 @@ def hide_key(text: str) -> str:
     return text
 
 
+def has_key_form(text: str) -> bool:
+    """Whether anything in `text` looks like a key by its form (see `hide_key`), whatever keys are known."""
+    return any(pattern.search(text) for pattern, _ in _PATTERNS)
+
+
 def harmless(value: _T) -> _T:
     """A value from a row, at any depth, with control characters made visible: other programs can write rows too."""
     made: Any = value

@@ -38,7 +38,7 @@ def problem_of(
     if len(files) > MOST_FILES:
         return f"it lists {plural(len(files), 'file')}, more than {MOST_FILES}"
     if not files:
-        return "it lists no file"
+        return "it lists no file: its manifest is damaged, or of a newer version"
     if not checkpoint.is_folder and len(files) > 1:
         return f"it is one file, but lists {len(files)}"
     for each in files:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from layout_received import received_in
 
 from hubqueue.destinations.base import Kind
 from hubqueue.destinations.sandbox import Sandbox
@@ -90,27 +90,9 @@ class Folder:
             self._away.rename(self._disk)
 
     def received(self) -> Mapping[str, Received]:
-        disk = self._away if self._away.exists() else self._disk
-        return {each.parent.name: self._run(each.parent) for each in disk.glob("runs/*/run.json")}
-
-    def _run(self, run: Path) -> Received:
-        stored = sorted(run.glob("metrics/*.jsonl"), key=lambda each: each.stat().st_mtime_ns)
-        lines = [json.loads(line) for each in stored for line in each.read_text().splitlines()]
-        state = json.loads((run / "run.json").read_text())["state"]
-        return Received(
-            metrics=[
-                (f"step:{each['step']}" if "step" in each else str(each["epoch"]), each["metrics"])
-                for each in lines
-            ],
-            checkpoints=[self._checkpoint(each) for each in run.glob("checkpoints/*/manifest.json")],
-            ends=[] if state == "running" else [state],
-        )
-
-    def _checkpoint(self, manifest: Path) -> Mapping[str, bytes]:
-        files = json.loads(manifest.read_text())["files"]
-        return {
-            each["path"]: (manifest.parent / each.get("stored", each["path"])).read_bytes() for each in files
-        }
+        runs = (self._away if self._away.exists() else self._disk) / "runs"
+        files = {each: each.relative_to(runs).as_posix() for each in runs.rglob("*") if each.is_file()}
+        return received_in({name: each.read_bytes() for each, name in files.items()})
 
 
 class _Economical(Conformance):

@@ -115,6 +115,7 @@ def test_a_disk_that_is_away_is_waited_for_and_nothing_is_written_in_its_place(
     assert {reason(each) for each in found} == {
         f"{box.path}: the folder is not there; mount its disk, or put the folder back"
     }
+    assert str(unreadable.value) == f"{box.path}: the folder is not there"
     assert unreadable.value.hint == "mount its disk, or put the folder back"
     assert isinstance(checked, RetryLater)
     for each in batches:
@@ -186,6 +187,42 @@ def test_a_link_in_place_of_a_file_is_not_followed(box: Box, tmp_path: Path) -> 
 
     assert isinstance(found, RetryLater)
     assert secret.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["", "metrics", "checkpoints", "checkpoints/epoch-0000"])
+def test_nothing_is_written_or_deleted_through_a_link_to_another_folder(
+    box: Box, tmp_path: Path, name: str
+) -> None:
+    training = started(box)
+    other, link = tmp_path / "other", box.path / RUN / name
+    (other / "epoch-0007").mkdir(parents=True)
+    (other / "epoch-0007" / "mine").write_bytes(b"mine")
+    (box.path / RUN / "uploading-last.json").write_text('{"checkpoint": "epoch-0007", "key": "of another"}')
+    if link.exists():
+        link.rename(tmp_path / "moved")
+        shutil.copytree(tmp_path / "moved", other, dirs_exist_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(other)
+    before = sorted(other.rglob("*"))
+
+    found = [training.send(training.metrics("0")), training.send(training.checkpoint(b"x", epoch=0))]
+
+    refused = [each for each in found if isinstance(each, RetryLater)]
+    assert refused
+    assert all("a symbolic link is in place of" in reason(each) for each in refused)
+    assert sorted(other.rglob("*")) == before
+
+
+def test_a_reader_follows_links_to_folders(box: Box, tmp_path: Path) -> None:
+    training = started(box)
+    training.sent(training.checkpoint(b"x", epoch=0))
+    (box.path / RUN).rename(tmp_path / "archive")
+    (box.path / RUN).symlink_to(tmp_path / "archive")
+
+    reader = box.reader()
+    (checkpoint,) = reader.checkpoints(RUN)
+
+    assert b"".join(reader.blocks(checkpoint, checkpoint.files[0])) == b"x"
 
 
 def test_the_umask_decides_who_may_read(box: Box) -> None:
@@ -378,7 +415,8 @@ def test_a_disk_that_is_unmounted_in_the_middle_is_not_written_to_below_its_moun
         (errno.EINVAL, "a name has characters that this file system refuses"),
         (errno.ENAMETOOLONG, "a name is too long"),
         (errno.EDQUOT, "the quota of this user is used up"),
-        (errno.ELOOP, "Too many levels of symbolic links; check the folder and its disk"),
+        (errno.ELOOP, "a symbolic link is in place of a file or a folder; move that link away"),
+        (errno.EMFILE, "Too many open files; check the folder and its disk"),
     ],
 )
 def test_no_error_of_a_disk_is_an_entrys_fault(number: int, says: str, tmp_path: Path) -> None:

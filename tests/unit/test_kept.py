@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubqueue.destinations.wire.kept import is_kept_address, is_kept_id, is_kept_name
+from hubqueue.domain.redact import remember
 
 KEY = "Vx3-qL8w_Tn5bZk2Jr7"
 NEVER = (
@@ -78,3 +79,11 @@ def test_real_values_of_hubs_are_kept() -> None:
 def test_a_kept_value_is_one_plain_word(found: str) -> None:
     if is_kept_name(found, []):
         assert found.isascii() and found.isprintable() and not set(found) & set(' ?#@\\"<>')
+
+
+def test_an_id_with_a_word_of_a_known_key_is_kept() -> None:
+    remember(["my-training-2026-token-of-the-cluster"])
+
+    assert is_kept_id("my-training-1", [])
+    assert is_kept_name("my-training.pt", ["a-second-token-with-my-training-in-it"])
+    assert not is_kept_id("my-training-2026-token-of", [])

@@ -123,7 +123,7 @@ def test_sizes_and_hashes_that_are_not_possible_are_refused() -> None:
 def test_a_list_without_files_or_with_too_many_is_refused() -> None:
     one = StoredFile("a", 1, HASH)
 
-    assert problem_of(folder()) == "it lists no file"
+    assert problem_of(folder()) == "it lists no file: its manifest is damaged, or of a newer version"
     assert problem_of(StoredCheckpoint("one", (one, one))) == "it is one file, but lists 2"
     assert f"more than {MOST_FILES}" in (problem_of(folder(*map(str, range(MOST_FILES + 1)))) or "")
 

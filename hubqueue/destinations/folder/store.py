@@ -39,7 +39,7 @@ class Folder:
 
     @contextmanager
     def reading(self) -> Iterator[Objects]:
-        with self._opened() as root:
+        with self._opened(follows=True) as root:
             self._presence.check(root)
             yield FolderObjects(root, {})
 
@@ -59,10 +59,10 @@ class Folder:
         """Nothing is kept open between attempts: the disk can be unmounted."""
 
     @contextmanager
-    def _opened(self) -> Iterator[Root]:
+    def _opened(self, *, follows: bool = False) -> Iterator[Root]:
         with explained(self._path):
             try:
-                root = Root(self._path, syncs=self._syncs)
+                root = Root(self._path, syncs=self._syncs, follows=follows)
             except OSError as error:
                 if error.errno in _ABSENT:
                     raise away(self._path) from error

@@ -24,6 +24,7 @@ _KNOWN = {
     errno.ENOENT: ("a folder is gone", _MOUNT),
     errno.ENOTDIR: ("a file has the name of a folder", "move that file away"),
     errno.EISDIR: ("a folder has the name of a file", "move that folder away"),
+    errno.ELOOP: ("a symbolic link is in place of a file or a folder", "move that link away"),
     errno.EIO: ("the disk fails", "check the disk of the folder, or its cable or network"),
     errno.ENAMETOOLONG: ("a name is too long", "choose a folder with a shorter path, or another file system"),
     errno.EINVAL: ("a name has characters that this file system refuses", "choose another file system"),
@@ -47,7 +48,10 @@ for _name, _meaning in {
 
 def failed(path: Path, reason: str, hint: str) -> StoreFailed:
     """The attempt is repeated later. The reason has the hint as well: a status shows only that."""
-    return StoreFailed(RetryLater(f"{clean(str(path), limit=300)}: {reason}; {hint}"), hint=hint)
+    what = f"{clean(str(path), limit=300)}: {reason}"
+    failure = StoreFailed(RetryLater(f"{what}; {hint}"), hint=hint)
+    failure.args = (what,)  # a reader shows the hint on its own line
+    return failure
 
 
 def away(path: Path) -> StoreFailed:

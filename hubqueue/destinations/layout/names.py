@@ -75,6 +75,14 @@ def order(checkpoint: str) -> tuple[int, int, str]:
     return (int(found[2]), int(found[3] or 1), checkpoint) if found else (-1, 0, checkpoint)
 
 
+def numbers_of(checkpoint: str) -> tuple[int | None, int | None]:
+    """The epoch and the step that the name of a checkpoint states; None for the other one."""
+    found = _CHECKPOINT.fullmatch(checkpoint)
+    if found is None:
+        return None, None
+    return (int(found[2]), None) if found[1] == "epoch" else (None, int(found[2]))
+
+
 def stored_paths(paths: Iterable[str]) -> Mapping[str, str]:
     """By the path of each file of a checkpoint, its path in the checkpoint's folder.
 

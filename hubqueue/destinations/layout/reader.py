@@ -14,7 +14,7 @@ from hubqueue.destinations.base import (
     StoredRun,
 )
 from hubqueue.destinations.layout import names
-from hubqueue.destinations.layout.records import Manifest, Pointer, newest
+from hubqueue.destinations.layout.records import Manifest, Pointer
 from hubqueue.destinations.layout.retention import manifests_of
 from hubqueue.destinations.layout.store import Objects, ObjectStorage, StoreFailed
 from hubqueue.domain.plain import json_object
@@ -40,24 +40,33 @@ class LayoutReader:
         yield from (each[2] for each in sorted(found, key=lambda each: each[:2]))
 
     def checkpoints(self, run: str) -> tuple[StoredCheckpoint, ...]:
-        """The checkpoints of the run with this name that are whole, in the order of their epochs and steps."""
+        """The checkpoints of the run with this name that are whole, in the order of their epochs and steps.
+
+        One whose manifest is damaged, or of a newer version, has no files.
+        """
         with _translated():
             if not names.is_run_name(run) or self._objects.read(f"{run}/{names.RUN}") is None:
                 raise NotThere(f"there is no run {clean(run, limit=100)!r}")
-            manifests = {
-                name: found
-                for name in sorted(self._objects.children(f"{run}/{names.CHECKPOINTS}"), key=names.order)
-                if (found := manifests_of(self._objects, f"{run}/{names.CHECKPOINTS}/{name}"))
-            }
-            marked = {kind: self._newest(run, kind, manifests) for kind in names.POINTERS}
+            parent = f"{run}/{names.CHECKPOINTS}"
+            manifests, damaged = dict[str, list[Manifest]](), list[str]()
+            for name in sorted(self._objects.children(parent), key=names.order):
+                if found := manifests_of(self._objects, f"{parent}/{name}"):
+                    manifests[name] = found
+                elif names.is_checkpoint(name) and self._is_there(f"{parent}/{name}/{names.MANIFEST}.json"):
+                    damaged.append(name)
+            newest = {kind: self._newest(run, kind, manifests, damaged) for kind in names.POINTERS}
+        newest["last"] = newest["last"] or newest["final"]
+        found_here = [_checkpoint(run, name, found) for name, found in manifests.items()]
+        # Without files: nothing can be pulled of it, and `verify` finds that.
+        found_here += [StoredCheckpoint(name, (), *names.numbers_of(name)) for name in damaged]
         return tuple(
             replace(
-                _checkpoint(run, name, found),
-                is_latest=name == (marked["last"] or marked["final"]),
-                is_best=name == marked["best"],
-                is_final=name == marked["final"],
+                each,
+                is_latest=each.name == newest["last"],
+                is_best=each.name == newest["best"],
+                is_final=each.name == newest["final"],
             )
-            for name, found in manifests.items()
+            for each in sorted(found_here, key=lambda each: names.order(each.name))
         )
 
     def blocks(self, checkpoint: StoredCheckpoint, file: StoredFile, *, start: int = 0) -> Iterator[bytes]:
@@ -85,12 +94,21 @@ class LayoutReader:
             self._opened = self._at_end.enter_context(self._store.reading())
         return self._opened
 
-    def _newest(self, run: str, kind: str, manifests: dict[str, list[Manifest]]) -> str | None:
-        """The newest checkpoint of a kind: the named one, else by the manifests, as after a kill before it was named."""
+    def _is_there(self, name: str) -> bool:
+        return self._objects.stat(name) is not None
+
+    def _newest(
+        self, run: str, kind: str, manifests: dict[str, list[Manifest]], damaged: list[str]
+    ) -> str | None:
+        """The newest checkpoint of a kind: the named one, or one that was whole when a kill came before it was named."""
         named = Pointer.of(self._objects.read(f"{run}/{names.POINTERS[kind]}.json"))
-        if named is not None and named.checkpoint in manifests:
-            return named.checkpoint
-        return newest((each.pointer(name) for name, found in manifests.items() for each in found), kind)
+        found = named if named is not None and named.checkpoint in (*manifests, *damaged) else None
+        kinds = ("last", "best") if kind == "last" else (kind,)
+        saved = [(each, name) for name, of_one in manifests.items() for each in of_one if each.kind in kinds]
+        for each, name in sorted(saved, key=lambda one: one[0].saved_at):
+            if each.pointer(name).is_newer(found):
+                found = each.pointer(name)
+        return found.checkpoint if found is not None else None
 
 
 @contextmanager
@@ -99,7 +117,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except StoreFailed as failed:
-        raise DestinationUnavailable(str(failed), hint=failed.hint) from failed
+        hint = failed.hint or "try again later; hubqueue check finds out more"
+        raise DestinationUnavailable(str(failed), hint=hint) from failed
 
 
 def _checkpoint(run: str, name: str, manifests: list[Manifest]) -> StoredCheckpoint:

@@ -28,12 +28,15 @@ from hubqueue.destinations.wire.body import Body, Bytes
 from hubqueue.destinations.wire.endpoint import Endpoint
 from hubqueue.destinations.wire.exchange import Wire
 from hubqueue.destinations.wire.message import MAX_RESPONSE, Request, Response
+from hubqueue.domain.errors import HubqueueError
 from hubqueue.domain.outcome import ADVICE, FOREIGN, Outcome
 from hubqueue.domain.redact import clean, remember
 
 _DEFAULT_REGION = "us-east-1"
 # A session token has a thousand characters or more; masking needs pieces of an ordinary length.
 _PIECE = 64
+# There is no such object, or there is one.
+_USUAL = (404, 412)
 # These belong to the connection, or to the retries of botocore.
 _NOT_SENT = frozenset({"content-length", "expect", "user-agent", "amz-sdk-request", "amz-sdk-invocation-id"})
 
@@ -144,16 +147,21 @@ class Calls:
             _CURRENT.call = None
 
     def _outcome(self, error: Exception, call: _Call) -> Outcome:
-        """The outcome of an error that boto3 raised before or after the request."""
+        """The outcome of an error of boto3. Raises every other error again."""
         from botocore import exceptions
+        from botocore.parsers import ResponseParserError
 
         what = clean(f"{type(error).__name__}: {error}", secrets=call.secrets)
-        if not isinstance(error, exceptions.BotoCoreError):
-            raise error
-        if isinstance(error, exceptions.ResponseParserError):
+        of_boto3 = isinstance(error, exceptions.BotoCoreError | exceptions.ClientError)
+        if call.sent and (of_boto3 or isinstance(error, ResponseParserError)):
             return RetryLater(f"{self._settings.bucket}: the response is not one of S3, {FOREIGN}: {what}")
+        if call.sent or not (of_boto3 or isinstance(error, ValueError)) or isinstance(error, HubqueueError):
+            raise error
         self._forget()
-        if call.sent or isinstance(error, _passing(exceptions)):
+        if isinstance(error, _of_settings(exceptions)):
+            advice = f"check destinations.{self._settings.name}"
+            return Blocked(f"boto3 refuses the settings: {what}{ADVICE}{advice}", Scope.DESTINATION)
+        if _passes(error, exceptions):
             return RetryLater(f"{self._settings.bucket}: {what}")
         reason = f"{NO_KEY}: boto3 cannot get it from {self._source()}: {what}{ADVICE}{self._advice}"
         return Blocked(reason, Scope.DESTINATION)
@@ -267,7 +275,7 @@ class Calls:
         }
         body = call.body if call.body is not None else Bytes(request.body or b"")
         return self._wire(request.url).exchange(
-            Request(request.method, path or "/", headers, body, call.most),
+            Request(request.method, path or "/", headers, body, call.most, _USUAL),
             call.attempt,
             secrets=call.secrets,
         )
@@ -297,13 +305,29 @@ class _Raw(BytesIO):
         yield self.read()
 
 
-def _passing(exceptions: Any) -> tuple[type[BaseException], ...]:
-    """Errors of a service that provides credentials: they may end soon."""
+def _of_settings(exceptions: Any) -> tuple[type[Exception], ...]:
+    """Errors of the address or the region; a `ValueError` is one of an address whose host boto3 does not accept."""
     return (
+        ValueError,
+        exceptions.EndpointProviderError,
+        exceptions.InvalidRegionError,
+        exceptions.ParamValidationError,
+        exceptions.UnknownEndpointError,
+    )
+
+
+def _passes(error: Exception, exceptions: Any) -> bool:
+    """Whether an error of a service that gives credentials may be over soon."""
+    if isinstance(error, exceptions.ClientError):
+        code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or "Throttl" in code
+    passing = (
         exceptions.HTTPClientError,
         exceptions.CredentialRetrievalError,
         exceptions.MetadataRetrievalError,
     )
+    return isinstance(error, passing)
 
 
 def _silence() -> None:

@@ -167,6 +167,7 @@ class Stage:
     ) -> None:
         """Log metrics of an epoch, a step, or both."""
         if self.has(Kind.METRICS):
+            self.clock.advance(0.001)  # no two values have the same moment
             takes_steps = self.declared.takes_steps
             draft = metrics_draft(json.dumps(values), epoch, step, takes_steps=takes_steps)
             owe(self.outbox, run, draft)
