@@ -28,7 +28,8 @@ _YES, _NO = "yes", "-"
 def destinations(options: HomeOptions, as_json: bool) -> None:
     """List the types of destinations and the configured ones.
 
-    Of each type it shows what it can do. A type comes with hubqueue or with another package. A key is never shown, only whether there is one.
+    Of each type it shows what it can do. A type comes with hubqueue or with another package. A key is never shown, only
+    whether there is one.
 
     \b
     Examples:
