@@ -38,6 +38,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+TRY_AGAIN = "try again later; hubqueue check finds out why"
+"""The hint of a `DestinationUnavailable` without a better one."""
 _MOST_LISTED = 8
 
 

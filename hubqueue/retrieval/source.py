@@ -22,6 +22,7 @@ from hubqueue.config.known_keys import learn_keys
 from hubqueue.config.registry import absent, declaration, usable
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.errors import (
+    TRY_AGAIN,
     CredentialsError,
     DestinationUnavailable,
     HubqueueError,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from hubqueue.outbox.outbox import Outbox
 
 AnyPath = str | os.PathLike[str]
-AGAIN = "try again later; hubqueue check finds out why"
 _ASK_THE_AUTHOR = "report it to the author of this type of destination"
 
 
@@ -113,7 +113,7 @@ class Source:
         except DestinationUnavailable as error:
             if error.hint and not self._keyless:
                 raise
-            hint = f"hubqueue login {name}" if self._keyless else AGAIN
+            hint = f"hubqueue login {name}" if self._keyless else TRY_AGAIN
             raise DestinationUnavailable(str(error), hint=hint) from error
         except NotThere as error:
             if error.hint:
@@ -123,7 +123,7 @@ class Source:
             raise
         except (Exception, SystemExit) as error:  # a stranger's code may raise anything
             what = clean(f"{type(error).__name__}: {error}", limit=200)
-            hint = AGAIN if isinstance(error, OSError) else _ASK_THE_AUTHOR
+            hint = TRY_AGAIN if isinstance(error, OSError) else _ASK_THE_AUTHOR
             raise DestinationUnavailable(f"{name} cannot be read: {what}", hint=hint) from error
 
 

@@ -28,6 +28,7 @@ from hubqueue.destinations.http.upload import OFFSET
 from hubqueue.destinations.layout.records import Pointer, newest
 from hubqueue.destinations.wire.api import ApiResponse
 from hubqueue.destinations.wire.body import BLOCK
+from hubqueue.domain.errors import TRY_AGAIN
 from hubqueue.domain.outcome import Aborted, Delivered
 from hubqueue.domain.plain import LARGEST_EXACT
 from hubqueue.domain.redact import clean
@@ -120,7 +121,7 @@ class HttpReader:
 
     def _unavailable(self, outcome: Outcome) -> DestinationUnavailable:
         reason = "" if isinstance(outcome, Delivered | Aborted) else outcome.reason
-        return DestinationUnavailable(f"{self._name}: {reason}", hint="hubqueue check")
+        return DestinationUnavailable(f"{self._name}: {reason}", hint=TRY_AGAIN)
 
 
 def stored_run(found: Mapping[str, Any]) -> StoredRun:

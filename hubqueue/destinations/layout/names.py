@@ -75,12 +75,10 @@ def order(checkpoint: str) -> tuple[int, int, str]:
     return (int(found[2]), int(found[3] or 1), checkpoint) if found else (-1, 0, checkpoint)
 
 
-def numbers_of(checkpoint: str) -> tuple[int | None, int | None]:
-    """The epoch and the step that the name of a checkpoint states; None for the other one."""
+def position_of(checkpoint: str) -> Position:
+    """The epoch or the step that the name of a checkpoint states."""
     found = _CHECKPOINT.fullmatch(checkpoint)
-    if found is None:
-        return None, None
-    return (int(found[2]), None) if found[1] == "epoch" else (None, int(found[2]))
+    return Position() if found is None else Position(**{found[1]: int(found[2])})
 
 
 def stored_paths(paths: Iterable[str]) -> Mapping[str, str]:

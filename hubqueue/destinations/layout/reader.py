@@ -14,9 +14,10 @@ from hubqueue.destinations.base import (
     StoredRun,
 )
 from hubqueue.destinations.layout import names
-from hubqueue.destinations.layout.records import Manifest, Pointer
+from hubqueue.destinations.layout.records import Manifest, Pointer, newest
 from hubqueue.destinations.layout.retention import manifests_of
 from hubqueue.destinations.layout.store import Objects, ObjectStorage, StoreFailed
+from hubqueue.domain.errors import TRY_AGAIN
 from hubqueue.domain.plain import json_object
 from hubqueue.domain.redact import clean
 
@@ -54,17 +55,16 @@ class LayoutReader:
                     manifests[name] = found
                 elif names.is_checkpoint(name) and self._is_there(f"{parent}/{name}/{names.MANIFEST}.json"):
                     damaged.append(name)
-            newest = {kind: self._newest(run, kind, manifests, damaged) for kind in names.POINTERS}
-        newest["last"] = newest["last"] or newest["final"]
+            marked = {kind: self._newest(run, kind, manifests, damaged) for kind in names.POINTERS}
         found_here = [_checkpoint(run, name, found) for name, found in manifests.items()]
         # Without files: nothing can be pulled of it, and `verify` finds that.
-        found_here += [StoredCheckpoint(name, (), *names.numbers_of(name)) for name in damaged]
+        found_here += [StoredCheckpoint(name, (), *names.position_of(name)) for name in damaged]
         return tuple(
             replace(
                 each,
-                is_latest=each.name == newest["last"],
-                is_best=each.name == newest["best"],
-                is_final=each.name == newest["final"],
+                is_latest=each.name == (marked["last"] or marked["final"]),
+                is_best=each.name == marked["best"],
+                is_final=each.name == marked["final"],
             )
             for each in sorted(found_here, key=lambda each: names.order(each.name))
         )
@@ -103,12 +103,9 @@ class LayoutReader:
         """The newest checkpoint of a kind: the named one, or one that was whole when a kill came before it was named."""
         named = Pointer.of(self._objects.read(f"{run}/{names.POINTERS[kind]}.json"))
         found = named if named is not None and named.checkpoint in (*manifests, *damaged) else None
-        kinds = ("last", "best") if kind == "last" else (kind,)
-        saved = [(each, name) for name, of_one in manifests.items() for each in of_one if each.kind in kinds]
-        for each, name in sorted(saved, key=lambda one: one[0].saved_at):
-            if each.pointer(name).is_newer(found):
-                found = each.pointer(name)
-        return found.checkpoint if found is not None else None
+        return newest(
+            (each.pointer(name) for name, of_one in manifests.items() for each in of_one), kind, found
+        )
 
 
 @contextmanager
@@ -117,8 +114,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except StoreFailed as failed:
-        hint = failed.hint or "try again later; hubqueue check finds out more"
-        raise DestinationUnavailable(str(failed), hint=hint) from failed
+        raise DestinationUnavailable(str(failed), hint=failed.hint or TRY_AGAIN) from failed
 
 
 def _checkpoint(run: str, name: str, manifests: list[Manifest]) -> StoredCheckpoint:

@@ -168,12 +168,15 @@ class Pointer:
         return (self is best) == best_is_newer
 
 
-def newest(pointers: Iterable[Pointer], kind: str) -> str | None:
-    """The newest checkpoint of a kind; None without one. The last one may be a best one (`Pointer.is_newer`)."""
+def newest(pointers: Iterable[Pointer], kind: str, named: Pointer | None = None) -> str | None:
+    """The newest checkpoint of a kind: the one that is `named` as such, or one that is newer; None without one.
+
+    The last one may be a best one (`Pointer.is_newer`).
+    """
     kinds = ("last", "best") if kind == "last" else (kind,)
-    found: Pointer | None = None
-    for each in pointers:
-        if each.kind in kinds and each.is_newer(found):
+    found = named
+    for each in sorted((each for each in pointers if each.kind in kinds), key=lambda each: each.saved_at):
+        if each.is_newer(found):
             found = each
     return None if found is None else found.checkpoint
 

@@ -317,7 +317,7 @@ def _of_settings(exceptions: Any) -> tuple[type[Exception], ...]:
 
 
 def _passes(error: Exception, exceptions: Any) -> bool:
-    """Whether an error of a service that gives credentials may be over soon."""
+    """Whether an error of a service that provides credentials is a temporary one."""
     if isinstance(error, exceptions.ClientError):
         code = error.response.get("Error", {}).get("Code", "")
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
