@@ -319,14 +319,20 @@ BROKEN_READERS = {
 
 # How a test fails: also by `pytest.raises`, or with the exception of the reader.
 FAILURES = (AssertionError, OSError, pytest.fail.Exception)
-# Each waits for seconds, or starts processes.
-_SLOW = {"ignores a stop", "sends one request at a time", "stores twice after a kill"}
+# One of each kind of fault; the others are slow: they change only when the tests of the kit do.
+_QUICK = {
+    "counts a broken-off response",
+    "has a new key for each attempt",
+    "raises",
+    "sends the manifest first",
+    "logs its key",
+}
 
 
 @pytest.mark.parametrize(
     "broken",
     [
-        pytest.param(each, id=name, marks=[pytest.mark.slow] if name in _SLOW else [])
+        pytest.param(each, id=name, marks=[] if name in _QUICK else [pytest.mark.slow])
         for name, each in BROKEN.items()
     ],
 )
@@ -339,6 +345,7 @@ def test_a_broken_destination_fails_the_test_that_is_meant_for_it(tmp_path: Path
     print(failed.value)
 
 
+@pytest.mark.slow
 def test_a_destination_that_continues_its_uploads_passes(tmp_path: Path) -> None:
     """The counterpart of the one that never reads its progress."""
     noted = DONE + "            attempt.on_progress(str(done))\n"
@@ -355,6 +362,7 @@ def test_a_destination_that_continues_its_uploads_passes(tmp_path: Path) -> None
         passes(stage, "test_a_broken_off_upload_continues", kit=kit)
 
 
+@pytest.mark.slow
 def test_a_destination_that_must_continue_its_uploads_is_not_skipped(tmp_path: Path) -> None:
     kit = type("Resuming", (Conformance,), {"resumes": True})()
 
@@ -378,12 +386,14 @@ def readable(folder: Path, was: str = "", now: str = "") -> Iterator[Stage]:
         yield stage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("test", sorted({test for test, _, _ in BROKEN_READERS.values()}))
 def test_a_sound_reader_passes(tmp_path: Path, test: str) -> None:
     with readable(tmp_path) as stage:
         passes(stage, test)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("test", "was", "now"), BROKEN_READERS.values(), ids=BROKEN_READERS)
 def test_a_broken_reader_fails_the_test_that_is_meant_for_it(
     tmp_path: Path, test: str, was: str, now: str
