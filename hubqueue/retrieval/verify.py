@@ -19,6 +19,7 @@ from hubqueue.domain.errors import NotThere, NotWhole
 from hubqueue.domain.lifecycle import State
 from hubqueue.domain.quantities import plural
 from hubqueue.domain.redact import clean
+from hubqueue.domain.snapshots.manifest import manifest_text
 from hubqueue.domain.snapshots.snapshot import FOLDER
 from hubqueue.domain.snapshots.stored import StoredCheckpoint, StoredFile
 from hubqueue.retrieval.choosing import ALL, choose, parse
@@ -151,39 +152,45 @@ class _Comparison:
         found = []
         if recorded and not any(_is_same(each, checkpoint) for each in recorded):
             found.append(Difference(name, "", "it is not what this home has recorded as delivered"))
-        was_read = False
+        was_read, hashes = False, list[str | None]()
         for file in checkpoint.files:
-            what, by_reading = self._judge(checkpoint, file)
+            what, by_reading, sha256 = self._judge(checkpoint, file)
             was_read |= by_reading
+            hashes.append(sha256)
             if what is not None:
                 found.append(Difference(name, file.path, what))
+        if recorded and not found and not any(_is_same(each, checkpoint, hashes) for each in recorded):
+            found.append(Difference(name, "", "it is not what this home has recorded as delivered"))
         return Verified(name, len(checkpoint.files), checkpoint.size, was_read, bool(recorded), tuple(found))
 
-    def _judge(self, checkpoint: StoredCheckpoint, file: StoredFile) -> tuple[str | None, bool]:
-        """What differs in a file, and whether its bytes were read."""
+    def _judge(self, checkpoint: StoredCheckpoint, file: StoredFile) -> tuple[str | None, bool, str | None]:
+        """What differs in a file, whether its bytes were read, and its hash."""
         stated = self._source.stated(checkpoint, file)
         if stated is None:
-            return "it is not there", False
+            return "it is not there", False, None
         if stated.size != file.size:
-            return f"it has {plural(stated.size, 'byte')}, not {file.size}", False
+            return f"it has {plural(stated.size, 'byte')}, not {file.size}", False, None
         if self._read or stated.sha256 is None:
-            return self._read_through(checkpoint, file), True
+            what, sha256 = self._read_through(checkpoint, file)
+            return what, True, sha256
         self._note(file.size)
         is_same = file.sha256 in (None, stated.sha256)
-        return None if is_same else "its SHA-256 is not that of the file that was saved", False
+        what = None if is_same else "its SHA-256 is not that of the file that was saved"
+        return what, False, stated.sha256
 
-    def _read_through(self, checkpoint: StoredCheckpoint, file: StoredFile) -> str | None:
+    def _read_through(self, checkpoint: StoredCheckpoint, file: StoredFile) -> tuple[str | None, str | None]:
+        """What differs in the bytes of a file, and their hash."""
         digest = hashlib.sha256()
         try:
             for block in self._source.blocks(checkpoint, file):
                 digest.update(block)
                 self._note(len(block))
         except NotWhole as error:
-            return str(error).partition(" is not whole: ")[2]
+            return str(error).partition(" is not whole: ")[2], None
         except NotThere:
-            return "it is not there"
+            return "it is not there", None
         is_same = file.sha256 in (None, digest.hexdigest())
-        return None if is_same else "its bytes are not those that were saved"
+        return None if is_same else "its bytes are not those that were saved", digest.hexdigest()
 
     def _note(self, count: int) -> None:
         self._done += count
@@ -225,9 +232,24 @@ def _is_of(saved: _Saved, checkpoint: StoredCheckpoint) -> bool:
     )
 
 
-def _is_same(saved: _Saved, checkpoint: StoredCheckpoint) -> bool:
-    """Whether the manifest of a destination lists what was delivered. Without a hash, the sizes must do."""
-    if (saved.is_folder, saved.size) != (checkpoint.is_folder, checkpoint.size):
+def _is_same(saved: _Saved, checkpoint: StoredCheckpoint, hashes: Sequence[str | None] | None = None) -> bool:
+    """Whether a checkpoint of a destination is what was delivered, by the hashes in its manifest, or by those of its files.
+
+    Without a hash, the sizes must do.
+    """
+    if (saved.is_folder, saved.size) != (checkpoint.is_folder, checkpoint.size) or problem_of(checkpoint):
         return False
-    theirs = checkpoint.manifest_sha256 if checkpoint.is_folder else checkpoint.files[0].sha256
+    if hashes is None:
+        hashes = [each.sha256 for each in checkpoint.files]
+    listed = [
+        (each.path, each.size, sha256)
+        for each, sha256 in zip(checkpoint.files, hashes, strict=True)
+        if sha256 is not None
+    ]
+    if len(listed) < len(hashes):
+        theirs = checkpoint.manifest_sha256
+    elif checkpoint.is_folder:
+        theirs = hashlib.sha256(manifest_text(sorted(listed))).hexdigest()
+    else:
+        ((_, _, theirs),) = listed
     return saved.sha256 is None or theirs is None or saved.sha256 == theirs

@@ -135,6 +135,36 @@ def test_a_changed_list_of_a_folder_is_found(home: Path, run: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("read", [False, True])
+def test_a_changed_file_is_found_where_the_manifest_has_lost_its_hash(
+    home: Path, run: Path, module: ModuleType, read: bool
+) -> None:
+    """The record of this home proves it alone."""
+    for name, path in (("epoch-0000", "last.pt"), ("epoch-0001", "model/a.bin")):
+        (run / name / path).write_bytes(os.urandom(len(WEIGHTS)))
+        found = shelf.json.loads((run / f"{name}.json").read_text())["files"]
+        shelf.rewrite(run, name, files=[each | {"sha256": None} for each in found], manifest_sha256=None)
+    module.FAULTS.states = False
+
+    assert differences(verified(home, run, read=read)) == [
+        f"{name}: it is not what this home has recorded as delivered" for name in ("epoch-0000", "epoch-0001")
+    ]
+
+
+def test_a_changed_list_is_found_where_the_manifest_has_lost_its_own_hash(home: Path, run: Path) -> None:
+    other = os.urandom(len(WEIGHTS))
+    (run / "epoch-0001" / "model" / "a.bin").write_bytes(other)
+    files = shelf.json.loads((run / "epoch-0001.json").read_text())["files"]
+    for each in files:
+        if each["path"] == "model/a.bin":
+            each["sha256"] = shelf.hashlib.sha256(other).hexdigest()
+    shelf.rewrite(run, "epoch-0001", files=files, manifest_sha256=None)
+
+    assert differences(verified(home, run)) == [
+        "epoch-0001: it is not what this home has recorded as delivered"
+    ]
+
+
 def test_a_delivered_checkpoint_that_is_gone_is_missing(home: Path, run: Path, tmp_path: Path) -> None:
     for name in ("epoch-0000", "epoch-0001"):
         (run / f"{name}.json").unlink()

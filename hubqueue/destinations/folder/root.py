@@ -106,8 +106,8 @@ class Root:
 
     def remove_folder(self, name: str) -> None:
         """Remove a folder with all that is in it; nothing happens if there is none."""
-        here = self.status(name)
-        if here is None or not stat.S_ISDIR(here.st_mode):
+        found = self.status(name)
+        if found is None or not stat.S_ISDIR(found.st_mode):
             return  # a link is not followed
         for each, status in list(self.listed(name)):
             inner = f"{name}/{each}"
