@@ -20,6 +20,7 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import NoReturn
 
+from hubqueue.config.registry import BUILT_IN
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.entry import Kind
 from hubqueue.outbox.outbox import Outbox, open_outbox
@@ -29,7 +30,16 @@ from hubqueue.worker.events import BatchDelivered, Fact
 from hubqueue.worker.worker import Worker
 
 _PATIENCE = 120.0
-_PRELOAD = [__name__, "hubqueue.destinations.wire.api", "hubqueue.destinations.wire.signed_url"]
+# What a process that is missing here would load itself; a module that is not installed is passed over.
+_PRELOAD = [
+    __name__,
+    "hubqueue.destinations.wire.api",
+    "hubqueue.destinations.wire.signed_url",
+    "hubqueue.outbox.moves.enqueue",
+    "hubqueue.outbox.moves.registry",
+    "pysqlite3.dbapi2",
+    *(each.partition(":")[0] for each in BUILT_IN.values()),
+]
 # Of what a step does many times (the blocks of a file), the process is killed at the first ones.
 _MOST = 6
 

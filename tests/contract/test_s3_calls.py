@@ -78,8 +78,8 @@ def test_a_signed_request_carries_its_hash_and_a_condition(server: S3Proxy) -> N
     [
         (301, "PermanentRedirect", {"x-amz-bucket-region": "eu-west-1", "Location": "http://127.0.0.1:9/"}),
         (400, "AuthorizationHeaderMalformed", {"x-amz-bucket-region": "eu-west-1"}),
-        (307, "TemporaryRedirect", {"Location": "http://127.0.0.1:9/"}),
-        (500, "InternalError", {}),
+        pytest.param(307, "TemporaryRedirect", {"Location": "http://127.0.0.1:9/"}, marks=pytest.mark.slow),
+        pytest.param(500, "InternalError", {}, marks=pytest.mark.slow),
         (503, "SlowDown", {}),
     ],
 )
