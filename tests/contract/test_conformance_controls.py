@@ -319,23 +319,38 @@ BROKEN_READERS = {
 
 # How a test fails: also by `pytest.raises`, or with the exception of the reader.
 FAILURES = (AssertionError, OSError, pytest.fail.Exception)
-# One of each kind of fault; the others are slow: they change only when the tests of the kit do.
-_QUICK = {
+# Each waits for seconds, starts processes, or is another control of the same test.
+_SLOW = {
     "counts a broken-off response",
-    "has a new key for each attempt",
-    "raises",
-    "sends the manifest first",
+    "counts a refused key",
+    "explains itself in two lines",
+    "sends one request at a time",
+    "ignores a stop",
+    "changes the bytes",
+    "goes past a file that failed",
     "logs its key",
+    "stores twice after a kill",
+}
+_SLOW_READERS = {
+    "loses the last byte",
+    "has one large block",
+    "hashes something else",
+    "leaves out a file",
+    "takes a login page for an empty service",
+    "gives no hint",
 }
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
-        pytest.param(each, id=name, marks=[] if name in _QUICK else [pytest.mark.slow])
-        for name, each in BROKEN.items()
-    ],
-)
+def controls(all: Mapping[str, Any], slow: set[str]) -> list[Any]:
+    """The parameters of a test; those named are slow."""
+    assert slow < set(all)
+    return [
+        pytest.param(each, id=name, marks=[pytest.mark.slow] if name in slow else [])
+        for name, each in all.items()
+    ]
+
+
+@pytest.mark.parametrize("broken", controls(BROKEN, _SLOW))
 def test_a_broken_destination_fails_the_test_that_is_meant_for_it(tmp_path: Path, broken: Broken) -> None:
     with (
         stage_of(tmp_path, (broken.file, broken.was, broken.now)) as stage,
@@ -393,11 +408,11 @@ def test_a_sound_reader_passes(tmp_path: Path, test: str) -> None:
         passes(stage, test)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("test", "was", "now"), BROKEN_READERS.values(), ids=BROKEN_READERS)
+@pytest.mark.parametrize("broken", controls(BROKEN_READERS, _SLOW_READERS))
 def test_a_broken_reader_fails_the_test_that_is_meant_for_it(
-    tmp_path: Path, test: str, was: str, now: str
+    tmp_path: Path, broken: tuple[str, str, str]
 ) -> None:
+    test, was, now = broken
     with readable(tmp_path, was, now) as stage, pytest.raises(FAILURES) as failed:
         passes(stage, test)
     print(failed.value)

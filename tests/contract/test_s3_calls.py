@@ -90,8 +90,8 @@ def test_an_object_that_is_not_there_ends_no_connection(server: S3Proxy) -> None
     [
         (301, "PermanentRedirect", {"x-amz-bucket-region": "eu-west-1", "Location": "http://127.0.0.1:9/"}),
         (400, "AuthorizationHeaderMalformed", {"x-amz-bucket-region": "eu-west-1"}),
-        (307, "TemporaryRedirect", {"Location": "http://127.0.0.1:9/"}),
-        (500, "InternalError", {}),
+        pytest.param(307, "TemporaryRedirect", {"Location": "http://127.0.0.1:9/"}, marks=pytest.mark.slow),
+        pytest.param(500, "InternalError", {}, marks=pytest.mark.slow),
         (503, "SlowDown", {}),
     ],
 )
