@@ -12,6 +12,7 @@ import pytest
 import template
 from postgres import Postgres, find_postgres
 
+from hubqueue.domain import redact
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
@@ -48,6 +49,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(_OURS):
             monkeypatch.delenv(name)
+    # The keys that this process knows are masked everywhere: those of another test must not change what this one sees.
+    monkeypatch.setattr(redact, "_KNOWN", {})
     monkeypatch.setenv("HUBQUEUE_HOME", "/nonexistent/home-of-no-test")
     monkeypatch.setenv("YOLO_CONFIG_DIR", "/nonexistent/settings-of-no-test")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent/configuration-of-no-test")

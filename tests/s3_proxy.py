@@ -14,7 +14,10 @@ from urllib.parse import parse_qs, urlsplit
 
 @dataclass(slots=True)
 class Seen:
-    """One request: `what` names it as the API does, `part` is its number if it is one. `status` is 0 without a response."""
+    """One request: `what` names it as the API does, `part` is its number if it is one. `status` is 0 without a response.
+
+    The key of a list is its prefix. `body` is there while the faults are chosen.
+    """
 
     what: str
     key: str
@@ -22,6 +25,7 @@ class Seen:
     headers: dict[str, str] = field(default_factory=dict)
     size: int = 0
     status: int = 0
+    body: bytes = b""
 
 
 @dataclass(slots=True)
@@ -51,13 +55,17 @@ class Fault:
 
 
 class S3Proxy:
-    """Listens on a loopback port. `seen` has every request in the order of their arrival; `latency` is in seconds."""
+    """Listens on a loopback port. `seen` has every request in the order of their arrival; `latency` is in seconds.
+
+    While it `is_down` it closes each connection without a response.
+    """
 
     def __init__(self, url: str, *, latency: float = 0.0) -> None:
         self._target, self.latency = urlsplit(url).netloc, latency
         self.seen: list[Seen] = []
         self.faults: list[Fault] = []
         self.at_once, self.most_at_once = 0, 0
+        self.connections, self.is_down = 0, False
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -84,6 +92,10 @@ class S3Proxy:
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def setup(self) -> None:
+                proxy.connections += 1
+                super().setup()
+
             def do_GET(self) -> None:
                 proxy._serve(self)
 
@@ -100,25 +112,37 @@ class S3Proxy:
             self.seen.append(seen)
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
-            fault = next((each for each in self.faults if each.times > 0 and each.matches(seen)), None)
-            if fault is not None:
-                fault.times -= 1
         try:
             self._closing.wait(self.latency)
-            self._answer(request, seen, fault)
+            length = int(request.headers.get("Content-Length", 0))
+            body = seen.body = request.rfile.read(length)
+            seen.size = len(body)
+            if len(body) < length or self.is_down:
+                request.close_connection = True
+                return
+            fault = self._fault_of(seen)
+            seen.body = b""
+            self._answer(request, seen, fault, body)
         except OSError:
             request.close_connection = True
         finally:
             with self._lock:
                 self.at_once -= 1
 
-    def _answer(self, request: http.server.BaseHTTPRequestHandler, seen: Seen, fault: Fault | None) -> None:
-        length = int(request.headers.get("Content-Length", 0))
-        body = request.rfile.read(length)
-        seen.size = len(body)
-        if len(body) < length:
-            request.close_connection = True
-            return
+    def _fault_of(self, seen: Seen) -> Fault | None:
+        with self._lock:
+            fault = next((each for each in self.faults if each.times > 0 and each.matches(seen)), None)
+            if fault is not None:
+                fault.times -= 1
+            return fault
+
+    def _answer(
+        self,
+        request: http.server.BaseHTTPRequestHandler,
+        seen: Seen,
+        fault: Fault | None,
+        body: bytes,
+    ) -> None:
         if fault is not None and fault.hold:
             fault.wait()
         if fault is not None and fault.drop:
@@ -192,4 +216,4 @@ def _named(method: str, path: str, headers: dict[str, str]) -> Seen:
     }
     listed = "ListMultipartUploads" if "uploads" in query else "ListParts" if "uploadId" in query else ""
     reading = listed or ("ListObjectsV2" if "list-type" in query else "GetObject")
-    return Seen(kinds.get(method, reading), key, part, headers)
+    return Seen(kinds.get(method, reading), key or query.get("prefix", [""])[0], part, headers)

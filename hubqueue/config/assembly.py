@@ -89,7 +89,11 @@ def _check_encryption(values: Values, name: str) -> None:
     """Refuse plain http over a network, which shows the key to others, unless `insecure` allows it."""
     path = ("destinations", name)
     found = values.section(*path)
-    key = next((each for each in ("url", "endpoint_url") if each in found), "url")
+    declared = values.declaration(name)
+    has_url = "url" in settings_of(
+        declared.settings
+    )  # else the vendor's variable names the setting with the address
+    key = "url" if has_url else next(iter(declared.address_variables), "url")
     url, proxy = found.get(key, ""), found.get("proxy")
     if found.get("insecure") or (*path, "insecure") in values.broken:
         return

@@ -33,8 +33,8 @@ BUILT_IN = {
 }
 IMPLIED = ("hub", "platform")
 """Without a configuration there is a destination of each of these types, with the type's name."""
-# The types that need a library besides those of hubqueue. The extra `hubqueue[TYPE]` installs it.
-EXTRAS = {"s3": "boto3", "huggingface": "huggingface_hub"}
+EXTRAS = {"s3": "boto3"}
+"""By each of them that needs a library of its own, that library. The extra `hubqueue[TYPE]` installs it."""
 _INSTALL = "another type needs its own package: install it with pip"
 USUAL = "platform"
 """The type of a run's destination if nothing else decides."""
@@ -82,7 +82,7 @@ def declaration(type: str) -> Destination:
         return _of_package(type, _entry_points()[type])
     problem = f"unknown type of destination {clean(type, limit=60)!r}{did_you_mean(type, types())}"
     hint = f"installed: {', '.join(types())}; {_INSTALL}"
-    raise ConfigError((problem,), hint=f"install it with: {install_line(type)}" if type in EXTRAS else hint)
+    raise ConfigError((problem,), hint=hint)
 
 
 def has_library(type: str) -> bool:
@@ -129,10 +129,7 @@ def _known_type(given: Given) -> str:
     if isinstance(given.value, str) and is_known(given.value):
         return given.value
     known = f"must be {' or '.join(map(repr, types()))}"
-    written = str(given.value)
-    if written in EXTRAS:
-        raise Refused(f"{known}; install this type with: {install_line(written)}")
-    raise Refused(known + (did_you_mean(written, types()) or f"; {_INSTALL}"))
+    raise Refused(known + (did_you_mean(str(given.value), types()) or f"; {_INSTALL}"))
 
 
 TYPE_FORM = Form(_known_type, unit="word")

@@ -35,7 +35,12 @@ Every error is one line that says what and which, plus `hint`, which says what t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+TRY_AGAIN = "try again later; hubqueue check finds out why"
+"""The hint of a `DestinationUnavailable` without a better one."""
+_MOST_LISTED = 8
 
 
 class HubqueueError(Exception):
@@ -61,6 +66,16 @@ class ConfigError(HubqueueError, ValueError):
 
 class UnknownName(HubqueueError, ValueError):
     """No run, entry or address in the outbox has this name or number."""
+
+
+def ambiguous(given: str, ids: Sequence[str]) -> UnknownName:
+    """The error of a beginning that several runs have."""
+    return UnknownName(f"{len(ids)} runs begin with {given}: {listed(ids)}", hint="give more of the id")
+
+
+def listed(ids: Sequence[str]) -> str:
+    """The first ids of several."""
+    return ", ".join(ids[:_MOST_LISTED]) + (", …" if len(ids) > _MOST_LISTED else "")
 
 
 class InvalidModel(HubqueueError, ValueError):

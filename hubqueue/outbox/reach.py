@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from hubqueue.config.credentials import own_variables, usual_variables
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import absent, of_row
+from hubqueue.config.setting import settings_of
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError
 from hubqueue.domain.outcome import ADVICE, CLOCK, FOREIGN, UNREAD
@@ -53,10 +54,10 @@ def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
     """Why this environment cannot send for a row; None when it can."""
     target = outbox.config.destinations.get(address.label)
     if target is None:
-        key = _key_of(address.url)
-        hint = (
-            f"add [destinations.{address.label}] with {key} = {safe_url(address.url)!r} to the configuration"
-        )
+        known, shown = settings_of(of_row(address.type).settings), safe_url(address.url)
+        key = next((each for each in ("url", "path") if each in known), None)
+        what = f"with {key} = {shown!r}" if key else f"of type {address.type!r} for {shown}"
+        hint = f"add [destinations.{address.label}] {what} to the configuration"
         return Obstacle(f"destination {address.label} ({safe_url(address.url)}) is not configured here", hint)
     missing = absent(target.type)
     if missing is not None:

@@ -113,7 +113,10 @@ class Saving:
         same: Snapshot | None,
         on_unreadable: Callable[[CheckpointUnreadable], object],
     ) -> Draft | None:
-        """Copy a checkpoint, or give `same`, the copy of another destination, a further name; None when that failed and was logged."""
+        """Copy a checkpoint, or give `same`, the copy of another destination, a further name.
+
+        None when that failed and was logged.
+        """
 
         def copy() -> Draft:
             outbox, run_id = self.opening.opened()

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from hubqueue.domain.errors import NotThere, OutboxError, UnknownName
+from hubqueue.domain.errors import NotThere, OutboxError, UnknownName, ambiguous
 from hubqueue.domain.identifier import default_name
-from hubqueue.domain.quantities import plural
 from hubqueue.domain.redact import clean
 from hubqueue.domain.snapshots.stored import StoredCheckpoint, StoredRun
 from hubqueue.retrieval.source import Source
@@ -104,11 +103,7 @@ def _meant(rows: Sequence[Mapping[str, Any]], given: str, destination: str) -> I
     if not named and given:
         named = [row for row in rows if row["id"].startswith(given)]
         if len({row["together"] or row["id"] for row in named}) > 1:
-            shown = ", ".join(row["id"] for row in named[:_MOST_NAMED])
-            shown += ", …" if len(named) > _MOST_NAMED else ""
-            raise UnknownName(
-                f"{plural(len(named), 'run')} begin with {given}: {shown}", hint="give more of the id"
-            )
+            raise ambiguous(given, [row["id"] for row in named])
     trainings = {row["together"] or row["id"] for row in named}
     for row in rows:
         if row["label"] == destination and (row["together"] or row["id"]) in trainings:

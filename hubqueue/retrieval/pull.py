@@ -15,9 +15,7 @@ from hubqueue.retrieval.choosing import LATEST, choose, parse
 from hubqueue.retrieval.download import Download, Progress, Pulled
 from hubqueue.retrieval.naming import find
 from hubqueue.retrieval.paths import name_problem
-from hubqueue.retrieval.source import opened, outbox_of
-
-AnyPath = str | os.PathLike[str]
+from hubqueue.retrieval.source import AnyPath, opened, outbox_of
 
 
 @dataclass(frozen=True, slots=True)

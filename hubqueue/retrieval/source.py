@@ -22,6 +22,7 @@ from hubqueue.config.known_keys import learn_keys
 from hubqueue.config.registry import absent, declaration, usable
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.errors import (
+    TRY_AGAIN,
     CredentialsError,
     DestinationUnavailable,
     HubqueueError,
@@ -35,7 +36,7 @@ from hubqueue.domain.snapshots.stored import StoredCheckpoint, StoredFile, Store
 if TYPE_CHECKING:
     from hubqueue.outbox.outbox import Outbox
 
-AGAIN = "try again later; hubqueue check finds out why"
+AnyPath = str | os.PathLike[str]
 _ASK_THE_AUTHOR = "report it to the author of this type of destination"
 
 
@@ -112,7 +113,7 @@ class Source:
         except DestinationUnavailable as error:
             if error.hint and not self._keyless:
                 raise
-            hint = f"hubqueue login {name}" if self._keyless else AGAIN
+            hint = f"hubqueue login {name}" if self._keyless else TRY_AGAIN
             raise DestinationUnavailable(str(error), hint=hint) from error
         except NotThere as error:
             if error.hint:
@@ -122,14 +123,12 @@ class Source:
             raise
         except (Exception, SystemExit) as error:  # a stranger's code may raise anything
             what = clean(f"{type(error).__name__}: {error}", limit=200)
-            hint = AGAIN if isinstance(error, OSError) else _ASK_THE_AUTHOR
+            hint = TRY_AGAIN if isinstance(error, OSError) else _ASK_THE_AUTHOR
             raise DestinationUnavailable(f"{name} cannot be read: {what}", hint=hint) from error
 
 
 @contextmanager
-def opened(
-    destination: str, home: str | os.PathLike[str] | None, config: str | os.PathLike[str] | None
-) -> Iterator[Source]:
+def opened(destination: str, home: AnyPath | None, config: AnyPath | None) -> Iterator[Source]:
     """The destination of this name, ready to be read.
 
     Raises `ConfigError` for one that the configuration does not have or whose type is not usable here, and
@@ -159,9 +158,7 @@ def opened(
 
 
 @contextmanager
-def outbox_of(
-    home: str | os.PathLike[str] | None, config: str | os.PathLike[str] | None
-) -> Iterator[Outbox | None]:
+def outbox_of(home: AnyPath | None, config: AnyPath | None) -> Iterator[Outbox | None]:
     """The outbox of this home, opened to read; None if there is none: it is not created."""
     located = Home.locate(home, os.environ)
     settings = located.load_config(None if config is None else Path(config), os.environ)

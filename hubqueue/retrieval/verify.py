@@ -7,15 +7,14 @@ the destination, and the bytes. The bytes are not read if the destination states
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubqueue.config.registry import declaration
-from hubqueue.domain.entry import Kind
+from hubqueue.domain.drafts import Position, position
+from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.errors import NotThere, NotWhole
 from hubqueue.domain.lifecycle import State
 from hubqueue.domain.quantities import plural
@@ -27,12 +26,11 @@ from hubqueue.retrieval.choosing import ALL, choose, parse
 from hubqueue.retrieval.download import Progress
 from hubqueue.retrieval.naming import find, local_id
 from hubqueue.retrieval.paths import problem_of
-from hubqueue.retrieval.source import Source, opened, outbox_of
+from hubqueue.retrieval.source import AnyPath, Source, opened, outbox_of
 
 if TYPE_CHECKING:
     from hubqueue.outbox.outbox import Outbox
 
-AnyPath = str | os.PathLike[str]
 _MOST_ENTRIES = 1_000_000
 
 
@@ -92,20 +90,10 @@ class Verification:
 class _Saved:
     """A delivered checkpoint, as this home has recorded it."""
 
-    epoch: int | None
-    step: int | None
+    at: Position
     size: int
     sha256: str | None
     is_folder: bool
-
-    @property
-    def called(self) -> str:
-        parts = [
-            f"{word} {number}"
-            for word, number in (("epoch", self.epoch), ("step", self.step))
-            if number is not None
-        ]
-        return ", ".join(parts)
 
 
 def verify(
@@ -213,15 +201,10 @@ def _saved(outbox: Outbox, run_id: str) -> Iterator[_Saved]:
     """The checkpoints of a run that were delivered, the newest first, as long as the outbox keeps them."""
     rows = outbox.stats.entries(state=State.DELIVERED, run_id=run_id, kind=Kind.CKPT, limit=_MOST_ENTRIES)
     for row in rows:
-        payload = _object(outbox.stats.payload(row["id"]))
-        if row["snapshot"] is not None and payload is not None:
-            yield _Saved(
-                payload.get("epoch"),
-                payload.get("step"),
-                row["snapshot_size"],
-                row["snapshot_sha256"],
-                row["snapshot"].endswith(FOLDER),
-            )
+        at = position(Draft(Kind.CKPT, row["key"], 0, outbox.stats.payload(row["id"]) or ""))
+        if row["snapshot"] is not None and at.given:  # else its payload is damaged
+            is_folder = row["snapshot"].endswith(FOLDER)
+            yield _Saved(at, row["snapshot_size"], row["snapshot_sha256"], is_folder)
 
 
 def _missing(
@@ -238,12 +221,12 @@ def _missing(
         # One that is not what any entry says is reported as such, and may be this one.
         is_altered = any(not any(_is_same(other, there) for other in saved) for there in of_it)
         if not (is_there or is_altered):
-            yield Difference(each.called, "", "it was delivered, and is not there")
+            yield Difference(str(each.at), "", "it was delivered, and is not there")
 
 
 def _is_of(saved: _Saved, checkpoint: StoredCheckpoint) -> bool:
     """Whether a delivered checkpoint has the epoch and the step of one at the destination."""
-    pairs = ((saved.epoch, checkpoint.epoch), (saved.step, checkpoint.step))
+    pairs = ((saved.at.epoch, checkpoint.epoch), (saved.at.step, checkpoint.step))
     return all(ours is None or theirs is None or ours == theirs for ours, theirs in pairs) and any(
         ours is not None and ours == theirs for ours, theirs in pairs
     )
@@ -270,11 +253,3 @@ def _is_same(saved: _Saved, checkpoint: StoredCheckpoint, hashes: Sequence[str |
     else:
         ((_, _, theirs),) = listed
     return saved.sha256 is None or theirs is None or saved.sha256 == theirs
-
-
-def _object(text: str | None) -> dict[str, Any] | None:
-    try:
-        found = json.loads(text or "null")
-    except (ValueError, RecursionError):
-        return None  # damaged
-    return found if isinstance(found, dict) else None

@@ -319,17 +319,38 @@ BROKEN_READERS = {
 
 # How a test fails: also by `pytest.raises`, or with the exception of the reader.
 FAILURES = (AssertionError, OSError, pytest.fail.Exception)
-# Each waits for seconds, or starts processes.
-_SLOW = {"ignores a stop", "sends one request at a time", "stores twice after a kill"}
+# Each waits for seconds, starts processes, or is another control of the same test.
+_SLOW = {
+    "counts a broken-off response",
+    "counts a refused key",
+    "explains itself in two lines",
+    "sends one request at a time",
+    "ignores a stop",
+    "changes the bytes",
+    "goes past a file that failed",
+    "logs its key",
+    "stores twice after a kill",
+}
+_SLOW_READERS = {
+    "loses the last byte",
+    "has one large block",
+    "hashes something else",
+    "leaves out a file",
+    "takes a login page for an empty service",
+    "gives no hint",
+}
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
-        pytest.param(each, id=name, marks=[pytest.mark.slow] if name in _SLOW else [])
-        for name, each in BROKEN.items()
-    ],
-)
+def controls(all: Mapping[str, Any], slow: set[str]) -> list[Any]:
+    """The parameters of a test; those named are slow."""
+    assert slow < set(all)
+    return [
+        pytest.param(each, id=name, marks=[pytest.mark.slow] if name in slow else [])
+        for name, each in all.items()
+    ]
+
+
+@pytest.mark.parametrize("broken", controls(BROKEN, _SLOW))
 def test_a_broken_destination_fails_the_test_that_is_meant_for_it(tmp_path: Path, broken: Broken) -> None:
     with (
         stage_of(tmp_path, (broken.file, broken.was, broken.now)) as stage,
@@ -339,6 +360,7 @@ def test_a_broken_destination_fails_the_test_that_is_meant_for_it(tmp_path: Path
     print(failed.value)
 
 
+@pytest.mark.slow
 def test_a_destination_that_continues_its_uploads_passes(tmp_path: Path) -> None:
     """The counterpart of the one that never reads its progress."""
     noted = DONE + "            attempt.on_progress(str(done))\n"
@@ -355,6 +377,7 @@ def test_a_destination_that_continues_its_uploads_passes(tmp_path: Path) -> None
         passes(stage, "test_a_broken_off_upload_continues", kit=kit)
 
 
+@pytest.mark.slow
 def test_a_destination_that_must_continue_its_uploads_is_not_skipped(tmp_path: Path) -> None:
     kit = type("Resuming", (Conformance,), {"resumes": True})()
 
@@ -378,16 +401,18 @@ def readable(folder: Path, was: str = "", now: str = "") -> Iterator[Stage]:
         yield stage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("test", sorted({test for test, _, _ in BROKEN_READERS.values()}))
 def test_a_sound_reader_passes(tmp_path: Path, test: str) -> None:
     with readable(tmp_path) as stage:
         passes(stage, test)
 
 
-@pytest.mark.parametrize(("test", "was", "now"), BROKEN_READERS.values(), ids=BROKEN_READERS)
+@pytest.mark.parametrize("broken", controls(BROKEN_READERS, _SLOW_READERS))
 def test_a_broken_reader_fails_the_test_that_is_meant_for_it(
-    tmp_path: Path, test: str, was: str, now: str
+    tmp_path: Path, broken: tuple[str, str, str]
 ) -> None:
+    test, was, now = broken
     with readable(tmp_path, was, now) as stage, pytest.raises(FAILURES) as failed:
         passes(stage, test)
     print(failed.value)

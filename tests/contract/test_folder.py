@@ -115,6 +115,7 @@ def test_a_disk_that_is_away_is_waited_for_and_nothing_is_written_in_its_place(
     assert {reason(each) for each in found} == {
         f"{box.path}: the folder is not there; mount its disk, or put the folder back"
     }
+    assert str(unreadable.value) == f"{box.path}: the folder is not there"
     assert unreadable.value.hint == "mount its disk, or put the folder back"
     assert isinstance(checked, RetryLater)
     for each in batches:

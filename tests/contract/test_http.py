@@ -391,7 +391,11 @@ def test_the_marks_of_checkpoints_are_those_of_the_newest(at: Stage, server: Ser
     found = reader.checkpoints(at.run_id)
 
     assert [each.epoch for each in found] == [1, 2, 3]
-    assert [each.is_latest for each in found] == [False, True, False]
+    assert [each.is_latest for each in found] == [
+        False,
+        False,
+        True,
+    ]  # a training does not resume from a final one
     assert [each.is_final for each in found] == [False, True, False]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from http_stage import KEY, TOKEN, Server
 from protocol import Exchange
+from representative import only_fast
 
 from hubqueue.destinations.base import Kind
 from hubqueue.testing.conformance import BAD_MARK, WAIT, Conformance, Fault, Received
@@ -159,7 +160,17 @@ class Example:
         return status, headers, content
 
 
-@pytest.mark.slow
+@only_fast(
+    "test_a_whole_training_arrives_once",
+    "test_a_step_is_the_key",
+    "test_a_folder_is_there_only_when_all_its_files_are",
+    "test_a_refused_entry_blocks_no_other",
+    "test_a_stop_ends_an_attempt",
+    "test_a_broken_off_upload_continues",
+    "test_what_was_sent_is_read_back_byte_for_byte",
+    "test_what_is_not_there_is_reported_so",
+    "test_a_service_that_cannot_be_read_is_reported_so",
+)
 class TestHttp(Conformance):
     @pytest.fixture
     def service(self, tmp_path: Path) -> Iterator[Example]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -87,20 +89,15 @@ def test_a_type_without_its_library_declares_all_that_needs_none() -> None:
         found.open(found.settings("lab"), tuple, open)  # type: ignore[arg-type]
 
 
-def test_an_extra_that_is_not_installed_is_named_with_its_install_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for type in ("s3", "huggingface"):
-        monkeypatch.delitem(registry.BUILT_IN, type, raising=False)
-        registry.declaration.cache_clear()
-        with pytest.raises(ConfigError) as caught:
-            parse(f"[destinations.lab]\ntype = '{type}'\nbucket = 'b'", {}, source="config.toml")
-        with pytest.raises(ConfigError, match=f"unknown type of destination '{type}'") as unknown:
-            registry.declaration(type)
+def test_a_type_with_a_library_of_its_own_is_a_built_in_one_and_an_extra() -> None:
+    with (Path(__file__).resolve().parents[2] / "pyproject.toml").open("rb") as file:
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
 
-        assert f"install this type with: pip install 'hubqueue[{type}]'" in caught.value.problems[0]
-        assert unknown.value.hint == f"install it with: pip install 'hubqueue[{type}]'"
-    registry.declaration.cache_clear()
+    assert set(registry.EXTRAS) == set(extras) - {"dev", "postgres", "testing"}
+    assert set(registry.EXTRAS) <= set(registry.BUILT_IN)
+    for type, library in registry.EXTRAS.items():
+        assert re.match(rf"{library}\b", extras[type][0].replace("-", "_")), type
+    assert set(registry.IMPLIED) <= set(registry.BUILT_IN)
 
 
 def test_a_misspelt_type_is_an_error_with_the_nearest_one() -> None:

@@ -10,10 +10,23 @@ from pathlib import Path
 
 import pytest
 from plugin_stage import PAGE, in_this_process, install, page_tests
+from representative import only_fast
 from stage import PATIENCE, ROOT, environ_of, python
 
 # The page's classes are in this module now, so pytest runs `TestCollector`.
 exec(compile(page_tests(), PAGE, "exec"), globals())
+only_fast(
+    "test_a_whole_training_arrives_once",
+    "test_a_heartbeat_arrives_or_is_dropped",
+    "test_a_folder_arrives_whole",
+    "test_a_folder_is_there_only_when_all_its_files_are",
+    "test_a_step_is_the_key",
+    "test_check_reports_what_the_service_does",
+    "test_a_refused_checkpoint_blocks_no_other",
+    "test_a_slow_checkpoint_delays_no_metrics",
+    "test_a_wait_that_the_service_asks_for_is_for_all_lanes",
+    "test_no_secret_is_written_anywhere",
+)(globals()["TestCollector"])
 
 
 @pytest.fixture(autouse=True)

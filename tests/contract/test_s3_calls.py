@@ -73,13 +73,25 @@ def test_a_signed_request_carries_its_hash_and_a_condition(server: S3Proxy) -> N
     assert seen.headers["User-Agent"].startswith("hubqueue/")
 
 
+def test_an_object_that_is_not_there_ends_no_connection(server: S3Proxy) -> None:
+    server.fault("GetObject", times=3, before=(404, "NoSuchKey"))
+    server.fault("PutObject", before=(412, "PreconditionFailed"))
+    stored(server)
+
+    with Bucket(settings_of(server), lambda: (KEY,)).sending({}, quiet()) as objects:
+        assert [objects.read(name) for name in ("a", "b", "c")] == [None] * 3
+        assert [objects.create("a", b"1"), objects.create("a", b"1")] == [False, True]
+
+    assert server.connections == 1
+
+
 @pytest.mark.parametrize(
     ("status", "code", "headers"),
     [
         (301, "PermanentRedirect", {"x-amz-bucket-region": "eu-west-1", "Location": "http://127.0.0.1:9/"}),
         (400, "AuthorizationHeaderMalformed", {"x-amz-bucket-region": "eu-west-1"}),
-        (307, "TemporaryRedirect", {"Location": "http://127.0.0.1:9/"}),
-        (500, "InternalError", {}),
+        pytest.param(307, "TemporaryRedirect", {"Location": "http://127.0.0.1:9/"}, marks=pytest.mark.slow),
+        pytest.param(500, "InternalError", {}, marks=pytest.mark.slow),
         (503, "SlowDown", {}),
     ],
 )
@@ -196,6 +208,34 @@ def test_renewed_credentials_of_a_file_are_read_again(
         True,
         True,
     ]
+
+
+@pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (500, "InternalFailure")])
+def test_a_role_that_cannot_be_assumed_is_a_reason_not_a_defect(
+    server: S3Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: int, code: str
+) -> None:
+    (tmp_path / "config").write_text(
+        "[profile lab]\nrole_arn = arn:aws:iam::1:role/r\nsource_profile = base\nregion = us-east-1\n"
+        f"[profile base]\naws_access_key_id = AKIA0000000000000001\naws_secret_access_key = {'s' * 40}\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", server.url)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    server.fault("CompleteMultipartUpload", times=9, before=(status, code))  # any POST
+    settings = settings_of(server)
+    (key,) = Credentials(tmp_path / "none.toml", {"AWS_PROFILE": "lab"}).keys(settings)
+
+    found = created(settings, key=key)
+
+    assert isinstance(found, Blocked if status == 403 else RetryLater)
+    assert ("the AWS profile 'lab'" in found.reason) == (status == 403)
+
+
+def test_an_address_that_boto3_does_not_accept_is_a_hold() -> None:
+    found = created(S3Settings("store", bucket="lab", endpoint_url="http://my_storage:9000"))
+
+    assert isinstance(found, Blocked) and "boto3 refuses the settings" in found.reason
 
 
 def test_without_boto3_the_reason_is_the_line_that_installs_it(

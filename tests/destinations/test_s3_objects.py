@@ -291,8 +291,10 @@ def test_an_own_object_is_sent_once_and_replaced_by_another_content(
     assert stored(make()) == second
 
 
-def test_what_does_not_look_like_a_bucket_proves_nothing(make: Make, source: Source, proxy: S3Proxy) -> None:
-    page = b"<html>please log in</html>"
+@pytest.mark.parametrize("page", [b"<html>please log in</html>", b"<p>please<br>log in"], ids=["xml", "html"])
+def test_what_does_not_look_like_a_bucket_proves_nothing(
+    make: Make, source: Source, proxy: S3Proxy, page: bytes
+) -> None:
     with make().sending({}, quiet()) as objects:
         calls: dict[str, Callable[[], object]] = {
             "PutObject": lambda: objects.create("run.json", b"{}"),

@@ -374,3 +374,13 @@ with hubqueue.start_run("resnet50", name="trial", worker="none") as run:
     assert Path(pulled.stdout.strip()).read_bytes() == content
     assert verified.returncode == 0 and damaged.returncode == 1
     assert key == "hubqueue/trial/checkpoints/step-00000120/checkpoint.pt"
+
+
+def test_a_shell_without_the_bucket_names_its_address(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"1")
+    train(environ, tmp_path / "last.pt")
+    bare = {name: value for name, value in environ.items() if "DESTINATION" not in name}
+
+    status = hubqueue(bare, "status")
+
+    assert "of type 's3' for http://127.0.0.1:" in status.stdout

@@ -74,6 +74,31 @@ def test_a_training_is_in_the_folder_as_documented(
     assert not list(folder.rglob("*.part")) and not list(folder.rglob("uploading-*"))
 
 
+def test_a_checkpoint_is_pulled_and_verified(environ: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for name in ("con", "A.bin", "a.bin"):
+        (tmp_path / "shards" / name).write_bytes(name.encode())
+    (tmp_path / "last.pt").write_bytes(b"weights")
+    python(TRAIN, environ, str(tmp_path / "last.pt"), str(tmp_path / "shards")).communicate(timeout=90)
+    hubqueue(environ, "drain", "--timeout", "60")
+    (run,) = (each for each in (tmp_path / "trainings").iterdir() if each.is_dir())
+
+    pulled = hubqueue(
+        environ, "pull", "box", "--run", run.name, "--which", "best", "--to", str(tmp_path / "out")
+    )
+    verified = hubqueue(environ, "verify", "box", "--run", run.name)
+    (stored,) = run.rglob("_con")
+    stored.write_bytes(b"c0n")
+    altered = hubqueue(environ, "verify", "box", "--run", run.name)
+
+    assert (pulled.returncode, verified.returncode, altered.returncode) == (0, 0, 1), (
+        pulled.stderr + verified.stdout
+    )
+    names = {each.name: each.read_bytes() for each in (tmp_path / "out").rglob("*") if each.is_file()}
+    assert names == {name: name.encode() for name in ("con", "A.bin", "a.bin")}
+    assert "con: its bytes are not those that were saved" in altered.stdout
+
+
 def test_a_run_with_a_name_and_steps(environ: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_bytes(b"weights")
     code = TRAIN.replace("epoch=epoch)", "epoch=epoch, step=10 * epoch)").replace(

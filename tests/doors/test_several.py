@@ -90,6 +90,7 @@ def test_the_runs_of_a_training_stand_side_by_side(pair: Pair) -> None:
     assert [line.split()[0] for line in runs.splitlines()[1:]] == [alone.id, *ids]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_shown_with_the_one_that_still_owes(pair: Pair) -> None:
     run = pair.start()
     run.finish(timeout=0)

@@ -94,7 +94,7 @@ run.log_metrics({"loss": 1.0}, epoch=2)
 print(run.finish(timeout=0).unsaved)
 """
 
-    out, _ = python(START + code, pair.environ, fresh=True).communicate()
+    out, _ = python(START + code, pair.environ).communicate()
 
     assert out.splitlines()[-1] == "0"
     assert epochs(pair) == both(["0", "1", "2"])
@@ -102,7 +102,9 @@ print(run.finish(timeout=0).unsaved)
 
 
 @pytest.mark.skipif(not can_report(), reason="this C library does not report exit codes")
-@pytest.mark.parametrize(("leave", "state"), [("", "finished"), ("sys.exit(3)", "failed")])
+@pytest.mark.parametrize(
+    ("leave", "state"), [pytest.param("", "finished", marks=pytest.mark.slow), ("sys.exit(3)", "failed")]
+)
 def test_a_process_that_ends_without_finish_ends_every_run(pair: Pair, leave: str, state: str) -> None:
     python(START + leave, pair.environ, fresh=True).communicate()
 
@@ -145,7 +147,7 @@ def test_a_process_that_dies_in_between_leaves_only_orphans(
 ) -> None:
     save = '\nrun.save_checkpoint("last.pt", epoch=0, final=True)\nprint("not reached")'
 
-    out, _ = python(START + COPIED + dies + save, pair.environ, fresh=True).communicate()
+    out, _ = python(START + COPIED + dies + save, pair.environ).communicate()
 
     assert "not reached" not in out
     with pair.outbox() as outbox:

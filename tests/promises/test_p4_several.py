@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from plugin_stage import ID, SECRET, Collector, configure, install, plugin_environ
-from stage import end, hubqueue, kill, python, start_worker, wait_until
+from stage import end, environ_of, kill, python, start_worker, wait_until
 
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
@@ -37,8 +36,6 @@ def hubs(tmp_path: Path) -> Iterator[dict[str, Sandbox]]:
 
 
 def environ_with(home: Path, hubs: dict[str, Sandbox]) -> dict[str, str]:
-    from stage import environ_of
-
     tables = [f'[destinations.{name}]\ntype = "hub"\nurl = "{hub.url}"' for name, hub in hubs.items()]
     (home / "config.toml").write_text("\n".join(['default_destination = "fine"', *tables]))
     return environ_of(home, **{f"HUBQUEUE_KEY_{name.upper()}": f"key-of-{name}" for name in hubs})
@@ -87,28 +84,3 @@ def test_one_down_one_refusing_one_slow_and_a_killed_worker(
     assert received(hubs["fine"]) == whole
     with open_outbox(migrated_home) as outbox:
         assert (outbox.stats.owed().entries, outbox.stats.dead()) == (0, 1)
-
-
-def test_a_destination_that_takes_no_folder_does_not_cost_the_others_theirs(
-    migrated_home: Path, tmp_path: Path, hub: Sandbox
-) -> None:
-    folder = tmp_path / "step-120"
-    folder.mkdir()
-    (folder / "model.bin").write_bytes(b"shard")
-    with Collector() as collector:
-        table = f'default_destination = "lab"\n[destinations.hub]\ntype = "hub"\nurl = "{hub.url}"\n'
-        configure(migrated_home, collector.url, table)
-        secrets = {"HUBQUEUE_KEY_LAB": ID, "HUBQUEUE_SECRET_LAB": SECRET, "HUBQUEUE_KEY_HUB": "key-of-hub"}
-        site = tmp_path / "site"
-        site.mkdir()
-        environ = plugin_environ(migrated_home, install(site), **secrets)
-
-        out, _ = python(TRAIN, environ, "hub,lab", str(folder)).communicate()
-        drained = hubqueue(environ, "drain", "--timeout", "60")
-        sent = [path for path, _, _ in collector.requests if "/checkpoints/" in path]
-
-    (said,) = [line for line in out.splitlines() if "was not saved" in line]
-    assert "is a folder, and destination hub takes one file" in said
-    assert out.splitlines()[-1] == "[true, 1]"
-    assert len(sent) == 2, drained.stderr
-    assert (hub.checkpoints(hub.models[0]), sorted(hub.metrics(hub.models[0]))) == ([], [0, 1, 2])

@@ -26,9 +26,10 @@ _YES, _NO = "yes", "-"
 @json_option
 @pass_options
 def destinations(options: HomeOptions, as_json: bool) -> None:
-    """List the types of destinations and what each can do, then the configured destinations.
+    """List the types of destinations and the configured ones.
 
-    A type comes with hubqueue or with another package. A key is never shown, only whether there is one.
+    Of each type it shows what it can do. A type comes with hubqueue or with another package. A key is never shown, only
+    whether there is one.
 
     \b
     Examples:

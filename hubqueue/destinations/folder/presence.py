@@ -20,8 +20,9 @@ from hubqueue.config.home import open_private, sync_folder
 from hubqueue.destinations.folder.objects import FolderObjects
 from hubqueue.destinations.folder.root import Root
 from hubqueue.destinations.folder.trouble import explained, failed
-from hubqueue.destinations.layout.records import parsed, written
+from hubqueue.destinations.layout.records import written
 from hubqueue.destinations.layout.store import StoreFailed
+from hubqueue.domain.plain import json_object
 
 MARKER = ".hubqueue"
 _ABOUT = "hubqueue recognizes this folder by this file. Do not delete it."
@@ -76,7 +77,7 @@ class Presence:
         content = FolderObjects(root, {}).read(MARKER)
         if content is None:
             return None
-        found = (parsed(content) or {}).get("id")
+        found = (json_object(content) or {}).get("id")
         return found if isinstance(found, str) and _ID.fullmatch(found) else ""
 
     def _mark(self, root: Root) -> str:
@@ -90,7 +91,7 @@ class Presence:
             return []
         try:
             with os.fdopen(open_private(self._note, os.O_RDONLY), "rb") as file:
-                found = (parsed(file.read(_LARGEST)) or {}).get("ids")
+                found = (json_object(file.read(_LARGEST)) or {}).get("ids")
         except OSError:
             return []
         return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []

@@ -15,29 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
+from hubqueue.config.filesystem.mounts import CANNOT_LINK, CANNOT_SYNC
 from hubqueue.config.filesystem.ownership import open_plain
 
 _RELATIVE = os.open in os.supports_dir_fd and os.rename in os.supports_dir_fd
 _FOLDER = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
-# Some file systems cannot sync a folder.
-_CANNOT_SYNC = (
-    errno.EINVAL,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EBADF,
-    errno.ENOTTY,
-    errno.EACCES,
-)
-_NO_LINKS = (
-    errno.EPERM,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EINVAL,
-    errno.EMLINK,
-    errno.EXDEV,
-)
 
 
 class Root:
@@ -101,7 +83,7 @@ class Root:
                     at = {"src_dir_fd": source["dir_fd"], "dst_dir_fd": target["dir_fd"]}
                     os.link(old, new, **at, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in CANNOT_LINK:
                 raise
             if self.status(to) is not None:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), to) from None
@@ -133,8 +115,8 @@ class Root:
                 self.remove_folder(inner)
             else:
                 self.remove(inner)
-        with suppress(FileNotFoundError, NotADirectoryError), self._above(name) as (here, last):
-            os.rmdir(last, **here)
+        with suppress(FileNotFoundError, NotADirectoryError), self._above(name) as (above, last):
+            os.rmdir(last, **above)
         self._made.discard(name)
 
     def listed(self, name: str) -> Iterator[tuple[str, os.stat_result]]:
@@ -156,7 +138,7 @@ class Root:
             try:
                 os.fsync(folder)
             except OSError as error:
-                if error.errno not in _CANNOT_SYNC:
+                if error.errno not in (*CANNOT_SYNC, errno.EACCES):
                     raise
 
     def sync_file(self, descriptor: int) -> None:

@@ -48,7 +48,10 @@ for _name, _meaning in {
 
 def failed(path: Path, reason: str, hint: str) -> StoreFailed:
     """The attempt is repeated later. The reason has the hint as well: a status shows only that."""
-    return StoreFailed(RetryLater(f"{clean(str(path), limit=300)}: {reason}; {hint}"), hint=hint)
+    what = f"{clean(str(path), limit=300)}: {reason}"
+    failure = StoreFailed(RetryLater(f"{what}; {hint}"), hint=hint)
+    failure.args = (what,)  # a reader shows the hint on its own line
+    return failure
 
 
 def away(path: Path) -> StoreFailed:

@@ -2,8 +2,9 @@
 
 Promises that a checkpoint with a manifest is whole and never changes. Another checkpoint with the same epoch or step
 gets a folder of its own (`epoch-0012.2`), unless it has the same files: then only its kind is added
-(`manifest.best.json`), and what somebody has deleted or changed of them is stored again. A folder without a manifest is not a checkpoint. `uploading-KIND.json` names the one that is being
-uploaded; what a newer checkpoint of this kind, or the end of the run, finds there is deleted.
+(`manifest.best.json`), and what somebody has deleted or changed of them is stored again. A folder without a manifest is
+not a checkpoint. `uploading-KIND.json` names the one that is being uploaded; what a newer checkpoint of this kind, or the
+end of the run, finds there is deleted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run owes to a folder or a bucket: its start, and its end.
+"""What a run owes to a folder, a bucket or a server of one's own: its start, and its end.
 
 Promises strict JSON with masked keys, without a path of this machine in the model's name.
 """

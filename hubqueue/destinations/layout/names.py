@@ -61,8 +61,7 @@ def metrics_name(numbers: Iterable[int], key: str) -> str:
 
 def checkpoint_name(position: Position, attempt: int) -> str:
     """The name of a checkpoint's folder. `attempt` counts the checkpoints with this epoch or step, from 1."""
-    usual = f"epoch-{position.epoch or 0:04d}" if position.step is None else f"step-{position.step:08d}"
-    return usual if attempt == 1 else f"{usual}.{attempt}"
+    return position.label if attempt == 1 else f"{position.label}.{attempt}"
 
 
 def is_checkpoint(name: str) -> bool:
@@ -76,12 +75,10 @@ def order(checkpoint: str) -> tuple[int, int, str]:
     return (int(found[2]), int(found[3] or 1), checkpoint) if found else (-1, 0, checkpoint)
 
 
-def numbers_of(checkpoint: str) -> tuple[int | None, int | None]:
-    """The epoch and the step that the name of a checkpoint states; None for the other one."""
+def position_of(checkpoint: str) -> Position:
+    """The epoch or the step that the name of a checkpoint states."""
     found = _CHECKPOINT.fullmatch(checkpoint)
-    if found is None:
-        return None, None
-    return (int(found[2]), None) if found[1] == "epoch" else (None, int(found[2]))
+    return Position() if found is None else Position(**{found[1]: int(found[2])})
 
 
 def stored_paths(paths: Iterable[str]) -> Mapping[str, str]:

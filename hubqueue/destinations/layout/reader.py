@@ -14,9 +14,11 @@ from hubqueue.destinations.base import (
     StoredRun,
 )
 from hubqueue.destinations.layout import names
-from hubqueue.destinations.layout.records import Manifest, Pointer, parsed
+from hubqueue.destinations.layout.records import Manifest, Pointer, newest
 from hubqueue.destinations.layout.retention import manifests_of
 from hubqueue.destinations.layout.store import Objects, ObjectStorage, StoreFailed
+from hubqueue.domain.errors import TRY_AGAIN
+from hubqueue.domain.plain import json_object
 from hubqueue.domain.redact import clean
 
 
@@ -29,10 +31,10 @@ class LayoutReader:
 
     def runs(self) -> Iterator[StoredRun]:
         """All runs, the newest last."""
-        with _answered():
+        with _translated():
             found = []
             for name in self._objects.children(""):
-                record = parsed(self._objects.read(f"{name}/{names.RUN}"))
+                record = json_object(self._objects.read(f"{name}/{names.RUN}"))
                 if record is not None:
                     texts = [str(record.get(key) or "") for key in ("id", "model", "state", "started_at")]
                     found.append((texts[3], name, StoredRun(name, texts[0] or None, texts[1], texts[2])))
@@ -43,7 +45,7 @@ class LayoutReader:
 
         One whose manifest is damaged, or of a newer version, has no files.
         """
-        with _answered():
+        with _translated():
             if not names.is_run_name(run) or self._objects.read(f"{run}/{names.RUN}") is None:
                 raise NotThere(f"there is no run {clean(run, limit=100)!r}")
             parent = f"{run}/{names.CHECKPOINTS}"
@@ -53,31 +55,30 @@ class LayoutReader:
                     manifests[name] = found
                 elif names.is_checkpoint(name) and self._is_there(f"{parent}/{name}/{names.MANIFEST}.json"):
                     damaged.append(name)
-            newest = {kind: self._newest(run, kind, manifests, damaged) for kind in names.POINTERS}
-        newest["last"] = newest["last"] or newest["final"]
+            marked = {kind: self._newest(run, kind, manifests, damaged) for kind in names.POINTERS}
         found_here = [_checkpoint(run, name, found) for name, found in manifests.items()]
         # Without files: nothing can be pulled of it, and `verify` finds that.
-        found_here += [StoredCheckpoint(name, (), *names.numbers_of(name)) for name in damaged]
+        found_here += [StoredCheckpoint(name, (), *names.position_of(name)) for name in damaged]
         return tuple(
             replace(
                 each,
-                is_latest=each.name == newest["last"],
-                is_best=each.name == newest["best"],
-                is_final=each.name == newest["final"],
+                is_latest=each.name == (marked["last"] or marked["final"]),
+                is_best=each.name == marked["best"],
+                is_final=each.name == marked["final"],
             )
             for each in sorted(found_here, key=lambda each: names.order(each.name))
         )
 
     def blocks(self, checkpoint: StoredCheckpoint, file: StoredFile, *, start: int = 0) -> Iterator[bytes]:
         """The bytes of a file from an offset, in blocks of at most 1 MiB."""
-        with _answered():
+        with _translated():
             if self._objects.stat(file.ref) is None:
                 raise NotThere(f"{clean(file.ref, limit=300)} is gone")
             yield from self._objects.blocks(file.ref, start)
 
     def hashed(self, checkpoint: StoredCheckpoint, file: StoredFile) -> StoredFile | None:
         """The size of a file now, and its hash if the store keeps one; None if it is gone."""
-        with _answered():
+        with _translated():
             found = self._objects.stat(file.ref, hashed=True)
         return None if found is None else replace(file, size=found.size, sha256=found.sha256)
 
@@ -102,21 +103,18 @@ class LayoutReader:
         """The newest checkpoint of a kind: the named one, or one that was whole when a kill came before it was named."""
         named = Pointer.of(self._objects.read(f"{run}/{names.POINTERS[kind]}.json"))
         found = named if named is not None and named.checkpoint in (*manifests, *damaged) else None
-        kinds = ("last", "best") if kind == "last" else (kind,)
-        saved = [(each, name) for name, of_one in manifests.items() for each in of_one if each.kind in kinds]
-        for each, name in sorted(saved, key=lambda one: one[0].saved_at):
-            if each.pointer(name).is_newer(found):
-                found = each.pointer(name)
-        return found.checkpoint if found is not None else None
+        return newest(
+            (each.pointer(name) for name, of_one in manifests.items() for each in of_one), kind, found
+        )
 
 
 @contextmanager
-def _answered() -> Iterator[None]:
+def _translated() -> Iterator[None]:
     """Turn what a store raises into what a reader raises."""
     try:
         yield
     except StoreFailed as failed:
-        raise DestinationUnavailable(str(failed), hint=failed.hint) from failed
+        raise DestinationUnavailable(str(failed), hint=failed.hint or TRY_AGAIN) from failed
 
 
 def _checkpoint(run: str, name: str, manifests: list[Manifest]) -> StoredCheckpoint:

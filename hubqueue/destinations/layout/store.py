@@ -1,4 +1,4 @@
-"""What the layout needs of a place that keeps objects: a folder, a bucket.
+"""What the layout needs of a store of objects: a folder, a bucket.
 
 A name of an object is relative to the store, with `/` between its parts; each part is safe (`names.py`). A store
 promises that an object is visible whole or not at all, and durable when the call returns. It raises `StoreFailed` and

@@ -32,9 +32,10 @@ from hubqueue.destinations.base import (
 )
 from hubqueue.destinations.layout import names
 from hubqueue.destinations.layout.checkpoints import Checkpoints
-from hubqueue.destinations.layout.records import VERSION, line, moment, parsed, written
+from hubqueue.destinations.layout.records import VERSION, line, moment, written
 from hubqueue.destinations.layout.retention import KEEP_ALL, Keeping
 from hubqueue.destinations.layout.store import Objects, ObjectStorage, StoreFailed
+from hubqueue.domain.plain import json_object
 from hubqueue.domain.redact import clean
 
 
@@ -101,7 +102,7 @@ def _register(objects: Objects, batch: Batch) -> Outcome:
             if objects.create(object_name, first):
                 return _registered(objects, name)
             found = objects.read(object_name)
-        before = parsed(found)
+        before = json_object(found)
         if before is None or before.get("id") != run.id:
             continue
         again = _started(run, name, json.loads(entry.payload), moment(entry.enqueued_at), before)
@@ -141,7 +142,7 @@ def _complete(objects: Objects, batch: Batch) -> Outcome:
     run, (entry,) = batch.run, batch.entries
     object_name = f"{run.remote_id}/{names.RUN}"
     found = objects.read(object_name)
-    before = parsed(found)
+    before = json_object(found)
     if before is not None and before.get("id") != run.id:
         return Blocked(f"the folder {clean(str(run.remote_id), limit=200)} has another run", Scope.RUN)
     known = before or {"version": VERSION, "id": run.id, "name": run.remote_id, "model": run.model}
@@ -159,12 +160,10 @@ def _send_metrics(objects: Objects, batch: Batch) -> Outcome:
     """Write one object, under a name that only this batch has."""
     numbers, content = [], []
     for entry in batch.entries:
-        epoch, step = position(entry)
-        numbers.append(step if step is not None else epoch or 0)
-        named = {name: value for name, value in (("epoch", epoch), ("step", step)) if value is not None}
-        content.append(
-            line({**named, "time": moment(entry.enqueued_at), "metrics": json.loads(entry.payload)})
-        )
+        at = position(entry)
+        numbers.append(at.step if at.step is not None else at.epoch or 0)
+        logged = {**at.given, "time": moment(entry.enqueued_at), "metrics": json.loads(entry.payload)}
+        content.append(line(logged))
     body, key = b"".join(content), batch.idempotency_key.replace("-", "")
     for unique in (key[:8], key):
         name = f"{batch.run.remote_id}/{names.metrics_name(numbers, unique)}"

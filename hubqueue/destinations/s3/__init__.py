@@ -34,6 +34,11 @@ def _read(settings: DestinationSettings, keys: Callable[[], tuple[Key, ...]]) ->
     return LayoutReader(Bucket(settings, keys))
 
 
+def _removes_older(settings: DestinationSettings) -> bool:
+    assert isinstance(settings, S3Settings)
+    return bool(settings.keep_last or settings.keep_best)
+
+
 DESTINATION = Destination(
     type="s3",
     settings=S3Settings,
@@ -43,6 +48,7 @@ DESTINATION = Destination(
     takes_folders=True,
     takes_steps=True,
     read=_read,
+    removes_older=_removes_older,
     identify=identify,
     registration=registration,
     completion=completion,

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hubqueue.config.declaration import Key
+from hubqueue.config.registry import install_line
 from hubqueue.destinations.base import Attempt, Blocked, RetryLater, Scope
 from hubqueue.destinations.layout.store import StoreFailed
 from hubqueue.destinations.s3 import chain
@@ -27,13 +28,15 @@ from hubqueue.destinations.wire.body import Body, Bytes
 from hubqueue.destinations.wire.endpoint import Endpoint
 from hubqueue.destinations.wire.exchange import Wire
 from hubqueue.destinations.wire.message import MAX_RESPONSE, Request, Response
+from hubqueue.domain.errors import HubqueueError
 from hubqueue.domain.outcome import ADVICE, FOREIGN, Outcome
 from hubqueue.domain.redact import clean, remember
 
-INSTALL = "pip install 'hubqueue[s3]'"
 _DEFAULT_REGION = "us-east-1"
 # A session token has a thousand characters or more; masking needs pieces of an ordinary length.
 _PIECE = 64
+# There is no such object, or there is one.
+_USUAL = (404, 412)
 # These belong to the connection, or to the retries of botocore.
 _NOT_SENT = frozenset({"content-length", "expect", "user-agent", "amz-sdk-request", "amz-sdk-invocation-id"})
 
@@ -136,7 +139,7 @@ class Calls:
         except (StoreFailed, Refused):
             raise
         except ImportError as error:
-            what = f"the destination needs boto3, which is not installed ({error.name}){ADVICE}{INSTALL}"
+            what = f"the destination needs boto3, which is not installed ({error.name}){ADVICE}{install_line('s3')}"
             raise StoreFailed(Blocked(what, Scope.DESTINATION)) from error
         except Exception as error:
             raise StoreFailed(self._outcome(error, call)) from error
@@ -144,19 +147,24 @@ class Calls:
             _CURRENT.call = None
 
     def _outcome(self, error: Exception, call: _Call) -> Outcome:
-        """The outcome of an error that boto3 raised before or after the request."""
+        """The outcome of an error of boto3. Raises every other error again."""
         from botocore import exceptions
+        from botocore.parsers import ResponseParserError
 
-        said = clean(f"{type(error).__name__}: {error}", secrets=call.secrets)
-        if not isinstance(error, exceptions.BotoCoreError):
+        what = clean(f"{type(error).__name__}: {error}", secrets=call.secrets)
+        of_boto3 = isinstance(error, exceptions.BotoCoreError | exceptions.ClientError)
+        if call.sent and (of_boto3 or isinstance(error, ResponseParserError)):
+            return RetryLater(f"{self._settings.bucket}: the response is not one of S3, {FOREIGN}: {what}")
+        if call.sent or not (of_boto3 or isinstance(error, ValueError)) or isinstance(error, HubqueueError):
             raise error
-        if isinstance(error, exceptions.ResponseParserError):
-            return RetryLater(f"{self._settings.bucket}: the response is not one of S3, {FOREIGN}: {said}")
         self._forget()
-        if call.sent or isinstance(error, _passing(exceptions)):
-            return RetryLater(f"{self._settings.bucket}: {said}")
-        what = f"{NO_KEY}: boto3 cannot get it from {self._source()}: {said}{ADVICE}{self._advice}"
-        return Blocked(what, Scope.DESTINATION)
+        if isinstance(error, _of_settings(exceptions)):
+            advice = f"check destinations.{self._settings.name}"
+            return Blocked(f"boto3 refuses the settings: {what}{ADVICE}{advice}", Scope.DESTINATION)
+        if _passes(error, exceptions):
+            return RetryLater(f"{self._settings.bucket}: {what}")
+        reason = f"{NO_KEY}: boto3 cannot get it from {self._source()}: {what}{ADVICE}{self._advice}"
+        return Blocked(reason, Scope.DESTINATION)
 
     # --- the client of boto3
 
@@ -267,7 +275,7 @@ class Calls:
         }
         body = call.body if call.body is not None else Bytes(request.body or b"")
         return self._wire(request.url).exchange(
-            Request(request.method, path or "/", headers, body, call.most),
+            Request(request.method, path or "/", headers, body, call.most, _USUAL),
             call.attempt,
             secrets=call.secrets,
         )
@@ -297,13 +305,29 @@ class _Raw(BytesIO):
         yield self.read()
 
 
-def _passing(exceptions: Any) -> tuple[type[BaseException], ...]:
-    """Errors of a service that gives credentials which may be over soon."""
+def _of_settings(exceptions: Any) -> tuple[type[Exception], ...]:
+    """Errors of the address or the region; a `ValueError` is one of an address whose host boto3 does not accept."""
     return (
+        ValueError,
+        exceptions.EndpointProviderError,
+        exceptions.InvalidRegionError,
+        exceptions.ParamValidationError,
+        exceptions.UnknownEndpointError,
+    )
+
+
+def _passes(error: Exception, exceptions: Any) -> bool:
+    """Whether an error of a service that provides credentials is a temporary one."""
+    if isinstance(error, exceptions.ClientError):
+        code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or "Throttl" in code
+    passing = (
         exceptions.HTTPClientError,
         exceptions.CredentialRetrievalError,
         exceptions.MetadataRetrievalError,
     )
+    return isinstance(error, passing)
 
 
 def _silence() -> None:

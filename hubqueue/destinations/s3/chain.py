@@ -24,12 +24,12 @@ def profile(environ: Mapping[str, str]) -> str:
     return next((environ[each] for each in _PROFILES if environ.get(each)), "default")
 
 
-def _stand_in(what: str) -> str:
+def _placeholder(what: str) -> str:
     # A hash: every part of a key is masked in all texts, and the name of a profile may be an ordinary word.
     return "aws-" + hashlib.sha256(f"hubqueue: {what}".encode()).hexdigest()[:32]
 
 
-_CHAIN = _stand_in("the credentials of the AWS chain")
+_CHAIN = _placeholder("the credentials of the AWS chain")
 
 
 def _long_term(environ: Mapping[str, str]) -> bool:
@@ -38,7 +38,7 @@ def _long_term(environ: Mapping[str, str]) -> bool:
 
 
 def _access_key_id(environ: Mapping[str, str]) -> str:
-    return environ[_ID] if _long_term(environ) else _stand_in(f"profile {profile(environ)}")
+    return environ[_ID] if _long_term(environ) else _placeholder(f"profile {profile(environ)}")
 
 
 def _secret_access_key(environ: Mapping[str, str]) -> str:

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import UTC, datetime
 from html import unescape
 
 from hubqueue.destinations.base import Blocked, Outcome, Rejected, RetryLater, Scope
 from hubqueue.destinations.wire.foreign import foreign
 from hubqueue.destinations.wire.message import Response, phrase_of
-from hubqueue.destinations.wire.waits import asked_wait
-from hubqueue.domain.outcome import ADVICE
+from hubqueue.destinations.wire.waits import asked_wait, clock_difference, http_date, iso_moment
+from hubqueue.domain.outcome import ADVICE, CLOCK
 from hubqueue.domain.redact import clean
 
 NO_KEY = "the key is missing"
 """How the reason begins when there are no credentials. A reason about a key begins with "the key"."""
+
+ABSENT = ("NoSuchKey", "404")
+"""The codes of a refusal because there is no such object."""
+EXISTS = ("PreconditionFailed", "412")
+"""Because there is one, or another one than the condition names."""
+NO_UPLOAD = ("NoSuchUpload",)
+"""Because there is no such upload any more."""
 
 _ERROR = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>\s*)?<Error[\s>]")
 _FIELD = re.compile(rb"<([A-Za-z0-9]+)>([^<]*)</\1>")
@@ -120,7 +126,7 @@ def outcome_of(
     refusal: Refusal, *, bucket: str, host: str, name: str, source: str, secrets: tuple[str, ...] = ()
 ) -> Outcome:
     """The outcome of a refusal. `name` is the destination's, `source` says where its credentials come from."""
-    status, code, what = refusal.status, refusal.code, _said(refusal, secrets)
+    status, code, what = refusal.status, refusal.code, _shown(refusal, secrets)
     wait = asked_wait(refusal.response.headers, now=datetime.now(UTC))
     if not refusal.is_own:
         if status == 429 or status >= 500:
@@ -155,7 +161,10 @@ def _held(refusal: Refusal, what: str, *, bucket: str, host: str, name: str, sou
         return Blocked(f"the key was refused ({source}): {what}{ADVICE}{how}", everywhere)
     if code == "RequestTimeTooSkewed":
         how = "correct the clock of this machine"
-        return Blocked(f"the clock of this machine {_skew(refusal)}: {what}{ADVICE}{how}", everywhere)
+        return Blocked(
+            f"{CLOCK} {clock_difference(_servers_time(refusal), datetime.now(UTC))}: {what}{ADVICE}{how}",
+            everywhere,
+        )
     if code == "NoSuchBucket":
         how = f"create it, or correct destinations.{name}.bucket"
         return Blocked(f"there is no bucket {bucket!r} at {host}: {what}{ADVICE}{how}", everywhere)
@@ -172,7 +181,7 @@ def _held(refusal: Refusal, what: str, *, bucket: str, host: str, name: str, sou
     return None
 
 
-def _said(refusal: Refusal, secrets: tuple[str, ...]) -> str:
+def _shown(refusal: Refusal, secrets: tuple[str, ...]) -> str:
     """The status, the code and the message of the server, in one safe line."""
     code = "" if refusal.code == str(refusal.status) else f" {refusal.code}"
     message = refusal.fields.get("Message", "")
@@ -181,28 +190,6 @@ def _said(refusal: Refusal, secrets: tuple[str, ...]) -> str:
     )
 
 
-def _skew(refusal: Refusal) -> str:
-    """How far the clock of this machine is from the server's, in words."""
-    theirs = _moment(refusal.fields.get("ServerTime", "")) or _http_date(
-        refusal.response.headers.get("Date", "")
-    )
-    if theirs is None:
-        return "differs from the server's"
-    ahead = datetime.now(UTC) - theirs
-    minutes = round(abs(ahead) / timedelta(minutes=1))
-    return f"is {minutes} min {'ahead' if ahead > timedelta(0) else 'behind'}"
-
-
-def _moment(text: str) -> datetime | None:
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _http_date(text: str) -> datetime | None:
-    try:
-        return parsedate_to_datetime(text)
-    except (TypeError, ValueError):
-        return None
+def _servers_time(refusal: Refusal) -> datetime | None:
+    stated = iso_moment(refusal.fields.get("ServerTime", ""))
+    return stated or http_date(refusal.response.headers.get("Date", ""))

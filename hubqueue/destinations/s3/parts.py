@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from hubqueue.destinations.layout.store import Source
+from hubqueue.destinations.s3.marks import in_base64
 from hubqueue.destinations.wire.body import BLOCK, BodyChanged
 
 MOST_PARTS = 10_000
@@ -30,7 +30,7 @@ class Part:
     @property
     def short(self) -> str:
         """What the outbox keeps of the hash."""
-        return base64.b64encode(self.digest).decode()[:_SHORT]
+        return in_base64(self.digest)[:_SHORT]
 
 
 @dataclass(slots=True)

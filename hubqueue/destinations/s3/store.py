@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from hubqueue.config.declaration import Key
 from hubqueue.destinations.base import Attempt, RetryLater, quiet
 from hubqueue.destinations.layout.store import LARGEST, Source, Stored, StoreFailed
 from hubqueue.destinations.s3.calls import Calls, Refused, unproven
+from hubqueue.destinations.s3.errors import ABSENT, EXISTS, NO_UPLOAD
 from hubqueue.destinations.s3.marks import hash_of, in_base64, marked
 from hubqueue.destinations.s3.settings import S3Settings
 from hubqueue.destinations.s3.upload import Upload
@@ -25,8 +25,6 @@ from hubqueue.domain.redact import clean
 _JSON = "application/json"
 # In bytes: what one request reads of an object, and the largest list of a thousand names.
 _SECTION, _LIST = 4 * BLOCK, 4 * BLOCK
-_NONE = ("NoSuchKey", "404")
-_EXISTS = ("PreconditionFailed", "412")
 
 
 class Bucket:
@@ -66,7 +64,7 @@ class BucketObjects:
     def __init__(self, settings: S3Settings, calls: Calls, attempt: Attempt) -> None:
         self._settings, self._calls = settings, calls
         # The body of a small object is no progress of the batch.
-        self._attempt = replace(attempt, on_bytes=lambda _sent: None)
+        self._attempt = attempt.silent()
 
     def create(self, name: str, content: bytes) -> bool:
         """Store a small object, unless one of that name exists; whether it was stored."""
@@ -94,13 +92,7 @@ class BucketObjects:
         found = self._get("head_object", name, ChecksumMode="ENABLED")
         if found is None:
             return None
-        sha256 = hash_of(found)
-        if sha256 is None and hashed:
-            hashing = hashlib.sha256()
-            for block in self.blocks(name):
-                hashing.update(block)
-            sha256 = hashing.hexdigest()
-        return Stored(name, int(found["ContentLength"]), sha256)
+        return Stored(name, int(found["ContentLength"]), hash_of(found))
 
     def below(self, folder: str) -> Iterator[Stored]:
         """All objects below a folder, at any depth."""
@@ -129,7 +121,7 @@ class BucketObjects:
             self._calls.call(
                 "abort_multipart_upload",
                 self._attempt,
-                expected=("NoSuchUpload",),
+                expected=NO_UPLOAD,
                 Key=each["Key"],
                 UploadId=each["UploadId"],
             )
@@ -161,7 +153,7 @@ class BucketObjects:
             "put_object",
             self._attempt,
             body=Bytes(content),
-            expected=_EXISTS,
+            expected=EXISTS,
             Key=self._settings.key(name),
             ContentType=_JSON,
             ChecksumSHA256=in_base64(sha256.digest()),
@@ -175,7 +167,7 @@ class BucketObjects:
         """The response about an object; None if there is none."""
         try:
             found = self._calls.call(
-                operation, self._attempt, expected=_NONE, Key=self._settings.key(name), **options
+                operation, self._attempt, expected=ABSENT, Key=self._settings.key(name), **options
             )
         except Refused:
             return None

@@ -1,6 +1,6 @@
 """The threads that send the parts of one upload.
 
-Promises at most so many parts at a time, and that nothing of an upload runs on when the context ends. After a failure no
+Promises at most `most` parts at a time, and that no thread of an upload is running when the context ends. After a failure no
 further part begins; those that are being sent are finished, so that they need not be sent again.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from hubqueue.destinations.base import Aborted, Attempt
-from hubqueue.destinations.layout.store import StoreFailed
+from hubqueue.destinations.base import Attempt
+from hubqueue.destinations.layout.store import obey
 
 _T = TypeVar("_T")
 # In seconds: how soon a stop of the attempt reaches the parts.
@@ -73,8 +73,7 @@ class PartThreads(Generic[_T]):
         """Called between two blocks: raises what a part raised, and when the worker stops the attempt."""
         with self._changed:
             self._raise()
-        if self._attempt.stop.is_set():
-            raise StoreFailed(Aborted("the worker stops"))
+        obey(self._attempt)
 
     def finish(self) -> list[_T]:
         """Wait for all parts. Returns what they returned."""

@@ -9,14 +9,15 @@ hubqueue has not written is never overwritten. Needs a MiB for each of the paral
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
 
-from hubqueue.destinations.base import Aborted, Attempt, Blocked, Outcome, RetryLater, Scope
+from hubqueue.destinations.base import Attempt, Blocked, Outcome, RetryLater, Scope
 from hubqueue.destinations.layout.store import Source, StoreFailed, obey
 from hubqueue.destinations.s3.calls import Calls, Refused, unproven
+from hubqueue.destinations.s3.errors import ABSENT, EXISTS, NO_UPLOAD
 from hubqueue.destinations.s3.marks import composite, hash_of, in_base64, mark_of, marked
 from hubqueue.destinations.s3.parts import Begun, Part, PartBody, part_size_for, parts_of
 from hubqueue.destinations.s3.settings import S3Settings
@@ -27,9 +28,6 @@ from hubqueue.domain.outcome import ADVICE
 from hubqueue.domain.redact import clean
 
 _TYPE = "application/octet-stream"
-_EXISTS = ("PreconditionFailed", "412")
-_NONE = ("NoSuchKey", "404")
-_GONE = ("NoSuchUpload",)
 # In bytes: a list of a thousand parts.
 _LIST = 1024 * 1024
 # In seconds: how long a part waits when the server asks for fewer requests. A longer wait is left to the lane.
@@ -79,7 +77,7 @@ class Upload:
             "put_object",
             attempt,
             File(self._source.size, self._source.open),
-            expected=_EXISTS,
+            expected=EXISTS,
             ContentType=_TYPE,
             ChecksumSHA256=in_base64(digest),
             Metadata=marked(self._source.sha256),
@@ -145,7 +143,7 @@ class Upload:
                 page = self._paced(
                     "list_parts",
                     attempt,
-                    expected=_GONE,
+                    expected=NO_UPLOAD,
                     most=_LIST,
                     UploadId=begun.upload,
                     PartNumberMarker=marker,
@@ -200,7 +198,7 @@ class Upload:
             "upload_part",
             attempt,
             PartBody(self._source, part),
-            expected=_GONE,
+            expected=NO_UPLOAD,
             UploadId=begun.upload,
             PartNumber=part.number,
             ChecksumSHA256=checksum,
@@ -222,7 +220,7 @@ class Upload:
             response = self._paced(
                 "complete_multipart_upload",
                 attempt,
-                expected=(*_GONE, *_EXISTS),
+                expected=(*NO_UPLOAD, *EXISTS),
                 UploadId=begun.upload,
                 MultipartUpload={"Parts": parts},
                 **target.condition,
@@ -230,13 +228,10 @@ class Upload:
         except Refused as refused:
             if self._target(attempt).is_done:
                 return  # an earlier request was received, and its response lost
-            if refused.refusal.code in _GONE:
+            what = "it is being written by another program"
+            if refused.refusal.code in NO_UPLOAD:
                 attempt.on_progress(None)
-            what = (
-                "the upload is gone"
-                if refused.refusal.code in _GONE
-                else "it is being written by another program"
-            )
+                what = "the upload is gone"
             raise StoreFailed(RetryLater(f"{self._shown}: {what}; it will be sent again")) from None
         if not _proves(response, composite([part.digest for part, _ in finished])):
             raise StoreFailed(unproven(self._settings, "complete_multipart_upload"))
@@ -255,7 +250,7 @@ class Upload:
     def _target(self, attempt: Attempt) -> _Target:
         """What is in the bucket under the name. Raises `StoreFailed` for what hubqueue has not stored."""
         try:
-            found = self._call("head_object", attempt, expected=_NONE, ChecksumMode="ENABLED")
+            found = self._call("head_object", attempt, expected=ABSENT, ChecksumMode="ENABLED")
         except Refused:
             return _Target(False, {"IfNoneMatch": "*"})
         if not found.get("ETag"):
@@ -282,12 +277,12 @@ class Upload:
         self, operation: str, attempt: Attempt, body: Body | None = None, **options: Any
     ) -> dict[str, Any]:
         key: dict[str, Any] = {} if operation == "list_multipart_uploads" else {"Key": self._key}
-        silent = attempt if body is not None else replace(attempt, on_bytes=lambda _sent: None)
+        silent = attempt if body is not None else attempt.silent()
         return self._calls.call(operation, silent, body=body, **key, **options)
 
     def _call_upload(self, operation: str, upload: str, attempt: Attempt) -> None:
         try:
-            self._call(operation, attempt, expected=_GONE, UploadId=upload)
+            self._call(operation, attempt, expected=NO_UPLOAD, UploadId=upload)
         except Refused:
             return
 
@@ -302,8 +297,8 @@ class Upload:
                 wait = _wait(failed.outcome, number)
                 if wait is None:
                     raise
-                if attempt.stop.wait(wait):
-                    raise StoreFailed(Aborted("the worker stops")) from None
+                attempt.stop.wait(wait)
+            obey(attempt)
         raise AssertionError("numbers do not end")
 
 

@@ -52,8 +52,8 @@ def attach(model: Any, *, timeout: float = 30.0, console: bool = False, **option
     `timeout` is how many seconds the end of a training waits for the uploads; the worker sends the rest.
     `console` also sends the package's log lines to a hub that shows them (Platform).
     `options` are those of `start_run`; `model` and `args` are taken from the trainer unless given as
-    `model_name=` and `args=`. `name=` names each run (default: none). Raises `ConfigError`, and `InvalidArgument` for anything but a model or a trainer and for
-    unknown options, at once, before any training starts.
+    `model_name=` and `args=`. `name=` names each run (default: none). Raises `ConfigError`, and `InvalidArgument` for
+    anything but a model or a trainer and for unknown options, at once, before any training starts.
     """
     _check(model, options)
     attachment = Attachment(timeout, options, console=console)

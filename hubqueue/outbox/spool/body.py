@@ -91,7 +91,7 @@ class SnapshotBody:
         while block:
             count = self._file.readinto(block)  # type: ignore[attr-defined]
             if not count:
-                raise self._altered()
+                raise altered(self._snapshot.name)
             block = block[count:]
 
     def _verify(self, digest: str | None = None) -> None:
@@ -99,12 +99,14 @@ class SnapshotBody:
         found, wanted = os.fstat(self._file.fileno()), self._snapshot
         same = found.st_size == wanted.size and digest in (None, wanted.sha256)
         if not same or (wanted.sha256 is None and found.st_mtime_ns != wanted.mtime_ns):
-            raise self._altered()
+            raise altered(self._snapshot.name)
 
     def _unreadable(self, error: OSError) -> OutboxUnavailable:
         hint = f"check the disk of {self._file.name}"
         return OutboxUnavailable(f"cannot read {self._snapshot.name}: {error.strerror}", hint=hint)
 
-    def _altered(self) -> SnapshotAltered:
-        hint = "put the right file back, or cancel its entry: hubqueue cancel ENTRY"
-        return SnapshotAltered(f"{self._snapshot.name} in the spool is not what was enqueued", hint=hint)
+
+def altered(name: str) -> SnapshotAltered:
+    """The error of a snapshot that is not the file that was enqueued."""
+    hint = "put the right file back, or cancel its entry: hubqueue cancel ENTRY"
+    return SnapshotAltered(f"{name} in the spool is not what was enqueued", hint=hint)

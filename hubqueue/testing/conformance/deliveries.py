@@ -6,15 +6,12 @@ import pytest
 
 from hubqueue.destinations.base import Delivered, Kind, Outcome, RunState
 from hubqueue.domain.lifecycle import State
-from hubqueue.testing.conformance.service import Fault
+from hubqueue.testing.conformance.service import DOWN, Fault
 from hubqueue.testing.conformance.stage import Stage
 from hubqueue.worker.events import HeartbeatDelivered
 
 FOLDER = {"model.bin": b"m" * 70_000, "optimizer/rank 0.bin": b"o" * 50_000, "empty.txt": b""}
 """The files of a checkpoint that is a folder, by path."""
-
-
-_DOWN = (Fault.UNREACHABLE, Fault.ERROR, Fault.KEY_REFUSED, Fault.BROKEN_OFF, Fault.NONSENSE)
 
 
 class Deliveries:
@@ -80,7 +77,7 @@ class Deliveries:
         stage.step()
         assert any(isinstance(fact, HeartbeatDelivered) for fact in stage.facts), "no heartbeat was delivered"
 
-        for fault in _DOWN:
+        for fault in DOWN:
             if fault in stage.service.faults:
                 stage.service.fail(fault)
                 stage.pass_time()
@@ -149,7 +146,7 @@ class Deliveries:
         transport = stage.transport()
         try:
             assert isinstance(transport.check(), Delivered)
-            for fault in _DOWN:
+            for fault in DOWN:
                 if fault not in stage.service.faults:
                     continue
                 stage.service.fail(fault)

@@ -7,9 +7,10 @@ from itertools import pairwise
 
 from hubqueue.destinations.base import Kind
 from hubqueue.domain.lifecycle import State
-from hubqueue.testing.child import Plan, work
+from hubqueue.testing.child import Plan
 from hubqueue.testing.conformance.service import WAIT, Fault
 from hubqueue.testing.conformance.stage import Stage
+from hubqueue.testing.forks import work
 
 _MIB = 1 << 20
 

@@ -15,10 +15,8 @@ from hubqueue.destinations.base import (
     StoredFile,
 )
 from hubqueue.testing.conformance.deliveries import FOLDER
-from hubqueue.testing.conformance.service import Fault
+from hubqueue.testing.conformance.service import DOWN
 from hubqueue.testing.conformance.stage import Stage
-
-_DOWN = (Fault.UNREACHABLE, Fault.ERROR, Fault.KEY_REFUSED, Fault.BROKEN_OFF, Fault.NONSENSE)
 
 
 class Reading:
@@ -59,7 +57,7 @@ class Reading:
             reader.close()
 
     def test_a_service_that_cannot_be_read_is_reported_so(self, stage: Stage) -> None:
-        for fault in _DOWN:
+        for fault in DOWN:
             if fault not in stage.service.faults:
                 continue
             reader = _reader(stage)

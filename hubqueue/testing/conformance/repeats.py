@@ -6,9 +6,10 @@ import pytest
 
 from hubqueue.destinations.base import Kind
 from hubqueue.domain.lifecycle import State
-from hubqueue.testing.child import Plan, work
+from hubqueue.testing.child import Plan
 from hubqueue.testing.conformance.deliveries import FOLDER
 from hubqueue.testing.conformance.stage import Stage
+from hubqueue.testing.forks import work
 
 _MOST_KILLS = 100
 
@@ -51,8 +52,8 @@ class Repeats:
         stage.drain()
         content: bytes | dict[str, bytes] = b"weights!" * (self.upload // 8)
         if stage.declared.takes_folders:
-            part = self.upload // 8
-            content = {f"part-{number}.bin": bytes([number]) * part for number in range(8)}
+            content = {f"part-{number}.bin": bytes([number]) * (self.upload // 8) for number in range(4)}
+            content["the-rest.bin"] = b"weights!" * (self.upload // 16)
         stage.save(run, content)
         stage.worker.stop()
 

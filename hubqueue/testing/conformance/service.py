@@ -36,6 +36,10 @@ class Fault(StrEnum):
     HANG = "does not respond"
 
 
+DOWN = (Fault.UNREACHABLE, Fault.ERROR, Fault.KEY_REFUSED, Fault.BROKEN_OFF, Fault.NONSENSE)
+"""What makes every request fail, whatever it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Received:
     """What the service has of one run, as one that reads there would see it.

@@ -45,8 +45,9 @@ Content = bytes | Mapping[str, bytes]
 class Stage:
     """A destination, and one worker that sends to it.
 
-    `logged`, `saved` and `ended` are what each run has saved: the metrics by key, the content of each checkpoint by its entry, the
-    state. The service may have this many `twins`: empty runs beside them. `starts` are the seconds of the clock at which attempts of each kind have started.
+    `logged`, `saved` and `ended` are what each run has saved: the metrics by key, the content of each checkpoint by its
+    entry, the state. The service may have this many `twins`: empty runs beside them. `starts` are the seconds of the clock
+    at which attempts of each kind have started.
     """
 
     def __init__(self, service: Service, folder: Path, twins: int = 0) -> None:
@@ -166,6 +167,7 @@ class Stage:
     ) -> None:
         """Log metrics of an epoch, a step, or both."""
         if self.has(Kind.METRICS):
+            self.clock.advance(0.001)  # no two values have the same moment
             takes_steps = self.declared.takes_steps
             draft = metrics_draft(json.dumps(values), epoch, step, takes_steps=takes_steps)
             owe(self.outbox, run, draft)
