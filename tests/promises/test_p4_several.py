@@ -7,8 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from plugin_stage import ID, SECRET, Collector, configure, install, plugin_environ
-from stage import end, hubqueue, kill, python, start_worker, wait_until
+from plugin_stage import (
+    ID,
+    SECRET,
+    Collector,
+    configure,
+    install,
+    plugin_environ,
+    plugin_hubqueue,
+    plugin_python,
+)
+from stage import end, kill, python, start_worker, wait_until
 
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
@@ -103,8 +112,8 @@ def test_a_destination_that_takes_no_folder_does_not_cost_the_others_theirs(
         site.mkdir()
         environ = plugin_environ(migrated_home, install(site), **secrets)
 
-        out, _ = python(TRAIN, environ, "hub,lab", str(folder)).communicate()
-        drained = hubqueue(environ, "drain", "--timeout", "60")
+        out, _ = plugin_python(TRAIN, environ, "hub,lab", str(folder)).communicate()
+        drained = plugin_hubqueue(environ, "drain", "--timeout", "60")
         sent = [path for path, _, _ in collector.requests if "/checkpoints/" in path]
 
     (said,) = [line for line in out.splitlines() if "was not saved" in line]
