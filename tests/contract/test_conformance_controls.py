@@ -72,15 +72,15 @@ class Broken(NamedTuple):
 
 
 @contextmanager
-def stage_of(folder: Path, *changes: tuple[str, str, str]) -> Iterator[Stage]:
-    """A stage that sends with the package of the page, changed: file, old text, new text."""
+def stage_of(folder: Path, *changes: tuple[str, str, str], patience: float | None = None) -> Iterator[Stage]:
+    """A stage that sends with the package of the page, changed: file, old text, new text. `patience` is that of the stage."""
     site = install(folder / "site")
     for name, was, now in changes:
         module = site / "hubqueue_collector" / name
         assert was in module.read_text(), f"the page no longer has {was!r}"
         module.write_text(module.read_text().replace(was, now))
     with in_this_process(site), FakeCollector() as service, staged(service, folder / "stage") as stage:
-        stage.patience = 3.0
+        stage.patience = patience or stage.patience
         yield stage
 
 
@@ -319,6 +319,8 @@ BROKEN_READERS = {
 
 # How a test fails: also by `pytest.raises`, or with the exception of the reader.
 FAILURES = (AssertionError, OSError, pytest.fail.Exception)
+# Each waits until the patience of its stage is over.
+_HANGING = {"sends one request at a time", "ignores a stop"}
 # Each waits for seconds, starts processes, or is another control of the same test.
 _SLOW = {
     "counts a broken-off response",
@@ -352,8 +354,9 @@ def controls(all: Mapping[str, Any], slow: set[str]) -> list[Any]:
 
 @pytest.mark.parametrize("broken", controls(BROKEN, _SLOW))
 def test_a_broken_destination_fails_the_test_that_is_meant_for_it(tmp_path: Path, broken: Broken) -> None:
+    patience = 3.0 if broken in (BROKEN[name] for name in _HANGING) else None
     with (
-        stage_of(tmp_path, (broken.file, broken.was, broken.now)) as stage,
+        stage_of(tmp_path, (broken.file, broken.was, broken.now), patience=patience) as stage,
         pytest.raises(AssertionError) as failed,
     ):
         passes(stage, broken.test, broken.argument)

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from stage import ROOT, environ_of, hubqueue, python
+from stage import ROOT, environ_of, hubqueue, python, wait_until
 
 PAGE = (ROOT / "docs" / "folder.md").read_text()
 TRAIN = """
@@ -150,13 +150,17 @@ def test_while_the_disk_is_away_the_status_says_so_and_nothing_is_lost(
     (tmp_path / "trainings").rename(tmp_path / "away")
 
     python(*train).communicate(timeout=90)
-    drained = hubqueue(environ, "drain", "--timeout", "1")
-    status = hubqueue(environ, "status")
+
+    def fails() -> bool:
+        """On a busy machine a drain may end before its first attempt."""
+        assert hubqueue(environ, "drain", "--timeout", "1").returncode == 3
+        return "the folder is not there; mount its disk" in hubqueue(environ, "status").stdout
+
+    wait_until(fails)
     checked = hubqueue(environ, "check")
     (tmp_path / "away").rename(tmp_path / "trainings")
     at_last = hubqueue(environ, "drain", "--timeout", "60")
 
-    assert (drained.returncode, checked.returncode, at_last.returncode) == (3, 1, 0)
-    assert "the folder is not there; mount its disk" in status.stdout
+    assert (checked.returncode, at_last.returncode) == (1, 0)
     assert "the folder is not there; mount its disk" in checked.stdout
     assert len(list((tmp_path / "trainings").glob("resnet50-*"))) == 2
