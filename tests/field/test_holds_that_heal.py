@@ -154,7 +154,7 @@ def test_a_hold_probes_less_and_less_often_and_burns_no_attempt(at: Stage, hub_:
 
     at.pass_time(3600, every=30)
     hour = len(peer.requests) - first
-    at.pass_time(24 * 3600, every=180)
+    at.pass_time(24 * 3600, every=300)
     day = len(peer.requests) - first - hour
 
     # Doubling from one minute: 1, 2, 4, … 32 minutes, then one an hour.
