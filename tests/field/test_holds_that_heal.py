@@ -126,7 +126,13 @@ def at(home: Path, clock: FakeClock, peer: Peer) -> Iterator[Stage]:
     stage.close()
 
 
-@pytest.mark.parametrize("status", ["401 No", "403 No", "402 Pay", "404 No", "405 No", "410 Gone"])
+@pytest.mark.parametrize(
+    "status",
+    [
+        *("401 No", "402 Pay", "404 No", "410 Gone"),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("403 No", "405 No")),
+    ],
+)
 def test_a_hub_that_refuses_for_a_minute_gets_everything_afterwards(
     status: str, at: Stage, hub_: Hub
 ) -> None:
