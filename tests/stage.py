@@ -200,14 +200,17 @@ def platform_environ(home: Path, url: str, **settings: str) -> dict[str, str]:
     return environ_of(home, **{**own, **settings})
 
 
-def python(code: str, environ: Mapping[str, str], *arguments: str, fresh: bool = False) -> Process:
+def python(
+    code: str, environ: Mapping[str, str], *arguments: str, fresh: bool = False, finalize: bool = False
+) -> Process:
     """A Python process that runs `code`. Its output is a pipe, with warnings but without the first line of a run.
 
-    Use `fresh` if the loaded modules or the command line of the interpreter matter.
+    Use `fresh` if the loaded modules or the command line of the interpreter matter, `finalize` if only its end does.
     """
     code = _LOGGED + code
     if zygote.suits(environ) and not fresh:
-        return zygote.Forked(environ, *arguments, code=code, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        pipe, same = subprocess.PIPE, subprocess.STDOUT
+        return zygote.Forked(environ, *arguments, code=code, stdout=pipe, stderr=same, finalize=finalize)
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
