@@ -227,6 +227,32 @@ def hubqueue(
     )
 
 
+def command_process(environ: Mapping[str, str], *arguments: str, **streams: int | None) -> Process:
+    """A `hubqueue` command that runs, with these streams (default: inherited). Its pipes are text."""
+    if zygote.suits(environ):
+        return zygote.Forked(environ, *arguments, module="hubqueue", **streams)
+    command = [sys.executable, "-m", "hubqueue", *arguments]
+    return subprocess.Popen(command, env=environ, close_fds=True, text=True, **streams)  # type: ignore[call-overload]
+
+
+_SEVERAL = """
+import sys
+from hubqueue.cli import main
+for command in sys.argv[1:]:
+    try:
+        main(command.split(), prog_name="hubqueue")
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
+def in_one_interpreter(environ: Mapping[str, str], *commands: str) -> subprocess.CompletedProcess[bytes]:
+    """Run `hubqueue` commands in a new interpreter, one after the other up to the first that fails."""
+    command = [sys.executable, "-c", _SEVERAL, *commands]
+    return subprocess.run(command, env=environ, capture_output=True, timeout=240, check=False)
+
+
 def start_worker(environ: Mapping[str, str], *arguments: str, fresh: bool = False) -> Process:
     """`hubqueue worker` in its own process; `fresh` as for `python`."""
     if zygote.suits(environ) and not fresh:
