@@ -56,7 +56,8 @@ class Seaweed:
         self.client.create_bucket(Bucket=name)
         return name
 
-    def client_to(self, url: str) -> Any:
+    @staticmethod
+    def client_to(url: str) -> Any:
         """boto3's client with the key that may do everything, for what is at this address."""
         import boto3
         from botocore.config import Config

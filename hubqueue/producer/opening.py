@@ -19,6 +19,7 @@ from hubqueue.domain.errors import HubqueueError, OutboxDamaged, RunMissing
 from hubqueue.outbox import exits, presence
 from hubqueue.outbox.database.files.replacement import Fate
 from hubqueue.outbox.database.patience import impatient
+from hubqueue.outbox.locks import forget
 from hubqueue.outbox.moves.registry import new_run_id
 from hubqueue.outbox.outbox import Outbox, replace_damaged
 from hubqueue.producer.announcement import announce
@@ -260,6 +261,11 @@ class Opening:
         if self._new_id is None:
             self._new_id, self.first_entry = self.intended_id, outbox.stats.newest_entry()
         resume, together = self._together.of(self)
+        self.leave()
+        # Before its commit: a running run without a lock file counts as that of another machine, so nobody would end it
+        # after a kill.
+        begins = resume in (None, self._new_id)
+        is_first = self._enter(outbox, self._new_id) if begins else True
         run_id, continues = open_run(
             outbox,
             self._start.named,
@@ -272,8 +278,10 @@ class Opening:
             name=self._start.name,
             together=together,
         )
-        self.leave()
-        if not self._enter(outbox, run_id):
+        if not begins or run_id != self._new_id:
+            self._leave_unused()
+            is_first = self._enter(outbox, run_id)
+        if not is_first:
             _LOG.warning("run %s: another process is training this model too; both log to this run", run_id)
         if continues:
             self._forget_exits(outbox, run_id)
@@ -296,6 +304,13 @@ class Opening:
         is_first = presence.enter(present)
         self._present = present
         return is_first
+
+    def _leave_unused(self) -> None:
+        """Delete the lock of a new run that was not made, because another one is continued."""
+        unused = self._present
+        self.leave()
+        if unused is not None:
+            forget(unused)
 
     def _begin_anew(self, model_id: str | None) -> None:
         """Stop using a damaged outbox. What can be read of the run in it is salvaged, so it continues as another run."""

@@ -288,6 +288,45 @@ def test_a_process_that_vanishes_is_interrupted(environ: Mapping[str, str], code
     assert ended(environ, code, finalize=False) == ("interrupted", "the training ended without reporting")
 
 
+def test_a_process_that_is_killed_while_it_starts_its_run_is_interrupted(environ: Mapping[str, str]) -> None:
+    code = """
+import os, signal
+import hubqueue
+from hubqueue.producer import opening
+start = opening.open_run
+def starts(*given, **named):
+    start(*given, **named)
+    os.kill(os.getpid(), signal.SIGKILL)
+opening.open_run = starts
+hubqueue.start_run("yolo26n.pt", worker="none", args={"project": "coco", "name": "exp-1"})
+"""
+    python(code, environ).communicate(timeout=90)
+    with open_outbox(environ=environ) as outbox:
+        (run,) = outbox.stats.runs()
+        assert run["state"] == "running"
+
+        Janitor(outbox, lambda _fact: None).scan()
+
+        assert ends(outbox, run["id"])[0] == "interrupted"
+
+
+def test_a_run_that_continues_another_one_leaves_no_lock_of_a_new_one(
+    environ: Mapping[str, str], home: Path
+) -> None:
+    code = """
+import hubqueue
+for _ in range(2):
+    with hubqueue.start_run("ABCDEFGHIJ0123456789", destination="hub", worker="none") as run:
+        print(run.id)
+"""
+
+    said, _ = python(code, environ).communicate(timeout=90)
+
+    locks = {each.name for each in (home / "locks").glob("run-*")}
+    assert locks == {f"run-{line}.lock" for line in said.splitlines()}, said
+    assert len(locks) == 1
+
+
 def test_a_fork_that_outlives_its_training_does_not_say_how_it_ended(environ: Mapping[str, str]) -> None:
     code = """
 training = os.getpid()

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from changes import kill_at_change
 from layout_stage import BLOCK, Box, random_bytes
 from stage import environ_of, hubqueue, python, wait_until
 
@@ -18,8 +17,6 @@ from hubqueue.destinations.layout.retention import Keeping
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-# What changes a folder, and what makes it durable.
-CHANGES = ("write", "ftruncate", "fsync", "rename", "link", "unlink", "mkdir", "rmdir")
 FOLDER = {"a.bin": random_bytes(BLOCK + 7), "inner/b.bin": random_bytes(10, 1), "empty": b""}
 WEIGHTS = random_bytes(2 * BLOCK + 1, 2)
 
@@ -43,7 +40,7 @@ def killed_at(step: int, act: Callable[[], object], *, after: bool) -> bool:
     if child == 0:
         code = 1
         try:
-            _count(step, after=after)
+            kill_at_change(step, after=after)
             act()
             code = 0
         finally:
@@ -51,28 +48,6 @@ def killed_at(step: int, act: Callable[[], object], *, after: bool) -> bool:
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
     return os.WIFSIGNALED(status)
-
-
-def _count(step: int, *, after: bool) -> None:
-    seen = 0
-
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*given: Any, **named: Any) -> Any:
-            nonlocal seen
-            seen += 1
-            if seen == step and not after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            is_last = seen == step
-            try:
-                return real(*given, **named)
-            finally:
-                if is_last:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        return call
-
-    for name in CHANGES:
-        setattr(os, name, counted(getattr(os, name)))
 
 
 def assert_whole(box: Box, golden: dict[str, bytes]) -> None:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import sys
 
-from torture import damage, failing, kills, many, ordinary, peers, power, rules, secrecy, simulation
+from torture import (
+    damage,
+    deliveries,
+    failing,
+    kills,
+    many,
+    ordinary,
+    peers,
+    power,
+    rules,
+    secrecy,
+    simulation,
+)
 
-PARTS = (rules, simulation, kills, ordinary, power, failing, many, peers, damage, secrecy)
+PARTS = (rules, simulation, kills, deliveries, ordinary, power, failing, many, peers, damage, secrecy)
 
 
 def main() -> int:

@@ -92,9 +92,9 @@ def live(
         os.environ.update(environ)
         logging.getLogger("hubqueue").addHandler(logging.NullHandler())
         if point is not None:
-            _arm(point, passage or 1)
+            arm(point, passage or 1)
         if control == "early settle" and role == "worker":
-            _settle_early()
+            settle_early()
         if role == "trainer":
             _train(folder, turn, early=control == "early receipt")
         else:
@@ -149,7 +149,7 @@ def _late(deadline: float) -> str | None:
     return "the deadline has passed" if time.monotonic() > deadline else None
 
 
-def _arm(point: str, passage: int) -> None:
+def arm(point: str, passage: int) -> None:
     """Kill this process at the n-th passage of a failpoint."""
     left = [passage]
     guard = threading.Lock()
@@ -202,7 +202,7 @@ def _around(owner: Any, name: str, what: str, pass_: Callable[[str], None]) -> N
     setattr(owner, name, around)
 
 
-def _settle_early() -> None:
+def settle_early() -> None:
     """The defect of a control: the entry is marked as delivered before it is sent."""
     inner = Delivery._send
 
