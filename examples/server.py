@@ -31,8 +31,8 @@ async def respond(request):
     check(request)
     run_id, *path = request.path_params.get("path", "").split("/")
     run = FOLDER / run_id
-    if run_id and not (re.fullmatch(r"[\w-]+", run_id) and (run / "run.json").is_file()):
-        raise HTTPException(404, f"there is no run {run_id}")
+    is_run = re.fullmatch(r"[\w-]+", run_id) and (run / "run.json").is_file()
+    require(is_run or not run_id, 404, f"there is no run {run_id}")
     if request.method == "PUT" and path[:1] == ["files"]:
         return JSONResponse({"received": True, "offset": await put(request, inside(run, *path[1:]))})
     content = await request.body()
@@ -48,17 +48,17 @@ def handle(request, run, path, sent):
         case "GET", []:
             manifests = [load(each) for each in run.glob("manifest/*.json")]
             return JSONResponse({**load(run / "run.json"), "checkpoints": manifests})
-        case "GET" | "HEAD", ["files", *_] if (file := inside(run, *path[1:])).is_file():
+        case "GET" | "HEAD", ["files", *parts] if (file := inside(run, *parts)).is_file():
             more = {"Repr-Digest": field(hash_of(file))} if "Want-Repr-Digest" in request.headers else {}
             return FileResponse(file, headers={"Upload-Offset": str(file.stat().st_size), **more})
         case "POST", [] if re.fullmatch(r"[\w-]+", sent["id"]):
             run = FOLDER / sent["id"]
             keep(run / "run.json", {**sent, "state": "running", "started_at": time.time()})
         case "POST", ["end"]:
-            keep(run / "run.json", {**load(run / "run.json"), **sent})
+            keep(run / "run.json", load(run / "run.json") | sent)
         case "POST", ["metrics" | "manifest" | "heartbeat" as what]:
-            if what == "manifest" and (wrong := remove_wrong(run, sent)):
-                raise HTTPException(409, f"missing, or not as in the manifest and removed: {wrong}")
+            wrong = remove_wrong(run, sent) if what == "manifest" else []
+            require(not wrong, 409, f"missing, or not as in the manifest and removed: {wrong}")
             key = hashlib.sha256(request.headers.get("Idempotency-Key", "").encode()).hexdigest()
             keep(run / what / f"{key}.json", sent)  # a repeat has the same key, so it replaces itself
         case _:
@@ -66,20 +66,23 @@ def handle(request, run, path, sent):
     return JSONResponse({"received": True, "id": run.name, "cancelled": (run / "cancelled").exists()})
 
 
+def require(condition, status, message):
+    if not condition:
+        raise HTTPException(status, message)
+
+
 def check(request):
     """Refuse a request without the token, or with a wrong signature or time."""
     names = ("Authorization", "Hubqueue-Signature", "Content-Digest", "Content-Range", "Idempotency-Key")
     token, signature, *signed = (request.headers.get(each, "") for each in names)
-    at, _, given = signature.removeprefix("t=").partition(",v1=")
-    query, target = request.scope["query_string"], request.scope["raw_path"]
-    text = "\n".join([request.method, (target + b"?" + query if query else target).decode(), at, *signed])
-    made = hmac.new(KEY.encode(), text.encode(), "sha256").hexdigest()
-    if not hmac.compare_digest(token.encode(), f"Bearer {TOKEN}".encode()):
-        raise HTTPException(401, "wrong token")
-    if KEY and not hmac.compare_digest(made.encode(), given.encode()):
-        raise HTTPException(401, "wrong signature")
-    if KEY and abs(time.time() - int(at)) > 300:
-        raise HTTPException(412, "the time of the request differs by more than 5 minutes from the server's")
+    require(hmac.compare_digest(token.encode(), f"Bearer {TOKEN}".encode()), 401, "wrong token")
+    if KEY:
+        at, _, given = signature.removeprefix("t=").partition(",v1=")
+        target = b"?".join(filter(None, (request.scope["raw_path"], request.scope["query_string"])))
+        text = "\n".join([request.method, target.decode(), at, *signed])
+        made = hmac.new(KEY.encode(), text.encode(), "sha256").hexdigest()
+        require(hmac.compare_digest(made.encode(), given.encode()), 401, "wrong signature")
+        require(abs(time.time() - int(at)) <= 300, 412, "the clocks differ by more than 5 minutes")
 
 
 def field(digest):
@@ -87,8 +90,7 @@ def field(digest):
 
 
 def compare(request, digest):
-    if request.headers.get("Content-Digest") != field(digest):
-        raise HTTPException(409, "the body is not that of its Content-Digest")
+    require(request.headers.get("Content-Digest") == field(digest), 409, "the body does not fit its digest")
 
 
 def hash_of(path):
@@ -107,13 +109,13 @@ def keep(path, value):
         json.dump(value, file)
         file.flush()
         os.fsync(file.fileno())
-    path.with_suffix(".part").replace(path)
+        path.with_suffix(".part").replace(path)
+        os.fsync(file.fileno())  # the new name
 
 
 def inside(run, *path):
     found = (run / "files").joinpath(*path).resolve()
-    if not found.is_relative_to((run / "files").resolve()):
-        raise HTTPException(400, "invalid path")
+    require(found.is_relative_to((run / "files").resolve()), 400, "invalid path")
     return found
 
 
@@ -130,12 +132,12 @@ async def put(request, path):
     """Write from the offset on. What has come stays when the connection breaks: the manifest proves it."""
     size = path.stat().st_size if path.is_file() else 0
     found = re.fullmatch(r"bytes (\d+)-\d+/\d+", request.headers.get("Content-Range", "bytes 0-0/0"))
-    if found is None or int(found[1]) > size:
-        raise HTTPException(409 if found else 416, f"the file has {size} bytes")
+    require(found, 416, "invalid Content-Range")
+    require(int(found[1]) <= size, 409, f"the file has {size} bytes")
     path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
     with path.open("r+b" if size else "wb") as out:
         out.seek(int(found[1]))
-        digest = hashlib.sha256()
         async for block in request.stream():
             digest.update(block)
             out.write(block)
@@ -145,13 +147,10 @@ async def put(request, path):
     return path.stat().st_size
 
 
-def refuse(_request, error):
-    return JSONResponse(
-        {"message": getattr(error, "detail", repr(error))}, getattr(error, "status_code", 400)
-    )
+def refuse(_request, exc):
+    return JSONResponse({"message": getattr(exc, "detail", repr(exc))}, getattr(exc, "status_code", 400))
 
 
-methods = ["GET", "HEAD", "POST", "PUT"]
-routes = [Route(path, respond, methods=methods) for path in ("/runs", "/runs/{path:path}")]
+routes = [Route(path, respond, methods=["GET", "POST", "PUT"]) for path in ("/runs", "/runs/{path:path}")]
 errors = (HTTPException, ClientDisconnect, KeyError, ValueError)
 app = Starlette(routes=routes, exception_handlers=dict.fromkeys(errors, refuse))

@@ -215,6 +215,7 @@ class Stage(Stepping):
         """Save a checkpoint: a file, or a folder of files."""
         path = self.folder / f"saved-{epoch}"
         if isinstance(content, bytes):
+            path = self.folder / "best.pt"
             path.write_bytes(content)
         else:
             for name, each in content.items():

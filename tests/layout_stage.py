@@ -76,9 +76,11 @@ class Training:
         kind: str = "last",
         map: float = 0.0,
         hashed: bool = True,
+        file: str | None = None,
     ) -> Batch:
         payload = {"epoch": epoch, "is_best": kind == "best", "map": map, "final": kind == "final"}
         payload |= {} if step is None else {"step": step}
+        payload |= {} if file is None else {"file": file}
         return self._batch(Kind.CKPT, [(kind, json.dumps(payload), self._taken(content, hashed=hashed))])
 
     def end(self, state: RunState = RunState.FINISHED, **more: Any) -> Batch:

@@ -10,10 +10,13 @@ import json
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import PurePath
 from typing import NamedTuple
 
+from hubqueue.domain.arguments import hide_text
 from hubqueue.domain.entry import Draft, Entry, Kind, Snapshot
 from hubqueue.domain.plain import json_object, union
+from hubqueue.domain.snapshots.snapshot import ARCHIVE
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -112,7 +115,7 @@ def ckpt_draft(
     """A checkpoint with its snapshot. Ranks rise with time, below them a final one, which goes first.
 
     The payload has the epoch (null if there is none, but a number for a destination that does not take steps: without an
-    epoch that of the step), and the step if one was given.
+    epoch that of the step), the step if one was given, and the name of the `file` if the checkpoint is no folder.
 
     At most one `last` and one `best` checkpoint wait; a final one replaces both (in what order two of them are sent:
     `is_before`).
@@ -120,13 +123,16 @@ def ckpt_draft(
     one, so the final one supersedes those that wait.
     """
     epoch, step = checkpoint.epoch, checkpoint.step
-    payload = {
+    payload: dict[str, object] = {
         "epoch": step if epoch is None and not takes_steps else epoch,
         **({} if step is None else {"step": step}),
         "is_best": checkpoint.is_best,
         "map": checkpoint.map,
         "final": checkpoint.final,
     }
+    if not snapshot.is_folder:
+        name = hide_text(PurePath(checkpoint.path).name)
+        payload["file"] = f"{name}.tar" if snapshot.name.endswith(ARCHIVE) else name
     if checkpoint.final:
         return Draft(
             Kind.CKPT,

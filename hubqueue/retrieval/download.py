@@ -2,7 +2,6 @@
 
     DIR/.epoch-0012.part/     what has arrived so far; a broken-off download continues there
     DIR/epoch-0012/           after one rename: all files with their sizes and SHA-256, synced to the disk
-    DIR/epoch-0012.pt         the same for a checkpoint of one file
 
 Promises: nothing is at the final path unless it is whole; nothing is written outside of these paths, whatever the
 destination says; a file that exists is not replaced unless `replace` says so. Several processes may download the same
@@ -27,7 +26,7 @@ from hubqueue.domain.quantities import size
 from hubqueue.domain.snapshots.stored import StoredCheckpoint, StoredFile
 from hubqueue.outbox.locks import Lock, forget
 from hubqueue.outbox.spool.blocks import sync_files
-from hubqueue.retrieval.paths import local_name, problem_of
+from hubqueue.retrieval.paths import local_path, problem_of
 from hubqueue.retrieval.source import Source
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ _LOOK = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """A checkpoint that is whole at `path`. `resumed` bytes were here from an earlier download, `received` came now."""
+    """A checkpoint that is whole at `path`: a folder, or the file in one. `resumed` bytes were here from an earlier download, `received` came now."""
 
     path: Path
     received: int
@@ -73,7 +72,7 @@ class Download:
         something else is.
         """
         self._refuse_invalid()
-        path = self._folder / local_name(self._checkpoint)
+        path = self._folder / self._checkpoint.name
         try:
             if (whole := self._already(path)) is not None:
                 return whole
@@ -90,7 +89,7 @@ class Download:
         if not os.path.lexists(path):
             return None
         if _is_whole(path, self._checkpoint):
-            return Pulled(path, 0, self._checkpoint.size)
+            return Pulled(self._folder / local_path(self._checkpoint), 0, self._checkpoint.size)
         if self._replace:
             return None
         raise _exists(path)
@@ -101,7 +100,7 @@ class Download:
             part.mkdir()  # raises for a link, or a file
         if _folds_case(part):
             self._refuse_invalid(folds_case=True)
-        files = {self._path_of(each, part): each for each in self._checkpoint.files}
+        files = {part / each.path: each for each in self._checkpoint.files}
         _remove_others(part, files)
         self._refuse_full(part, files)
         for inner, file in files.items():
@@ -110,15 +109,10 @@ class Download:
         sync_files(files)
         for folder, _, _ in os.walk(part, topdown=False):
             sync_folder(Path(folder))
-        _move(part if self._checkpoint.is_folder else next(iter(files)), path, replace=self._replace)
+        _move(part, path, replace=self._replace)
         sync_folder(self._folder)
-        if not self._checkpoint.is_folder:
-            with contextlib.suppress(OSError):  # what counts is at its path
-                part.rmdir()
-        return Pulled(path, self._here - self._before, self._before)
-
-    def _path_of(self, file: StoredFile, part: Path) -> Path:
-        return part / (file.path if self._checkpoint.is_folder else local_name(self._checkpoint))
+        here = self._folder / local_path(self._checkpoint)
+        return Pulled(here, self._here - self._before, self._before)
 
     def _fetch(self, file: StoredFile, path: Path) -> None:
         """Bring one file here whole, after the bytes that are here already."""
@@ -185,8 +179,6 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _is_whole(path: Path, checkpoint: StoredCheckpoint) -> bool:
     """Whether exactly this checkpoint is at a path already."""
-    if not checkpoint.is_folder:
-        return _is_file(path, checkpoint.files[0])
     if path.is_symlink() or not path.is_dir():
         return False
     there = {Path(folder) / name for folder, _, names in os.walk(path) for name in names}
@@ -241,37 +233,20 @@ def _remove_others(part: Path, wanted: Collection[Path]) -> None:
 
 
 def _move(made: Path, path: Path, *, replace: bool) -> None:
-    """Give a whole file or folder its final path. Raises `InvalidArgument` where something else is, unless `replace`."""
-    if replace and path.is_dir() and not path.is_symlink():
+    """Give a whole folder its final path. Raises `InvalidArgument` where something else is, unless `replace`."""
+    if not os.path.lexists(path):
+        made.rename(path)  # the system refuses to replace a file, or a folder that is not empty
+    elif not replace:
+        raise _exists(path)
+    elif path.is_dir() and not path.is_symlink():
         aside = path.with_name(f".{path.name}.replaced")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         made.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
-    elif replace:
-        if made.is_dir() and os.path.lexists(path):
-            path.unlink()  # a folder cannot replace a file
-        made.replace(path)
-    elif made.is_dir():
-        if os.path.lexists(path):
-            raise _exists(path)
-        made.rename(path)  # the system refuses to replace a file, or a folder that is not empty
     else:
-        _link(made, path)
-
-
-def _link(made: Path, path: Path) -> None:
-    """Move a file to a path where nothing is: a rename would replace what has appeared there meanwhile."""
-    try:
-        path.hardlink_to(made)
-    except FileExistsError as error:
-        raise _exists(path) from error
-    except OSError:  # a file system without hard links
-        if os.path.lexists(path):
-            raise _exists(path) from None
+        path.unlink()  # a folder cannot replace a file
         made.rename(path)
-    else:
-        made.unlink()
 
 
 def _exists(path: Path) -> InvalidArgument:

@@ -11,7 +11,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import PureWindowsPath
 
 from hubqueue.domain.quantities import plural
 from hubqueue.domain.redact import clean
@@ -21,8 +21,6 @@ from hubqueue.domain.snapshots.stored import StoredCheckpoint, StoredFile
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NOT_ON_WINDOWS = re.compile(r'[<>:"|?*\\\x00-\x1f]|[. ](?:/|$)')
 _DEVICE = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?:[ .:].*)?", re.IGNORECASE)
-_EXTENSION = re.compile(r"\.[A-Za-z0-9_]{1,16}")
-_USUAL = ".pt"
 
 
 def problem_of(
@@ -57,12 +55,9 @@ def name_problem(name: str, *, windows: bool = False) -> str | None:
     return problem
 
 
-def local_name(checkpoint: StoredCheckpoint) -> str:
-    """The name of a pulled checkpoint: `epoch-0012` for a folder, `epoch-0012.pt` for a file."""
-    if checkpoint.is_folder:
-        return checkpoint.name
-    extension = PurePosixPath(checkpoint.files[0].path).suffix
-    return checkpoint.name + (extension if _EXTENSION.fullmatch(extension) else _USUAL)
+def local_path(checkpoint: StoredCheckpoint) -> str:
+    """The path of a pulled checkpoint: `epoch-0012` for a folder, `epoch-0012/best.pt` for a file."""
+    return checkpoint.name if checkpoint.is_folder else f"{checkpoint.name}/{checkpoint.files[0].path}"
 
 
 def _problem_of_file(file: StoredFile, *, windows: bool) -> str | None:

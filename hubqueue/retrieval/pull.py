@@ -37,7 +37,7 @@ def pull(
     config: AnyPath | None = None,
     force: bool = False,
 ) -> Path:
-    """Download a checkpoint into the folder `to`, and return its path there: `to/epoch-0012.pt`, or `to/epoch-0012/`.
+    """Download a checkpoint into the folder `to`, and return its path there: `to/epoch-0012/last.pt`, or `to/epoch-0012/`.
 
     `run` is the run's name at the destination, or its id or name in the outbox of `home`. `which` is latest, best, final,
     epoch:N or step:N. Every file is compared with its size and SHA-256, and the checkpoint gets its path only when all of

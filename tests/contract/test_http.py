@@ -91,7 +91,7 @@ def test_a_whole_training_arrives_and_can_be_read(at: Stage, server: Server) -> 
     assert (run["model"], run["args"]["lr"], run["results"]) == ("resnet50.pt", 0.1, {"accuracy": 0.9})
     logged = [each for batch in jsons(server, "metrics") for each in batch["metrics"]]
     assert logged == [{"epoch": 0, "values": {"loss": 0.5}}, {"epoch": 1, "values": {"loss": 1.5}}]
-    assert stored(server) == {"model.pt": weights()}
+    assert stored(server) == {"best.pt": weights()}
     (manifest,) = jsons(server, "manifest")
     assert (manifest["name"], manifest["epoch"], manifest["is_best"]) == ("epoch-0001", 1, True)
 
@@ -203,7 +203,7 @@ def test_a_broken_upload_continues_where_it_was(at: Stage, server: Server) -> No
     assert 2_000_000 < start < SIZE
     assert first.headers["idempotency-key"] == second.headers["idempotency-key"]
     assert (second.received, second.status) == (SIZE - start, 200)
-    assert stored(server) == {"model.pt": weights()}
+    assert stored(server) == {"best.pt": weights()}
 
 
 def test_files_that_have_arrived_are_not_sent_again(at: Stage, server: Server) -> None:
@@ -222,14 +222,12 @@ def test_a_file_that_has_changed_at_the_server_is_sent_again(at: Stage, server: 
     at.save(weights(), 1)
     server.recorder.responses["POST manifest"] = [(503, {"message": "later"})]
     at.step()
-    (path,) = run_of(server).glob("files/*/model.pt")
+    (path,) = run_of(server).glob("files/*/best.pt")
     path.write_bytes(bytes(SIZE))
     at.drain()
 
-    assert any(
-        "missing, or not as in the manifest and removed: ['model.pt']" in each for each in at.reasons()
-    )
-    assert stored(server) == {"model.pt": weights()}
+    assert any("missing, or not as in the manifest and removed: ['best.pt']" in each for each in at.reasons())
+    assert stored(server) == {"best.pt": weights()}
 
 
 def test_a_repeat_after_a_lost_response_changes_nothing(at: Stage, server: Server) -> None:

@@ -35,7 +35,7 @@ def test_an_upload_is_continued_after_kill_9(home: Path, tmp_path: Path, killed:
         environ = http_environ(home, valve.url)
         out, _ = python(SAVE, environ, str(tmp_path / "last.pt")).communicate(timeout=90)
         worker = start_worker(environ)
-        wait_until(lambda: sum(each.stat().st_size for each in runs.glob("*/files/*/model.pt")) > MOST // 2)
+        wait_until(lambda: sum(each.stat().st_size for each in runs.glob("*/files/*/last.pt")) > MOST // 2)
 
         if "server" in killed:
             kill(server)
@@ -43,7 +43,7 @@ def test_an_upload_is_continued_after_kill_9(home: Path, tmp_path: Path, killed:
             kill(worker)
         if "home" in killed:  # another machine has the disk now
             environ = http_environ(Path(shutil.move(home, tmp_path / "moved")), valve.url)
-        (stored,) = runs.glob("*/files/*/model.pt")
+        (stored,) = runs.glob("*/files/*/last.pt")
         before, passed = stored.stat().st_size, valve.passed
         assert MOST // 2 < before < SIZE
         if "server" in killed:

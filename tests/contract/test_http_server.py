@@ -139,7 +139,7 @@ def test_content_that_is_none_is_refused_for_ever(server: Server) -> None:
 
 
 def test_it_is_short() -> None:
-    """About 100 lines, besides imports, blank lines, comments and documentation."""
+    """Under 100 lines, besides imports, blank lines, comments and documentation."""
     text = Path(SERVER).read_text(encoding="utf-8")
     tree = ast.parse(text)
     apart = {
@@ -155,4 +155,4 @@ def test_it_is_short() -> None:
         if number not in apart and line.strip() and not line.strip().startswith("#")
     ]
 
-    assert len(lines) <= 103
+    assert len(lines) < 100

@@ -234,6 +234,39 @@ def test_the_same_bytes_of_another_kind_are_stored_once(box: Box, training: Trai
     assert (found.is_latest, found.is_best, found.is_final, found.map) == (True, True, False, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("file", "stored"),
+    [
+        ("model.safetensors", "model.safetensors"),
+        ("manifest.json", "manifest~2.json"),
+        ("a/../b\n.pt", "a_.._b_.pt"),
+        ("..", "checkpoint.pt"),
+        (None, "checkpoint.pt"),  # an entry of an older hubqueue
+        (f"{'x' * 300}.pt", f"{safe('x' * 300 + '.pt')}"),
+    ],
+)
+def test_a_file_keeps_its_name(box: Box, training: Training, file: str | None, stored: str) -> None:
+    training.sent(training.checkpoint(b"weights", epoch=12, file=file))
+
+    folder = box.path / RUN / "checkpoints" / "epoch-0012"
+    assert sorted(each.name for each in folder.iterdir()) == sorted([stored, "manifest.json"])
+    assert (folder / stored).read_bytes() == b"weights"
+    (found,) = box.reader().checkpoints(RUN)
+    assert [each.path for each in found.files] == ["manifest.json" if "~2" in stored else stored]
+
+
+def test_the_same_bytes_under_another_name_are_stored_once(box: Box, training: Training) -> None:
+    training.sent(training.checkpoint(b"same", epoch=12, file="last.pt"))
+    training.sent(training.checkpoint(b"same", epoch=12, kind="best", file="best.pt"))
+    training.sent(training.checkpoint({"last.pt": b"same"}, epoch=12, kind="final"))
+
+    found = box.reader().checkpoints(RUN)
+    assert [(each.name, each.files[0].path, each.is_best) for each in found] == [
+        ("epoch-0012", "last.pt", True),
+        ("epoch-0012.2", "last.pt", False),
+    ]
+
+
 @pytest.mark.parametrize("left", [None, b"sa", b"SAME"])
 @pytest.mark.parametrize("kind", ["last", "best"])
 def test_a_file_that_was_lost_or_damaged_is_stored_again_when_its_checkpoint_is_saved_again(

@@ -61,10 +61,10 @@ def test_a_folder_and_a_file_arrive_as_they_were_saved(home: Path, run: Path, tm
     folder = hubqueue.pull("lab", run=RUN, to=tmp_path / "to", home=home)
     file = hubqueue.pull("lab", run=RUN, which="epoch:3", to=tmp_path / "to", home=home)
 
-    assert (folder, file) == (tmp_path / "to" / "epoch-0004", tmp_path / "to" / "epoch-0003.pt")
+    assert (folder, file) == (tmp_path / "to" / "epoch-0004", tmp_path / "to" / "epoch-0003" / "last.pt")
     assert files_in(folder) == FOLDER
     assert file.read_bytes() == WEIGHTS
-    assert sorted(os.listdir(tmp_path / "to")) == ["epoch-0003.pt", "epoch-0004"]
+    assert sorted(os.listdir(tmp_path / "to")) == ["epoch-0003", "epoch-0004"]
 
 
 def test_a_broken_off_pull_is_resumed_from_the_bytes_that_are_here(
@@ -169,18 +169,18 @@ def test_what_is_there_is_kept_unless_forced(
     to = tmp_path / "to"
     (to / "epoch-0004").mkdir(parents=True)
     (to / "epoch-0004" / "mine").write_bytes(b"mine")
-    (to / "epoch-0003.pt").write_bytes(b"mine")
+    (to / "epoch-0003").write_bytes(b"mine")
     for which in ("latest", "epoch:3"):
         with pytest.raises(InvalidArgument, match="exists already, and is not this checkpoint"):
             hubqueue.pull("lab", run=RUN, which=which, to=to, home=home)
-    assert files_in(to) == {"epoch-0003.pt": b"mine", "epoch-0004/mine": b"mine"}
+    assert files_in(to) == {"epoch-0003": b"mine", "epoch-0004/mine": b"mine"}
     assert blocks(module) == []
 
     for which in ("latest", "epoch:3"):
         hubqueue.pull("lab", run=RUN, which=which, to=to, home=home, force=True)
 
     assert files_in(to) == {
-        "epoch-0003.pt": WEIGHTS,
+        "epoch-0003/last.pt": WEIGHTS,
         **{f"epoch-0004/{name}": body for name, body in FOLDER.items()},
     }
 
@@ -206,7 +206,7 @@ def test_what_appears_during_the_download_is_not_replaced(
     to = tmp_path / "to"
 
     def appear() -> None:
-        (to / "epoch-0003.pt").write_bytes(b"mine")
+        (to / "epoch-0003").write_bytes(b"mine")
         (to / "epoch-0004").mkdir(exist_ok=True)
         (to / "epoch-0004" / "mine").write_bytes(b"mine")
 
@@ -215,7 +215,7 @@ def test_what_appears_during_the_download_is_not_replaced(
         with pytest.raises(InvalidArgument, match="exists already"):
             hubqueue.pull("lab", run=RUN, which=which, to=to, home=home)
         shutil.rmtree(to / "epoch-0004")
-        (to / "epoch-0003.pt").unlink()
+        (to / "epoch-0003").unlink()
 
 
 def test_several_processes_pull_the_same_checkpoint_once(

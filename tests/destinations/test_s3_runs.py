@@ -366,14 +366,14 @@ with hubqueue.start_run("resnet50", name="trial", worker="none") as run:
         environ, "pull", "lab", "--run", "trial", "--which", "step:120", "--to", str(tmp_path / "here")
     )
     verified = hubqueue(environ, "verify", "lab", "--run", "trial")
-    (key,) = [each for each in keys_in(seaweed, bucket) if each.endswith("checkpoint.pt")]
+    (key,) = [each for each in keys_in(seaweed, bucket) if each.endswith("/last.pt")]
     seaweed.client.put_object(Bucket=bucket, Key=key, Body=content[:-1] + b"?")
     damaged = hubqueue(environ, "verify", "lab", "--run", "trial")
 
     assert pulled.returncode == 0, pulled.stderr
     assert Path(pulled.stdout.strip()).read_bytes() == content
     assert verified.returncode == 0 and damaged.returncode == 1
-    assert key == "hubqueue/trial/checkpoints/step-00000120/checkpoint.pt"
+    assert key == "hubqueue/trial/checkpoints/step-00000120/last.pt"
 
 
 def test_a_shell_without_the_bucket_names_its_address(environ: dict[str, str], tmp_path: Path) -> None:

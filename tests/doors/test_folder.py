@@ -65,9 +65,7 @@ def test_a_training_is_in_the_folder_as_documented(
     latest = json.loads((run / "latest.json").read_text())["checkpoint"]
     best = json.loads((run / "best.json").read_text())["checkpoint"]
     assert {latest, best} == {"epoch-0002", "epoch-0002.2"}
-    assert (run / "checkpoints" / latest / "checkpoint.pt").read_bytes() == (
-        tmp_path / "last.pt"
-    ).read_bytes()
+    assert (run / "checkpoints" / latest / "last.pt").read_bytes() == (tmp_path / "last.pt").read_bytes()
     assert (run / "checkpoints" / best / "optim" / "0.bin").read_bytes() == b"o"
     for each in (*folder.rglob("*"), *home.rglob("*")):
         assert not each.is_file() or b"a-secret-of-mine" not in each.read_bytes(), each
@@ -137,7 +135,7 @@ def test_the_commands_of_the_page_restore_a_checkpoint(environ: dict[str, str], 
 
     found = subprocess.run(["sh", "-c", script], cwd=run, capture_output=True, text=True, check=False)
 
-    assert (found.returncode, found.stdout) == (0, "epoch-0002\ncheckpoint.pt: OK\n"), found.stderr
+    assert (found.returncode, found.stdout) == (0, "epoch-0002\nlast.pt: OK\n"), found.stderr
 
 
 def test_while_the_disk_is_away_the_status_says_so_and_nothing_is_lost(

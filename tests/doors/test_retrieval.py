@@ -58,8 +58,8 @@ def test_pull_prints_the_path_and_nothing_else(run: Path, tmp_path: Path) -> Non
     assert first.stderr == f"epoch-0004 of {RUN}: 2 files, 300.0 kB, verified\n"
     assert again.stdout == first.stdout
     assert again.stderr == f"epoch-0004 of {RUN}: 2 files, 300.0 kB, verified; it was here already\n"
-    assert (file.exit_code, file.stdout) == (0, f"{tmp_path}/ckpt/epoch-0003.pt\n")
-    assert (tmp_path / "ckpt" / "epoch-0003.pt").read_bytes() == WEIGHTS
+    assert (file.exit_code, file.stdout) == (0, f"{tmp_path}/ckpt/epoch-0003/last.pt\n")
+    assert (tmp_path / "ckpt" / "epoch-0003" / "last.pt").read_bytes() == WEIGHTS
 
 
 def test_pull_lists_runs_and_checkpoints(run: Path) -> None:

@@ -125,7 +125,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_an_upload_is_continued(home: P
         worker = python("from hubqueue.cli import main; main(['drain'])", environ)
 
         def written() -> int:
-            return sum(each.stat().st_size for each in parts.rglob(".checkpoint.pt.part"))
+            return sum(each.stat().st_size for each in parts.rglob(".last.pt.part"))
 
         wait_until(lambda worker=worker, most=at_least * BLOCK: written() > most or worker.poll() is not None)
         worker.kill()
@@ -134,7 +134,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_an_upload_is_continued(home: P
     drained = hubqueue(environ, "drain", "--timeout", "120")
 
     assert drained.returncode == 0, saved + drained.stderr
-    (found,) = parts.rglob("checkpoint.pt")
+    (found,) = parts.rglob("last.pt")
     assert found.read_bytes() == content
     assert sizes[0] > 0 and sizes == sorted(sizes)
     assert not list(parts.rglob("*.part")) and not list(parts.rglob("uploading-*"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -93,8 +94,30 @@ def test_a_checkpoint_has_its_epoch_and_its_step(
 ) -> None:
     entry = saved(Checkpoint("last.pt", epoch, step=step), takes_steps=takes_steps)
 
-    assert json.loads(entry.payload) == {**payload, "is_best": False, "map": 0.0, "final": False}
+    assert json.loads(entry.payload) == {
+        **payload,
+        "is_best": False,
+        "map": 0.0,
+        "final": False,
+        "file": "last.pt",
+    }
     assert position(entry) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "copy", "file"),
+    [
+        ("runs/weights/best.pt", "x.ckpt", "best.pt"),
+        (Path("/data/model.safetensors"), "x.ckpt", "model.safetensors"),
+        ("step-120/", "x.tar.ckpt", "step-120.tar"),
+        ("step-120/", "x.folder", None),
+        (f"{'a1' * 21}.pt", "x.ckpt", "***.pt"),  # as a key of a HUB
+    ],
+)
+def test_a_checkpoint_of_one_file_has_the_name_of_it(path: str | Path, copy: str, file: str | None) -> None:
+    draft = ckpt_draft(Checkpoint(path, 1), Snapshot(copy, 7, 0, None), now=NOW)
+
+    assert json.loads(draft.payload).get("file") == file
 
 
 @pytest.mark.parametrize(

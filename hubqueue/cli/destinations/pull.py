@@ -52,7 +52,7 @@ def pull(
 ) -> None:
     """Download a checkpoint, whole and verified.
 
-    It prints the path: DIR/epoch-0012.pt for a checkpoint of one file, DIR/epoch-0012 for a folder. Nothing is at that
+    It prints the path: DIR/epoch-0012/last.pt for a checkpoint of one file, DIR/epoch-0012 for a folder. Nothing is at that
     path before every file has arrived with its size and SHA-256. After an interruption, the same command continues. A
     checkpoint that is already there is not downloaded again.
 

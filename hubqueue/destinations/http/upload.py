@@ -29,6 +29,7 @@ from hubqueue.destinations.base import (
     position,
 )
 from hubqueue.destinations.http.server import Server, delivered, is_received
+from hubqueue.destinations.layout.names import file_name
 from hubqueue.destinations.layout.records import moment
 from hubqueue.destinations.wire.api import ApiResponse
 from hubqueue.destinations.wire.body import BLOCK, Body, BodyChanged, File
@@ -62,7 +63,7 @@ class Uploads:
         # To ask for an offset costs a round trip, so a small file is sent whole the first time.
         asks_from = _SMALL if entry.attempts else BLOCK
         files, done = [], 0
-        for each in self._files(snapshot):
+        for each in self._files(snapshot, payload.get("file")):
             sha256 = each.snapshot.sha256 or hash_from(each, self._open_body, 0, attempt.stop)
             if sha256 is None:
                 return _STOPPED
@@ -93,10 +94,10 @@ class Uploads:
         )
         return delivered(response) if isinstance(response, ApiResponse) else response
 
-    def _files(self, snapshot: Snapshot) -> tuple[SnapshotFile, ...]:
+    def _files(self, snapshot: Snapshot, name: object) -> tuple[SnapshotFile, ...]:
         if snapshot.is_folder:
             return files_of(snapshot, self._open_body)
-        return (SnapshotFile(f"model{snapshot.extension}", snapshot),)
+        return (SnapshotFile(file_name(name, f"model{snapshot.extension}"), snapshot),)
 
     def _send_file(
         self, file: SnapshotFile, sha256: str, start: int, folder: str, batch: Batch, attempt: Attempt

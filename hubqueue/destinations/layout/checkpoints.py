@@ -106,7 +106,8 @@ class Checkpoints:
         if snapshot.is_folder:
             found = [(each.path, each.snapshot) for each in files_of(snapshot, self._open_body)]
         else:
-            found = [(f"checkpoint{snapshot.extension}", snapshot)]
+            name = names.file_name(payload.get("file"), f"checkpoint{snapshot.extension}")
+            found = [(name, snapshot)]
         stored = names.stored_paths(path for path, _ in found)
         files = tuple(
             File(path, stored[path], each.size, each.sha256 or self._hashed(each, attempt, progress))
@@ -229,7 +230,7 @@ def _find(objects: Objects, run: str, manifest: Manifest) -> tuple[str, Manifest
                 return checkpoint, None
             continue  # of another kind that is not whole yet, or of another program
         found = Manifest.of(content)
-        if found is not None and found.run == manifest.run and same_files(found, manifest.files):
+        if found is not None and found.run == manifest.run and same_files(found, manifest):
             return checkpoint, found
     raise AssertionError("numbers do not end")
 

@@ -37,6 +37,11 @@ def safe(part: str) -> str:
     return f"_{text[1:]}" if _UNFINISHED.fullmatch(text) else text
 
 
+def file_name(given: object, otherwise: str) -> str:
+    """The name of a checkpoint that is one file: that of the training's file. Entries of an older hubqueue have none."""
+    return safe(given) if isinstance(given, str) and given.strip(". ") else otherwise
+
+
 def run_name(shown_name: str, run_id: str) -> tuple[str, str]:
     """The names of a run's folder: the usual one, and the one to use if that belongs to another run.
 

@@ -6,7 +6,7 @@ Promises texts that are the same for every attempt, and readers that never raise
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -203,11 +203,13 @@ class Uploading:
         return cls(checkpoint, key)
 
 
-def same_files(manifest: Manifest, files: Sequence[File]) -> bool:
-    """Whether a manifest lists exactly these files, with these hashes."""
-    return [(each.path, each.size, each.sha256) for each in manifest.files] == [
-        (each.path, each.size, each.sha256) for each in files
-    ]
+def same_files(one: Manifest, other: Manifest) -> bool:
+    """Whether two checkpoints have the same files, with the same hashes. The name of a single file may differ."""
+    first, second = (
+        [(each.path if manifest.is_folder else "", each.size, each.sha256) for each in manifest.files]
+        for manifest in (one, other)
+    )
+    return one.is_folder == other.is_folder and first == second
 
 
 def _is_inside(path: str) -> bool:
