@@ -196,7 +196,7 @@ class Destination:
     """A type of destination: its name, what it needs, what a run owes to it, and how that is sent.
 
     `settings` has the defaults of the type. The first of several `secrets` identifies the account, and a key needs all of
-    them; without secrets no key is needed. `address_variables` names the variables that set an address if neither the
+    them; without secrets, or with `key_optional`, no key is needed. `address_variables` names the variables that set an address if neither the
     file nor a HUBQUEUE_ variable does. `lanes` are the kinds of entries that a run owes. One metrics request carries at
     most `most_epochs` (None: the limit of the worker's settings). `costs` gives by kind how many "requests" of a budget
     one claim takes, and for a checkpoint also how many "uploads"; the default is 1. With `takes_folders` a checkpoint may
@@ -223,6 +223,7 @@ class Destination:
     registration: Registration
     completion: Completion | None = None
     secrets: tuple[Secret, ...] = (Secret("key"),)
+    key_optional: bool = False
     address_variables: Mapping[str, str] = field(default_factory=dict)
     most_epochs: int | None = None
     costs: PerClaim = field(default_factory=dict)
@@ -247,3 +248,8 @@ class Destination:
         if wrong or len(set(names)) < len(names):
             raise ValueError(f"the secrets of {self.type!r} cannot be named {', '.join(map(repr, names))}")
         check_costs(self.costs)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether nothing is sent without a key."""
+        return bool(self.secrets) and not self.key_optional

@@ -23,7 +23,7 @@ from requests import exceptions
 
 from hubqueue.__about__ import __version__
 from hubqueue.destinations.base import Attempt
-from hubqueue.destinations.wire.body import Body, BodyChanged
+from hubqueue.destinations.wire.body import BLOCK, Body, BodyChanged
 from hubqueue.destinations.wire.connections import CURRENT, SLOWEST_DRAIN, Watched, WatchedAdapter
 from hubqueue.destinations.wire.endpoint import Endpoint
 from hubqueue.destinations.wire.environment import CERTIFICATE, ENCRYPTION, with_hint
@@ -68,11 +68,33 @@ class Wire:
         """Close the connections that are kept alive."""
         self._adapter.close()
 
+    def open(self, request: Request, *, secrets: tuple[str, ...] = ()) -> Download | Response | Outcome:
+        """A file that is read block by block (200, 206), for a reader; any other response as of `exchange`.
+
+        No watch limits it: connecting and each block have the time limits of the endpoint.
+        """
+        try:
+            window = self._endpoint.stall_window.total_seconds()
+            response = self._send(request, window, drain=0.0)
+            if response.status_code in (200, 206):
+                return Download(response, self.host, secrets)
+            return self._read(response, request.most)
+        except _TooLong:
+            return RetryLater(f"{self.host} responded with more than {request.most >> 10} KiB, {FOREIGN}")
+        except _TROUBLE as error:
+            found = outcome_of_error(error, host=self.host, secrets=secrets)
+            return with_hint(found, self._endpoint, os.environ)
+
     def judge(
-        self, response: Response, *, unknown: Scope = Scope.RUN, secrets: tuple[str, ...] = ()
+        self,
+        response: Response,
+        *,
+        unknown: Scope = Scope.RUN,
+        secrets: tuple[str, ...] = (),
+        own: bool = False,
     ) -> Outcome | None:
         """The outcome of a status, as `outcome_of_status`."""
-        found = outcome_of_status(response, host=self.host, unknown=unknown, secrets=secrets)
+        found = outcome_of_status(response, host=self.host, unknown=unknown, secrets=secrets, own=own)
         return with_hint(found, self._endpoint, os.environ)
 
     def _exchange(self, request: Request, attempt: Attempt, secrets: tuple[str, ...]) -> Response | Outcome:
@@ -120,7 +142,9 @@ class Wire:
             return Aborted("the worker stops")
         return RetryLater(f"{self.host}: {watch.verdict}") if watch.verdict is not None else None
 
-    def _send(self, request: Request, response_timeout: float) -> requests.Response:
+    def _send(
+        self, request: Request, response_timeout: float, *, drain: float = SLOWEST_DRAIN
+    ) -> requests.Response:
         headers = {
             "User-Agent": f"hubqueue/{__version__}",
             "Accept": "application/json",
@@ -144,7 +168,7 @@ class Wire:
                 proxies=self._proxies,
                 # A second line of defence: the watchdog enforces the deadlines, also against a dripped response. The
                 # kernel may still be sending the request for a long time.
-                timeout=(self._endpoint.connect_timeout.total_seconds(), response_timeout + SLOWEST_DRAIN),
+                timeout=(self._endpoint.connect_timeout.total_seconds(), response_timeout + drain),
             )
 
     def _read(self, response: requests.Response, most: int) -> Response:
@@ -190,13 +214,47 @@ class _Sized:
         self._reading.close()
 
 
+class Broken(Exception):
+    """A file that is being read has ended early. `outcome` says why."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(getattr(outcome, "reason", ""))
+        self.outcome = outcome
+
+
+class Download:
+    """The response to a request for a file: its status and headers, and its bytes. Close it."""
+
+    def __init__(self, response: requests.Response, host: str, secrets: tuple[str, ...]) -> None:
+        self.status, self.headers = response.status_code, response.headers
+        self._raw, self._host, self._secrets = response.raw, host, secrets
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Blocks of at most 1 MiB. Raises `Broken` if the response is not complete."""
+        try:
+            while block := self._raw.read(BLOCK, decode_content=False):
+                yield block
+        except _TROUBLE as error:
+            raise Broken(outcome_of_error(error, host=self._host, secrets=self._secrets)) from error
+
+    def close(self) -> None:
+        """Close its connection: what was not read would be the next response."""
+        self._raw.close()
+
+
 def outcome_of_status(
-    response: Response, *, host: str, unknown: Scope = Scope.RUN, secrets: tuple[str, ...] = ()
+    response: Response,
+    *,
+    host: str,
+    unknown: Scope = Scope.RUN,
+    secrets: tuple[str, ...] = (),
+    own: bool = False,
 ) -> Outcome | None:
     """The outcome of a status; None for 2xx, which the caller must prove by the body.
 
     `unknown` is the scope that 404, 405 and 410 hold: the run that the hub does not know, or the destination without such
-    an endpoint. Unknown 4xx reject the entry, like 400. Only the hub itself may hold or reject (see `foreign.py`).
+    an endpoint. Unknown 4xx reject the entry, like 400. Only the hub itself may hold or reject (see `foreign.py`); `own`
+    marks a response as the hub's although it has no JSON object.
     """
     status = response.status
     if 200 <= status < 300:
@@ -209,7 +267,7 @@ def outcome_of_status(
         target = clean(_target(response, secrets), limit=80, secrets=secrets)
         return RetryLater(f"{status}: {host} redirects to {target}; not followed")
     temporary = status in (408, 409, 423, 425) or (status >= 500 and status != 511)
-    if not temporary and (status < 400 or is_foreign(response)):
+    if not temporary and (status < 400 or (is_foreign(response) and not own)):
         return foreign(response, host=host, wait=wait, secrets=secrets)
     if status in (401, 403):
         return Blocked(f"the key was refused: {reason}", Scope.DESTINATION)
