@@ -43,6 +43,11 @@ class LayoutReader:
         with _answered():
             if not names.is_run_name(run) or self._objects.read(f"{run}/{names.RUN}") is None:
                 raise NotThere(f"there is no run {clean(run, limit=100)!r}")
+        return self.whole(run)
+
+    def whole(self, run: str) -> tuple[StoredCheckpoint, ...]:
+        """The same, of a run that is known to exist: its `run.json` is not read."""
+        with _answered():
             manifests = {
                 name: found
                 for name in sorted(self._objects.children(f"{run}/{names.CHECKPOINTS}"), key=names.order)
