@@ -8,6 +8,8 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 ULTRALYTICS := .venv-ultralytics
 OLDEST := .venv-oldest
+MLFLOW_2 := .venv-mlflow-2
+MLFLOW_3 := .venv-mlflow-3
 BENCH := .venv-bench
 # The CPU build of torch; of torchvision only the Python code is used, so any build works.
 TORCH ?= torch==2.13.0+cpu torchvision==0.28.0
@@ -19,7 +21,7 @@ export PYTHONDONTWRITEBYTECODE :=
 WORKERS ?= 6
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow test-oldest soak test-ultralytics torture bench lint format reference wheel clean
+.PHONY: help demo test test-slow test-mlflow test-oldest soak test-ultralytics torture bench lint format reference wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -42,7 +44,20 @@ test: $(STAMP) ## Run the tests in random order, in parallel (WORKERS=6, PYTEST_
 	@$(PYTEST) -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_OPTIONS)
 
 test-slow: $(STAMP) ## Run the slow tests: small scales of the torture.
-	@$(PYTEST) -m slow -n 2 --dist worksteal $(PYTEST_OPTIONS)
+	@$(PYTEST) -m slow -n 2 --dist worksteal --ignore tests/destinations $(PYTEST_OPTIONS)
+
+# The newest versions with which the tests were run. SQLAlchemy 2.1 lacks what MLflow 2.x imports.
+$(MLFLOW_2)/.installed: MLFLOW = mlflow==2.22.5 'sqlalchemy<2.1'
+$(MLFLOW_3)/.installed: MLFLOW = mlflow==3.17.2
+$(MLFLOW_2)/.installed $(MLFLOW_3)/.installed:
+	@echo "installing into $(@D)"
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check --no-input install $(MLFLOW) 2>$(@D)/install.log \
+		|| { cat $(@D)/install.log >&2; exit 1; }
+	@touch $@
+
+test-mlflow: $(STAMP) $(MLFLOW_2)/.installed $(MLFLOW_3)/.installed ## Run the tests against real MLflow servers, 2.x and 3.x, on this machine.
+	@$(PYTEST) tests/destinations/test_mlflow.py $(PYTEST_OPTIONS)
 
 soak: $(STAMP) ## Run the tests 20 times with two busy loops in parallel (SOAK="--runs 5 --busy 4").
 	@$(BIN)/python tests/soak.py $(SOAK)

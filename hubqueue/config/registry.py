@@ -29,6 +29,7 @@ BUILT_IN = {
     "platform": "hubqueue.destinations.platform:DESTINATION",
     "folder": "hubqueue.destinations.folder:DESTINATION",
     "http": "hubqueue.destinations.http:DESTINATION",
+    "mlflow": "hubqueue.destinations.mlflow:DESTINATION",
 }
 IMPLIED = ("hub", "platform")
 """Without a configuration there is a destination of each of these types, with the type's name."""

@@ -23,6 +23,7 @@ DECLARATIONS = {
     "hubqueue/destinations/folder",
     "hubqueue/destinations/http",
     "hubqueue/destinations/hub",
+    "hubqueue/destinations/mlflow",
     "hubqueue/destinations/platform",
     "hubqueue/integrations/ultralytics",
     "hubqueue/sandbox",
