@@ -47,8 +47,8 @@ test-slow: $(STAMP) ## Run the slow tests: small scales of the torture.
 	@$(PYTEST) -m slow -n 2 --dist worksteal --ignore tests/destinations $(PYTEST_OPTIONS)
 
 # The newest versions with which the tests were run. SQLAlchemy 2.1 lacks what MLflow 2.x imports.
-$(MLFLOW_2)/.installed: MLFLOW = mlflow==2.22.5 'sqlalchemy<2.1'
-$(MLFLOW_3)/.installed: MLFLOW = mlflow==3.17.2
+$(MLFLOW_2)/.installed: MLFLOW = 'mlflow[auth]==2.22.5' 'sqlalchemy<2.1'
+$(MLFLOW_3)/.installed: MLFLOW = 'mlflow[auth]==3.17.2'
 $(MLFLOW_2)/.installed $(MLFLOW_3)/.installed:
 	@echo "installing into $(@D)"
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)

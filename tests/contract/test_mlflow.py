@@ -140,6 +140,18 @@ def test_a_second_call_for_an_epoch_repeats_no_point(tmp_path: Path, refuses_rep
         assert stage.count(State.DEAD) == 0
 
 
+def test_of_two_values_of_an_epoch_the_later_one_has_the_later_time(stage: Stage, fake: FakeMlflow) -> None:
+    run = stage.start()
+    for add in (0.5, 0.25):  # at the same time of the clock
+        stage.log(run, 5, add=add)
+        stage.step()
+
+    (first, *_, at, _), (second, *_, later, _) = sorted(only(fake).points, key=lambda each: each[2])
+    assert [value for _, value, *_ in sorted(only(fake).points, key=lambda each: each[2])] == [5.5, 5.25]
+    assert later > at
+    assert first == second == "loss"
+
+
 def test_params_of_a_resumed_training_never_change(stage: Stage, fake: FakeMlflow) -> None:
     run = start(stage, lr=0.1, epochs=3)
     stage.end(run)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from mlflow_servers import VERSIONS, Gateway, MlflowServer, environment, running
 
+from hubqueue.destinations.base import Delivered
+from hubqueue.destinations.mlflow.artifacts import escaped
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.producer.intake import open_run
@@ -34,7 +36,10 @@ ARGS = {
     "c@d": "x",
     **{f"many_{number}": number for number in range(250)},
 }
-METRICS = [(0, {"train/loss": 0.5, "metrics/mAP50(B)": 0.25}), (3, {"train/loss": 0.25, "lr": 1e-9, "x": 3})]
+METRICS = [
+    (100, {"train/loss": 0.5, "metrics/mAP50(B)": 0.25}),
+    (103, {"train/loss": 0.25, "lr": 1e-9, "x": 3}),
+]
 # What hubqueue should do, by MLflow's own client. Its names are those that MLflow accepts.
 WRITE = """
 import json, sys, mlflow
@@ -130,7 +135,10 @@ def _key(point: Mapping[str, Any]) -> str:
 
 def _checkpoint(manifest: Path) -> Mapping[str, bytes]:
     files = json.loads(manifest.read_bytes())["files"]
-    return {each["path"]: (manifest.parent / each.get("stored", each["path"])).read_bytes() for each in files}
+    return {
+        each["path"]: (manifest.parent / escaped(each.get("stored", each["path"]))).read_bytes()
+        for each in files
+    }
 
 
 @pytest.fixture(scope="session", params=VERSIONS)
@@ -216,13 +224,17 @@ def test_it_writes_what_the_client_writes(stage: Stage, real: Real) -> None:
     }
 
 
-@pytest.mark.parametrize("lost", ["runs/create", "runs/log-batch", "runs/update", "runs/search"])
-def test_a_lost_response_leaves_one_run_and_no_point_twice(stage: Stage, real: Real, lost: str) -> None:
+@pytest.mark.parametrize(
+    ("lost", "times"), [("runs/create", 1), ("runs/log-batch", 3), ("runs/update", 2), ("runs/search", 2)]
+)
+def test_a_lost_response_leaves_one_run_and_no_point_twice(
+    stage: Stage, real: Real, lost: str, times: int
+) -> None:
     run = stage.start()
     stage.log(run, 0, 1, 2)
     stage.save(run, b"weights" * 1000)
     stage.end(run)
-    real.gateway.lost, real.gateway.lost_path = 2, lost
+    real.gateway.lost, real.gateway.lost_path = times, lost
 
     stage.drain()
 
@@ -292,7 +304,7 @@ def test_a_server_without_artifacts_still_gets_metrics(version: str, tmp_path: P
     if not environment(version).exists():
         pytest.skip(f"MLflow {version}.x is not installed: make test-mlflow")
     with (
-        running(version, "--no-serve-artifacts") as server,
+        running(version, "--no-serve-artifacts", "--default-artifact-root", str(tmp_path / "root")) as server,
         staged(Real(server), tmp_path / "stage") as stage,
     ):
         run = stage.start()
@@ -310,3 +322,29 @@ def test_a_server_without_artifacts_still_gets_metrics(version: str, tmp_path: P
         assert stage.count(State.PENDING) == 0
         assert [values for _, values in stage.received(run).metrics] == [{"loss": 0.5}]
         assert stage.received(run).ends == ["finished"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_server_with_users_holds_without_a_key_and_takes_user_and_password(
+    version: str, tmp_path: Path
+) -> None:
+    if not environment(version).exists():
+        pytest.skip(f"MLflow {version}.x is not installed: make test-mlflow")
+    secret = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "a-secret-of-the-tests"}
+    with running(version, "--app-name", "basic-auth", **secret) as server:
+        service = Real(server)
+        with staged(service, tmp_path / "stage") as stage:
+            stage.start()
+            stage.step()
+            (held,) = (each["held"] for each in stage.outbox.stats.destinations() if each["held"])
+            assert held == "the key for lab is missing: 127.0.0.1 asks for one"
+
+            stage.outbox.credentials.store(stage.target, "admin:wrong-password")
+            refused = stage.transport()
+            assert "the key was refused: 401" in str(refused.check())
+            refused.close()
+
+            stage.outbox.credentials.store(stage.target, "admin:password1234")
+            accepted = stage.transport()
+            assert isinstance(accepted.check(), Delivered)
+            accepted.close()

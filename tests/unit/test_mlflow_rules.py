@@ -10,7 +10,7 @@ from base64 import b64decode
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hubqueue.destinations.base import Identifier, Key
@@ -48,6 +48,7 @@ def test_a_name_becomes_one_that_mlflow_accepts(name: str, expected: str) -> Non
     assert valid(name) == expected
 
 
+@settings(max_examples=40)
 @given(st.text())
 def test_every_text_becomes_a_valid_name_that_stays(name: str) -> None:
     made = valid(name)
@@ -56,6 +57,7 @@ def test_every_text_becomes_a_valid_name_that_stays(name: str) -> None:
     assert valid(made) == made
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(alphabet="ab@()_2/", max_size=4), st.integers(), max_size=8))
 def test_names_stay_different(values: dict[str, int]) -> None:
     made = named(values)

@@ -5,7 +5,6 @@ Promises strict JSON with masked keys, and no path of this machine but those in 
 
 from __future__ import annotations
 
-import getpass
 import json
 import re
 import socket
@@ -46,6 +45,8 @@ def registration(model: Identifier, args: Mapping[str, object], *, continues: bo
 
 
 def _user() -> str:
+    import getpass  # slow to load
+
     try:
         return hide_text(getpass.getuser())
     except Exception:  # a user without a name, as in a container

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 from hubqueue.destinations.mlflow.fake_runs import FakeRun
 from hubqueue.sandbox.archive import Fact
 from hubqueue.sandbox.request import BLOCK, Request
-from hubqueue.sandbox.response import Refused, Response, as_json
+from hubqueue.sandbox.response import Dialect, Headers, Refused, Response, as_json
 from hubqueue.sandbox.routes import Prepared, RoutedService, now_text, responding
 
 PROXY = r"/api/2\.0/mlflow-artifacts/artifacts"
@@ -21,6 +22,22 @@ _PROXY_OFF = (
     "Endpoint: /api/2.0/mlflow-artifacts/artifacts disabled due to the mlflow server running with `--no-serve-artifacts`. "
     "To enable artifacts server functionality, run `mlflow server` with `--serve-artifacts`"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class MlflowDialect(Dialect):
+    """Refusals in JSON; but in plain text those of the authentication, and of a proxy that is off."""
+
+    def refusal(self, status: int, reason: str, *, headers: Headers = (), close: bool = False) -> Response:
+        """The response that refuses a request."""
+        if status == 401:
+            headers = (*headers, ("WWW-Authenticate", 'Basic realm="mlflow"'))
+            return Response(status, b"You are not authenticated.", "text/html", headers, close=close)
+        if status == 403:
+            return Response(status, b"Permission denied", "text/html", headers, close=close)
+        if reason == _PROXY_OFF:
+            return Response(status, reason.encode(), "text/html", headers, close=close)
+        return Dialect.refusal(self, status, reason, headers=headers, close=close)
 
 
 class FakeArtifacts(RoutedService):

@@ -6,7 +6,6 @@ and tried like any other one.
 
 from __future__ import annotations
 
-import configparser
 from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,8 +44,13 @@ def _of_file(environ: Mapping[str, str]) -> Mapping[str, str]:
     try:
         with (Path(home) / _FILE).open(encoding="utf-8") as file:
             text = file.read(_LARGEST)
+    except (OSError, ValueError):
+        return {}
+    import configparser  # slow to load, and seldom needed
+
+    try:
         parser = configparser.ConfigParser(interpolation=None)
         parser.read_string(text)
         return dict(parser["mlflow"]) if parser.has_section("mlflow") else {}
-    except (OSError, ValueError, configparser.Error):
+    except configparser.Error:
         return {}

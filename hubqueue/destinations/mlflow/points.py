@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hubqueue.destinations.base import (
@@ -60,6 +60,10 @@ class Sent:
         """The time of a point in milliseconds; None if it is not known here."""
         return self._of.get(key, {}).get(_digest(name, value))
 
+    def after(self, key: str) -> int:
+        """The first time after all known points of an entry: of two values with one time MLflow shows the larger one."""
+        return max(self._of.get(key, {}).values(), default=-1) + 1
+
     def note(self, key: str, points: list[Point]) -> None:
         """Points of this entry were sent."""
         known = self._of.pop(key, {})
@@ -88,13 +92,9 @@ def _digest(name: str, value: float) -> str:
 
 def send_metrics(server: Server, batch: Batch, attempt: Attempt) -> Outcome:
     """Send all points of a batch, in as few requests as MLflow allows."""
-    sent, points = Sent(batch.run.remembered.get(SENT)), list[Point]()
-    for entry in batch.entries:
-        of_entry = _points_of(entry, sent)
-        sent.note(entry.key, of_entry)
-        points += of_entry
+    sent = Sent(batch.run.remembered.get(SENT))
     run_id, done = batch.run.remote_id or "", 0
-    for at, some in enumerate(_requests(points)):
+    for at, some in enumerate(_requests(_points(batch, sent))):
         key = f"{batch.idempotency_key}/{at}" if at else batch.idempotency_key
         failed = _log(server, run_id, some, attempt.beyond(done), key)
         if failed is not None:
@@ -103,8 +103,16 @@ def send_metrics(server: Server, batch: Batch, attempt: Attempt) -> Outcome:
     return Delivered(Remote(remember={SENT: sent.text}))
 
 
+def _points(batch: Batch, sent: Sent) -> Iterator[Point]:
+    for entry in batch.entries:
+        of_entry = _points_of(entry, sent)
+        sent.note(entry.key, of_entry)
+        yield from of_entry
+
+
 def _points_of(entry: Entry, sent: Sent) -> list[Point]:
-    at, saved_at = position(entry), entry.enqueued_at // 1000
+    at = position(entry)
+    saved_at = max(entry.enqueued_at // 1000, sent.after(entry.key))
     step = at.step if at.step is not None else at.epoch or 0
     logged = json.loads(entry.payload)
     values = {name: found for name, value in logged.items() if (found := number(value)) is not None}
@@ -119,17 +127,17 @@ def _points_of(entry: Entry, sent: Sent) -> list[Point]:
     ]
 
 
-def _requests(points: list[Point]) -> Iterator[list[Point]]:
+def _requests(points: Iterable[Point]) -> Iterator[list[Point]]:
     """The points of each request. Also without points there is one: only a response proves that the run is there."""
-    some, room = list[Point](), _MOST_BYTES
+    some, room, is_first = list[Point](), _MOST_BYTES, True
     for each in points:
         size = len(json.dumps(each)) + 2
         if len(some) == MOST or size > room:
             yield some
-            some, room = [], _MOST_BYTES
+            some, room, is_first = [], _MOST_BYTES, False
         some.append(each)
         room -= size
-    if some or not points:
+    if some or is_first:
         yield some
 
 

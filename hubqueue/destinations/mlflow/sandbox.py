@@ -19,6 +19,7 @@ from hubqueue.destinations.mlflow.fake_artifacts import (
     PROXY,
     UNKNOWN,
     FakeArtifacts,
+    MlflowDialect,
     error_body,
     last,
 )
@@ -26,7 +27,7 @@ from hubqueue.destinations.mlflow.fake_runs import FakeRun
 from hubqueue.destinations.mlflow.names import LONGEST_PARAM, valid
 from hubqueue.sandbox.archive import Fact
 from hubqueue.sandbox.request import Body, Request
-from hubqueue.sandbox.response import Dialect, Refused, Response, as_json
+from hubqueue.sandbox.response import Refused, Response, as_json
 from hubqueue.sandbox.routes import Entrance, Label, Prepared, now_text, responding
 from hubqueue.sandbox.service import RunDetail, RunSummary
 
@@ -49,7 +50,7 @@ class FakeMlflow(FakeArtifacts):
         {"mlflow_experiment", "mlflow_run", "mlflow_state", "mlflow_logged", "mlflow_file", "mlflow_deleted"}
     )
     key_headers = ("authorization",)
-    dialect = Dialect(done=as_json(200, {}), null=b"{}", error=error_body)
+    dialect = MlflowDialect(done=as_json(200, {}), null=b"{}", error=error_body)
 
     def __init__(self, *, refuses_repeats: bool = False, serves_artifacts: bool = True) -> None:
         self.refuses_repeats, self.serves_artifacts = refuses_repeats, serves_artifacts
