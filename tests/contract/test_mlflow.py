@@ -152,6 +152,25 @@ def test_of_two_values_of_an_epoch_the_later_one_has_the_later_time(stage: Stage
     assert first == second == "loss"
 
 
+def test_a_repeat_at_a_server_2_is_compared_with_what_it_has(tmp_path: Path) -> None:
+    fake = FakeMlflow(refuses_repeats=True)
+    with Open(fake) as service, staged(service, tmp_path / "stage") as stage:
+        run = stage.start()
+        stage.drain()
+        stage.service.fail(Fault.LOST, kind=Kind.METRICS, times=1)
+        stage.log(run, 0, 1, 2)
+        stage.step()
+        assert len(only(fake).points) == 3
+
+        stage.pass_time()
+        stage.log(run, 3)
+        stage.drain()
+
+        assert len(only(fake).points) == 4
+        assert stage.count(State.DEAD) == 0
+        stage.assert_arrived(run)
+
+
 def test_params_of_a_resumed_training_never_change(stage: Stage, fake: FakeMlflow) -> None:
     run = start(stage, lr=0.1, epochs=3)
     stage.end(run)
@@ -164,6 +183,7 @@ def test_params_of_a_resumed_training_never_change(stage: Stage, fake: FakeMlflo
     made = only(fake)
     assert made.params == {"lr": "0.1", "epochs": "3", "batch": "16"}
     assert json.loads(made.tags["hubqueue.params_changed"]) == {"lr": "0.2"}
+    assert "hubqueue.params_refused" not in made.tags
     assert made.status == "RUNNING"
 
 
@@ -252,6 +272,34 @@ def test_a_proxy_that_is_off_for_a_while_delays_checkpoints_only(stage: Stage, f
     stage.drain()
 
     stage.assert_arrived(run)
+
+
+def test_the_end_does_not_wait_for_a_proxy_that_is_off(stage: Stage, fake: FakeMlflow) -> None:
+    run = stage.start()
+    stage.drain()
+    fake.serves_artifacts = False
+    stage.end(run)
+    stage.step()
+
+    assert only(fake).status == "FINISHED"
+
+
+def test_an_empty_success_does_not_prove_a_checkpoint(stage: Stage) -> None:
+    """Each request of a checkpoint has once an empty response with status 200, and is not carried out."""
+    run = stage.start()
+    stage.drain()
+    stage.save(run, b"weights")
+    for at in range(20):
+        stage.service.server.fail(f"ckpt:empty:after={at}:times=1")  # type: ignore[attr-defined]
+        stage.step()  # compares what counts as delivered with what is there
+        stage.service.heal()
+        if not stage.count(State.PENDING):
+            break
+        stage.pass_time()
+
+    stage.drain()
+    stage.assert_arrived(run)
+    assert stage.reasons()
 
 
 def test_names_that_the_proxy_refuses_are_escaped_and_read_back(stage: Stage, fake: FakeMlflow) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from mlflow_servers import VERSIONS, Gateway, MlflowServer, environment, running
 
 from hubqueue.destinations.base import Delivered
 from hubqueue.destinations.mlflow.artifacts import escaped
+from hubqueue.destinations.mlflow.sandbox import FakeMlflow
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.producer.intake import open_run
+from hubqueue.sandbox.server import Server
 from hubqueue.testing.conformance import Conformance, Fault, Received
 from hubqueue.testing.conformance.stage import Stage, staged
 
@@ -299,6 +304,114 @@ def test_a_deleted_experiment_holds_the_run_until_it_is_restored(stage: Stage, r
     stage.assert_arrived(run)
 
 
+def test_the_fake_responds_as_the_servers_do(server: MlflowServer) -> None:
+    """The same requests at both: the same status and code, and no field that the server does not have."""
+    with Server([FakeMlflow(refuses_repeats=server.version == "2")]) as fake:
+        expected, found = conversation(server.url), conversation(fake.url)
+
+    different = []
+    for name, (status, content) in found.items():
+        if (name, server.version) in DIFFERENT:
+            continue
+        real_status, real = expected[name]
+        same_code = content.get("error_code") == real.get("error_code")
+        if (status, fields(content) <= fields(real), same_code) != (real_status, True, True):
+            different.append((name, real_status, real, status, content))
+    assert different == []
+
+
+# A missing artifact: 2.x responds 500. The sandbox does the same only for its own faults.
+DIFFERENT = {("missing artifact", "2")}
+
+
+def conversation(url: str) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Status and JSON object of the response to each request that hubqueue makes, and to some that are refused."""
+    found: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    def ask(name: str, method: str, target: str, content: object = None) -> dict[str, Any]:
+        body = (
+            content
+            if isinstance(content, bytes)
+            else None
+            if content is None
+            else json.dumps(content).encode()
+        )
+        request = urllib.request.Request(f"{url}/api/2.0/{quote(target, safe='/?=&')}", body, method=method)
+        request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                status, text = response.status, response.read()
+        except urllib.error.HTTPError as error:
+            status, text = error.code, error.read()
+        try:
+            parsed = json.loads(text)
+        except ValueError:
+            parsed = None
+        found[name] = status, parsed if isinstance(parsed, dict) else {}
+        return found[name][1]
+
+    def post(name: str, endpoint: str, content: object) -> dict[str, Any]:
+        return ask(name, "POST", f"mlflow/{endpoint}", content)
+
+    experiment = f"fake {uuid.uuid4().hex}"
+    get = "mlflow/experiments/get-by-name?experiment_name="
+    ask("no experiment", "GET", get + experiment)
+    number = post("an experiment", "experiments/create", {"name": experiment})["experiment_id"]
+    post("it exists", "experiments/create", {"name": experiment})
+    ask("the experiment", "GET", get + experiment)
+    tags = [{"key": "mlflow.runName", "value": "n"}, {"key": "hubqueue.run_id", "value": "abc"}]
+    new = {
+        "experiment_id": number,
+        "run_name": "n",
+        "user_id": "u",
+        "start_time": 1_700_000_000_000,
+        "tags": tags,
+    }
+    info = post("a run", "runs/create", new)["run"]["info"]
+    run = {"run_id": info["run_id"]}
+    one = {"experiment_ids": [number], "max_results": 1}
+    post("search", "runs/search", {**one, "filter": "tags.`hubqueue.run_id` = 'abc'"})
+    post("all of ours", "runs/search", {**one, "filter": "tags.`hubqueue.run_id` LIKE '%'"})
+    post("no run", "runs/search", {**one, "filter": "tags.`hubqueue.run_id` = 'other'"})
+    post("bad filter", "runs/search", {**one, "filter": "nonsense"})
+    point = {"key": "a/b", "value": 1.5, "timestamp": 1_700_000_000_001, "step": 3}
+    post("a point", "runs/log-batch", {**run, "metrics": [point]})
+    post("a repeat", "runs/log-batch", {**run, "metrics": [point]})
+    post("no points", "runs/log-batch", {**run, "metrics": []})
+    post("a bad name", "runs/log-batch", {**run, "metrics": [{**point, "key": "a(b)"}]})
+    post("too many", "runs/log-batch", {**run, "metrics": [point | {"step": at} for at in range(1001)]})
+    ask("history", "GET", f"mlflow/metrics/get-history?run_id={info['run_id']}&metric_key=a/b&max_results=10")
+    ask("no history", "GET", f"mlflow/metrics/get-history?run_id={info['run_id']}&metric_key=c")
+    post("a param", "runs/log-batch", {**run, "params": [{"key": "p", "value": "1"}]})
+    post("the same param", "runs/log-batch", {**run, "params": [{"key": "p", "value": "1"}]})
+    post("another value", "runs/log-batch", {**run, "params": [{"key": "p", "value": "2"}]})
+    post("a tag", "runs/set-tag", {**run, "key": "t", "value": "1"})
+    post("unknown run", "runs/log-batch", {"run_id": "0" * 32, "metrics": [point]})
+    ask("the run", "GET", f"mlflow/runs/get?run_id={info['run_id']}")
+    ask("unknown", "GET", f"mlflow/runs/get?run_id={'0' * 32}")
+    post("the end", "runs/update", {**run, "status": "FINISHED", "end_time": 1_700_000_001_000})
+    proxy, root = "mlflow-artifacts/artifacts", info["artifact_uri"].removeprefix("mlflow-artifacts:/")
+    ask("an artifact", "PUT", f"{proxy}/{root}/a/b.bin", b"0123456789")
+    ask("an empty one", "PUT", f"{proxy}/{root}/a/empty", b"")
+    ask("a bad path", "PUT", f"{proxy}/{root}/a/b#c", b"1")
+    ask("list", "GET", f"{proxy}?path={root}/a")
+    ask("list of folders", "GET", f"{proxy}?path={root}")
+    ask("empty list", "GET", f"{proxy}?path={root}/none")
+    ask("missing artifact", "GET", f"{proxy}/{root}/none")
+    ask("delete", "DELETE", f"{proxy}/{root}/a/b.bin")
+    ask("delete again", "DELETE", f"{proxy}/{root}/a/b.bin")
+    return found
+
+
+def fields(content: object, path: str = "") -> set[str]:
+    """The paths of all fields of a JSON value, with the types of their values."""
+    if isinstance(content, dict):
+        return {each for name, value in content.items() for each in fields(value, f"{path}.{name}")}
+    if isinstance(content, list):
+        return {each for value in content for each in fields(value, f"{path}[]")}
+    return {f"{path}: {type(content).__name__}"}
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_server_without_artifacts_still_gets_metrics(version: str, tmp_path: Path) -> None:
     if not environment(version).exists():
@@ -330,8 +443,13 @@ def test_a_server_with_users_holds_without_a_key_and_takes_user_and_password(
 ) -> None:
     if not environment(version).exists():
         pytest.skip(f"MLflow {version}.x is not installed: make test-mlflow")
-    secret = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "a-secret-of-the-tests"}
-    with running(version, "--app-name", "basic-auth", **secret) as server:
+    # Servers 2.x have this password, 3.x have none.
+    password = "password1234"
+    secrets = {
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "a-secret-of-the-tests",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+    }
+    with running(version, "--app-name", "basic-auth", **secrets) as server:
         service = Real(server)
         with staged(service, tmp_path / "stage") as stage:
             stage.start()
@@ -344,7 +462,7 @@ def test_a_server_with_users_holds_without_a_key_and_takes_user_and_password(
             assert "the key was refused: 401" in str(refused.check())
             refused.close()
 
-            stage.outbox.credentials.store(stage.target, "admin:password1234")
+            stage.outbox.credentials.store(stage.target, f"admin:{password}")
             accepted = stage.transport()
             assert isinstance(accepted.check(), Delivered)
             accepted.close()

@@ -220,8 +220,7 @@ def _create(
             if is_deleted(message_of(response))
             else server.refused(response)
         )
-    found = Found.of((response.json or {}).get("run"))
-    return found if found is not None and not found.params else server.missing("run")
+    return Found.of((response.json or {}).get("run")) or server.missing("run")
 
 
 def _continue(server: Server, found: Found, attempt: Attempt) -> Found | Outcome:
