@@ -20,8 +20,8 @@ class TestMlflow(Conformance):
 
 
 @pytest.mark.slow
-class TestMlflow2(Conformance):
-    """A server 2.x, which refuses points that it has already."""
+class TestRefusedRepeats(Conformance):
+    """A server that refuses points that it has already."""
 
     @pytest.fixture
     def service(self) -> Iterator[Mlflow]:

@@ -153,7 +153,7 @@ def _log(
         return None
     if code_of(response) != "BAD_REQUEST":
         return server.refused(response)
-    # Its database has refused them. Servers 2.x respond so to points that they have already: find out which.
+    # Its database has refused them. A server may respond so to points that it has already (2.22 to NaN): find out which.
     stored = _stored(server, run_id, {each["key"] for each in points}, attempt)
     if not isinstance(stored, set):
         return stored

@@ -1,4 +1,4 @@
-"""The fake MLflow server of the sandbox: tracking and artifacts, as MLflow 3.17 responds, and 2.22 where they differ.
+"""The fake MLflow server of the sandbox: tracking and artifacts, as MLflow 3.17 responds.
 
 It honours no Idempotency-Key: MLflow has none. Promises that a refused request leaves no trace. Differences from the
 servers: it accepts a key without an account, and knows of a search only what hubqueue asks for.
@@ -39,7 +39,7 @@ class FakeMlflow(FakeArtifacts):
     """The routes of an MLflow server. Without a key every request counts as one of the same user.
 
     `runs_by_id` are its runs by id, oldest first, `experiments` its experiments by id: name and whether it was deleted;
-    read them under `Archive.changed`. With `refuses_repeats` a point that is stored already is refused, as by 2.22.
+    read them under `Archive.changed`. With `refuses_repeats` a point that is stored already is refused: 2.22 does so for NaN.
     Without `serves_artifacts` it runs as with `--no-serve-artifacts`.
     """
 
