@@ -21,7 +21,7 @@ export PYTHONDONTWRITEBYTECODE :=
 WORKERS ?= 6
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow test-mlflow test-oldest soak test-ultralytics torture bench lint format reference wheel clean
+.PHONY: help demo test test-slow test-destinations test-oldest soak test-ultralytics torture bench lint format reference wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -56,8 +56,8 @@ $(MLFLOW_2)/.installed $(MLFLOW_3)/.installed:
 		|| { cat $(@D)/install.log >&2; exit 1; }
 	@touch $@
 
-test-mlflow: $(STAMP) $(MLFLOW_2)/.installed $(MLFLOW_3)/.installed ## Run the tests against real MLflow servers, 2.x and 3.x, on this machine.
-	@$(PYTEST) tests/destinations/test_mlflow.py $(PYTEST_OPTIONS)
+test-destinations: $(STAMP) $(MLFLOW_2)/.installed $(MLFLOW_3)/.installed ## Run the tests against real servers of other projects, which run on this machine.
+	@$(PYTEST) tests/destinations -n 2 --dist loadfile $(PYTEST_OPTIONS)
 
 soak: $(STAMP) ## Run the tests 20 times with two busy loops in parallel (SOAK="--runs 5 --busy 4").
 	@$(BIN)/python tests/soak.py $(SOAK)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from hubqueue.outbox.outbox import Outbox, open_outbox
     from hubqueue.producer.leftover import Leftover
     from hubqueue.producer.run import Run, start_run
+    from hubqueue.producer.several.savings import RunDestination
+    from hubqueue.retrieval.pull import pull
+    from hubqueue.retrieval.verify import Verification, verify
 
 _HOMES = {
     "HUBTrainingSession": "hubqueue.integrations.hub_session.session",
@@ -30,8 +33,12 @@ _HOMES = {
     "Leftover": "hubqueue.producer.leftover",
     "Outbox": "hubqueue.outbox.outbox",
     "Run": "hubqueue.producer.run",
+    "RunDestination": "hubqueue.producer.several.savings",
+    "Verification": "hubqueue.retrieval.verify",
     "open_outbox": "hubqueue.outbox.outbox",
+    "pull": "hubqueue.retrieval.pull",
     "start_run": "hubqueue.producer.run",
+    "verify": "hubqueue.retrieval.verify",
 }
 
 __all__ = [
@@ -40,9 +47,13 @@ __all__ = [
     "Leftover",
     "Outbox",
     "Run",
+    "RunDestination",
+    "Verification",
     "__version__",
     "open_outbox",
+    "pull",
     "start_run",
+    "verify",
 ]
 
 

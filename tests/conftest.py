@@ -12,12 +12,13 @@ import pytest
 import template
 from postgres import Postgres, find_postgres
 
+from hubqueue.domain import redact
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 
 DATABASES = ("pysqlite3", "sqlite3", "postgresql")
-_OURS = ("HUBQUEUE_", "HUB_API", "ULTRALYTICS_")
+_OURS = ("HUBQUEUE_", "HUB_API", "ULTRALYTICS_", "AWS_")
 
 OpenOutbox = Callable[..., Outbox]
 
@@ -48,8 +49,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(_OURS):
             monkeypatch.delenv(name)
+    # The keys that this process knows are masked everywhere: those of another test must not change what this one sees.
+    monkeypatch.setattr(redact, "_KNOWN", {})
     monkeypatch.setenv("HUBQUEUE_HOME", "/nonexistent/home-of-no-test")
     monkeypatch.setenv("YOLO_CONFIG_DIR", "/nonexistent/settings-of-no-test")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent/configuration-of-no-test")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials-of-no-test")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
 @pytest.fixture

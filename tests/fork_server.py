@@ -21,6 +21,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any, NoReturn
 
+from hubqueue.config import registry
+
 LONGEST = 1 << 22
 
 
@@ -77,7 +79,9 @@ def load() -> None:
     """Import what most commands and trainings load."""
     for name in (
         "alembic.command",
+        "alembic.migration",
         "alembic.script",
+        "apscheduler.triggers.date",
         "concurrent.futures.thread",
         "encodings.ascii",
         "hubqueue.cli.drain",
@@ -85,13 +89,20 @@ def load() -> None:
         "hubqueue.cli.repair",
         "hubqueue.cli.status",
         "hubqueue.cli.worker",
+        "hubqueue.destinations.folder.store",
         "hubqueue.integrations.hub_session.session",
+        "hubqueue.outbox.moves.settle",
         "hubqueue.outbox.status",
         "hubqueue.producer.run",
+        "hubqueue.producer.several.shell",
         "hubqueue.worker.check",
+        "hubqueue.worker.log",
         "hubqueue.worker.service",
+        "runpy",
     ):
         import_module(name)
+    for name in registry.BUILT_IN.values():
+        import_module(name.partition(":")[0])
     with suppress(ImportError):
         import_module("pysqlite3.dbapi2")
 

@@ -1,6 +1,6 @@
 """A run at a server of one's own: the example server over a real socket, an outbox, a worker that a test steps.
 
-Everything that client and server say to each other is compared with docs/http-protocol.yaml.
+Every request and response is compared with docs/http-protocol.yaml.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Recorder:
 
     `responses` replaces the next responses to a method, or to a method and the last part of the path: a status, and a JSON
     object (None: an HTML page). With `cut_at`,
-    the connection of the next PUT breaks after so many bytes of its body. The responses to so many of the next requests as
-    `lost` are lost after the server has done its work. `instead` may respond in place of the application.
+    the connection of the next PUT breaks after this number of bytes of its body. The responses to the next `lost`
+    requests are lost after they were carried out. `instead` may respond for the application.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
@@ -69,7 +69,7 @@ class Recorder:
         await self.carry_out(made, scope, receive, send)
 
     async def carry_out(self, made: Exchange, scope: Any, receive: Any, send: Any) -> None:
-        """Let the application respond, and note what was said."""
+        """Let the application respond, and record both."""
         left = None
         if scope["method"] == "PUT":
             left, self.cut_at = self.cut_at, None
@@ -93,7 +93,7 @@ class Recorder:
 
         async def sent(message: Message) -> None:
             made.is_cut |= is_lost
-            if made.is_cut:  # nobody gets it: a page of a gateway takes its place
+            if made.is_cut:  # the client gets a page of a gateway instead
                 more = {"status": 503} if "status" in message else {"body": b" " * len(message["body"])}
                 message = {**message, **more}
             if message["type"] == "http.response.start":

@@ -12,7 +12,7 @@ from typing import Any
 
 from hubqueue.destinations.base import Attempt, Batch, Entry, Kind, RunRef, RunState, Snapshot, quiet
 from hubqueue.destinations.folder.settings import FolderSettings
-from hubqueue.destinations.folder.store import FolderStore
+from hubqueue.destinations.folder.store import Folder
 from hubqueue.destinations.layout import drafts
 from hubqueue.destinations.layout.reader import LayoutReader
 from hubqueue.destinations.layout.retention import KEEP_ALL, Keeping
@@ -151,11 +151,11 @@ class Box:
 
     def training(self, **named: Any) -> Training:
         made = Training(**named)
-        made.transport = LayoutTransport(FolderStore(self.settings), made.open_body, keeping=self.keeping)
+        made.transport = LayoutTransport(Folder(self.settings), made.open_body, keeping=self.keeping)
         return made
 
     def reader(self) -> LayoutReader:
-        return LayoutReader(FolderStore(self.settings))
+        return LayoutReader(Folder(self.settings))
 
     @property
     def tree(self) -> dict[str, bytes]:

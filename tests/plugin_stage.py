@@ -53,8 +53,14 @@ def in_this_process(folder: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        uninstall(folder)
+
+
+def uninstall(folder: Path) -> None:
+    """Remove the package from this process."""
+    if str(folder) in sys.path:
         sys.path.remove(str(folder))
-        forget_types()
+    forget_types()
 
 
 def forget_types() -> None:

@@ -113,3 +113,17 @@ class Trainer:
     def _write(self, path: Path, content: bytes) -> None:
         path.write_bytes(content)
         self.written[path.name] = content
+
+
+class Yolo:
+    """A replacement for `YOLO(...)` with what `attach` needs: callbacks that each training uses, and `train`."""
+
+    def __init__(self, folder: Path, habits: Habits = V84, trainer: type[Trainer] = Trainer) -> None:
+        self.callbacks: dict[str, list[Callable[[Any], None]]] = {}
+        self.folder, self.habits, self.kind = folder, habits, trainer
+        self.trainer: Trainer | None = None
+
+    def train(self, **options: Any) -> Trainer:
+        self.trainer = self.kind(self.folder, habits=self.habits, callbacks=self.callbacks, **options)
+        self.trainer.train()
+        return self.trainer

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any, overload
 import click
 
 from hubqueue.cli.errors import nearest
-from hubqueue.domain.errors import UnknownName
+from hubqueue.domain.errors import UnknownName, ambiguous, listed
 from hubqueue.domain.quantities import plural
 
 if TYPE_CHECKING:
     from hubqueue.config.home import Home
     from hubqueue.config.reader import Config, Reading
     from hubqueue.outbox.outbox import Outbox
-
-_MOST_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -178,20 +176,14 @@ def find_run(outbox: Outbox, given: str | None) -> str | None:
         return given
     if named := outbox.stats.runs_named(given):
         if len(set(map(tuple, map(outbox.stats.together, named)))) > 1:
-            problem = f"{plural(len(named), 'run')} have the name {given}: {_listed(named)}"
+            problem = f"{plural(len(named), 'run')} have the name {given}: {listed(named)}"
             raise UnknownName(problem, hint="give the id of one of them")
         return named[0]
     known = outbox.stats.run_ids()
     found = [each for each in known if given and each.startswith(given)]
     if len(found) > 1:
-        raise UnknownName(
-            f"{plural(len(found), 'run')} begin with {given}: {_listed(found)}", hint="give more of the id"
-        )
+        raise ambiguous(given, found)
     return found[0] if found else refuse_run(given, known)
-
-
-def _listed(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:_MOST_LISTED]) + (", …" if len(ids) > _MOST_LISTED else "")
 
 
 @overload

@@ -42,9 +42,9 @@ _EXPLAIN_EVERY = 1.0
 def drain(options: HomeOptions, timeout: float | None, run_id: str | None) -> None:
     """Send what is waiting now, and wait until it is done.
 
-    It keeps the rate limits. With --run it waits only for that run, at all of its destinations. It can run beside a worker, and shows the
-    worker's uploads. It exits when all that is left is on hold. A periodic checkpoint waits for its rate limit (900
-    s): use --timeout to bound the wait.
+    It keeps the rate limits. With --run it waits only for that run, at all of its destinations. It can run beside a
+    worker, and shows the worker's uploads. It exits when all that is left is on hold. A periodic checkpoint waits for
+    its rate limit (900 s): use --timeout to bound the wait.
 
     \b
     Exit codes:

@@ -28,7 +28,8 @@ DONE, ATTENTION, USAGE, LEFT = 0, 1, 2, 3
 VERSION = f"hubqueue {__version__}"
 
 
-# Each file and its commands. Only the requested command's file is imported: imports take most of a short command's time.
+# Each file (its path with dots) and its commands. Only the requested command's file is imported: imports take most of a
+# short command's time.
 _FILES = {
     "status": ("status", "runs", "entries", "show", "log"),
     "worker": ("worker", "stop"),
@@ -37,6 +38,9 @@ _FILES = {
     "login": ("login", "readdress"),
     "enqueue": ("enqueue",),
     "config": ("config",),
+    "destinations.known": ("destinations",),
+    "destinations.pull": ("pull",),
+    "destinations.verify": ("verify",),
     "sandbox": ("sandbox",),
     "demo": ("demo",),
 }

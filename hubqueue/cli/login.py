@@ -71,7 +71,7 @@ def _read_secret(secret: str, name: str, where: str) -> str:
 
 @click.command()
 @click.argument("addresses", nargs=-1, metavar="[ADDRESS]...")
-@click.option("--run", "run_id", metavar="ID", help="Only this run.")
+@click.option("--run", "run_id", metavar="ID", help="Only this run, at the destination with this id.")
 @click.option(
     "--to", "destination", metavar="DESTINATION", help="The new destination [default: the same one]."
 )

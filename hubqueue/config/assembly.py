@@ -9,9 +9,9 @@ import dataclasses
 from typing import Any
 
 from hubqueue.config import forms
-from hubqueue.config.config import Config, did_you_mean
+from hubqueue.config.config import Config
 from hubqueue.config.forms import Given
-from hubqueue.config.names import variable
+from hubqueue.config.names import did_you_mean, variable
 from hubqueue.config.registry import IMPLIED, USUAL, vendors_url
 from hubqueue.config.setting import Table, settings_of, tables_of
 from hubqueue.config.settings import DestinationSettings, RetrySettings
@@ -89,12 +89,17 @@ def _check_encryption(values: Values, name: str) -> None:
     """Refuse plain http over a network, which shows the key to others, unless `insecure` allows it."""
     path = ("destinations", name)
     found = values.section(*path)
-    url, proxy = found.get("url", ""), found.get("proxy")
+    declared = values.declaration(name)
+    has_url = "url" in settings_of(
+        declared.settings
+    )  # else the vendor's variable names the setting with the address
+    key = "url" if has_url else next(iter(declared.address_variables), "url")
+    url, proxy = found.get(key, ""), found.get("proxy")
     if found.get("insecure") or (*path, "insecure") in values.broken:
         return
     if forms.is_plain_remote(url):
         why = "is plain http to another machine, which shows the key to the network"
-        values.refuse((*path, "url"), f"{why}: use https, or insecure = true")
+        values.refuse((*path, key), f"{why}: use https, or insecure = true")
     elif forms.is_plain_remote(url, proxy):
         why = "leads plain http through another machine, which shows it the key"
         values.refuse((*path, "proxy"), f"{why}: use an https url, or insecure = true")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hubqueue.config import forms
+from hubqueue.config.names import did_you_mean
 from hubqueue.config.registry import IMPLIED, USUAL, declaration
 from hubqueue.config.setting import setting, table
 from hubqueue.config.settings import (
@@ -69,10 +69,3 @@ class Config:
             problem = f"unknown destination {clean(wanted, limit=60)!r}{guess}"
             known = ", ".join(sorted(self.destinations))
             raise ConfigError((problem,), hint=f"the configuration has: {known}") from None
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean '…'?` with the known word closest to `word`, ignoring case; empty if none is close."""
-    folded = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(word.lower(), folded, n=1)
-    return f"; did you mean {folded[close[0]]!r}?" if close else ""

@@ -64,7 +64,7 @@ class Credentials:
             if not any(map(_is_whole, found)):
                 raise
         if not any(map(_is_whole, found)):
-            found = [vendors, _borrowed(target, self._environ) if _is_open(target) else ()]
+            found = [vendors, () if any(named) else _borrowed(target, self._environ)]
         names = [each.name for each in secrets_of(target)]
         keys = [
             Key(each[0], dict(zip(names[1:], each[1:], strict=True))) for each in found if _is_whole(each)
@@ -338,7 +338,9 @@ def _vendor(type: str) -> str:
 
 
 def _borrowed(target: DestinationSettings, environ: Mapping[str, str]) -> _Values:
-    return tuple(each.lent(environ) for each in secrets_of(target))
+    """What the vendor's own client keeps, as far as it may be used for this address."""
+    is_open = _is_open(target)
+    return tuple(each.lent(environ) if is_open or each.anywhere else "" for each in secrets_of(target))
 
 
 def _is_open(target: DestinationSettings) -> bool:

@@ -44,6 +44,10 @@ class Attempt:
         """The same attempt for a further request of an upload of which `done` bytes are sent already."""
         return replace(self, on_bytes=lambda sent: self.on_bytes(done + sent))
 
+    def silent(self) -> Attempt:
+        """The same attempt for a request whose bytes are no progress of the upload."""
+        return replace(self, on_bytes=lambda _sent: None)
+
 
 def quiet() -> Attempt:
     """An attempt without reports: for a request outside a batch."""
@@ -59,6 +63,17 @@ class Blocks(Protocol):
     def __iter__(self) -> Iterator[bytes | memoryview]: ...
 
     def close(self) -> object: ...
+
+
+class SeekableBlocks(Blocks, Protocol):
+    """An opened snapshot, which can also be read from an offset."""
+
+    def section(self, start: int, size: int) -> Iterator[bytes | memoryview]:
+        """`size` bytes from the offset `start`, in blocks of at most 1 MiB, instead of all of them.
+
+        Only the whole file is compared with its hash, so compare what was read with a hash of the section.
+        """
+        ...
 
 
 class Transport(Protocol):
@@ -110,7 +125,7 @@ class Open(Protocol):
         self,
         settings: DestinationSettings,
         keys: Callable[[], tuple[Key, ...]],
-        open_body: Callable[[Snapshot], Blocks],
+        open_body: Callable[[Snapshot], SeekableBlocks],
     ) -> Transport: ...
 
 
@@ -174,14 +189,16 @@ class Secret:
 
     Its own variable is `HUBQUEUE_KEY_<DESTINATION>` for the first secret, `HUBQUEUE_<NAME>_<DESTINATION>` for a further
     one. `variable` is the one that the vendor's own clients read; `borrowed` returns the secret that such a client keeps
-    in its own settings, or an empty string. Both are only for the vendor's address, or one that a variable names.
-    `needed` returns whether a destination with these settings needs it; the first secret is always needed.
+    in its own settings, or an empty string. Both are only for the vendor's address, or one that a variable names. What is
+    borrowed may be used `anywhere` if a request does not show it to the server. `needed` returns whether a destination with
+    these settings needs it; the first secret is always needed.
     """
 
     name: str
     variable: str | None = None
     borrowed: Callable[[Mapping[str, str]], str] = lambda _environ: ""
     needed: Callable[[DestinationSettings], bool] = lambda _settings: True
+    anywhere: bool = False
 
     def lent(self, environ: Mapping[str, str]) -> str:
         """The secret that such a client keeps; empty if it cannot be read."""
@@ -193,26 +210,34 @@ class Secret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Destination:
-    """A type of destination: its name, what it needs, what a run owes to it, and how that is sent.
+    """A type of destination: its name, what it needs, what a run owes to it, and how that is sent and read back.
 
-    `settings` has the defaults of the type. The first of several `secrets` identifies the account, and a key needs all of
-    them; without secrets, or with `key_optional`, no key is needed. `address_variables` names the variables that set an address if neither the
-    file nor a HUBQUEUE_ variable does. `lanes` are the kinds of entries that a run owes. One metrics request carries at
-    most `most_epochs` (None: the limit of the worker's settings). `costs` gives by kind how many "requests" of a budget
-    one claim takes, and for a checkpoint also how many "uploads"; the default is 1. With `takes_folders` a checkpoint may
-    be a folder; without, a folder is refused when it is saved, unless it is saved as one tar. With `takes_steps` the key of
-    metrics may be a step; without, a step without an epoch is used as the epoch. `read` makes the reader for `pull` and `verify`
-    (None: it cannot be read). `identify` reads the name of a model as a person writes it
-    and raises `InvalidModel`; `recognizes` returns whether only this type knows such a form. `console` makes the draft of
-    output lines from their text, their count and a rising number; with `shows_progress` also from `progress=`, the text of
-    each progress bar by its name. `describe` is called in the training's process when a run starts, with the settings and
-    the arguments as they were given (not masked). What it returns completes each draft of a start or of metrics with facts
-    about the machine.
+    What it needs: `settings` has the defaults of the type. The first of several `secrets` identifies the account, and a
+    key needs all of them; without secrets, or with `key_optional`, no key is needed. `address_variables` names the variables that set an address
+    if neither the file nor a HUBQUEUE_ variable does.
 
-    `shows_newest`: the hub shows the checkpoint that arrives last. `resumes_from_last`: a training resumes from the
-    checkpoint that arrives last, so an older one is not sent after a newer one. `wants_fitness`: metrics include the learning rate and
-    the fitness. `record` is the file in which a vendor's own callback notes the id of a training's model. `service` is
-    the dotted name (`package.module:name`) of the fake service for the sandbox.
+    What a run owes: `lanes` are the kinds of entries. `identify` reads the name of a model as a person writes it and
+    raises `InvalidModel`; `recognizes` returns whether only this type knows such a form. `registration`, `completion` and
+    `console` make the drafts of the start, of the end and of output lines (from their text, their count and a rising
+    number; with `shows_progress` also from `progress=`, the text of each progress bar by its name). `describe` is called in
+    the training's process when a run starts, with the settings and the arguments as they were given (not masked). What it
+    returns completes each draft of a start or of metrics with facts about the machine.
+
+    How it is sent: `open` makes the transport. With `takes_steps` the key of metrics may be a step; without, a step
+    without an epoch is used as the epoch. With `takes_folders` a checkpoint may be a folder; without, a folder is refused
+    when it is saved, unless it is saved as one tar. One metrics request carries at most `most_epochs` (None: the limit of
+    the worker's settings). `costs` gives by kind how many "requests" of a budget one claim takes, and for a checkpoint also
+    how many "uploads"; the default is 1.
+
+    How it is read: `read` makes the reader for `pull` and `verify` (None: it cannot be read). `removes_older` returns
+    whether it removes older checkpoints with these settings.
+
+    For the integrations: `shows_newest`: the hub shows the checkpoint that arrives last. `resumes_from_last`: a training
+    resumes from the checkpoint that arrives last, so an older one is not sent after a newer one. `wants_fitness`: metrics
+    include the learning rate and the fitness. `record` is the file in which a vendor's own callback notes the id of a
+    training's model.
+
+    `service` is the dotted name (`package.module:name`) of the fake service for the sandbox.
     """
 
     type: str
@@ -230,6 +255,7 @@ class Destination:
     takes_folders: bool = False
     takes_steps: bool = False
     read: Read | None = None
+    removes_older: Callable[[DestinationSettings], bool] = lambda _settings: False
     recognizes: Callable[[str | PathLike[str]], bool] = lambda _identifier: False
     console: Callable[..., Draft] | None = None
     shows_progress: bool = False

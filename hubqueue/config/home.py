@@ -21,8 +21,6 @@ from hubqueue.domain.errors import ConfigError, OutboxUnavailable
 # A file that a person has named and that is no readable file of settings: only the person can correct it. Every other
 # error may be over a moment later.
 _MISNAMED = (errno.EISDIR, errno.EINVAL, errno.ELOOP, errno.ENAMETOOLONG, errno.EFBIG, errno.ENXIO)
-# How a file system says that it cannot sync the names in a folder (some of FUSE, SMB, exFAT).
-_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ENOTTY)
 # As Debian's policy has it: the home directory of a user without one. It must not exist.
 _NOWHERE = Path("/nonexistent/hubqueue")
 _WRITABLE = "choose a writable home: HUBQUEUE_HOME"
@@ -265,7 +263,7 @@ def sync_folder(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _CANNOT_SYNC:
+        if error.errno not in mounts.CANNOT_SYNC:
             raise
     finally:
         os.close(descriptor)

@@ -53,6 +53,13 @@ def unread(
     return tuple(found)
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean '…'?` with the known word closest to `word`, ignoring case; empty if none is close."""
+    folded = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(word.lower(), folded, n=1)
+    return f"; did you mean {folded[close[0]]!r}?" if close else ""
+
+
 def _nearest(name: str, start: str, known: Iterable[str]) -> str:
     """A guess of what was meant, from the part after the common start."""
     rests = [each.removeprefix(start) for each in known]

@@ -6,14 +6,14 @@ own runs wait; everything else continues.
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from hubqueue.config.declaration import Destination
 from hubqueue.config.forms import Form, Given, Refused
+from hubqueue.config.names import did_you_mean
 from hubqueue.config.setting import settings_of, tables_of
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.domain.entry import Kind
@@ -27,12 +27,15 @@ GROUP = "hubqueue.destinations"
 BUILT_IN = {
     "hub": "hubqueue.destinations.hub:DESTINATION",
     "platform": "hubqueue.destinations.platform:DESTINATION",
+    "s3": "hubqueue.destinations.s3:DESTINATION",
     "folder": "hubqueue.destinations.folder:DESTINATION",
     "http": "hubqueue.destinations.http:DESTINATION",
     "mlflow": "hubqueue.destinations.mlflow:DESTINATION",
 }
 IMPLIED = ("hub", "platform")
 """Without a configuration there is a destination of each of these types, with the type's name."""
+EXTRAS = {"s3": "boto3"}
+"""By each of them that needs a library of its own, that library. The extra `hubqueue[TYPE]` installs it."""
 _INSTALL = "another type needs its own package: install it with pip"
 USUAL = "platform"
 """The type of a run's destination if nothing else decides."""
@@ -50,13 +53,15 @@ def is_known(type: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Absent(Destination):
-    """Replaces the declaration of a type that cannot be loaded: nothing is sent, and nothing is lost.
+    """Replaces the declaration of a type that cannot be used: nothing is sent, and nothing is lost.
 
-    `problem` says what is wrong, `hint` what to do.
+    `problem` says what is wrong, `hint` what to do. `declared`: everything of the declaration that needs no library is
+    there, so runs are started and ended as always.
     """
 
     problem: str
     hint: str
+    declared: bool = False
 
     @property
     def error(self) -> ConfigError:
@@ -73,13 +78,24 @@ def declaration(type: str) -> Destination:
     if type in BUILT_IN:
         module, _, name = BUILT_IN[type].partition(":")
         found: Destination = getattr(import_module(module), name)
-        return found
+        return found if has_library(type) else _without_library(found)
     if type in _entry_points():
         return _of_package(type, _entry_points()[type])
-    close = difflib.get_close_matches(type, types(), n=1)
-    guess = f"; did you mean {close[0]!r}?" if close else ""
-    problem = f"unknown type of destination {clean(type, limit=60)!r}{guess}"
-    raise ConfigError((problem,), hint=f"installed: {', '.join(types())}; {_INSTALL}")
+    problem = f"unknown type of destination {clean(type, limit=60)!r}{did_you_mean(type, types())}"
+    hint = f"installed: {', '.join(types())}; {_INSTALL}"
+    raise ConfigError((problem,), hint=hint)
+
+
+def has_library(type: str) -> bool:
+    """Whether the library is installed that a type of hubqueue's own needs. It is not loaded."""
+    from importlib.util import find_spec
+
+    return type not in EXTRAS or find_spec(EXTRAS[type]) is not None
+
+
+def install_line(type: str) -> str:
+    """The command that installs what a type of `EXTRAS` needs."""
+    return f"pip install 'hubqueue[{type}]'"
 
 
 def absent(type: str) -> Absent | None:
@@ -113,8 +129,8 @@ def built_in() -> tuple[Destination, ...]:
 def _known_type(given: Given) -> str:
     if isinstance(given.value, str) and is_known(given.value):
         return given.value
-    is_misspelt = difflib.get_close_matches(str(given.value), types(), n=1)
-    raise Refused(f"must be {' or '.join(map(repr, types()))}" + ("" if is_misspelt else f"; {_INSTALL}"))
+    known = f"must be {' or '.join(map(repr, types()))}"
+    raise Refused(known + (did_you_mean(str(given.value), types()) or f"; {_INSTALL}"))
 
 
 TYPE_FORM = Form(_known_type, unit="word")
@@ -156,6 +172,16 @@ def _of_package(type: str, entry: EntryPoint) -> Destination:
         problem = f"{entry.value} of {package} is not a destination of type {type!r}"
         return _absent(type, problem, f"repair or reinstall {package}; entries that wait for it are kept")
     return found
+
+
+def _without_library(found: Destination) -> Absent:
+    """A type of hubqueue's own without its library: runs can be started and saved, and wait until it is installed."""
+    library, line = EXTRAS[found.type], install_line(found.type)
+    problem = f"destinations of type {found.type!r} need {library}, which is not installed"
+    hint = f"install it with: {line}; entries that wait for it are kept"
+    refusing = _absent(found.type, problem, hint)
+    kept = {each.name: getattr(found, each.name) for each in fields(Destination)}
+    return Absent(**{**kept, "open": refusing.open}, problem=problem, hint=hint, declared=True)
 
 
 def _absent(type: str, problem: str, hint: str) -> Absent:

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hubqueue.config import forms
-from hubqueue.config.config import Config, did_you_mean
+from hubqueue.config.config import Config
 from hubqueue.config.declaration import Destination
 from hubqueue.config.forms import Form, Given, Refused
-from hubqueue.config.names import LONGEST_NAME, NAME, PREFIX, looks_secret, variable
+from hubqueue.config.names import LONGEST_NAME, NAME, PREFIX, did_you_mean, looks_secret, variable
 from hubqueue.config.registry import BUILT_IN, IMPLIED, TYPE_FORM, absent, declaration, is_known, types_with
 from hubqueue.config.setting import Setting, places, settings_of, tables_of
 from hubqueue.config.settings import DestinationSettings
@@ -147,7 +147,8 @@ class Values:
 
     def _is_of_another_type(self, label: str, name: str, key: str, culprit: str) -> bool:
         """Whether only other types have a setting. Notes that as a problem, unless the type itself is a problem."""
-        if absent(self.types[name]) is not None:
+        missing = absent(self.types[name])
+        if missing is not None and not missing.declared:
             return True  # its settings are unknown, and `check` says why
         owners = types_with(key)
         if owners and name not in self._doubtful:

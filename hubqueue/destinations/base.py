@@ -16,6 +16,7 @@ from hubqueue.config.declaration import (
     Reader,
     Registration,
     Secret,
+    SeekableBlocks,
     Transport,
     quiet,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "RunState",
     "Scope",
     "Secret",
+    "SeekableBlocks",
     "Snapshot",
     "SnapshotFile",
     "StoredCheckpoint",

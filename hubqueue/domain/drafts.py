@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from hubqueue.domain.entry import Draft, Entry, Kind, Snapshot
-from hubqueue.domain.plain import union
+from hubqueue.domain.plain import json_object, union
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -42,9 +42,18 @@ class Position(NamedTuple):
             return self.epoch > other.epoch
         return self.step is not None and other.step is not None and self.step > other.step
 
+    @property
+    def given(self) -> dict[str, int]:
+        """The numbers that are given, as `epoch` and `step`."""
+        return {name: number for name, number in self._asdict().items() if number is not None}
+
+    @property
+    def label(self) -> str:
+        """The usual name of a checkpoint: `step-00000120` if there is a step, else `epoch-0012`."""
+        return f"epoch-{self.epoch or 0:04d}" if self.step is None else f"step-{self.step:08d}"
+
     def __str__(self) -> str:
-        named = (("epoch", self.epoch), ("step", self.step))
-        return ", ".join(f"{name} {number}" for name, number in named if number is not None)
+        return ", ".join(f"{name} {number}" for name, number in self.given.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,24 +163,17 @@ def position(entry: Entry | Draft) -> Position:
     The epoch of metrics with a step is their metric `epoch`, if it is a whole number.
     """
     if entry.key.startswith(_STEP):
-        return Position(_whole(_payload(entry).get("epoch")), _number(entry.key.removeprefix(_STEP)))
+        epoch = (json_object(entry.payload) or {}).get("epoch")
+        return Position(_whole(epoch), _number(entry.key.removeprefix(_STEP)))
     if entry.key not in (_LAST, _BEST, _FINAL):
         return Position(_number(entry.key))
-    payload = _payload(entry)
+    payload = json_object(entry.payload) or {}  # without one: damaged
     return Position(_whole(payload.get("epoch")), _whole(payload.get("step")))
 
 
 def key_text(key: str) -> str:
     """The key of an entry for people: `step 120`. Other keys are shown as they are."""
     return f"step {key.removeprefix(_STEP)}" if key.startswith(_STEP) else key
-
-
-def _payload(entry: Entry | Draft) -> dict[str, object]:
-    try:
-        found = json.loads(entry.payload)
-    except (ValueError, RecursionError, TypeError):
-        return {}  # damaged
-    return found if isinstance(found, dict) else {}
 
 
 def _number(text: str) -> int | None:

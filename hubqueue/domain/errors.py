@@ -11,6 +11,8 @@ HubqueueError
 ├── ModelUnavailable       the hub's data of a model cannot be read   (also ConnectionError)
 ├── DestinationUnavailable a destination cannot be read now           (also ConnectionError)
 ├── NotThere               a destination does not have what was asked (also LookupError)
+├── NotWhole               a destination has a checkpoint, but not as it was saved
+├── NotWritten             a pulled checkpoint cannot be written here (also OSError)
 ├── RunFinished            logging after `finish`
 ├── OutboxError
 │   ├── OutboxUnavailable  read-only, disk full, cannot be read
@@ -33,7 +35,12 @@ Every error is one line that says what and which, plus `hint`, which says what t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+TRY_AGAIN = "try again later; hubqueue check finds out why"
+"""The hint of a `DestinationUnavailable` without a better one."""
+_MOST_LISTED = 8
 
 
 class HubqueueError(Exception):
@@ -59,6 +66,16 @@ class ConfigError(HubqueueError, ValueError):
 
 class UnknownName(HubqueueError, ValueError):
     """No run, entry or address in the outbox has this name or number."""
+
+
+def ambiguous(given: str, ids: Sequence[str]) -> UnknownName:
+    """The error of a beginning that several runs have."""
+    return UnknownName(f"{len(ids)} runs begin with {given}: {listed(ids)}", hint="give more of the id")
+
+
+def listed(ids: Sequence[str]) -> str:
+    """The first ids of several."""
+    return ", ".join(ids[:_MOST_LISTED]) + (", …" if len(ids) > _MOST_LISTED else "")
 
 
 class InvalidModel(HubqueueError, ValueError):
@@ -95,6 +112,14 @@ class DestinationUnavailable(HubqueueError, ConnectionError):
 
 class NotThere(HubqueueError, LookupError):
     """A destination does not have the run, the checkpoint or the file."""
+
+
+class NotWhole(HubqueueError):
+    """What a destination has of a checkpoint is not what was saved: other bytes, or a list of files that cannot be valid."""
+
+
+class NotWritten(HubqueueError, OSError):
+    """A pulled checkpoint cannot be written: the disk is full, or the folder is not writable."""
 
 
 class RunFinished(HubqueueError):

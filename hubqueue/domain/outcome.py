@@ -105,6 +105,8 @@ class Aborted:
 
 Outcome = Delivered | RetryLater | Rejected | Blocked | Aborted
 
+# In a reason before the advice of a destination that knows what a person must do.
+ADVICE = "; to repair this: "
 # In a reason after the name of a variable that other programs read.
 UNREAD = "is set, but not read"
 # In the reason of an attempt whose response is not the hub's own.

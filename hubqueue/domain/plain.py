@@ -130,7 +130,7 @@ def union(older: str, newer: str) -> str:
 
     It is the newer payload itself where the older one adds nothing, or one of them is not a JSON object. Never raises.
     """
-    before, after = _object(older), _object(newer)
+    before, after = json_object(older), json_object(newer)
     if before is None or after is None or before.keys() <= after.keys():
         return newer
     try:
@@ -141,7 +141,7 @@ def union(older: str, newer: str) -> str:
 
 def has_all(payload: str, of: str) -> bool:
     """Whether a payload has every name of another one with the same value. Never raises."""
-    found, wanted = _object(payload), _object(of)
+    found, wanted = json_object(payload), json_object(of)
     return payload == of or (found is not None and wanted is not None and wanted.items() <= found.items())
 
 
@@ -150,10 +150,11 @@ def lacks_names(payload: str, of: str) -> bool:
     return union(of, payload) is not payload
 
 
-def _object(text: str) -> dict[str, Any] | None:
+def json_object(text: str | bytes | None) -> dict[str, Any] | None:
+    """The JSON object in a text; None for anything else. Never raises."""
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = json.loads(text)  # type: ignore[arg-type]
+    except (ValueError, RecursionError, TypeError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -177,7 +178,7 @@ def is_intact(key: object, payload: object, kept: int | None) -> bool:
 
 def is_payload(text: str) -> bool:
     """Whether a text is a valid payload: a JSON object without replacement characters of a failed UTF-8 decoding."""
-    return "\ufffd" not in text and _object(text) is not None
+    return "\ufffd" not in text and json_object(text) is not None
 
 
 def is_deep(text: bytes) -> bool:

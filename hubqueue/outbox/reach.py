@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from hubqueue.config.credentials import own_variables, usual_variables
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import absent, of_row
+from hubqueue.config.setting import settings_of
 from hubqueue.domain.account import UNKNOWN
 from hubqueue.domain.errors import CredentialsError
-from hubqueue.domain.outcome import CLOCK, FOREIGN, UNREAD
+from hubqueue.domain.outcome import ADVICE, CLOCK, FOREIGN, UNREAD
 from hubqueue.domain.redact import safe_url
 from hubqueue.outbox.addresses import Address
 from hubqueue.outbox.locks import is_held
@@ -53,7 +54,10 @@ def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
     """Why this environment cannot send for a row; None when it can."""
     target = outbox.config.destinations.get(address.label)
     if target is None:
-        hint = f"add [destinations.{address.label}] with url = {safe_url(address.url)!r} to the configuration"
+        known, shown = settings_of(of_row(address.type).settings), safe_url(address.url)
+        key = next((each for each in ("url", "path") if each in known), None)
+        what = f"with {key} = {shown!r}" if key else f"of type {address.type!r} for {shown}"
+        hint = f"add [destinations.{address.label}] {what} to the configuration"
         return Obstacle(f"destination {address.label} ({safe_url(address.url)}) is not configured here", hint)
     missing = absent(target.type)
     if missing is not None:
@@ -110,6 +114,8 @@ def cure(destination: str, url: str, held: str) -> str:
     if (variable := _unread_in(held)) is not None:
         name, setting = variable
         return f"hubqueue does not read {name}: set {setting}, {then}"
+    if ADVICE in held:
+        return f"{held.partition(ADVICE)[2]}; {then}"
     if FOREIGN in held:
         return f"log in to the network, or check destinations.{destination}.url (now {safe_url(url)}) and the proxy"
     if "407 Proxy" in held:
@@ -122,7 +128,12 @@ def cure(destination: str, url: str, held: str) -> str:
         return f"hubqueue login {destination}"
     if held.startswith("the account "):
         return f"look at your plan and your account at {safe_url(url)}; {then}"
-    return f"check destinations.{destination}.url (now {safe_url(url)}), {then}"
+    return f"check destinations.{destination}.{_key_of(url)} (now {safe_url(url)}), {then}"
+
+
+def _key_of(url: str) -> str:
+    """The setting with the address of a destination: a folder has a path."""
+    return "url" if "://" in url or not url else "path"
 
 
 def is_explained(reason: str) -> bool:

@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Select,
     and_,
     case,
@@ -39,6 +38,7 @@ from hubqueue.outbox.moves.readiness import (
     READY,
     WAITING,
 )
+from hubqueue.outbox.trainings import IN_TURN, RunIds, among, side_by_side
 
 OF_DESTINATION = (
     destinations.c.label,
@@ -47,9 +47,6 @@ OF_DESTINATION = (
     destinations.c.account,
     destinations.c.held.label("destination_held"),
 )
-RunIds = str | Collection[str] | None
-"""The id of a run, or of several; None for all."""
-
 _NEWEST = 500
 _LATEST = 10
 _RETRIED = "retry"
@@ -83,7 +80,7 @@ class Survey:
         common = select(runs.c.together).where(runs.c.id == run_id).scalar_subquery()
         query = select(runs.c.id).where(or_(runs.c.id == run_id, runs.c.together == common))
         with self.database.read() as connection:
-            return list(connection.scalars(query.order_by(*_IN_TURN)))
+            return list(connection.scalars(query.order_by(*IN_TURN)))
 
     def failing(self, destination: str) -> tuple[datetime | None, str | None]:
         """Since when no attempt at a destination has succeeded (None: the last one did), and why the last one failed.
@@ -164,9 +161,15 @@ class Survey:
                 known = [row["id"] for row in found]
                 found += self._all(query.where(runs.c.together.in_(common), runs.c.id.not_in(known)))
             found.sort(key=lambda row: row["created_at"], reverse=True)
-        found = _side_by_side(found)
+        found = side_by_side(found)
         lanes_of = self._lanes([row["id"] for row in found])
         return [{**row, "lanes": lanes_of.get(row["id"], [])} for row in found]
+
+    def called(self) -> list[Mapping[str, Any]]:
+        """What each run is called, newest first: id, name, remote id, model, first run of its training, destination."""
+        columns = runs.c["id", "name", "remote_id", "model", "together"]
+        query = select(*columns, destinations.c.label).join(destinations)
+        return self._all(query.order_by(runs.c.created_at.desc(), runs.c.id))
 
     def entries(
         self,
@@ -318,27 +321,6 @@ _CONCERNED = union_all(
     select(lanes.c.run_id).where(OWING),
     select(lanes.c.run_id).where(lanes.c.id.in_(_DEAD)),
 )
-
-
-# The first run of a training, then the others in the order of their start.
-_IN_TURN = (case((runs.c.id == runs.c.together, 0), else_=1), runs.c.created_at, runs.c.id)
-
-
-def among(column: ColumnElement[str], run_ids: RunIds) -> ColumnElement[bool]:
-    """Whether a column has the id of one of these runs."""
-    if run_ids is None:
-        return true()
-    return column == run_ids if isinstance(run_ids, str) else column.in_(run_ids)
-
-
-def _side_by_side(found: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Runs in the order of the first of each training, its other runs behind it."""
-    trainings: dict[str, list[Mapping[str, Any]]] = {}
-    for row in found:
-        trainings.setdefault(row["together"] or row["id"], []).append(row)
-    for rows in trainings.values():
-        rows.sort(key=lambda row: (row["id"] != row["together"], row["created_at"], row["id"]))
-    return [row for rows in trainings.values() for row in rows]
 
 
 def _in_flight(now: datetime) -> Any:

@@ -33,7 +33,8 @@ from hubqueue.outbox.moves.readiness import (
     WAITING,
     due_among,
 )
-from hubqueue.outbox.runs import OF_DESTINATION, RunIds, Survey, among
+from hubqueue.outbox.runs import OF_DESTINATION, Survey
+from hubqueue.outbox.trainings import RunIds, among
 
 
 @dataclass(frozen=True, slots=True)

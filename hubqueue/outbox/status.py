@@ -20,7 +20,8 @@ from hubqueue.outbox.database.schema import EPOCH, PROBES_AT
 from hubqueue.outbox.database.sqlite import asides
 from hubqueue.outbox.locks import is_held
 from hubqueue.outbox.reach import is_served, obstacle
-from hubqueue.outbox.runs import COUNTED, RunIds
+from hubqueue.outbox.runs import COUNTED
+from hubqueue.outbox.trainings import RunIds
 from hubqueue.outbox.uploads import upload_of
 
 if TYPE_CHECKING:

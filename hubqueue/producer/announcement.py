@@ -11,6 +11,7 @@ import logging
 import sys
 
 from hubqueue.config.reader import DestinationSettings
+from hubqueue.config.registry import of_row
 from hubqueue.domain.account import origin
 from hubqueue.outbox.addresses import Address
 from hubqueue.outbox.outbox import Outbox
@@ -39,9 +40,10 @@ def announce(
     elif missing is not None:
         state, advice = missing.what, f"everything is saved until then; {missing.hint}"
     else:
-        state = "key found"
+        state = "key found" if of_row(address.type).secrets else "which needs no key"
         advice = f'status: hubqueue status --run {run_id}; to continue this run later: resume="{run_id}"'
-    level = logging.INFO if state == "key found" else logging.WARNING
+    is_ready = missing is None and not row["destination_held"]
+    level = logging.INFO if is_ready else logging.WARNING
     _log(level, f"{run} to {where}, {state}; {advice}")
 
 

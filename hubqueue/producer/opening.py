@@ -71,6 +71,7 @@ class Opening:
         self.first_entry = 0  # entries of this run have higher ids, unless it is continued
         self.intended_id = new_run_id()  # of a new run
         self.continues = False
+        self.knows_model = start.named.model_id is not None
         self._together = together or Together()
         self._together.add(self)
         self._new_id: str | None = None

@@ -210,9 +210,9 @@ class Run:
     ) -> int | None:
         """Save a private copy of a checkpoint; return the entry's id, or None when it could not be saved.
 
-        At least one of `epoch` and `step` is given, as in `log_metrics`. `path` is a file, or a folder of files: a folder is copied with all its files, or not at all. For a destination
-        that takes one file, `archive` saves a folder as one tar. The files may be changed or deleted as soon as this
-        returns. Of the waiting checkpoints, only the newest `last` and the newest `best` are kept. A `final` one (with
+        At least one of `epoch` and `step` is given, as in `log_metrics`. `path` is a file, or a folder of files: a folder is
+        copied with all its files, or not at all. For a destination that takes one file, `archive` saves a folder as one
+        tar. The files may be changed or deleted as soon as this returns. Of the waiting checkpoints, only the newest `last` and the newest `best` are kept. A `final` one (with
         `map`, its mAP50-95, from 0 to 1) is sent without waiting for the pace.
         Errors are logged (raised with `strict`). Raises `RunFinished` after `finish`.
         """

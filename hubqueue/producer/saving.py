@@ -22,6 +22,7 @@ from hubqueue.domain.redact import clean
 from hubqueue.outbox.database.patience import alone
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.spool.ballast import Ballast
+from hubqueue.outbox.spool.source import is_folder
 from hubqueue.producer.called_with import Ending
 from hubqueue.producer.ending.departure import Departure
 from hubqueue.producer.ending.ends import Ends
@@ -60,13 +61,13 @@ class Saving:
         family: list[Survivor] | None = None,
     ) -> None:
         self._home, self._on_enqueue = start.home, on_enqueue
+        self._together = together
         self.opening = Opening(start, on_lost=self._lost, on_settings=on_settings, together=together)
         self.backlog = Backlog(self._removed_unsaved)
         self._unsaved = _Unsaved()
         self._survivor = Survivor(
             strict=strict, name=lambda: self.opening.run_id, note=self._note, family=family
         )
-        self.unreadable: CheckpointUnreadable | None = None  # of the last copy
         self._locked = False  # whether another process kept a lock since this was set to False
         self.ended: RunState | None = None
         self.has_reported = False  # whether `finish` has logged what is left
@@ -106,9 +107,16 @@ class Saving:
         self._refuse_finished()
         return self._takes(Kind.CKPT)
 
-    def copy(self, checkpoint: Checkpoint, same: Snapshot | None = None) -> Draft | None:
-        """Copy a checkpoint, or give `same`, the copy of another destination, a further name; None when that failed and was logged."""
-        self.unreadable = None
+    def copy(
+        self,
+        checkpoint: Checkpoint,
+        same: Snapshot | None,
+        on_unreadable: Callable[[CheckpointUnreadable], object],
+    ) -> Draft | None:
+        """Copy a checkpoint, or give `same`, the copy of another destination, a further name.
+
+        None when that failed and was logged.
+        """
 
         def copy() -> Draft:
             outbox, run_id = self.opening.opened()
@@ -117,10 +125,20 @@ class Saving:
             try:
                 return copy_checkpoint(outbox, run_id, checkpoint, **takes, same=same)
             except CheckpointUnreadable as error:
-                self.unreadable = error
-                raise
+                named = self._named(error, checkpoint)
+                on_unreadable(named)
+                raise named from error.__cause__
 
         return self.attempt(COPY, copy)
+
+    def _named(self, error: CheckpointUnreadable, checkpoint: Checkpoint) -> CheckpointUnreadable:
+        """The same error; of several destinations, with the name of one that takes no folder."""
+        is_alone = self._together is None or not self._together.is_several
+        if is_alone or checkpoint.archive or self.takes_folders or not is_folder(checkpoint.path):
+            return error
+        name = self.opening.start.destination.name
+        message = f"{checkpoint.path} is a folder, and destination {name} takes one file"
+        return CheckpointUnreadable(message, hint=error.hint)
 
     def was_swept(self, entry_id: int, draft: Draft) -> bool:
         """Whether the copy of an enqueued checkpoint was swept before its entry was written (`was_swept`)."""
@@ -139,12 +157,12 @@ class Saving:
         if draft.snapshot is not None and self.opening.outbox is not None:
             self.opening.outbox.spool.remove(draft.snapshot.name)
 
-    def lose_checkpoint(self) -> None:
-        """Count a checkpoint that could not be copied."""
+    def lose_checkpoint(self, why: CheckpointUnreadable | None) -> None:
+        """Count a checkpoint that could not be copied. `why` is None where that was logged for this destination."""
         with self.opening.guard:
             self._unsaved.lose()
-            if self.unreadable is not None:
-                self._unsaved.because(self.unreadable)
+            if why is not None:
+                self._unsaved.because(why)
         self.attempt("loss of a checkpoint", self._note_unsaved)
 
     def take_over(self, other: Saving) -> None:

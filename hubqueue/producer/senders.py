@@ -137,7 +137,10 @@ class InProcess:
             self._thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start(self) -> None:
-        # Slow to load, and a training with a separate worker does not need them.
+        # Slow to load, and a training with a separate worker does not need them. The thread must not load them itself: the
+        # end of the interpreter freezes it, and an import that is frozen keeps every later one waiting for ever.
+        import hubqueue.destinations.wire.api
+        import hubqueue.outbox.moves.settle  # noqa: F401
         from hubqueue.worker import log as journal
         from hubqueue.worker.service import Service
 

@@ -1,22 +1,16 @@
-"""A worker in a process of its own, which is killed at a step of an attempt, or whose memory is measured.
-
-The process is forked from a server that has loaded the package, so that it starts in milliseconds.
-"""
+"""A worker in a process of its own, which is killed at a step of an attempt, or whose memory is measured."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,14 +23,13 @@ from hubqueue.worker.events import BatchDelivered, Fact
 from hubqueue.worker.worker import Worker
 
 _PATIENCE = 120.0
-_PRELOAD = [__name__, "hubqueue.destinations.wire.api", "hubqueue.destinations.wire.signed_url"]
 # Of what a step does many times (the blocks of a file), the process is killed at the first ones.
 _MOST = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What the process does: send all that is due in this home, `passed` seconds after the start of a `FakeClock`.
+class Plan:
+    """What the process does: it sends all that is due in this home, `passed` seconds after the start of a `FakeClock`.
 
     `killed` has the steps at which earlier processes were killed: this one is killed at the first other one (None: never).
     `kill_after` is the number of bytes of a checkpoint after which it is killed when it has stored its progress.
@@ -47,6 +40,11 @@ class Job:
     passed: float
     killed: frozenset[str] | None = None
     kill_after: int | None = None
+
+    @property
+    def measures(self) -> bool:
+        """Whether the process lives, and its memory is measured."""
+        return self.killed is None and self.kill_after is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +60,19 @@ class Done:
 
 @dataclass(slots=True)
 class _Progress:
-    job: Job
-    report: Connection
+    plan: Plan
+    report: Callable[[Done], None]
     peak: int = 0
     sent: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, step: Step) -> None:
         self.sent = max(self.sent, step.bytes)
-        if self.job.killed is not None:
+        if self.plan.killed is not None:
             if step.number <= _MOST:
                 self.perhaps_die(str(step))
-        elif self.job.kill_after is not None:
-            if step.what == "progress" and self.sent > self.job.kill_after:
+        elif self.plan.kill_after is not None:
+            if step.what == "progress" and self.sent > self.plan.kill_after:
                 self.die(str(step))
         elif step.kind is Kind.CKPT:
             if step.what == "claimed":
@@ -88,63 +86,32 @@ class _Progress:
             self.perhaps_die(f"{fact.kind}, settled")
 
     def perhaps_die(self, step: str) -> None:
-        if self.job.killed is not None and step not in self.job.killed:
+        if self.plan.killed is not None and step not in self.plan.killed:
             self.die(step)
 
-    def die(self, step: str) -> None:
+    def die(self, step: str) -> NoReturn:
         with self.lock:
-            self.report.send(Done(step, 0))
-            _die()
+            self.report(Done(step, 0))
+            with suppress(AttributeError):  # where there is no such signal
+                os.kill(os.getpid(), signal.SIGKILL)
+            os._exit(137)
 
 
-def work(job: Job) -> Done:
-    """Do a job in a new process. Raises `AssertionError` if it ends in another way."""
-    context = _context()
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_main, args=(job, dict(os.environ), there), daemon=True)
-    process.start()
-    there.close()
-    try:
-        done = here.recv() if here.poll(_PATIENCE) else None
-    except EOFError:
-        done = None
-    if done is None or done.killed_at is not None:
-        process.kill()
-    process.join(_PATIENCE)
-    code = process.exitcode
-    here.close()
-    process.close()
-    assert isinstance(done, Done), f"the process of the worker ended with {code}"
-    return done
-
-
-def _context() -> ForkServerContext | SpawnContext:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload(_PRELOAD)
-    return forking
-
-
-def _main(job: Job, environ: Mapping[str, str], report: Connection) -> None:
-    os.environ.clear()
-    os.environ.update({**environ, **job.environ})
-    clock, progress = FakeClock(), _Progress(job, report)
-    clock.advance(job.passed)
-    with open_outbox(job.home, environ=job.environ, clock=clock) as outbox:
+def carry_out(plan: Plan, report: Callable[[Done], None]) -> None:
+    """Do this in the process that may be killed. `report` is called once, before its end."""
+    clock, progress = FakeClock(), _Progress(plan, report)
+    clock.advance(plan.passed)
+    with open_outbox(plan.home, environ=plan.environ, clock=clock) as outbox:
         worker = Worker(outbox, emit=progress.emit, dial=partial(_dial, progress))
         worker.start()
         while worker.step():
             assert worker.wait_free(_PATIENCE)
         worker.stop(timedelta(0))
-    report.send(Done(None, progress.peak))
+    report(Done(None, progress.peak))
 
 
 def _dial(progress: _Progress, outbox: Outbox, settings: DestinationSettings) -> Watched:
-    return Watched(opened(outbox, settings), progress.note)
-
-
-def _die() -> NoReturn:
-    with suppress(AttributeError):  # where there is no such signal
-        os.kill(os.getpid(), signal.SIGKILL)
-    os._exit(137)
+    transport = opened(outbox, settings)
+    if progress.plan.measures:
+        transport.check()  # loads the libraries, whose memory does not count
+    return Watched(transport, progress.note)

@@ -14,7 +14,7 @@ from hubqueue.config.credentials import Credentials, secret_variables
 from hubqueue.config.home import READ_ONLY, Home
 from hubqueue.config.names import unread
 from hubqueue.config.reader import DestinationSettings
-from hubqueue.config.registry import absent, declaration, packages
+from hubqueue.config.registry import BUILT_IN, absent, declaration, packages
 from hubqueue.domain.account import origin
 from hubqueue.domain.errors import ConfigError, HubqueueError, OutboxDamaged, SpoolAway
 from hubqueue.domain.lifecycle import State
@@ -80,7 +80,7 @@ def examine(
             if new_spool:
                 found.append(_new_spool(outbox))
             found += _asides(located)
-            found += [*_outbox(outbox), *_spool(outbox), *_plugins()]
+            found += [*_outbox(outbox), *_spool(outbox), *_plugins(), *_libraries(outbox)]
             found += [*_credentials(outbox), *_addresses(outbox), *_worker(located)]
             if online:
                 found += _destinations(outbox)
@@ -188,6 +188,14 @@ def _plugins() -> Iterator[Finding]:
             yield Finding("plugin", True, f"destinations of type {type} come with {package}")
 
 
+def _libraries(outbox: Outbox) -> Iterator[Finding]:
+    """The types of hubqueue's own that are in use, without the library that they need."""
+    for target in _in_use(outbox):
+        missing = absent(target.type)
+        if missing is not None and target.type in BUILT_IN:
+            yield Finding("destination", False, f"{target.name}: {missing.problem}", missing.hint)
+
+
 def _credentials(outbox: Outbox) -> Iterator[Finding]:
     for problem, hint in outbox.credentials.problems():
         yield Finding("credentials", False, problem, hint)
@@ -210,13 +218,17 @@ def _credentials(outbox: Outbox) -> Iterator[Finding]:
 
 
 def _concerned(outbox: Outbox) -> list[DestinationSettings]:
-    """The destinations in use: those of runs, those in the configuration file, and the default one."""
+    """The destinations in use whose type can be loaded; the others are reported before."""
+    return [each for each in _in_use(outbox) if absent(each.type) is None]
+
+
+def _in_use(outbox: Outbox) -> list[DestinationSettings]:
+    """The destinations of runs, those in the configuration file, and the default one."""
     settings, used = outbox.config, {row["label"] for row in outbox.stats.destinations() if row["runs"]}
     default = choose_all(settings, outbox.credentials, None)
     named = set(settings.destinations) - settings.implied if settings.default_named else set()
     wanted = used | named or {each.name for each in default}
-    concerned = (each for name, each in settings.destinations.items() if name in wanted)
-    return [each for each in concerned if absent(each.type) is None]  # the others are reported as plugins
+    return [each for name, each in settings.destinations.items() if name in wanted]
 
 
 def _addresses(outbox: Outbox) -> Iterator[Finding]:

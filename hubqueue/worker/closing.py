@@ -74,7 +74,7 @@ def close_run(
     was_sent = newest is not None and newest["state"] == State.DELIVERED
     if before not in over or (before is state and results is None and error is None):
         return Closed(False, before, was_sent)
-    if (missing := absent(row["type"])) is not None:
+    if (missing := absent(row["type"])) is not None and not missing.declared:
         raise missing.error
     if of_row(row["type"]).completion is not None:
         draft = _drafted(row["type"], run_id, state, results, error)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from hubqueue.config.config import did_you_mean
 from hubqueue.config.credentials import check_key
+from hubqueue.config.names import did_you_mean
 from hubqueue.config.reader import DestinationSettings
 from hubqueue.config.registry import absent
 from hubqueue.domain.account import opens, origin

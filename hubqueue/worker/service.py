@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 from hubqueue.domain.errors import OutboxUnavailable
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.reach import obstacle, served
-from hubqueue.outbox.runs import RunIds
 from hubqueue.outbox.stats import Owed
+from hubqueue.outbox.trainings import RunIds
 from hubqueue.worker.events import Emit, Fact
 from hubqueue.worker.janitor import Janitor
 from hubqueue.worker.progress import UploadProgress

@@ -1,17 +1,17 @@
-"""The built-in destinations pass the conformance tests, over their fake services."""
+"""The built-in destinations pass the conformance tests, over their fake services. `make test` runs all for the folder."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from layout_received import received_in
+from representative import only_fast
 
-from hubqueue.config.registry import is_known
 from hubqueue.destinations.base import Kind
 from hubqueue.destinations.sandbox import Sandbox
-from hubqueue.testing.conformance import Conformance, Fault, Received, SandboxService, Stage
+from hubqueue.testing.conformance import Conformance, Fault, Received, SandboxService
 
 KEY = "canary-key-of-the-conformance-tests"
 _ENDS = {"training_complete": "finished", "training_failed": "failed"}
@@ -91,49 +91,40 @@ class Folder:
             self._away.rename(self._disk)
 
     def received(self) -> Mapping[str, Received]:
-        disk = self._away if self._away.exists() else self._disk
-        return {each.parent.name: self._run(each.parent) for each in disk.glob("runs/*/run.json")}
-
-    def _run(self, run: Path) -> Received:
-        stored = sorted(run.glob("metrics/*.jsonl"), key=lambda each: each.stat().st_mtime_ns)
-        lines = [json.loads(line) for each in stored for line in each.read_text().splitlines()]
-        state = json.loads((run / "run.json").read_text())["state"]
-        return Received(
-            metrics=[
-                (f"step:{each['step']}" if "step" in each else str(each["epoch"]), each["metrics"])
-                for each in lines
-            ],
-            checkpoints=[self._checkpoint(each) for each in run.glob("checkpoints/*/manifest.json")],
-            ends=[] if state == "running" else [state],
-        )
-
-    def _checkpoint(self, manifest: Path) -> Mapping[str, bytes]:
-        files = json.loads(manifest.read_text())["files"]
-        return {
-            each["path"]: (manifest.parent / each.get("stored", each["path"])).read_bytes() for each in files
-        }
+        runs = (self._away if self._away.exists() else self._disk) / "runs"
+        files = {each: each.relative_to(runs).as_posix() for each in runs.rglob("*") if each.is_file()}
+        return received_in({name: each.read_bytes() for each, name in files.items()})
 
 
-class _Economical(Conformance):
-    """The tests of every destination; those that start processes are slow."""
-
-    @pytest.mark.slow
-    def test_a_kill_at_any_step_loses_and_repeats_nothing(self, stage: Stage) -> None:
-        super().test_a_kill_at_any_step_loses_and_repeats_nothing(stage)
-
-    @pytest.mark.slow
-    def test_memory_does_not_grow_with_a_checkpoint(self, stage: Stage) -> None:
-        super().test_memory_does_not_grow_with_a_checkpoint(stage)
-
-
-class TestHub(_Economical):
+@only_fast(
+    "test_a_whole_training_arrives_once",
+    "test_each_attempt_reports_its_start",
+    "test_a_heartbeat_arrives_or_is_dropped",
+    "test_two_runs_stay_apart",
+    "test_a_refused_entry_blocks_no_other",
+    "test_a_refused_checkpoint_blocks_no_other",
+    "test_a_stop_ends_an_attempt",
+    "test_two_workers_keep_the_pace_of_a_lane",
+    "test_a_wait_that_the_service_asks_for_is_for_all_lanes",
+    "test_no_secret_is_written_anywhere",
+)
+class TestHub(Conformance):
     @pytest.fixture
     def service(self) -> Iterator[Hub]:
         with Hub(Sandbox(keys=(KEY,))) as running:
             yield running
 
 
-class TestPlatform(_Economical):
+@only_fast(
+    "test_a_whole_training_arrives_once",
+    "test_a_later_value_of_an_epoch_counts",
+    "test_the_end_of_a_training_arrives",
+    "test_check_reports_what_the_service_does",
+    "test_a_fault_delivers_and_loses_nothing",
+    "test_a_slow_checkpoint_delays_no_metrics",
+    "test_a_broken_off_upload_continues",
+)
+class TestPlatform(Conformance):
     resumes = True
     twins = 1  # decision 0013
 
@@ -143,8 +134,7 @@ class TestPlatform(_Economical):
             yield running
 
 
-@pytest.mark.skipif(not is_known("folder"), reason="there is no destination folder yet")
-class TestFolder(_Economical):
+class TestFolder(Conformance):
     @pytest.fixture
     def service(self, tmp_path: Path) -> Folder:
         return Folder(tmp_path)

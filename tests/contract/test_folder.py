@@ -15,8 +15,9 @@ import pytest
 from layout_stage import BLOCK, Box, Training, random_bytes
 
 from hubqueue.config.reader import parse
-from hubqueue.destinations.base import Attempt, DestinationUnavailable
+from hubqueue.destinations.base import Attempt, DestinationUnavailable, quiet
 from hubqueue.destinations.folder.root import Root
+from hubqueue.destinations.folder.store import Folder
 from hubqueue.domain.errors import ConfigError
 from hubqueue.domain.outcome import Aborted, Delivered, Outcome, RetryLater
 
@@ -65,7 +66,7 @@ def test_the_path_is_the_address_and_must_be_set() -> None:
     )
     assert relative.value.problems == (
         "destinations.folder.path must be an absolute path, or one that begins with ~/",
-        "destinations.folder.url is a setting of type 'hub' or 'platform' only; this destination is of type 'folder'",
+        "destinations.folder.url is a setting of type 'hub' or 'platform' or 'http' only; this destination is of type 'folder'",
     )
 
 
@@ -114,6 +115,7 @@ def test_a_disk_that_is_away_is_waited_for_and_nothing_is_written_in_its_place(
     assert {reason(each) for each in found} == {
         f"{box.path}: the folder is not there; mount its disk, or put the folder back"
     }
+    assert str(unreadable.value) == f"{box.path}: the folder is not there"
     assert unreadable.value.hint == "mount its disk, or put the folder back"
     assert isinstance(checked, RetryLater)
     for each in batches:
@@ -128,7 +130,7 @@ def test_a_mount_point_itself_is_not_written_to(box: Box, tmp_path: Path) -> Non
 
     found = training.send(training.metrics("0"))
 
-    assert "it is another folder: it has no .hubqueue" in reason(found)
+    assert "it is another folder, without the file .hubqueue; mount its disk; to continue" in reason(found)
     assert list(box.path.iterdir()) == []
 
 
@@ -187,6 +189,42 @@ def test_a_link_in_place_of_a_file_is_not_followed(box: Box, tmp_path: Path) -> 
     assert secret.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["", "metrics", "checkpoints", "checkpoints/epoch-0000"])
+def test_nothing_is_written_or_deleted_through_a_link_to_another_folder(
+    box: Box, tmp_path: Path, name: str
+) -> None:
+    training = started(box)
+    other, link = tmp_path / "other", box.path / RUN / name
+    (other / "epoch-0007").mkdir(parents=True)
+    (other / "epoch-0007" / "mine").write_bytes(b"mine")
+    (box.path / RUN / "uploading-last.json").write_text('{"checkpoint": "epoch-0007", "key": "of another"}')
+    if link.exists():
+        link.rename(tmp_path / "moved")
+        shutil.copytree(tmp_path / "moved", other, dirs_exist_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(other)
+    before = sorted(other.rglob("*"))
+
+    found = [training.send(training.metrics("0")), training.send(training.checkpoint(b"x", epoch=0))]
+
+    refused = [each for each in found if isinstance(each, RetryLater)]
+    assert refused
+    assert all("a symbolic link is in place of" in reason(each) for each in refused)
+    assert sorted(other.rglob("*")) == before
+
+
+def test_a_reader_follows_links_to_folders(box: Box, tmp_path: Path) -> None:
+    training = started(box)
+    training.sent(training.checkpoint(b"x", epoch=0))
+    (box.path / RUN).rename(tmp_path / "archive")
+    (box.path / RUN).symlink_to(tmp_path / "archive")
+
+    reader = box.reader()
+    (checkpoint,) = reader.checkpoints(RUN)
+
+    assert b"".join(reader.blocks(checkpoint, checkpoint.files[0])) == b"x"
+
+
 def test_the_umask_decides_who_may_read(box: Box) -> None:
     before = os.umask(0o027)
     try:
@@ -218,18 +256,22 @@ def test_an_upload_continues_from_the_bytes_that_are_there(box: Box) -> None:
     assert (folder / "checkpoint.pt").stat().st_ino == before.st_ino
 
 
-@pytest.mark.parametrize("there", [b"", b"wrong", random_bytes(BLOCK, 9), random_bytes(9 * BLOCK)])
+CONTENT = random_bytes(4 * BLOCK + 3, 1)
+
+
+@pytest.mark.parametrize(
+    "there", [b"", b"wrong", random_bytes(BLOCK, 9), random_bytes(9 * BLOCK), CONTENT[BLOCK:] + b"and more"]
+)
 def test_wrong_bytes_that_are_there_are_replaced(box: Box, there: bytes) -> None:
     training = started(box)
-    content = random_bytes(4 * BLOCK + 3, 1)
-    batch = training.checkpoint(content, epoch=1)
+    batch = training.checkpoint(CONTENT, epoch=1)
     assert isinstance(training.send(batch, stopped_before(training, 1)), Aborted)
     folder = box.path / RUN / "checkpoints" / "epoch-0001"
-    (folder / ".checkpoint.pt.part").write_bytes(content[:BLOCK] + there)
+    (folder / ".checkpoint.pt.part").write_bytes(CONTENT[:BLOCK] + there)
 
     training.sent(batch)
 
-    assert (folder / "checkpoint.pt").read_bytes() == content
+    assert (folder / "checkpoint.pt").read_bytes() == CONTENT
     assert sorted(each.name for each in folder.iterdir()) == ["checkpoint.pt", "manifest.json"]
 
 
@@ -350,17 +392,16 @@ def test_a_disk_that_is_unmounted_in_the_middle_is_not_written_to_below_its_moun
     home.mkdir(mode=0o700)
     box = Box(small_disk, home=home)
     training = started(box)
-    batch = training.checkpoint({"a": b"1", "b/c": b"2"}, epoch=1)
 
-    def unmount(_start: int) -> None:
-        subprocess.run(["umount", "-l", str(small_disk)], check=False, capture_output=True)
-
-    training.on_block = unmount
-    training.send(batch)
+    with Folder(box.settings).sending(training.run.remembered, quiet()) as objects:
+        subprocess.run(["umount", "-l", str(small_disk)], check=True)
+        objects.create("another-run/run.json", b"{}")
+        made = objects.read("another-run/run.json")
     below = list(small_disk.iterdir())
     found = training.send(training.metrics("0"))
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(small_disk)], check=True)  # for the fixture
 
+    assert made == b"{}"  # on the disk, which is still held open
     assert below == []
     assert "it is another folder" in reason(found)
 
@@ -374,7 +415,8 @@ def test_a_disk_that_is_unmounted_in_the_middle_is_not_written_to_below_its_moun
         (errno.EINVAL, "a name has characters that this file system refuses"),
         (errno.ENAMETOOLONG, "a name is too long"),
         (errno.EDQUOT, "the quota of this user is used up"),
-        (errno.ELOOP, "Too many levels of symbolic links; check the folder and its disk"),
+        (errno.ELOOP, "a symbolic link is in place of a file or a folder; move that link away"),
+        (errno.EMFILE, "Too many open files; check the folder and its disk"),
     ],
 )
 def test_no_error_of_a_disk_is_an_entrys_fault(number: int, says: str, tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from http_stage import KEY, TOKEN, Server, Stage, staged
+from http_stage import KEY, TOKEN, Server, Stage, http_environ, staged
 from peer import Peer, answer
 from protocol import Exchange, operation_of, operations
 from stage import hubqueue, totals
 
+import hubqueue as package
 from hubqueue.config.registry import declaration
 from hubqueue.destinations.base import DestinationUnavailable, NotThere, Reader
-from hubqueue.domain.entry import Draft, Kind
 from hubqueue.testing import FakeClock
 
 SIZE = 5_000_000
@@ -143,14 +143,27 @@ def test_a_folder_arrives_whole_whatever_its_files_are_called(at: Stage, server:
     reader.close()
 
 
-def test_steps_are_sent_as_steps(at: Stage, server: Server) -> None:
-    draft = Draft(Kind.METRICS, "step:120", 120, '{"loss": 1.0, "epoch": 2}')
-    at.outbox.entries.enqueue(at.run_id, draft)
-    at.drain()
+def test_a_training_that_counts_steps_and_has_a_name(
+    server: Server, tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with staged(server.url, tmp_path, clock) as at:
+        for name, value in http_environ(at.folder / "home", server.url).items():
+            monkeypatch.setenv(name, value)
+        for name, content in ODD.items():
+            (tmp_path / "saved" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "saved" / name).write_bytes(content)
+        with package.start_run("resnet50.pt", name="first try", worker="none", strict=True) as run:
+            run.log_metrics({"loss": 1.0}, epoch=2, step=120)
+            run.save_checkpoint(tmp_path / "saved", step=120)
+        at.drain()
 
+    assert json.loads((run_of(server) / "run.json").read_bytes())["name"] == "first try"
     assert jsons(server, "metrics") == [
         {"metrics": [{"epoch": 2, "step": 120, "values": {"loss": 1.0, "epoch": 2}}]}
     ]
+    (manifest,) = jsons(server, "manifest")
+    assert (manifest["name"], manifest["step"], "epoch" in manifest) == ("step-00000120", 120, False)
+    assert stored(server) == ODD
 
 
 def test_a_person_can_cancel_the_training(at: Stage, server: Server) -> None:
@@ -256,7 +269,8 @@ def test_another_checkpoint_of_an_epoch_leaves_the_first_one_alone(at: Stage, se
     (before,) = reader.checkpoints(at.run_id)
     assert b"".join(reader.blocks(before, before.files[0])) == b"first"
     at.drain()
-    (after,) = reader.checkpoints(at.run_id)
+    first, after = reader.checkpoints(at.run_id)
+    assert (first.files, after.name, after.is_latest) == (before.files, "epoch-0007.2", True)
     assert b"".join(reader.blocks(after, after.files[0])) == b"second"
     assert reader.hashed(before, before.files[0]) == before.files[0]
     reader.close()
@@ -297,8 +311,8 @@ def test_what_a_refusal_does(
     at.log(0)
     at.step()
 
-    (said,) = [each for each in at.reasons() if not each.startswith("delivered")]
-    assert said.startswith(outcome), said
+    (reason,) = [each for each in at.reasons() if not each.startswith("delivered")]
+    assert reason.startswith(outcome), reason
     at.drain() if status not in (413, 422) else None
 
 
@@ -377,7 +391,11 @@ def test_the_marks_of_checkpoints_are_those_of_the_newest(at: Stage, server: Ser
     found = reader.checkpoints(at.run_id)
 
     assert [each.epoch for each in found] == [1, 2, 3]
-    assert [each.is_latest for each in found] == [False, True, False]
+    assert [each.is_latest for each in found] == [
+        False,
+        False,
+        True,
+    ]  # a training does not resume from a final one
     assert [each.is_final for each in found] == [False, True, False]
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from http_stage import KEY, TOKEN, Server
 from protocol import Exchange
+from representative import only_fast
 
 from hubqueue.destinations.base import Kind
-from hubqueue.testing.conformance import Conformance, Fault, Received
-from hubqueue.testing.conformance.service import BAD_MARK, WAIT
+from hubqueue.testing.conformance import BAD_MARK, WAIT, Conformance, Fault, Received
 
 _KINDS = {
     "runs": Kind.REGISTRATION,
@@ -108,7 +108,7 @@ class Example:
         )
 
     async def _instead(self, made: Exchange, scope: Any, receive: Any, send: Any) -> bool:
-        """Respond as the first rule says that is for a request; False if there is none."""
+        """Respond by the first rule that applies to a request; False if there are no rules."""
         if not self._rules:
             return False
         parts = [each for each in scope["path"].split("/") if each]
@@ -160,7 +160,17 @@ class Example:
         return status, headers, content
 
 
-@pytest.mark.slow
+@only_fast(
+    "test_a_whole_training_arrives_once",
+    "test_a_step_is_the_key",
+    "test_a_folder_is_there_only_when_all_its_files_are",
+    "test_a_refused_entry_blocks_no_other",
+    "test_a_stop_ends_an_attempt",
+    "test_a_broken_off_upload_continues",
+    "test_what_was_sent_is_read_back_byte_for_byte",
+    "test_what_is_not_there_is_reported_so",
+    "test_a_service_that_cannot_be_read_is_reported_so",
+)
 class TestHttp(Conformance):
     @pytest.fixture
     def service(self, tmp_path: Path) -> Iterator[Example]:

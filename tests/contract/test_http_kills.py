@@ -1,4 +1,4 @@
-"""Uploads to the example server, started as its first lines say, with kill -9 in the middle: another worker continues."""
+"""Uploads to the example server, started by its documented command, with kill -9 in the middle: another worker continues."""
 
 from __future__ import annotations
 

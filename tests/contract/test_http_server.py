@@ -1,4 +1,4 @@
-"""The example server by itself: what it refuses, whoever asks; and how short it is."""
+"""The example server alone: what it refuses, and how short it is."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ask(
     signed: Mapping[str, str] | None = None,
     **replaced: str | None,
 ) -> tuple[int, bytes]:
-    """The status and the body of the response. `signed` is what the signature covers in place of what is sent."""
+    """The status and the body of the response. `signed` is what the signature covers instead of what is sent."""
     headers: dict[str, str | None] = {
         "Authorization": f"Bearer {TOKEN}",
         "Content-Digest": digest_field(hashlib.sha256(body).digest()),

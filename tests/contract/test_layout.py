@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from layout_stage import BLOCK, Box, Training, random_bytes
 
-from hubqueue.destinations.base import Attempt, NotThere, RunState
-from hubqueue.destinations.layout.names import Position, run_name, safe, stored_paths
+from hubqueue.destinations.base import Attempt, NotThere, Position, RunState
+from hubqueue.destinations.layout.names import checkpoint_name, run_name, safe, stored_paths
 from hubqueue.destinations.layout.retention import Keeping
 from hubqueue.domain.outcome import Aborted, Blocked, Delivered, Rejected, RetryLater
 
@@ -233,6 +234,31 @@ def test_the_same_bytes_of_another_kind_are_stored_once(box: Box, training: Trai
     assert (found.is_latest, found.is_best, found.is_final, found.map) == (True, True, False, 0.5)
 
 
+@pytest.mark.parametrize("left", [None, b"sa", b"SAME"])
+@pytest.mark.parametrize("kind", ["last", "best"])
+def test_a_file_that_was_lost_or_damaged_is_stored_again_when_its_checkpoint_is_saved_again(
+    box: Box, training: Training, left: bytes | None, kind: str
+) -> None:
+    training.sent(training.checkpoint({"a": b"same", "b": b"other"}, epoch=12))
+    file = box.path / RUN / "checkpoints" / "epoch-0012" / "a"
+    file.unlink() if left is None else file.write_bytes(left)
+
+    training.sent(training.checkpoint({"a": b"same", "b": b"other"}, epoch=12, kind=kind))
+
+    assert file.read_bytes() == b"same"
+    assert [each.name for each in file.parent.parent.iterdir()] == ["epoch-0012"]
+
+
+def test_a_repeat_finds_that_a_file_of_its_whole_checkpoint_is_gone(box: Box, training: Training) -> None:
+    batch = training.sent(training.checkpoint({"a": b"A", "b": b"B"}, epoch=12))
+    before = box.tree
+    (box.path / RUN / "checkpoints" / "epoch-0012" / "b").unlink()
+
+    training.sent(batch)
+
+    assert box.tree == before
+
+
 def test_other_bytes_of_the_same_epoch_get_a_folder_of_their_own(box: Box, training: Training) -> None:
     training.sent(training.checkpoint(b"one", epoch=12))
     training.sent(training.checkpoint(b"two", epoch=12))
@@ -287,6 +313,31 @@ def test_the_newest_is_found_without_what_names_it(box: Box, training: Training)
     (box.path / RUN / "latest.json").unlink()
 
     assert [each.name for each in box.reader().checkpoints(RUN) if each.is_latest] == ["epoch-0002"]
+
+
+def test_a_kill_before_the_newest_is_named_again_does_not_hide_it(box: Box, training: Training) -> None:
+    training.sent(training.checkpoint(b"1", epoch=1))
+    named = (box.path / RUN / "latest.json").read_bytes()
+    training.sent(training.checkpoint(b"2", epoch=2))
+    (box.path / RUN / "latest.json").write_bytes(named)
+
+    assert [each.name for each in box.reader().checkpoints(RUN) if each.is_latest] == ["epoch-0002"]
+
+
+def test_a_damaged_manifest_does_not_make_an_older_checkpoint_the_latest(
+    box: Box, training: Training
+) -> None:
+    for epoch in (1, 2):
+        training.sent(training.checkpoint(bytes([epoch]), epoch=epoch))
+    (box.path / RUN / "checkpoints" / "epoch-0002" / "manifest.json").write_bytes(bytes(300))
+
+    found = box.reader().checkpoints(RUN)
+
+    assert [(each.name, each.epoch, len(each.files)) for each in found] == [
+        ("epoch-0001", 1, 1),
+        ("epoch-0002", 2, 0),
+    ]
+    assert [each.name for each in found if each.is_latest] == ["epoch-0002"]
 
 
 def test_a_checkpoint_that_was_superseded_before_it_was_whole_is_deleted(
@@ -441,20 +492,11 @@ def test_a_long_name_is_cut_by_its_bytes_and_stays_unique() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "model", "usual"),
-    [
-        ("", "runs/yolov8n.pt", "yolov8n-x1"),
-        ("", "org/bert-base", "bert-base-x1"),
-        ("", "resnet-v1.5", "resnet-v1.5-x1"),
-        ("", "", "run-x1"),
-        ("my run", "m", "my run"),
-        ("a/b", "m", "a_b"),
-        ("..", "m", "_"),
-        (".hubqueue", "m", "_hubqueue"),
-    ],
+    ("name", "usual"),
+    [("my run", "my run"), ("a:b", "a_b"), ("con", "_con"), (".hubqueue", "_hubqueue"), ("..", "_")],
 )
-def test_the_name_of_a_run(name: str, model: str, usual: str) -> None:
-    assert run_name(name, model, "x1") == (usual, f"{usual}-x1")
+def test_the_name_of_a_run(name: str, usual: str) -> None:
+    assert run_name(name, "x1") == (usual, f"{usual}-x1")
 
 
 def test_paths_that_differ_by_case_or_meet_the_manifest_get_other_names() -> None:
@@ -517,8 +559,8 @@ def test_the_reader_finds_what_was_sent(box: Box, training: Training) -> None:
     )
     assert bodies == content
     assert rest == content["CON"][BLOCK:]
-    assert hashed == list(found.files)
-    assert altered is not None and altered != found.files[0]
+    assert hashed == [replace(each, sha256=None) for each in found.files]  # a folder keeps no hash of its own
+    assert altered is not None and altered.size == 1
     assert reader.hashed(found, found.files[0]) is None
     with pytest.raises(NotThere):
         next(iter(reader.blocks(found, found.files[0])))
@@ -535,12 +577,10 @@ def test_a_manifest_that_leads_out_of_its_folder_is_not_read(box: Box, training:
     for path in ("../../run.json", "/etc/passwd", "a/../../b", ""):
         for key in ("path", "stored"):
             manifest.write_text(json.dumps(written | {"files": [written["files"][0] | {key: path}]}))
-            assert box.reader().checkpoints(RUN) == (), path
+            assert [each.files for each in box.reader().checkpoints(RUN)] == [()], path
 
 
 def test_a_position_names_its_folder() -> None:
-    from hubqueue.destinations.layout.names import checkpoint_name
-
     assert checkpoint_name(Position(12, None), 1) == "epoch-0012"
     assert checkpoint_name(Position(12, 120), 3) == "step-00000120.3"
 

@@ -18,12 +18,12 @@ from plugin_stage import (
     Collector,
     break_package,
     configure,
-    forget_types,
     in_this_process,
     install,
     plugin_environ,
     plugin_hubqueue,
     plugin_python,
+    uninstall,
 )
 from stage import environ_of, hubqueue, totals
 
@@ -344,7 +344,7 @@ def test_a_type_that_is_not_installed_is_an_error_with_a_hint(home: Path) -> Non
 
 
 def test_the_rows_of_a_removed_type_stop_nothing(
-    home: Path, installed: Path, collector: Collector, hub: Sandbox, monkeypatch: pytest.MonkeyPatch
+    home: Path, installed: Path, collector: Collector, hub: Sandbox
 ) -> None:
     configure(home, collector.url)
     with open_outbox(home, environ={}) as outbox:
@@ -354,8 +354,7 @@ def test_the_rows_of_a_removed_type_stop_nothing(
     )
     gone.log_metrics({"loss": 1.0}, epoch=0)
     (home / "config.toml").unlink()
-    monkeypatch.undo()
-    forget_types()
+    uninstall(installed)
     assert not registry.is_known("collector")
 
     with open_outbox(home, environ={"ULTRALYTICS_HUB_API": hub.url, "HUB_API_KEY": "key-of-hub"}) as outbox:
@@ -372,7 +371,7 @@ def test_the_rows_of_a_removed_type_stop_nothing(
 
 
 def test_salvage_recovers_the_runs_of_a_removed_type(
-    home: Path, installed: Path, collector: Collector, monkeypatch: pytest.MonkeyPatch
+    home: Path, installed: Path, collector: Collector
 ) -> None:
     configure(home, collector.url)
     with open_outbox(home, environ={}) as outbox:
@@ -381,8 +380,7 @@ def test_salvage_recovers_the_runs_of_a_removed_type(
     run.log_metrics({"loss": 1.0}, epoch=0)
     run.finish(timeout=0)
     (home / "config.toml").unlink()
-    monkeypatch.undo()
-    forget_types()
+    uninstall(installed)
     with closing(sqlite3.connect(home / "outbox.db")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     set_aside(home / "outbox.db")

@@ -117,6 +117,7 @@ def test_the_status_loads_what_it_shows_and_no_more(environ: dict[str, str]) -> 
         "urllib3",
         "apscheduler",
         "tqdm",
+        "hubqueue.retrieval",
         "alembic",
         "sqlalchemy.orm",
         "sqlalchemy.ext.asyncio",

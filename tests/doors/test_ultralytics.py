@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stage import environ_of, hubqueue, totals, wait_until
-from trainer import V82, V83, V84, Habits, Trainer
+from trainer import V82, V83, V84, Trainer, Yolo
 
 from hubqueue.domain.errors import ConfigError
 from hubqueue.integrations.ultralytics.attachment import Attachment, attach
@@ -19,20 +18,6 @@ from hubqueue.sandbox import Sandbox
 pytestmark = pytest.mark.usefixtures("migrated_home")
 
 HABITS = {"8.2": V82, "8.3": V83, "8.4": V84}
-
-
-class Yolo:
-    """A replacement for `YOLO(...)` with what `attach` needs: callbacks that each training uses, and `train`."""
-
-    def __init__(self, folder: Path, habits: Habits = V84, trainer: type[Trainer] = Trainer) -> None:
-        self.callbacks: dict[str, list[Callable[[Any], None]]] = {}
-        self.folder, self.habits, self.kind = folder, habits, trainer
-        self.trainer: Trainer | None = None
-
-    def train(self, **options: Any) -> Trainer:
-        self.trainer = self.kind(self.folder, habits=self.habits, callbacks=self.callbacks, **options)
-        self.trainer.train()
-        return self.trainer
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ def _calls() -> st.SearchStrategy[Call]:
 _DEEDS = st.sampled_from(["send", "lost response", "lost request", "restart"])
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     lives=st.lists(st.tuples(_calls(), st.lists(_DEEDS, max_size=2)), min_size=2, max_size=8),
     takes_steps=st.booleans(),

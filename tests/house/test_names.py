@@ -72,9 +72,13 @@ def test_the_public_names_are_what_they_were() -> None:
         "Leftover",
         "Outbox",
         "Run",
+        "RunDestination",
+        "Verification",
         "__version__",
         "open_outbox",
+        "pull",
         "start_run",
+        "verify",
     }
     for name in hubqueue.__all__:
         assert getattr(hubqueue, name) is not None

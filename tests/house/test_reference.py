@@ -34,7 +34,7 @@ def test_every_setting_is_in_the_example_and_in_the_manual() -> None:
     for each in built_in():
         for path, _ in places(each.settings, ("destinations", "<name>")):
             assert f"`{variable(*path)}`" in manual
-            assert any(f"\n{start}{path[-1]} = " in example for start in ("", "# ", "#"))
+            assert any(f"\n{start}{path[-1]} = " in example for start in ("", "# ", "#", "## "))
 
 
 def test_what_the_example_shows_commented_out_can_be_used() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from layout_stage import BLOCK, Box, random_bytes
+from stage import environ_of, hubqueue, python, wait_until
 
 from hubqueue.destinations.layout.retention import Keeping
 
@@ -39,11 +41,13 @@ def killed_at(step: int, act: Callable[[], object], *, after: bool) -> bool:
     """Run `act` in a process that is killed before (or after) its change with this number; False if it had ended before."""
     child = os.fork()
     if child == 0:
+        code = 1
         try:
             _count(step, after=after)
             act()
+            code = 0
         finally:
-            os._exit(0)
+            os._exit(code)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
     return os.WIFSIGNALED(status)
@@ -58,10 +62,12 @@ def _count(step: int, *, after: bool) -> None:
             seen += 1
             if seen == step and not after:
                 os.kill(os.getpid(), signal.SIGKILL)
-            found = real(*given, **named)
-            if seen == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return found
+            is_last = seen == step
+            try:
+                return real(*given, **named)
+            finally:
+                if is_last:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         return call
 
@@ -73,17 +79,14 @@ def assert_whole(box: Box, golden: dict[str, bytes]) -> None:
     """Every object under its name is whole, and so is every checkpoint with a manifest."""
     tree = box.tree
     for name, content in tree.items():
-        if "/metrics/" in name or "/checkpoints/" in name:
-            assert name.endswith(".part") or content == golden[name], name
-        elif name.endswith(".json") and not name.endswith(".part"):
-            json.loads(content)
-    for name in tree:
         folder, _, last = name.rpartition("/")
-        if last == "manifest.json":
-            for each in json.loads(tree[name])["files"]:
-                assert (
-                    tree[f"{folder}/{each.get('stored', each['path'])}"] == golden[f"{folder}/{each['path']}"]
-                )
+        if "/metrics/" in name:
+            assert last == ".hubqueue.part" or content == golden[name]
+        elif last.endswith(".json"):
+            record = json.loads(content)
+            for each in record.get("files", ()):
+                stored = tree[f"{folder}/{each['path']}"]
+                assert (len(stored), hashlib.sha256(stored).hexdigest()) == (each["size"], each["sha256"])
     for name in ("latest", "best", "final"):
         text = next((content for path, content in tree.items() if path.endswith(f"/{name}.json")), None)
         if text is not None:
@@ -108,10 +111,56 @@ def kill_everywhere(tmp_path: Path, stride: int, *, keeping: Keeping) -> int:
 
 
 def test_a_kill_at_any_step_leaves_checkpoints_whole_and_a_repeat_the_same_bytes(tmp_path: Path) -> None:
-    assert kill_everywhere(tmp_path, 7, keeping=Keeping()) > 100
+    assert kill_everywhere(tmp_path, 17, keeping=Keeping()) > 100
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("keeping", [Keeping(), Keeping(last=1, best=1)])
 def test_a_kill_at_every_single_step(tmp_path: Path, keeping: Keeping) -> None:
     assert kill_everywhere(tmp_path, 1, keeping=keeping) > 100
+
+
+SAVE = """
+import hubqueue, sys
+run = hubqueue.start_run("yolov8n.pt", destination="box", worker="none")
+for epoch in range(2):
+    run.log_metrics({"loss": 1.0}, epoch=epoch)
+run.save_checkpoint(sys.argv[1], epoch=1)
+run.finish(timeout=0)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_the_middle_of_an_upload_is_continued(home: Path, tmp_path: Path) -> None:
+    environ = environ_of(
+        home,
+        HUBQUEUE_DESTINATIONS__BOX__TYPE="folder",
+        HUBQUEUE_DESTINATIONS__BOX__PATH=str(tmp_path / "box"),
+        HUBQUEUE_DESTINATIONS__BOX__RATE_LIMITS__CKPT="0",
+        HUBQUEUE_RETRY__CAP="0.1",
+        HUBQUEUE_RETRY__BASE="0.1",
+    )
+    content = random_bytes(160 * BLOCK)
+    (tmp_path / "last.pt").write_bytes(content)
+    saved, _ = python(SAVE, environ, str(tmp_path / "last.pt")).communicate(timeout=90)
+    parts = tmp_path / "box"
+    sizes = []
+
+    for at_least in range(10, 100, 30):
+        worker = python("from hubqueue.cli import main; main(['drain'])", environ)
+
+        def written() -> int:
+            return sum(each.stat().st_size for each in parts.rglob(".checkpoint.pt.part"))
+
+        wait_until(lambda worker=worker, most=at_least * BLOCK: written() > most or worker.poll() is not None)
+        worker.kill()
+        worker.wait()
+        sizes.append(written())
+    drained = hubqueue(environ, "drain", "--timeout", "120")
+
+    assert drained.returncode == 0, saved + drained.stderr
+    (found,) = parts.rglob("checkpoint.pt")
+    assert found.read_bytes() == content
+    assert sizes[0] > 0 and sizes == sorted(sizes)
+    assert not list(parts.rglob("*.part")) and not list(parts.rglob("uploading-*"))
+    assert len(list(parts.rglob("manifest.json"))) == 1

@@ -121,7 +121,7 @@ def test_a_full_spool_does_not_disturb_the_training(
     (tmp_path / "last.pt").write_bytes(b"x" * 1000)
     outbox = run.outbox
     assert outbox is not None
-    object.__setattr__(outbox.spool._settings, "max_bytes", 10)
+    object.__setattr__(outbox.config.spool, "max_bytes", 10)
 
     assert run.save_checkpoint(tmp_path / "last.pt", epoch=0) is None
     assert run.log_metrics({"loss": 1.0}, epoch=0) is not None

@@ -249,6 +249,18 @@ def test_the_only_destination_is_the_default_one() -> None:
     assert set(config.destinations) == {"lab"}
 
 
+def test_a_run_may_have_several_default_destinations() -> None:
+    tables = "[destinations.a]\n[destinations.b]"
+
+    in_file = read(f'default_destination = ["b", "a"]\n{tables}')
+    in_variable = read(tables, HUBQUEUE_DEFAULT_DESTINATION="b, a")
+    one = read(f'default_destination = ["b"]\n{tables}')
+
+    assert in_file.defaults == in_variable.defaults == ("b", "a")
+    assert in_file.destination().name == "b"
+    assert (one.default_destination, one.defaults) == ("b", ("b",))
+
+
 def test_several_destinations_without_hub_need_a_default() -> None:
     assert problems_of("[destinations.a]\n[destinations.b]") == (
         "default_destination must name one of several destinations",

@@ -127,7 +127,7 @@ def test_the_hint_names_only_the_source_of_the_problem(
         ),
         (
             "destinations.hub.type = 'platfrom'",
-            f"destinations.hub.type must be {' or '.join(map(repr, BUILT_IN))}",
+            f"destinations.hub.type must be {' or '.join(map(repr, BUILT_IN))}; did you mean 'platform'?",
         ),
         (
             "destinations.hub.insecure = 1",
@@ -144,6 +144,14 @@ def test_the_hint_names_only_the_source_of_the_problem(
             "default_destination = 'hbu'",
             "default_destination is no destination that the configuration has; did you mean 'hub'?",
         ),
+        (
+            "default_destination = ['hub', 'patform']",
+            "default_destination names a destination that the configuration does not have; did you mean 'platform'?",
+        ),
+        ("default_destination = ['hub', 'hub']", "default_destination must not name a destination twice"),
+        ("default_destination = []", "default_destination must be a name, or an array of names"),
+        ("default_destination = ['hub', 3]", "default_destination must be a name, or an array of names"),
+        ("default_destination = 3", "default_destination must be a string, not a whole number"),
     ],
 )
 def test_an_invalid_value_is_reported_with_what_is_expected(text: str, problem: str) -> None:

@@ -85,20 +85,20 @@ def test_the_type_is_known_before_the_keys_are_judged() -> None:
 @pytest.mark.usefixtures("_bucket")
 def test_a_key_of_another_type_is_refused_with_that_type() -> None:
     assert problems_of("destinations.hub.region = 'us-east-1'") == (
-        "destinations.hub.region is a setting of type 'bucket' only; this destination is of type 'hub'",
+        "destinations.hub.region is a setting of type 's3' or 'bucket' only; this destination is of type 'hub'",
     )
     assert problems_of(HUBQUEUE_DESTINATIONS__HUB__REGION="us-east-1") == (
-        "HUBQUEUE_DESTINATIONS__HUB__REGION is a setting of type 'bucket' only; this destination is of type 'hub'",
+        "HUBQUEUE_DESTINATIONS__HUB__REGION is a setting of type 's3' or 'bucket' only; this destination is of type 'hub'",
     )
     assert problems_of(LAB + "region = 'us-east-1'", HUBQUEUE_DESTINATIONS__LAB__TYPE="platform") == (
-        "destinations.lab.region is a setting of type 'bucket' only; this destination is of type 'platform'",
+        "destinations.lab.region is a setting of type 's3' or 'bucket' only; this destination is of type 'platform'",
     )
 
 
 @pytest.mark.usefixtures("_bucket")
 def test_an_unknown_type_is_the_only_problem_of_a_destination() -> None:
     assert problems_of("[destinations.lab]\ntype = 'buckte'\nregion = 'us-east-1'\nulr = 'x'") == (
-        f"destinations.lab.type must be {' or '.join(map(repr, (*BUILT_IN, 'bucket')))}",
+        f"destinations.lab.type must be {' or '.join(map(repr, (*BUILT_IN, 'bucket')))}; did you mean 'bucket'?",
         "unknown key destinations.lab.ulr; did you mean 'url'?",
     )
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from protocol import document
 
-from hubqueue.destinations.http.server import clock_difference
 from hubqueue.destinations.http.signature import EMPTY, digest_field, sha256_of, signature
 from hubqueue.destinations.http.upload import body_from, hash_from
 from hubqueue.destinations.wire.body import BodyChanged
+from hubqueue.destinations.wire.waits import clock_difference, http_date
 from hubqueue.domain.entry import Snapshot
 from hubqueue.domain.snapshots.manifest import SnapshotFile
 
@@ -119,7 +119,13 @@ def test_a_worker_that_stops_reads_nothing_more() -> None:
 def test_a_clock_difference_is_described() -> None:
     now = datetime(2026, 11, 30, 12, tzinfo=UTC)
 
-    assert clock_difference("Mon, 30 Nov 2026 09:56:56 GMT", now) == "is 2:03:04 ahead of that of the server"
-    assert clock_difference("Mon, 30 Nov 2026 12:10:00 GMT", now) == "is 0:10:00 behind that of the server"
-    for unknown in ("", "yesterday", "Mon, 30 Nov 2026 12:10:00 -0000"):
-        assert clock_difference(unknown, now) == "differs too much from that of the server"
+    assert (
+        clock_difference(http_date("Mon, 30 Nov 2026 09:56:56 GMT"), now)
+        == "is 2:03:04 ahead of that of the server"
+    )
+    assert (
+        clock_difference(http_date("Mon, 30 Nov 2026 12:10:00 GMT"), now)
+        == "is 0:10:00 behind that of the server"
+    )
+    for unknown in ("", "yesterday"):
+        assert clock_difference(http_date(unknown), now) == "differs too much from that of the server"

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
+CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.ENOTTY)
+"""How a file system says that it cannot sync the names in a folder (some of FUSE, SMB, exFAT)."""
+CANNOT_LINK = (
+    *(errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL),
+    *(errno.EMLINK, errno.EXDEV),
+)
+"""How it says that it has no hard links, no further one of this file, or none to another disk."""
 _MOUNTS = Path("/proc/self/mountinfo")
 _NETWORK = frozenset(
     [

@@ -58,16 +58,17 @@ def _destination(type: str, *, like: str | None) -> Iterator[str]:
     declared = declaration(type)
     known = {} if like is None else settings_of(declaration(like).settings)
     own = settings_of(declared.settings)
-    heading, has_fewer = f"[destinations.{type}]", bool(known.keys() - own.keys())
-    different = (
-        f"only these keys for type {type}"
-        if has_fewer
-        else f"the same keys, with these differences for type {type}"
-    )
-    yield heading if like is None else _commented(heading, different)
+    heading, lacking = f"[destinations.{type}]", [each for each in known if each not in own]
     shown = [
         each for each in own.values() if each.key not in known or each.default != known[each.key].default
     ]
+    different = f"the same keys, with these differences for type {type}"
+    if lacking:
+        is_all = len(shown) == len(own)
+        different = (
+            f"only these keys for type {type}" if is_all else f"{different}, without {', '.join(lacking)}"
+        )
+    yield heading if like is None else _commented(heading, different)
     for each in shown:
         source = declared.address_variables.get(each.key)
         replaced = f"{source} applies if this is not set" if source else ""

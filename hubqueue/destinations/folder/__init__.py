@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hubqueue.config.declaration import Blocks, Destination, Key, Reader, Transport
+from hubqueue.config.declaration import Destination, Key, Reader, SeekableBlocks, Transport
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.destinations.folder.settings import FolderSettings
 from hubqueue.destinations.layout.drafts import completion, identify, registration
@@ -14,19 +14,19 @@ from hubqueue.domain.entry import Kind, Snapshot
 def _open(
     settings: DestinationSettings,
     keys: Callable[[], tuple[Key, ...]],
-    open_body: Callable[[Snapshot], Blocks],
+    open_body: Callable[[Snapshot], SeekableBlocks],
 ) -> Transport:
-    from hubqueue.destinations.folder.store import FolderStore
+    from hubqueue.destinations.folder.store import Folder
     from hubqueue.destinations.layout.transport import LayoutTransport
 
-    return LayoutTransport(FolderStore(settings), open_body)
+    return LayoutTransport(Folder(settings), open_body)
 
 
 def _read(settings: DestinationSettings, keys: Callable[[], tuple[Key, ...]]) -> Reader:
-    from hubqueue.destinations.folder.store import FolderStore
+    from hubqueue.destinations.folder.store import Folder
     from hubqueue.destinations.layout.reader import LayoutReader
 
-    return LayoutReader(FolderStore(settings))
+    return LayoutReader(Folder(settings))
 
 
 DESTINATION = Destination(

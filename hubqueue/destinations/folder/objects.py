@@ -8,7 +8,6 @@ kill leaves is replaced by the next small file of the folder.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import stat
@@ -24,6 +23,8 @@ _BLOCK = 1024 * 1024
 # In bytes: a large file is synced each time, so that a stop or a power cut costs little and the disk keeps up.
 _SYNC_EVERY = 64 * _BLOCK
 _PART = re.compile(r"\..*\.part", re.DOTALL)
+# How often an unfinished file may be replaced by another process while it is opened.
+_TRIES = 10
 _BUSY = (errno.EAGAIN, errno.EACCES)
 
 
@@ -60,7 +61,8 @@ class FolderObjects:
             except (FileNotFoundError, NotADirectoryError):
                 return None
             with os.fdopen(descriptor, "rb") as file:
-                return file.read(LARGEST)
+                # Python allocates all that it is asked for before it reads.
+                return file.read(min(os.fstat(descriptor).st_size, LARGEST))
 
     def upload(self, name: str, source: Source, attempt: Attempt, progress: str | None) -> None:
         part, folder = _part(name), name.rpartition("/")[0]
@@ -83,13 +85,7 @@ class FolderObjects:
             found = self._root.status(name)
         if found is None or not stat.S_ISREG(found.st_mode):
             return None
-        if not hashed:
-            return Stored(name, found.st_size)
-        hashing, size = hashlib.sha256(), 0
-        for block in self.blocks(name):
-            hashing.update(block)
-            size += len(block)
-        return Stored(name, size, hashing.hexdigest())
+        return Stored(name, found.st_size)
 
     def below(self, folder: str) -> Iterator[Stored]:
         with explained(self._root.path):
@@ -159,7 +155,7 @@ class FolderObjects:
 
     def _open_part(self, part: str) -> int:
         """Open an unfinished file, locked: a worker that was suspended may be writing it still."""
-        while True:
+        for _ in range(_TRIES):
             descriptor = self._root.open(part, os.O_RDWR | os.O_CREAT)
             try:
                 self._lock(descriptor)
@@ -174,6 +170,7 @@ class FolderObjects:
                 os.close(descriptor)
                 raise
             os.close(descriptor)
+        raise StoreFailed(RetryLater(f"{self._root.path}: another worker is writing this file"))
 
     def _lock(self, descriptor: int) -> None:
         if os.name == "nt":

@@ -11,20 +11,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from hubqueue.config.home import open_private
+from hubqueue.config.home import open_private, sync_folder
 from hubqueue.destinations.folder.objects import FolderObjects
 from hubqueue.destinations.folder.root import Root
-from hubqueue.destinations.folder.trouble import away, explained, failed
-from hubqueue.destinations.layout.records import parsed, written
+from hubqueue.destinations.folder.trouble import explained, failed
+from hubqueue.destinations.layout.records import written
+from hubqueue.destinations.layout.store import StoreFailed
+from hubqueue.domain.plain import json_object
 
 MARKER = ".hubqueue"
 _ABOUT = "hubqueue recognizes this folder by this file. Do not delete it."
 _NOTES = "folders"
 _LARGEST = 1 << 16
+_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 
 class Presence:
@@ -45,7 +49,7 @@ class Presence:
         found = self._marked(root)
         if found is None:
             if known:
-                raise away(self._path, f"it is another folder: it has no {MARKER}")
+                raise self._unmarked()
             found = self._mark(root)
         if not found:
             found = known[-1] if known else str(uuid.uuid4())
@@ -62,15 +66,19 @@ class Presence:
         """Raise `StoreFailed` if the opened folder is not one that was used before. Changes nothing."""
         known, found = self._noted(), self._marked(root)
         if known and found is None:
-            raise away(self._path, f"it is another folder: it has no {MARKER}")
+            raise self._unmarked()
+
+    def _unmarked(self) -> StoreFailed:
+        hint = f"mount its disk; to continue in this folder, make an empty file {MARKER} in it"
+        return failed(self._path, f"it is another folder, without the file {MARKER}", hint)
 
     def _marked(self, root: Root) -> str | None:
         """The id in the marker; empty for a marker without one, None if there is no marker."""
         content = FolderObjects(root, {}).read(MARKER)
         if content is None:
             return None
-        found = (parsed(content) or {}).get("id")
-        return found if isinstance(found, str) and found.isprintable() else ""
+        found = (json_object(content) or {}).get("id")
+        return found if isinstance(found, str) and _ID.fullmatch(found) else ""
 
     def _mark(self, root: Root) -> str:
         made = str(uuid.uuid4())
@@ -83,7 +91,7 @@ class Presence:
             return []
         try:
             with os.fdopen(open_private(self._note, os.O_RDONLY), "rb") as file:
-                found = (parsed(file.read(_LARGEST)) or {}).get("ids")
+                found = (json_object(file.read(_LARGEST)) or {}).get("ids")
         except OSError:
             return []
         return [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
@@ -109,6 +117,7 @@ def make(path: Path) -> None:
     with explained(path):
         try:
             path.mkdir()
+            sync_folder(path.parent)
         except FileExistsError:
             return
         except FileNotFoundError:

@@ -49,4 +49,5 @@ class FolderSettings(DestinationSettings):
 
     def __post_init__(self) -> None:
         if self.path is not None:
-            object.__setattr__(self, "url", str(self.path))
+            # A path may have bytes that are no text; the address is stored in a database.
+            object.__setattr__(self, "url", str(self.path).encode("utf-8", "backslashreplace").decode())

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hubqueue.config.settings import DestinationSettings
+from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.folder.objects import FolderObjects
 from hubqueue.destinations.folder.presence import Presence, make
 from hubqueue.destinations.folder.root import Root
@@ -20,7 +21,7 @@ _REMEMBERED = "folder"
 _ABSENT = (errno.ENOENT, errno.ENOTDIR)
 
 
-class FolderStore:
+class Folder:
     """One folder. Safe to use from several threads: each attempt opens it anew."""
 
     def __init__(self, settings: DestinationSettings) -> None:
@@ -29,7 +30,7 @@ class FolderStore:
         self._presence = Presence(settings.path, settings.home)
 
     @contextmanager
-    def sending(self, remembered: Mapping[str, str | int]) -> Iterator[Objects]:
+    def sending(self, remembered: Mapping[str, str | int], _attempt: Attempt) -> Iterator[Objects]:
         known = remembered.get(_REMEMBERED)
         if not self._presence.is_known(known):
             make(self._path)
@@ -38,7 +39,7 @@ class FolderStore:
 
     @contextmanager
     def reading(self) -> Iterator[Objects]:
-        with self._opened() as root:
+        with self._opened(follows=True) as root:
             self._presence.check(root)
             yield FolderObjects(root, {})
 
@@ -58,10 +59,10 @@ class FolderStore:
         """Nothing is kept open between attempts: the disk can be unmounted."""
 
     @contextmanager
-    def _opened(self) -> Iterator[Root]:
+    def _opened(self, *, follows: bool = False) -> Iterator[Root]:
         with explained(self._path):
             try:
-                root = Root(self._path, syncs=self._syncs)
+                root = Root(self._path, syncs=self._syncs, follows=follows)
             except OSError as error:
                 if error.errno in _ABSENT:
                     raise away(self._path) from error

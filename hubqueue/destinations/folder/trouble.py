@@ -22,8 +22,9 @@ _KNOWN = {
     errno.EACCES: ("permission denied", "let this user write to the folder"),
     errno.EPERM: ("permission denied", "let this user write to the folder"),
     errno.ENOENT: ("a folder is gone", _MOUNT),
-    errno.ENOTDIR: ("a file is in the way of a folder", "move that file away"),
-    errno.EISDIR: ("a folder is in the way of a file", "move that folder away"),
+    errno.ENOTDIR: ("a file has the name of a folder", "move that file away"),
+    errno.EISDIR: ("a folder has the name of a file", "move that folder away"),
+    errno.ELOOP: ("a symbolic link is in place of a file or a folder", "move that link away"),
     errno.EIO: ("the disk fails", "check the disk of the folder, or its cable or network"),
     errno.ENAMETOOLONG: ("a name is too long", "choose a folder with a shorter path, or another file system"),
     errno.EINVAL: ("a name has characters that this file system refuses", "choose another file system"),
@@ -47,12 +48,15 @@ for _name, _meaning in {
 
 def failed(path: Path, reason: str, hint: str) -> StoreFailed:
     """The attempt is repeated later. The reason has the hint as well: a status shows only that."""
-    return StoreFailed(RetryLater(f"{clean(str(path), limit=300)}: {reason}; {hint}"), hint=hint)
+    what = f"{clean(str(path), limit=300)}: {reason}"
+    failure = StoreFailed(RetryLater(f"{what}; {hint}"), hint=hint)
+    failure.args = (what,)  # a reader shows the hint on its own line
+    return failure
 
 
-def away(path: Path, reason: str = "the folder is not there") -> StoreFailed:
+def away(path: Path) -> StoreFailed:
     """The folder, or its disk, is not at its path now."""
-    return failed(path, reason, _MOUNT)
+    return failed(path, "the folder is not there", _MOUNT)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ A file is fetched in ranges, each of which is one complete response, so a cut co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from hubqueue.destinations.base import (
     Key,
     NotThere,
     Outcome,
+    Position,
     StoredCheckpoint,
     StoredFile,
     StoredRun,
@@ -24,8 +26,10 @@ from hubqueue.destinations.base import (
 from hubqueue.destinations.http.server import Server
 from hubqueue.destinations.http.signature import sha256_of
 from hubqueue.destinations.http.upload import OFFSET
+from hubqueue.destinations.layout.records import Pointer, newest
 from hubqueue.destinations.wire.api import ApiResponse
 from hubqueue.destinations.wire.body import BLOCK
+from hubqueue.domain.errors import TRY_AGAIN
 from hubqueue.domain.outcome import Aborted, Delivered
 from hubqueue.domain.plain import LARGEST_EXACT
 from hubqueue.domain.redact import clean
@@ -33,7 +37,7 @@ from hubqueue.domain.redact import clean
 # In bytes: one range of a file, and one page of a list.
 _RANGE, _PAGE = 4 * BLOCK, 16 * BLOCK
 _MOST_PAGES = 10_000
-# A server may need long to compute the hash of a large file: the wait for a response is doubled so often.
+# A server may need long to compute the hash of a large file: the wait for a response is doubled this many times.
 _PATIENCE = 4
 
 
@@ -52,7 +56,7 @@ class HttpReader:
         known = [each for each in self._pages("/runs", "runs") if run in (each.get("id"), each.get("name"))]
         if not known:
             raise NotThere(f"{self._name} has no run {clean(run, limit=80)}")
-        run_id = text_of(known[-1], "id")
+        run_id = _text(known[-1], "id")
         return stored_checkpoints(run_id, self._pages(f"/runs/{quote(run_id)}", "checkpoints"))
 
     def blocks(self, checkpoint: StoredCheckpoint, file: StoredFile, *, start: int = 0) -> Iterator[bytes]:
@@ -118,66 +122,79 @@ class HttpReader:
 
     def _unavailable(self, outcome: Outcome) -> DestinationUnavailable:
         reason = "" if isinstance(outcome, Delivered | Aborted) else outcome.reason
-        return DestinationUnavailable(f"{self._name}: {reason}", hint="hubqueue check")
+        return DestinationUnavailable(f"{self._name}: {reason}", hint=TRY_AGAIN)
 
 
 def stored_run(found: Mapping[str, Any]) -> StoredRun:
     """A run, as the server lists it."""
-    name = text_of(found, "name") or text_of(found, "id")
-    return StoredRun(name, text_of(found, "id"), text_of(found, "model"), text_of(found, "state"))
+    name = _text(found, "name") or _text(found, "id")
+    return StoredRun(name, _text(found, "id"), _text(found, "model"), _text(found, "state"))
 
 
 def stored_checkpoints(run_id: str, manifests: Iterable[Mapping[str, Any]]) -> tuple[StoredCheckpoint, ...]:
     """The checkpoints of a run by their manifests, in the order of their epochs and steps.
 
-    Of several with one name, the one that was saved last counts, and so it does for each mark.
+    Several may have one epoch, such as the last and the best one: each has a folder of its own, and those that were saved
+    later get a number (`epoch-0012.2`). Which is the newest of its kind is decided as in a folder.
     """
-    saved = sorted(manifests, key=lambda each: text_of(each, "saved_at"))
-    of_name = {text_of(each, "name"): each for each in saved}
-    known = sorted(of_name.values(), key=lambda each: text_of(each, "saved_at"))
-    best = [each for each in known if each.get("is_best") is True]
-    final = [each for each in known if each.get("final") is True]
+    saved = sorted(manifests, key=lambda each: _text(each, "saved_at"))
+    # A repeat replaces the first one.
+    of_folder = {(_text(each, "name"), _text(each, "folder")): each for each in saved}
+    known, seen = dict[str, Mapping[str, Any]](), Counter[str]()
+    for each in sorted(of_folder.values(), key=lambda each: _text(each, "saved_at")):
+        name = _text(each, "name")
+        seen[name] += 1
+        known[name if seen[name] == 1 else f"{name}.{seen[name]}"] = each
+    pointers = [_pointer(name, each) for name, each in known.items()]
+    best, final = newest(pointers, "best"), newest(pointers, "final")
+    latest = newest(pointers, "last") or final
     made = [
         replace(
-            _checkpoint(run_id, each),
-            is_latest=each is known[-1],
-            is_best=each in best[-1:],
-            is_final=each in final[-1:],
+            _checkpoint(run_id, name, each),
+            is_latest=name == latest,
+            is_best=name == best,
+            is_final=name == final,
         )
-        for each in known
+        for name, each in known.items()
     ]
     return tuple(sorted(made, key=lambda each: (each.epoch or 0, each.step or 0)))
 
 
-def _checkpoint(run_id: str, manifest: Mapping[str, Any]) -> StoredCheckpoint:
-    folder, score = text_of(manifest, "folder"), manifest.get("map")
+def _pointer(name: str, manifest: Mapping[str, Any]) -> Pointer:
+    kind = "final" if manifest.get("final") is True else "best" if manifest.get("is_best") is True else "last"
+    at = Position(_number(manifest, "epoch"), _number(manifest, "step"))
+    return Pointer(name, kind, at, 0.0, _text(manifest, "saved_at"))
+
+
+def _checkpoint(run_id: str, name: str, manifest: Mapping[str, Any]) -> StoredCheckpoint:
+    folder, score = _text(manifest, "folder"), manifest.get("map")
     files = tuple(
         StoredFile(
-            text_of(each, "path"),
-            -1 if (size := number_of(each, "size")) is None else size,
-            text_of(each, "sha256") or None,
-            f"/runs/{quote(run_id)}/files/{quote(folder)}/{quote(text_of(each, 'path'))}",
+            _text(each, "path"),
+            -1 if (size := _number(each, "size")) is None else size,
+            _text(each, "sha256") or None,
+            f"/runs/{quote(run_id)}/files/{quote(folder)}/{quote(_text(each, 'path'))}",
         )
         for each in manifest.get("files", ())
     )
     return StoredCheckpoint(
-        text_of(manifest, "name"),
+        name,
         files,
-        epoch=number_of(manifest, "epoch"),
-        step=number_of(manifest, "step"),
+        epoch=_number(manifest, "epoch"),
+        step=_number(manifest, "step"),
         is_folder=manifest.get("is_folder") is True,
         map=float(score) if isinstance(score, int | float) else 0.0,
-        manifest_sha256=text_of(manifest, "manifest_sha256") or None,
+        manifest_sha256=_text(manifest, "manifest_sha256") or None,
     )
 
 
-def text_of(found: Mapping[str, Any], name: str) -> str:
+def _text(found: Mapping[str, Any], name: str) -> str:
     """A text of an object; empty if it has none of this name."""
     value = found.get(name)
     return value if isinstance(value, str) else ""
 
 
-def number_of(found: Mapping[str, Any], name: str) -> int | None:
+def _number(found: Mapping[str, Any], name: str) -> int | None:
     """A whole number of an object; None if it has none of this name."""
     value = found.get(name)
     return value if type(value) is int and 0 <= value <= LARGEST_EXACT else None

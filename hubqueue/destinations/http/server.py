@@ -9,8 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from hubqueue.config.settings import DestinationSettings
@@ -19,6 +18,7 @@ from hubqueue.destinations.http.signature import EMPTY, HEADER, digest_field, si
 from hubqueue.destinations.wire.api import Api, ApiResponse
 from hubqueue.destinations.wire.body import Body, Bytes
 from hubqueue.destinations.wire.message import MAX_RESPONSE
+from hubqueue.destinations.wire.waits import clock_difference, http_date
 from hubqueue.domain.outcome import CLOCK
 
 # The status of a request whose time the server does not accept.
@@ -79,7 +79,7 @@ class Server:
             most=most,
         )
         if isinstance(response, ApiResponse) and response.status == _TIME:
-            difference = clock_difference(response.http.headers.get("Date", ""), datetime.now(UTC))
+            difference = clock_difference(http_date(response.http.headers.get("Date", "")), datetime.now(UTC))
             return Blocked(f"{CLOCK} {difference}", Scope.DESTINATION)
         return response
 
@@ -133,14 +133,3 @@ def is_received(response: ApiResponse) -> bool:
 def delivered(response: ApiResponse) -> Delivered:
     """The outcome of a response that proves a delivery. It may report that a person has cancelled the training."""
     return Delivered(Remote(cancelled=True if (response.json or {}).get("cancelled") is True else None))
-
-
-def clock_difference(date: str, now: datetime) -> str:
-    """How the clock of this machine differs from that of a server. `date` is its HTTP date; empty if unknown."""
-    try:
-        difference = now - parsedate_to_datetime(date)
-    except (ValueError, TypeError):
-        return "differs too much from that of the server"
-    which = "ahead of" if difference > timedelta(0) else "behind"
-    amount = timedelta(seconds=round(abs(difference).total_seconds()))
-    return f"is {amount} {which} that of the server"

@@ -23,7 +23,7 @@ from hubqueue.destinations.base import (
     quiet,
 )
 from hubqueue.destinations.http.server import Server, delivered
-from hubqueue.destinations.http.upload import Uploads, numbers
+from hubqueue.destinations.http.upload import Uploads
 from hubqueue.destinations.wire.api import ApiResponse
 from hubqueue.destinations.wire.kept import is_kept_address, is_kept_id
 
@@ -51,8 +51,7 @@ class HttpTransport:
         match batch.kind:
             case Kind.METRICS:
                 logged = [
-                    {**numbers(position(entry)), "values": json.loads(entry.payload)}
-                    for entry in batch.entries
+                    {**position(entry).given, "values": json.loads(entry.payload)} for entry in batch.entries
                 ]
                 return self._post("metrics", {"metrics": logged}, batch, attempt)
             case Kind.CKPT:

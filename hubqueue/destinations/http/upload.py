@@ -7,14 +7,12 @@ the size and the SHA-256 of every file. Nothing about an upload is stored here: 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -24,7 +22,6 @@ from hubqueue.destinations.base import (
     Batch,
     Blocks,
     Outcome,
-    Position,
     RetryLater,
     Snapshot,
     SnapshotFile,
@@ -32,6 +29,7 @@ from hubqueue.destinations.base import (
     position,
 )
 from hubqueue.destinations.http.server import Server, delivered, is_received
+from hubqueue.destinations.layout.records import moment
 from hubqueue.destinations.wire.api import ApiResponse
 from hubqueue.destinations.wire.body import BLOCK, Body, BodyChanged, File
 
@@ -44,7 +42,6 @@ _SMALL = 16 * 1024
 _STOPPED = Aborted("the worker stops")
 _TYPE = {"Content-Type": "application/octet-stream"}
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 OpenBody = Callable[[Snapshot], Blocks]
 
@@ -61,8 +58,7 @@ class Uploads:
         snapshot = entry.snapshot
         assert snapshot is not None, "a checkpoint has a snapshot"
         at, payload = position(entry), json.loads(entry.payload)
-        name = f"epoch-{at.epoch or 0:04d}" if at.step is None else f"step-{at.step:08d}"
-        folder = f"{name}.{batch.idempotency_key.replace('-', '')[:_UNIQUE]}"
+        folder = f"{at.label}.{batch.idempotency_key.replace('-', '')[:_UNIQUE]}"
         # To ask for an offset costs a round trip, so a small file is sent whole the first time.
         asks_from = _SMALL if entry.attempts else BLOCK
         files, done = [], 0
@@ -79,12 +75,12 @@ class Uploads:
             files.append({"path": each.path, "size": each.size, "sha256": sha256})
             done += each.size
         manifest: dict[str, Any] = {
-            "name": name,
+            "name": at.label,
             "folder": folder,
             "is_folder": snapshot.is_folder,
-            **numbers(at),
+            **at.given,
             **{each: payload[each] for each in ("is_best", "final", "map")},
-            "saved_at": (_EPOCH + timedelta(microseconds=entry.enqueued_at)).isoformat(),
+            "saved_at": moment(entry.enqueued_at),
             "files": files,
         }
         if snapshot.is_folder:
@@ -92,7 +88,7 @@ class Uploads:
         response = self._server.post(
             f"/runs/{batch.run.remote_id}/manifest",
             manifest,
-            _silent(attempt),
+            attempt.silent(),
             idempotency_key=batch.idempotency_key,
         )
         return delivered(response) if isinstance(response, ApiResponse) else response
@@ -137,7 +133,7 @@ class Uploads:
     def _offset(self, file: SnapshotFile, folder: str, batch: Batch, attempt: Attempt) -> int | Outcome:
         """How many bytes the server has of a file."""
         target, key = _target(batch, folder, file), _key(batch, file)
-        response = self._server.ask("HEAD", target, _silent(attempt), idempotency_key=key, judged=(404,))
+        response = self._server.ask("HEAD", target, attempt.silent(), idempotency_key=key, judged=(404,))
         if isinstance(response, RetryLater) and response.foreign:
             return 0  # the response to HEAD has no body that says why; that to PUT has one
         if not isinstance(response, ApiResponse):
@@ -154,11 +150,6 @@ def _target(batch: Batch, folder: str, file: SnapshotFile) -> str:
 
 def _key(batch: Batch, file: SnapshotFile) -> str:
     return f"{batch.idempotency_key}/{quote(file.path)}"
-
-
-def numbers(at: Position) -> dict[str, int]:
-    """The `epoch`, the `step` or both, as the protocol has them."""
-    return {name: number for name, number in at._asdict().items() if number is not None}
 
 
 def hash_from(file: SnapshotFile, open_body: OpenBody, start: int, stop: threading.Event) -> str | None:
@@ -220,8 +211,3 @@ class _Rest:
             yield block
         if left:
             raise BodyChanged("the snapshot is not as long as it was")
-
-
-def _silent(attempt: Attempt) -> Attempt:
-    """The same attempt, for a request whose bytes are no progress of an upload."""
-    return dataclasses.replace(attempt, on_bytes=lambda _sent: None)

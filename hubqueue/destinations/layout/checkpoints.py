@@ -2,8 +2,9 @@
 
 Promises that a checkpoint with a manifest is whole and never changes. Another checkpoint with the same epoch or step
 gets a folder of its own (`epoch-0012.2`), unless it has the same files: then only its kind is added
-(`manifest.best.json`). A folder without a manifest is not a checkpoint. `uploading-KIND.json` names the one that is being
-uploaded; what a newer checkpoint of this kind, or the end of the run, finds there is deleted.
+(`manifest.best.json`), and what somebody has deleted or changed of them is stored again. A folder without a manifest is
+not a checkpoint. `uploading-KIND.json` names the one that is being uploaded; what a newer checkpoint of this kind, or the
+end of the run, finds there is deleted.
 """
 
 from __future__ import annotations
@@ -20,18 +21,17 @@ from itertools import count
 from hubqueue.destinations.base import (
     Attempt,
     Batch,
-    Blocks,
     Delivered,
     Entry,
-    Kind,
     Outcome,
     RetryLater,
+    SeekableBlocks,
     Snapshot,
     SnapshotFile,
     files_of,
+    position,
 )
 from hubqueue.destinations.layout import names
-from hubqueue.destinations.layout.position import position
 from hubqueue.destinations.layout.records import File, Manifest, Pointer, Uploading, moment, same_files
 from hubqueue.destinations.layout.retention import KEEP_ALL, Keeping, retire
 from hubqueue.destinations.layout.store import Objects, Source, obey
@@ -44,7 +44,7 @@ _NOTE_EVERY = 5.0  # seconds
 class Checkpoints:
     """Sends checkpoints. Safe to use from several threads."""
 
-    def __init__(self, open_body: Callable[[Snapshot], Blocks], keeping: Keeping) -> None:
+    def __init__(self, open_body: Callable[[Snapshot], SeekableBlocks], keeping: Keeping) -> None:
         self._open_body, self._keeping = open_body, keeping
 
     def send(self, objects: Objects, batch: Batch, attempt: Attempt) -> Outcome:
@@ -56,23 +56,24 @@ class Checkpoints:
         before = Uploading.of(objects.read(record))
         if before is not None and before.key != manifest.key:
             _give_up(objects, run, before)  # superseded, or cancelled: it will not be sent any more
-        checkpoint, whole = _find(objects, run, manifest)
+        checkpoint, there = _find(objects, run, manifest)
         folder = f"{run}/{names.CHECKPOINTS}/{checkpoint}"
-        if not whole:
+        if there is None:
             uploading = Uploading(checkpoint, manifest.key).text
             if objects.read(record) != uploading:
                 objects.replace(record, uploading)
-            self._upload(objects, folder, entry, manifest, attempt, progress)
-            missing = _missing(objects, folder, manifest)
+        if there is None or there.key != manifest.key or _missing(objects, folder, there) is not None:
+            self._upload(objects, folder, entry, there or manifest, attempt, progress, restores=bool(there))
+            missing = _missing(objects, folder, there or manifest)
             if missing is not None:
                 progress.forget()
                 return RetryLater(
                     f"{clean(missing, limit=300)} is not as it was stored; it will be sent again"
                 )
-            if not objects.create(f"{folder}/{names.MANIFEST}.json", manifest.text):
-                return RetryLater(f"{clean(folder, limit=300)} has another checkpoint now")
-        else:
+        if there is not None:
             self._note_again(objects, folder, manifest)
+        elif not objects.create(f"{folder}/{names.MANIFEST}.json", manifest.text):
+            return RetryLater(f"another checkpoint is now in {clean(folder, limit=300)}")
         _point(objects, run, manifest.pointer(checkpoint))
         objects.delete(record)
         if self._keeping != KEEP_ALL:
@@ -115,7 +116,7 @@ class Checkpoints:
             run=batch.run.id,
             key=batch.idempotency_key,
             kind="final" if payload.get("final") else "best" if payload.get("is_best") else "last",
-            position=position(Kind.CKPT, entry),
+            position=position(entry),
             map=float(payload.get("map") or 0.0),
             saved_at=moment(entry.enqueued_at),
             files=files,
@@ -143,20 +144,26 @@ class Checkpoints:
         manifest: Manifest,
         attempt: Attempt,
         progress: _Progress,
+        *,
+        restores: bool,
     ) -> None:
-        """Upload the files that earlier attempts have not finished in this folder."""
+        """Upload the files that earlier attempts have not finished in this folder.
+
+        With `restores` the checkpoint is whole: only what somebody has deleted or changed since then is sent.
+        """
         assert entry.snapshot is not None
         parts: Sequence[SnapshotFile] = files_of(entry.snapshot, self._open_body)
         sent, first = 0, progress.files_done(folder)
         for number, file in enumerate(manifest.files):
             snapshot = parts[number].snapshot if parts else entry.snapshot
-            if number >= first:
+            name = f"{folder}/{file.stored}"
+            if number >= first and not (restores and _is_stated(objects, name, file)):
                 obey(attempt)
                 source = Source(file.size, file.sha256, partial(self._open_body, snapshot))
                 noting = partial(progress.note, folder, number)
                 uploading = replace(attempt.beyond(sent), on_progress=noting)
                 text = progress.of_file(folder, number)
-                objects.upload(f"{folder}/{file.stored}", source, uploading, text)
+                objects.upload(name, source, uploading, text)
                 progress.finished(folder, number + 1)
             sent += file.size
             attempt.on_bytes(sent)
@@ -207,8 +214,8 @@ class _Progress:
         self._noted_at = time.monotonic()
 
 
-def _find(objects: Objects, run: str, manifest: Manifest) -> tuple[str, bool]:
-    """The folder for a checkpoint, and whether it is there already, whole."""
+def _find(objects: Objects, run: str, manifest: Manifest) -> tuple[str, Manifest | None]:
+    """The folder for a checkpoint, and its manifest if it is there already, whole."""
     records = (objects.read(f"{run}/{names.UPLOADING}-{kind}.json") for kind in names.POINTERS)
     uploading = {each.checkpoint: each.key for each in map(Uploading.of, records) if each is not None}
     for attempt in count(1):
@@ -219,12 +226,18 @@ def _find(objects: Objects, run: str, manifest: Manifest) -> tuple[str, bool]:
             if uploading.get(checkpoint) == manifest.key or (
                 checkpoint not in uploading and not objects.children(folder)
             ):
-                return checkpoint, False
+                return checkpoint, None
             continue  # of another kind that is not whole yet, or of another program
         found = Manifest.of(content)
         if found is not None and found.run == manifest.run and same_files(found, manifest.files):
-            return checkpoint, True
+            return checkpoint, found
     raise AssertionError("numbers do not end")
+
+
+def _is_stated(objects: Objects, name: str, file: File) -> bool:
+    """Whether the store itself states that it has a file with this hash."""
+    found = objects.stat(name)
+    return found is not None and (found.size, found.sha256) == (file.size, file.sha256)
 
 
 def _missing(objects: Objects, folder: str, manifest: Manifest) -> str | None:
@@ -247,5 +260,6 @@ def _point(objects: Objects, run: str, pointer: Pointer) -> None:
 def _give_up(objects: Objects, run: str, uploading: Uploading) -> None:
     """Delete what is stored of a checkpoint that will not be sent any more, unless it is whole."""
     folder = f"{run}/{names.CHECKPOINTS}/{uploading.checkpoint}"
-    if objects.read(f"{folder}/{names.MANIFEST}.json") is None:
+    is_ours = names.is_checkpoint(uploading.checkpoint)
+    if is_ours and objects.read(f"{folder}/{names.MANIFEST}.json") is None:
         objects.discard(folder)

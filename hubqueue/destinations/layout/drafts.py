@@ -1,4 +1,4 @@
-"""What a run owes to a folder or a bucket: its start, and its end.
+"""What a run owes to a folder, a bucket or a server of one's own: its start, and its end.
 
 Promises strict JSON with masked keys, without a path of this machine in the model's name.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import sys
 from collections.abc import Mapping
 from os import PathLike
@@ -28,8 +27,8 @@ from hubqueue.domain.identifier import printable
 from hubqueue.domain.plain import made_plain, text_of
 from hubqueue.domain.redact import safe_url
 
-# Characters of all results.
-_MOST_RESULTS = 1 << 20
+# Characters of all results: the plots of a training with hundreds of classes are some megabytes.
+_MOST_RESULTS = 8 << 20
 # The forms of a HUB, in which a key precedes the id of a model.
 _KEY_AND_ID = re.compile(r"[0-9A-Za-z]{42}_([0-9A-Za-z]{20})")
 _PACKAGES = ("torch", "numpy", "transformers", "lightning", "ultralytics")
@@ -54,6 +53,8 @@ def identify(model: str | PathLike[str], _settings: DestinationSettings) -> Iden
 
 def registration(model: Identifier, args: Mapping[str, object], *, continues: bool) -> Draft:
     """The start of a training: also when its run continues, since `run.json` says whether it is running."""
+    import socket  # loaded only where a run starts
+
     known, lost = made_plain(hide_secrets(args))
     if lost:
         warn_lost(lost)

@@ -11,7 +11,8 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+
+from hubqueue.destinations.base import Position
 
 RUN, UPLOADING = "run.json", "uploading"
 METRICS, CHECKPOINTS, MANIFEST = "metrics", "checkpoints", "manifest"
@@ -26,13 +27,6 @@ _UNFINISHED = re.compile(r"\..*\.part", re.DOTALL | re.IGNORECASE)
 _CHECKPOINT = re.compile(r"(epoch|step)-(-?[0-9]+)(?:\.([0-9]+))?")
 
 
-class Position(NamedTuple):
-    """The epoch and the step with which something was logged; None for the one that was not given."""
-
-    epoch: int | None
-    step: int | None
-
-
 def safe(part: str) -> str:
     """One part of a name. Never empty, never `.` or `..`, and never the name of an unfinished file."""
     text = unicodedata.normalize("NFC", part.encode("utf-8", "replace").decode())
@@ -43,19 +37,13 @@ def safe(part: str) -> str:
     return f"_{text[1:]}" if _UNFINISHED.fullmatch(text) else text
 
 
-def run_name(name: str, model: str, run_id: str) -> tuple[str, str]:
+def run_name(shown_name: str, run_id: str) -> tuple[str, str]:
     """The names of a run's folder: the usual one, and the one to use if that belongs to another run.
 
-    Without a given `name` it is the stem of the model and the run's id. No name begins with a dot.
+    No name begins with a dot: a folder keeps what is its own under such names.
     """
-    usual = re.sub(r"^[.\s]+", "_", safe(name or f"{stem_of(model)}-{run_id}"))
+    usual = re.sub(r"^[.\s]+", "_", safe(shown_name))
     return usual, f"{usual}-{run_id}"
-
-
-def stem_of(model: str) -> str:
-    """The name of a model without folders and without the extension of a file."""
-    last = re.split(r"[/\\]", model.rstrip("/\\"))[-1]
-    return re.sub(r"(?<=.)\.(pt|pth|ckpt|bin|safetensors|onnx|keras|h5|yaml|yml)$", "", last) or "run"
 
 
 def is_run_name(name: str | None) -> bool:
@@ -73,8 +61,7 @@ def metrics_name(numbers: Iterable[int], key: str) -> str:
 
 def checkpoint_name(position: Position, attempt: int) -> str:
     """The name of a checkpoint's folder. `attempt` counts the checkpoints with this epoch or step, from 1."""
-    usual = f"epoch-{position.epoch or 0:04d}" if position.step is None else f"step-{position.step:08d}"
-    return usual if attempt == 1 else f"{usual}.{attempt}"
+    return position.label if attempt == 1 else f"{position.label}.{attempt}"
 
 
 def is_checkpoint(name: str) -> bool:
@@ -86,6 +73,12 @@ def order(checkpoint: str) -> tuple[int, int, str]:
     """Sorts the names of checkpoints by their number."""
     found = _CHECKPOINT.fullmatch(checkpoint)
     return (int(found[2]), int(found[3] or 1), checkpoint) if found else (-1, 0, checkpoint)
+
+
+def position_of(checkpoint: str) -> Position:
+    """The epoch or the step that the name of a checkpoint states."""
+    found = _CHECKPOINT.fullmatch(checkpoint)
+    return Position() if found is None else Position(**{found[1]: int(found[2])})
 
 
 def stored_paths(paths: Iterable[str]) -> Mapping[str, str]:

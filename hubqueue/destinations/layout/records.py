@@ -6,12 +6,13 @@ Promises texts that are the same for every attempt, and readers that never raise
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
-from hubqueue.destinations.layout.names import Position
+from hubqueue.destinations.base import Position
+from hubqueue.domain.plain import json_object
 
 VERSION = 1
 """The version of the layout, in `run.json` and in each manifest."""
@@ -32,15 +33,6 @@ def written(record: Mapping[str, Any]) -> bytes:
 def line(record: Mapping[str, Any]) -> bytes:
     """A record as one line."""
     return (json.dumps(record, ensure_ascii=False) + "\n").encode()
-
-
-def parsed(content: bytes | None) -> dict[str, Any] | None:
-    """The record in a text; None without one."""
-    try:
-        found = json.loads(content or b"")
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +70,7 @@ class Manifest:
             | ({} if each.stored == each.path else {"stored": each.stored})
             for each in self.files
         ]
-        named = _numbers(self.position)
+        named = self.position._asdict()
         folder = {"snapshot_sha256": self.manifest_sha256} if self.is_folder else {}
         return written(
             {"version": VERSION, "run": self.run, "kind": self.kind, **named, "map": self.map}
@@ -88,7 +80,7 @@ class Manifest:
     @classmethod
     def of(cls, content: bytes | None) -> Self | None:
         """The manifest in a text; None for anything else."""
-        found = parsed(content)
+        found = json_object(content)
         try:
             if found is None or found["version"] != VERSION:
                 return None
@@ -141,13 +133,13 @@ class Pointer:
     def text(self) -> bytes:
         """Its content."""
         named = {"checkpoint": self.checkpoint, "manifest": f"checkpoints/{self.checkpoint}/manifest.json"}
-        facts = {"kind": self.kind, **_numbers(self.position), "map": self.map, "saved_at": self.saved_at}
+        facts = {"kind": self.kind, **self.position._asdict(), "map": self.map, "saved_at": self.saved_at}
         return written(named | facts)
 
     @classmethod
     def of(cls, content: bytes | None) -> Self | None:
         """The pointer in a text; None for anything else."""
-        found = parsed(content)
+        found = json_object(content)
         try:
             if found is None or not _is_inside(found["checkpoint"]):
                 return None
@@ -172,8 +164,21 @@ class Pointer:
         if self.kind == other.kind:
             return self.saved_at > other.saved_at
         best, last = (self, other) if self.kind == "best" else (other, self)
-        best_is_newer = best.saved_at > last.saved_at and _is_higher(best.position, last.position)
+        best_is_newer = best.saved_at > last.saved_at and best.position.is_beyond(last.position)
         return (self is best) == best_is_newer
+
+
+def newest(pointers: Iterable[Pointer], kind: str, named: Pointer | None = None) -> str | None:
+    """The newest checkpoint of a kind: the one that is `named` as such, or one that is newer; None without one.
+
+    The last one may be a best one (`Pointer.is_newer`).
+    """
+    kinds = ("last", "best") if kind == "last" else (kind,)
+    found = named
+    for each in sorted((each for each in pointers if each.kind in kinds), key=lambda each: each.saved_at):
+        if each.is_newer(found):
+            found = each
+    return None if found is None else found.checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +196,7 @@ class Uploading:
     @classmethod
     def of(cls, content: bytes | None) -> Self | None:
         """The record in a text; None for anything else."""
-        found = parsed(content) or {}
+        found = json_object(content) or {}
         checkpoint, key = found.get("checkpoint"), found.get("key")
         if not isinstance(checkpoint, str) or not isinstance(key, str) or not _is_inside(checkpoint):
             return None
@@ -210,16 +215,6 @@ def _is_inside(path: str) -> bool:
     return not any(part in ("", ".", "..") for part in path.split("/"))
 
 
-def _numbers(position: Position) -> dict[str, int | None]:
-    return {"epoch": position.epoch, "step": position.step}
-
-
 def _position(found: Mapping[str, Any]) -> Position:
     epoch, step = found.get("epoch"), found.get("step")
     return Position(epoch if isinstance(epoch, int) else None, step if isinstance(step, int) else None)
-
-
-def _is_higher(position: Position, than: Position) -> bool:
-    if position.step is not None and than.step is not None:
-        return position.step > than.step
-    return (position.epoch or 0) > (than.epoch or 0)

@@ -1,4 +1,4 @@
-"""What the layout needs of a place that keeps objects: a folder, a bucket.
+"""What the layout needs of a store of objects: a folder, a bucket.
 
 A name of an object is relative to the store, with `/` between its parts; each part is safe (`names.py`). A store
 promises that an object is visible whole or not at all, and durable when the call returns. It raises `StoreFailed` and
@@ -14,18 +14,23 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Protocol
 
-from hubqueue.destinations.base import Aborted, Attempt, Blocks, Outcome
+from hubqueue.destinations.base import Aborted, Attempt, Outcome, SeekableBlocks
+from hubqueue.domain.outcome import ADVICE
 
 LARGEST = 64 * 1024 * 1024
 """The largest small object, in bytes: the manifest of a folder with hundreds of thousands of files."""
 
 
 class StoreFailed(Exception):
-    """A store did not do what was asked. `outcome` is what the attempt produced; `hint` is for a person who reads from it."""
+    """A store did not do what was asked. `outcome` is what the attempt produced; `hint` is for a person who reads from it.
+
+    The advice in the reason of a hold is the hint, if there is no other.
+    """
 
     def __init__(self, outcome: Outcome, *, hint: str | None = None) -> None:
-        super().__init__(getattr(outcome, "reason", ""))
-        self.outcome, self.hint = outcome, hint
+        reason, _, advice = getattr(outcome, "reason", "").partition(ADVICE)
+        super().__init__(reason)
+        self.outcome, self.hint = outcome, hint or advice or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class Source:
 
     size: int
     sha256: str
-    open: Callable[[], Blocks]
+    open: Callable[[], SeekableBlocks]
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[memoryview]:
         """Its bytes from `start` up to `stop` (None: to the end), in blocks of at most 1 MiB.
@@ -63,11 +68,13 @@ class Source:
                     return
 
 
-class Store(Protocol):
+class ObjectStorage(Protocol):
     """What keeps objects below one prefix. Safe to use from several threads."""
 
-    def sending(self, remembered: Mapping[str, str | int]) -> AbstractContextManager[Objects]:
-        """Its objects, for one attempt.
+    def sending(
+        self, remembered: Mapping[str, str | int], attempt: Attempt
+    ) -> AbstractContextManager[Objects]:
+        """Its objects, for one attempt. Its `stop` ends every call that takes long.
 
         `remembered` is `RunRef.remembered`: raises `StoreFailed` if this is not the store with which the run began.
         """
@@ -117,7 +124,7 @@ class Objects(Protocol):
         ...
 
     def stat(self, name: str, *, hashed: bool = False) -> Stored | None:
-        """An object without its content; None if there is none. With `hashed` a store without hashes reads it."""
+        """An object without its content; None if there is none. With `hashed` also its SHA-256, if the store keeps one."""
         ...
 
     def below(self, folder: str) -> Iterator[Stored]:

@@ -19,7 +19,6 @@ from hubqueue.destinations.base import (
     Attempt,
     Batch,
     Blocked,
-    Blocks,
     Delivered,
     Kind,
     Outcome,
@@ -27,14 +26,16 @@ from hubqueue.destinations.base import (
     Remote,
     RunRef,
     Scope,
+    SeekableBlocks,
     Snapshot,
+    position,
 )
 from hubqueue.destinations.layout import names
 from hubqueue.destinations.layout.checkpoints import Checkpoints
-from hubqueue.destinations.layout.position import position
-from hubqueue.destinations.layout.records import VERSION, line, moment, parsed, written
+from hubqueue.destinations.layout.records import VERSION, line, moment, written
 from hubqueue.destinations.layout.retention import KEEP_ALL, Keeping
-from hubqueue.destinations.layout.store import Objects, Store, StoreFailed
+from hubqueue.destinations.layout.store import Objects, ObjectStorage, StoreFailed
+from hubqueue.domain.plain import json_object
 from hubqueue.domain.redact import clean
 
 
@@ -42,7 +43,11 @@ class LayoutTransport:
     """Sends to one store. Safe to use from several threads."""
 
     def __init__(
-        self, store: Store, open_body: Callable[[Snapshot], Blocks], *, keeping: Keeping = KEEP_ALL
+        self,
+        store: ObjectStorage,
+        open_body: Callable[[Snapshot], SeekableBlocks],
+        *,
+        keeping: Keeping = KEEP_ALL,
     ) -> None:
         self._store, self._checkpoints = store, Checkpoints(open_body, keeping)
 
@@ -52,7 +57,7 @@ class LayoutTransport:
         if batch.kind is not Kind.REGISTRATION and not names.is_run_name(run.remote_id):
             return Blocked("invalid name of the run's folder", Scope.RUN)
         try:
-            with self._store.sending(run.remembered) as objects:
+            with self._store.sending(run.remembered, attempt) as objects:
                 attempt.on_start()
                 match batch.kind:
                     case Kind.REGISTRATION:
@@ -97,7 +102,7 @@ def _register(objects: Objects, batch: Batch) -> Outcome:
             if objects.create(object_name, first):
                 return _registered(objects, name)
             found = objects.read(object_name)
-        before = parsed(found)
+        before = json_object(found)
         if before is None or before.get("id") != run.id:
             continue
         again = _started(run, name, json.loads(entry.payload), moment(entry.enqueued_at), before)
@@ -107,7 +112,7 @@ def _register(objects: Objects, batch: Batch) -> Outcome:
             objects.create(object_name, again)  # a kill may have left traces of it
         return _registered(objects, name)
     return Blocked(
-        f"the folders {clean(' and '.join(names.run_name(run.name, run.model, run.id)), limit=300)} have other content",
+        f"the folders {clean(' and '.join(names.run_name(run.shown_name, run.id)), limit=300)} have other content",
         Scope.RUN,
     )
 
@@ -115,7 +120,7 @@ def _register(objects: Objects, batch: Batch) -> Outcome:
 def _candidates(run: RunRef) -> Iterator[str]:
     if names.is_run_name(run.remote_id):
         yield run.remote_id or ""
-    yield from names.run_name(run.name, run.model, run.id)
+    yield from names.run_name(run.shown_name, run.id)
 
 
 def _registered(objects: Objects, name: str) -> Outcome:
@@ -137,7 +142,7 @@ def _complete(objects: Objects, batch: Batch) -> Outcome:
     run, (entry,) = batch.run, batch.entries
     object_name = f"{run.remote_id}/{names.RUN}"
     found = objects.read(object_name)
-    before = parsed(found)
+    before = json_object(found)
     if before is not None and before.get("id") != run.id:
         return Blocked(f"the folder {clean(str(run.remote_id), limit=200)} has another run", Scope.RUN)
     known = before or {"version": VERSION, "id": run.id, "name": run.remote_id, "model": run.model}
@@ -155,15 +160,13 @@ def _send_metrics(objects: Objects, batch: Batch) -> Outcome:
     """Write one object, under a name that only this batch has."""
     numbers, content = [], []
     for entry in batch.entries:
-        epoch, step = position(batch.kind, entry)
-        numbers.append(step if step is not None else epoch or 0)
-        named = {name: value for name, value in (("epoch", epoch), ("step", step)) if value is not None}
-        content.append(
-            line({**named, "time": moment(entry.enqueued_at), "metrics": json.loads(entry.payload)})
-        )
+        at = position(entry)
+        numbers.append(at.step if at.step is not None else at.epoch or 0)
+        logged = {**at.given, "time": moment(entry.enqueued_at), "metrics": json.loads(entry.payload)}
+        content.append(line(logged))
     body, key = b"".join(content), batch.idempotency_key.replace("-", "")
     for unique in (key[:8], key):
         name = f"{batch.run.remote_id}/{names.metrics_name(numbers, unique)}"
         if objects.create(name, body) or objects.read(name) == body:
             return Delivered()
-    return Rejected(f"{clean(name, limit=300)} exists with other content")
+    return Rejected(f"other content is in {clean(name, limit=300)}")

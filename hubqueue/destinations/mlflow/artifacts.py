@@ -22,13 +22,13 @@ from hubqueue.destinations.mlflow.server import (
     Server,
     is_proxy_off,
     message_of,
-    quietly,
 )
 from hubqueue.destinations.wire.api import ApiResponse
 from hubqueue.destinations.wire.body import BLOCK, Body, Bytes, File
 from hubqueue.destinations.wire.exchange import Broken
 from hubqueue.destinations.wire.message import phrase_of
 from hubqueue.destinations.wire.waits import asked_wait
+from hubqueue.domain.errors import TRY_AGAIN
 from hubqueue.domain.redact import clean
 
 PROXY_OFF = "start it with --serve-artifacts"
@@ -60,7 +60,7 @@ class Artifacts:
         return True
 
     def replace(self, name: str, content: bytes) -> None:
-        self._put(name, Bytes(content), quietly(self._attempt))
+        self._put(name, Bytes(content), self._attempt.silent())
         found = self.stat(name)
         if found is None or found.size != len(content):
             raise _changed(name)
@@ -171,7 +171,7 @@ class Artifacts:
             method,
             path,
             body or Bytes(b""),
-            attempt or quietly(self._attempt),
+            attempt or self._attempt.silent(),
             headers=headers,
             judged=(*judged, 503),
             most=most,
@@ -241,4 +241,4 @@ def _changed(name: str) -> StoreFailed:
 
 
 def _failed(outcome: Outcome) -> StoreFailed:
-    return StoreFailed(outcome, hint="hubqueue check")
+    return StoreFailed(outcome, hint=TRY_AGAIN)

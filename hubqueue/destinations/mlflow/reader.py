@@ -26,6 +26,7 @@ from hubqueue.destinations.mlflow.drafts import RUN_ID
 from hubqueue.destinations.mlflow.runs import STATES, Found, find_experiment
 from hubqueue.destinations.mlflow.server import LARGE, Server
 from hubqueue.destinations.wire.api import ApiResponse
+from hubqueue.domain.errors import TRY_AGAIN
 from hubqueue.domain.redact import clean
 
 _PAGE, _MOST_PAGES = 100, 10_000
@@ -98,4 +99,4 @@ class MlflowReader:
 
     def _unavailable(self, outcome: Outcome) -> DestinationUnavailable:
         reason = "" if isinstance(outcome, Delivered | Aborted) else outcome.reason
-        return DestinationUnavailable(f"{self._name}: {reason}", hint="hubqueue check")
+        return DestinationUnavailable(f"{self._name}: {reason}", hint=TRY_AGAIN)

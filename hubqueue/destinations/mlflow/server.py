@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -64,7 +63,7 @@ class Server:
     ) -> ApiResponse | Outcome:
         """The response to a question, as of `post`."""
         path = f"{API}{endpoint}?{urlencode(query)}"
-        return self._ask("GET", path, Bytes(b""), quietly(attempt), None, unknown, judged, most)
+        return self._ask("GET", path, Bytes(b""), attempt.silent(), None, unknown, judged, most)
 
     def _ask(
         self,
@@ -118,11 +117,6 @@ class Server:
     def close(self) -> None:
         """Close the connections that are kept alive."""
         self.api.close()
-
-
-def quietly(attempt: Attempt) -> Attempt:
-    """The same attempt, for a request whose bytes are no progress of an upload."""
-    return replace(attempt, on_bytes=lambda _sent: None)
 
 
 def code_of(response: ApiResponse) -> str:

@@ -5,7 +5,6 @@ The response proves that an event arrived: 2xx, complete, JSON, and `received` t
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import uuid
@@ -94,7 +93,7 @@ class Webhooks:
     ) -> ApiResponse | Outcome:
         body = Bytes(json.dumps(payload, allow_nan=False).encode())
         # The few bytes of such a request are not progress of an upload.
-        silent = dataclasses.replace(attempt, on_bytes=lambda _sent: None)
+        silent = attempt.silent()
         return self._api.ask(
             "POST", path, body, silent, headers=_JSON, idempotency_key=idempotency_key, judged=judged
         )

@@ -112,7 +112,7 @@ class Wire:
         CURRENT.watch, CURRENT.on_start = watch, attempt.on_start
         WATCHDOG.add(watch)
         try:
-            response = self._read(self._send(request, response_timeout), request.most)
+            response = self._read(self._send(request, response_timeout), request)
             ended = self._ended(watch)
             if isinstance(ended, Aborted):
                 return ended
@@ -171,16 +171,16 @@ class Wire:
                 timeout=(self._endpoint.connect_timeout.total_seconds(), response_timeout + drain),
             )
 
-    def _read(self, response: requests.Response, most: int) -> Response:
+    def _read(self, response: requests.Response, request: Request) -> Response:
         """The response. The body of a refusal is only its reason: what comes of it is enough."""
         body, status = bytearray(), response.status_code
         page = "html" in response.headers.get("Content-Type", "").lower()
         if isinstance(connection := response.raw.connection, Watched):
-            connection.doomed = page or (status >= 300 and status != 429)
+            connection.doomed = page or (status >= 300 and status not in (429, *request.usual))
         try:
             while block := response.raw.read(16 * 1024, decode_content=False):
                 body += block
-                if len(body) > (most if status < 300 else MAX_RESPONSE):
+                if len(body) > (request.most if status < 300 else MAX_RESPONSE):
                     raise _TooLong
         except BaseException as error:
             response.raw.close()  # the next request must not read the rest of this response

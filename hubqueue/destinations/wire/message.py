@@ -19,7 +19,8 @@ MAX_RESPONSE = 64 * 1024
 class Request:
     """What to send. `path` begins with a slash and is appended to the root of the endpoint.
 
-    A response with more than `most` bytes is not accepted.
+    A response with more than `most` bytes is not accepted. A refusal with a status in `usual` is ordinary here, so it
+    does not end the connection.
     """
 
     method: str
@@ -27,6 +28,7 @@ class Request:
     headers: Mapping[str, str]
     body: Body
     most: int = MAX_RESPONSE
+    usual: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

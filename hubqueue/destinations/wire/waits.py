@@ -36,7 +36,7 @@ def asked_wait(headers: Mapping[str, str], *, now: datetime) -> timedelta | None
     remaining quota is 0 or not given.
     """
     fields = {name.lower(): value.strip() for name, value in headers.items() if len(value) <= _MAX_FIELD}
-    reference = _http_date(fields.get("date", "")) or now
+    reference = http_date(fields.get("date", "")) or now
     waits = [
         _retry_after(fields.get("retry-after", ""), reference),
         *_rate_limit(fields.get("ratelimit", "")),
@@ -50,7 +50,7 @@ def asked_wait(headers: Mapping[str, str], *, now: datetime) -> timedelta | None
 
 
 def _retry_after(text: str, reference: datetime) -> timedelta | None:
-    moment = _http_date(text)
+    moment = http_date(text)
     return _seconds(text) if moment is None else _until(moment, reference)
 
 
@@ -80,7 +80,7 @@ def _is_used_up(fields: Mapping[str, str], field: str) -> bool:
 def _x_reset(text: str, reference: datetime) -> timedelta | None:
     number = _number(text)
     if number is None:
-        moment = _iso_moment(text) or _http_date(text)
+        moment = iso_moment(text) or http_date(text)
         return None if moment is None else _until(moment, reference)
     if number < _UNIX_SECONDS_FROM:
         return _seconds(text)
@@ -105,19 +105,30 @@ def _number(text: str) -> float | None:
     return float(text) if _NUMBER.fullmatch(text) else None
 
 
-def _http_date(text: str) -> datetime | None:
-    """All three forms of RFC 9110: `Sun, 06 Nov 1994 …`, `Sunday, 06-Nov-94 …` and `Sun Nov  6 …`."""
+def http_date(text: str) -> datetime | None:
+    """An HTTP date in one of the three forms of RFC 9110; None for anything else: `Sun, 06 Nov 1994 …`, `Sunday, 06-Nov-94 …` and `Sun Nov  6 …`."""
     try:
         return _as_utc(parsedate_to_datetime(text)) if text.isascii() else None
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
 
 
-def _iso_moment(text: str) -> datetime | None:
+def iso_moment(text: str) -> datetime | None:
+    """A moment in ISO 8601, UTC if it has no zone; None for anything else."""
     try:
         return _as_utc(datetime.fromisoformat(text.upper()))
     except (ValueError, OverflowError):
         return None
+
+
+def clock_difference(theirs: datetime | None, now: datetime) -> str:
+    """How the clock of this machine, `now`, differs from that of a server, in words; `theirs` is None if unknown."""
+    if theirs is None:
+        return "differs too much from that of the server"
+    difference = now - theirs
+    which = "ahead of" if difference > timedelta(0) else "behind"
+    amount = timedelta(seconds=round(abs(difference).total_seconds()))
+    return f"is {amount} {which} that of the server"
 
 
 def _as_utc(moment: datetime) -> datetime:

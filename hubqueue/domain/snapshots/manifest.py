@@ -19,6 +19,8 @@ from hubqueue.domain.snapshots.snapshot import Snapshot
 
 MANIFEST = "manifest.json"
 """The name of the manifest in the snapshot of a folder."""
+MOST_FILES = 100_000
+"""The most files of a folder: its manifest must fit into memory."""
 
 _VERSION = 1
 

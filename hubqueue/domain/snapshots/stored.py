@@ -24,8 +24,9 @@ class StoredCheckpoint:
     """A checkpoint that is whole at a destination: it has a manifest.
 
     `name` is unique in its run (`epoch-0012`, `step-00000120`). `epoch` and `step` are those of the training (None: not
-    logged with it). `is_latest`, `is_best` and `is_final` say whether it is the newest of its kind. `map` is the mAP50-95,
-    from 0 to 1. `manifest_sha256` is the hash of the manifest as it was enqueued (None for a checkpoint of one file).
+    logged with it). `is_latest`, `is_best` and `is_final` say whether it is the newest of its kind. A training resumes from
+    the latest one: the last one, or a best one that was saved later and is further; a final one only if there is no other.
+    `map` is the mAP50-95, from 0 to 1. `manifest_sha256` is the hash of the manifest as it was enqueued (None for a checkpoint of one file).
     """
 
     name: str

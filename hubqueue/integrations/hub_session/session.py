@@ -168,7 +168,8 @@ class HUBTrainingSession:
     @property
     def model_id(self) -> str | None:
         """The model's id at the hub; None until the hub has responded."""
-        found = self._run.remote_id if self._run is not None else None
+        # The HUB is the first destination; another one may know the run under an id of its own.
+        found = self._run.destinations[0].remote_id if self._run is not None else None
         return found or self.model.data.get("id")
 
     @property

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from hubqueue.config.choice import choose_all
-from hubqueue.config.config import did_you_mean
 from hubqueue.config.credentials import Credentials
 from hubqueue.config.declaration import Destination
 from hubqueue.config.home import Home
+from hubqueue.config.names import did_you_mean
 from hubqueue.config.registry import declaration
 from hubqueue.domain.errors import InvalidArgument, InvalidModel
 from hubqueue.integrations.cadence import Cadence
@@ -52,8 +52,8 @@ def attach(model: Any, *, timeout: float = 30.0, console: bool = False, **option
     `timeout` is how many seconds the end of a training waits for the uploads; the worker sends the rest.
     `console` also sends the package's log lines to a hub that shows them (Platform).
     `options` are those of `start_run`; `model` and `args` are taken from the trainer unless given as
-    `model_name=` and `args=`. `name=` names each run (default: none). Raises `ConfigError`, and `InvalidArgument` for anything but a model or a trainer and for
-    unknown options, at once, before any training starts.
+    `model_name=` and `args=`. `name=` names each run (default: none). Raises `ConfigError`, and `InvalidArgument` for
+    anything but a model or a trainer and for unknown options, at once, before any training starts.
     """
     _check(model, options)
     attachment = Attachment(timeout, options, console=console)
@@ -259,8 +259,9 @@ class Attachment:
 
     def _write_record(self, trainer: Any) -> None:
         if self.run is not None and self.run.id is not None:
+            remote_id = self.run.remote_id if len(self._declared) == 1 else None
             facts.write_record(
-                trainer, {"run": self.run.id, "model": self._name_of_run, "remote_id": self.run.remote_id}
+                trainer, {"run": self.run.id, "model": self._name_of_run, "remote_id": remote_id}
             )
 
     def _leave(self, how: Departure) -> None:

@@ -252,6 +252,8 @@ def _join(tx: Connection, run_id: str, first: str) -> None:
     """Make a run that existed before, and its siblings, runs of the same training as the first one."""
     common = _common(tx, first)
     before = tx.scalar(select(runs.c.together).where(runs.c.id == run_id))
+    if before is not None and tx.scalar(select(runs.c.id).where(runs.c.id == first)) is None:
+        return  # the first one is not here yet: it will be joined to this one
     which = runs.c.id == run_id if before is None else runs.c.together == before
     if before != common:
         tx.execute(update(runs).where(which).values(together=common))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from typing import BinaryIO, Self
 
@@ -43,10 +43,20 @@ class SnapshotBody:
         try:
             return next(self._blocks)
         except OSError as error:
-            hint = f"check the disk of {self._file.name}"
-            raise OutboxUnavailable(
-                f"cannot read {self._snapshot.name}: {error.strerror}", hint=hint
-            ) from error
+            raise self._unreadable(error) from error
+
+    def section(self, start: int, size: int) -> Iterator[memoryview]:
+        """`size` bytes from the offset `start`, in blocks of at most 1 MiB. They are not compared with the hash of the whole."""
+        buffer = memoryview(bytearray(min(size, BLOCK)))
+        try:
+            self._file.seek(start)
+            while size:
+                block = buffer[: min(size, BLOCK)]
+                self._fill(block)
+                size -= len(block)
+                yield block
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     def close(self) -> None:
         self._blocks.close()
@@ -81,7 +91,7 @@ class SnapshotBody:
         while block:
             count = self._file.readinto(block)  # type: ignore[attr-defined]
             if not count:
-                raise self._altered()
+                raise altered(self._snapshot.name)
             block = block[count:]
 
     def _verify(self, digest: str | None = None) -> None:
@@ -89,8 +99,14 @@ class SnapshotBody:
         found, wanted = os.fstat(self._file.fileno()), self._snapshot
         same = found.st_size == wanted.size and digest in (None, wanted.sha256)
         if not same or (wanted.sha256 is None and found.st_mtime_ns != wanted.mtime_ns):
-            raise self._altered()
+            raise altered(self._snapshot.name)
 
-    def _altered(self) -> SnapshotAltered:
-        hint = "put the right file back, or cancel its entry: hubqueue cancel ENTRY"
-        return SnapshotAltered(f"{self._snapshot.name} in the spool is not what was enqueued", hint=hint)
+    def _unreadable(self, error: OSError) -> OutboxUnavailable:
+        hint = f"check the disk of {self._file.name}"
+        return OutboxUnavailable(f"cannot read {self._snapshot.name}: {error.strerror}", hint=hint)
+
+
+def altered(name: str) -> SnapshotAltered:
+    """The error of a snapshot that is not the file that was enqueued."""
+    hint = "put the right file back, or cancel its entry: hubqueue cancel ENTRY"
+    return SnapshotAltered(f"{name} in the spool is not what was enqueued", hint=hint)

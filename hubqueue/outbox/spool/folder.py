@@ -18,14 +18,11 @@ from typing import BinaryIO, NamedTuple
 
 from hubqueue.config.home import open_private, sync_folder
 from hubqueue.domain.errors import CheckpointUnreadable
-from hubqueue.domain.snapshots.manifest import MANIFEST, file_name, manifest_text
+from hubqueue.domain.snapshots.manifest import MANIFEST, MOST_FILES, file_name, manifest_text
 from hubqueue.domain.snapshots.snapshot import FOLDER
 from hubqueue.outbox.spool.blocks import clone, copy_blocks, copy_small, digest_of, sync_files
 from hubqueue.outbox.spool.hashing import BLOCK
 from hubqueue.outbox.spool.source import Path_, Written, open_file, refuse_strangers_link
-
-MOST_FILES = 100_000
-"""The most files of a folder: its manifest must fit into memory."""
 
 _WHOLE = "pass a folder with all of the checkpoint's files, and nothing else"
 _SPECIAL = {

@@ -13,16 +13,14 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+from hubqueue.config.filesystem.mounts import CANNOT_LINK
 from hubqueue.config.home import sync_folder
-from hubqueue.domain.errors import SnapshotAltered
 from hubqueue.domain.snapshots.snapshot import Snapshot
+from hubqueue.outbox.spool.body import altered
 from hubqueue.outbox.spool.source import FileSource, Path_, Written
 
-# No hard links here, none across two disks, none of this file (a limit, or a rule of the system).
-_NO_LINK = {
-    *(errno.EPERM, errno.EACCES, errno.EXDEV, errno.EMLINK, errno.ENOSYS),
-    *(errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL),
-}
+# A rule of the system may forbid it for one file.
+_NO_LINK = {*CANNOT_LINK, errno.EACCES}
 
 
 def link_snapshot(
@@ -40,7 +38,7 @@ def link_snapshot(
         before_copy()
         copied = _copied(source, target)
         if copied.sha256 not in (None, snapshot.sha256) and snapshot.sha256 is not None:
-            raise _altered(source)
+            raise altered(source.name)
         return copied._replace(sha256=copied.sha256 or snapshot.sha256)
     names = sorted(os.listdir(source))  # fails before the folder is made, if it is gone
     target.mkdir(mode=0o700)
@@ -82,10 +80,5 @@ def _copied(source: Path, target: Path) -> Written:
     with closing(FileSource(source)) as file:
         written = file.write(target)
     if written is None:
-        raise _altered(source)
+        raise altered(source.name)
     return written
-
-
-def _altered(source: Path) -> SnapshotAltered:
-    hint = "put the right file back, or cancel its entry: hubqueue cancel ENTRY"
-    return SnapshotAltered(f"{source.name} in the spool is not what was enqueued", hint=hint)

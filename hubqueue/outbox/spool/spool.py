@@ -25,7 +25,6 @@ from hubqueue.config.reader import SpoolSettings
 from hubqueue.domain.errors import (
     CheckpointUnreadable,
     OutboxUnavailable,
-    SnapshotAltered,
     SnapshotMissing,
     SpoolAway,
     SpoolError,
@@ -33,7 +32,7 @@ from hubqueue.domain.errors import (
 )
 from hubqueue.domain.snapshots.manifest import MANIFEST, SnapshotFile, files_of
 from hubqueue.domain.snapshots.snapshot import Snapshot
-from hubqueue.outbox.spool.body import SnapshotBody
+from hubqueue.outbox.spool.body import SnapshotBody, altered
 from hubqueue.outbox.spool.folder import FolderSource
 from hubqueue.outbox.spool.hashing import BLOCK as _BLOCK
 from hubqueue.outbox.spool.links import link_or_copy, link_snapshot
@@ -134,10 +133,7 @@ class Spool:
             except OSError as error:
                 raise self._failed(each.snapshot, error) from error
             if size != each.size:
-                hint = "put the right file back, or cancel its entry: hubqueue cancel ENTRY"
-                raise SnapshotAltered(
-                    f"{each.snapshot.name} in the spool is not what was enqueued", hint=hint
-                )
+                raise altered(each.snapshot.name)
 
     def open(self, snapshot: Snapshot) -> SnapshotBody:
         """The body of a snapshot, or the manifest of a folder, for reading; to be closed.

@@ -8,10 +8,12 @@ get different checkpoints. A destination that refuses a folder does not cost the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from hubqueue.domain.drafts import Checkpoint
 from hubqueue.domain.entry import Draft, Snapshot
+from hubqueue.domain.errors import CheckpointUnreadable
 from hubqueue.outbox.spool.source import is_folder
 from hubqueue.producer.saving import Saving
 
@@ -49,6 +51,8 @@ class _Copies:
         self._checkpoint = checkpoint
         self._entry_ids: dict[Saving, int | None] = {}
         self._errors: dict[Saving, Exception] = {}
+        # The destinations without a copy, with what makes the checkpoint unreadable.
+        self._without: dict[Saving, CheckpointUnreadable | None] = {}
 
     def attempt(self, saving: Saving, act: Callable[[], _T]) -> _T | None:
         """Call `act` for a destination, and keep its error for the end."""
@@ -62,24 +66,26 @@ class _Copies:
         """A draft for each destination that can have one; None if the first copy was swept before it had further names."""
         drafts: dict[Saving, Draft] = {}
         alike = len(savings) == 1 or self._checkpoint.archive or not is_folder(self._checkpoint.path)
+        unreadable: list[CheckpointUnreadable] = []
         for saving in savings:
             self._errors.pop(saving, None)
+            if alike and unreadable:  # reported already
+                self._without[saving] = unreadable[0]
+                continue
             shared = same if alike or saving.takes_folders else None
-            draft = self.attempt(saving, lambda: saving.copy(self._checkpoint, shared))  # noqa: B023
+            unreadable.clear()
+            copy = partial(saving.copy, self._checkpoint, shared, unreadable.append)
+            draft = self.attempt(saving, copy)
             if draft is not None:
                 drafts[saving] = draft
                 same = same or draft.snapshot
+                self._without.pop(saving, None)
             elif shared is not None and saving.has_lost(shared):
                 for each, taken in drafts.items():
                     each.discard(taken)
                 return None
-            elif saving.unreadable is not None and alike:
-                for each in savings[savings.index(saving) + 1 :]:
-                    each.unreadable = saving.unreadable
-                break
-        for saving in savings:
-            if saving not in drafts and saving not in self._errors:
-                saving.lose_checkpoint()
+            else:
+                self._without[saving] = unreadable[0] if unreadable else None
         return drafts
 
     def is_swept(self, saving: Saving, draft: Draft) -> bool:
@@ -89,7 +95,10 @@ class _Copies:
         return entry_id is not None and bool(self.attempt(saving, lambda: saving.was_swept(entry_id, draft)))
 
     def result(self, savings: Sequence[Saving]) -> int | None:
-        """The first entry id. Raises the first error."""
+        """Count what could not be copied; return the first entry id. Raises the first error."""
+        for each, why in self._without.items():
+            if each not in self._errors:
+                each.lose_checkpoint(why)
         for each in savings:
             if each in self._errors:
                 raise self._errors[each]

@@ -106,7 +106,12 @@ class Savings:
 
     def end(self, ending: Ending) -> None:
         """End the run at each destination, all before the deadline."""
-        in_turn(self.each, lambda saving: saving.end(ending))
+        known = self.each
+        try:
+            in_turn(known, lambda saving: saving.end(ending))
+        finally:
+            # The settings may be readable only now.
+            in_turn(self.each[len(known) :], lambda saving: saving.end(ending))
 
     def left(self) -> Leftover:
         """What the run owes now, with that of each destination."""

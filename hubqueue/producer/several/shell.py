@@ -27,7 +27,10 @@ def open_runs(
     *,
     name: str = "",
 ) -> list[str]:
-    """Start or continue the run of a training at each destination; return their ids. Raises as `open_run`: then none has started."""
+    """Start or continue the run of a training at each destination; return their ids.
+
+    Raises as `open_run`: then none has started.
+    """
     intended, started, new = new_run_id(), list[str](), list[str]()
     several = len(targets) > 1
     resume = None

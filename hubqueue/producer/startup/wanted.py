@@ -31,9 +31,8 @@ class Start:
     `described` completes its drafts with facts about the machine.
     `again` is set in a preliminary start: it reads the settings again and returns the actual start. It raises
     `OutboxUnavailable` as long as they cannot be read, and `ConfigError` and `InvalidModel` for what they turn out to be.
-    `further` has the starts at the other destinations, if
-    there are several. With `is_joined` this process only saves to a run of another process, `resume`, and does not end it.
-    `name` is that of a new run, empty without one.
+    `further` has the starts at the other destinations, if there are several. With `is_joined` this process only saves to a
+    run of another process, `resume`, and does not end it. `name` is that of a new run, empty without one.
     """
 
     home: Home
@@ -69,7 +68,8 @@ class Wanted:
     def start(self, *, strict: bool) -> Start:
         """The start, preliminary if the settings cannot be read. With `strict` that is raised: `OutboxUnavailable`.
 
-        A preliminary start has one destination; the actual one has all of them. Raises `ConfigError` and `InvalidModel` for errors that only the caller can fix.
+        A preliminary start has one destination; the actual one has all of them. Raises `ConfigError` and `InvalidModel` for
+        errors that only the caller can fix.
         """
         try:
             return self._read()

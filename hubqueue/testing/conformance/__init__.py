@@ -37,10 +37,13 @@ from hubqueue.testing.conformance.reading import Reading  # noqa: E402
 from hubqueue.testing.conformance.repeats import Repeats  # noqa: E402
 from hubqueue.testing.conformance.sandboxed import SandboxService  # noqa: E402
 from hubqueue.testing.conformance.secrecy import Secrecy  # noqa: E402
-from hubqueue.testing.conformance.service import Fault, Received, Service  # noqa: E402
+from hubqueue.testing.conformance.service import BAD_EPOCH, BAD_MARK, WAIT, Fault, Received, Service  # noqa: E402
 from hubqueue.testing.conformance.stage import Stage, staged  # noqa: E402
 
 __all__ = [
+    "BAD_EPOCH",
+    "BAD_MARK",
+    "WAIT",
     "Conformance",
     "Fault",
     "HttpRequest",

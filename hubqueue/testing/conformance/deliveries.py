@@ -6,8 +6,9 @@ import pytest
 
 from hubqueue.destinations.base import Delivered, Kind, Outcome, RunState
 from hubqueue.domain.lifecycle import State
-from hubqueue.testing.conformance.service import Fault
+from hubqueue.testing.conformance.service import DOWN, Fault
 from hubqueue.testing.conformance.stage import Stage
+from hubqueue.worker.events import HeartbeatDelivered
 
 FOLDER = {"model.bin": b"m" * 70_000, "optimizer/rank 0.bin": b"o" * 50_000, "empty.txt": b""}
 """The files of a checkpoint that is a folder, by path."""
@@ -23,6 +24,8 @@ class Deliveries:
         stage.drain()
         stage.log(run, 2)
         stage.save(run, b"weights of epoch 2" * 1000, epoch=2, best=True)
+        stage.drain()
+        stage.save(run, b"weights of the best epoch" * 1000, epoch=1, final=True)
         stage.end(run)
 
         stage.drain()
@@ -63,6 +66,27 @@ class Deliveries:
 
         stage.drain()
 
+        stage.assert_arrived(run)
+
+    def test_a_heartbeat_arrives_or_is_dropped(self, stage: Stage) -> None:
+        """A late heartbeat would be wrong: after a failed one nothing is owed."""
+        stage.needs(Kind.HEARTBEAT)
+        stage.configure(heartbeat=300)
+        run = stage.start(heartbeat=True)
+        stage.step()
+        stage.step()
+        assert any(isinstance(fact, HeartbeatDelivered) for fact in stage.facts), "no heartbeat was delivered"
+
+        for fault in DOWN:
+            if fault in stage.service.faults:
+                stage.service.fail(fault)
+                stage.pass_time()
+                stage.step()
+                stage.service.heal()
+        stage.pass_time()
+        stage.drain()
+
+        stage.assert_clear()
         stage.assert_arrived(run)
 
     def test_two_runs_stay_apart(self, stage: Stage) -> None:
@@ -110,8 +134,9 @@ class Deliveries:
         if not stage.declared.takes_steps:
             pytest.skip(f"{stage.declared.type} does not declare takes_steps")
         run = stage.start()
-        stage.log_key(run, "step:120", 120, {"loss": 0.5})
-        stage.log_key(run, "step:240", 240, {"loss": 0.25})
+        stage.log_values(run, {"loss": 0.5}, step=120)
+        stage.log_values(run, {"loss": 0.25}, step=240, epoch=1)
+        stage.save(run, b"weights of step 240" * 1000, epoch=None, step=240)
 
         stage.drain()
 
@@ -121,13 +146,7 @@ class Deliveries:
         transport = stage.transport()
         try:
             assert isinstance(transport.check(), Delivered)
-            for fault in (
-                Fault.UNREACHABLE,
-                Fault.ERROR,
-                Fault.KEY_REFUSED,
-                Fault.BROKEN_OFF,
-                Fault.NONSENSE,
-            ):
+            for fault in DOWN:
                 if fault not in stage.service.faults:
                     continue
                 stage.service.fail(fault)

@@ -7,9 +7,10 @@ from itertools import pairwise
 
 from hubqueue.destinations.base import Kind
 from hubqueue.domain.lifecycle import State
-from hubqueue.testing.child import Job, work
+from hubqueue.testing.child import Plan
 from hubqueue.testing.conformance.service import WAIT, Fault
 from hubqueue.testing.conformance.stage import Stage
+from hubqueue.testing.forks import work
 
 _MIB = 1 << 20
 
@@ -75,7 +76,7 @@ class Limits:
         stage.worker.stop()
         stage.save(run, b"0123456789abcdef" * (self.large // 16))
 
-        done = work(Job(stage.home, stage.environ, stage.clock.elapsed() - 1000))
+        done = work(Plan(stage.home, stage.environ, stage.clock.elapsed() - 1000))
 
         assert stage.count(State.PENDING) == 0, f"still owed: {stage.reasons()}"
         assert done.peak <= self.memory, f"{done.peak} bytes of memory for a checkpoint of {self.large} bytes"

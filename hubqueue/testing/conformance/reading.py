@@ -15,7 +15,7 @@ from hubqueue.destinations.base import (
     StoredFile,
 )
 from hubqueue.testing.conformance.deliveries import FOLDER
-from hubqueue.testing.conformance.service import Fault
+from hubqueue.testing.conformance.service import DOWN
 from hubqueue.testing.conformance.stage import Stage
 
 
@@ -48,22 +48,27 @@ class Reading:
 
     def test_what_is_not_there_is_reported_so(self, stage: Stage) -> None:
         reader = _reader(stage)
+        stage.start()
+        stage.drain()
         try:
             with pytest.raises(NotThere):
                 list(reader.checkpoints("no-run-of-this-name"))
         finally:
             reader.close()
 
-    def test_a_service_that_cannot_be_asked_is_reported_so(self, stage: Stage) -> None:
-        stage.needs_fault(Fault.UNREACHABLE)
-        reader = _reader(stage)
-        stage.service.fail(Fault.UNREACHABLE)
-        try:
-            with pytest.raises(DestinationUnavailable) as caught:
-                list(reader.runs())
-        finally:
-            reader.close()
-        assert caught.value.hint, "the error has no hint"
+    def test_a_service_that_cannot_be_read_is_reported_so(self, stage: Stage) -> None:
+        for fault in DOWN:
+            if fault not in stage.service.faults:
+                continue
+            reader = _reader(stage)
+            stage.service.fail(fault)
+            try:
+                with pytest.raises(DestinationUnavailable) as caught:
+                    list(reader.runs())
+            finally:
+                stage.service.heal()
+                reader.close()
+            assert caught.value.hint, f"the error has no hint, when the service {fault}"
 
 
 def _reader(stage: Stage) -> Reader:

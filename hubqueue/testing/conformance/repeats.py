@@ -6,9 +6,10 @@ import pytest
 
 from hubqueue.destinations.base import Kind
 from hubqueue.domain.lifecycle import State
-from hubqueue.testing.child import Job, work
+from hubqueue.testing.child import Plan
 from hubqueue.testing.conformance.deliveries import FOLDER
 from hubqueue.testing.conformance.stage import Stage
+from hubqueue.testing.forks import work
 
 _MOST_KILLS = 100
 
@@ -32,7 +33,7 @@ class Repeats:
 
         killed: set[str] = set()
         for _ in range(_MOST_KILLS):
-            done = work(Job(stage.home, stage.environ, stage.clock.elapsed() - 1000, frozenset(killed)))
+            done = work(Plan(stage.home, stage.environ, stage.clock.elapsed() - 1000, frozenset(killed)))
             stage.assert_proven()
             stage.whole(run)
             if done.killed_at is None:
@@ -51,13 +52,13 @@ class Repeats:
         stage.drain()
         content: bytes | dict[str, bytes] = b"weights!" * (self.upload // 8)
         if stage.declared.takes_folders:
-            part = self.upload // 8
-            content = {f"part-{number}.bin": bytes([number]) * part for number in range(8)}
+            content = {f"part-{number}.bin": bytes([number]) * (self.upload // 8) for number in range(4)}
+            content["the-rest.bin"] = b"weights!" * (self.upload // 16)
         stage.save(run, content)
         stage.worker.stop()
 
         passed = stage.clock.elapsed() - 1000
-        done = work(Job(stage.home, stage.environ, passed, kill_after=self.upload // 2))
+        done = work(Plan(stage.home, stage.environ, passed, kill_after=self.upload // 2))
         if done.killed_at is None and not self.resumes:
             pytest.skip(f"{stage.declared.type} stores no progress of an upload")
         assert done.killed_at is not None, "no progress was stored: attempt.on_progress"

@@ -33,7 +33,11 @@ class Fault(StrEnum):
     KEY_REFUSED = "refuses the key"
     ENTRY_REFUSED = "refuses an entry"
     """Refuses each request with an entry of the epoch `BAD_EPOCH`; such an entry also has `BAD_MARK` in it."""
-    HANG = "never responds"
+    HANG = "does not respond"
+
+
+DOWN = (Fault.UNREACHABLE, Fault.ERROR, Fault.KEY_REFUSED, Fault.BROKEN_OFF, Fault.NONSENSE)
+"""What makes every request fail, whatever it is."""
 
 
 @dataclass(frozen=True, slots=True)

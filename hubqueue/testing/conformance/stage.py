@@ -19,11 +19,11 @@ import pytest
 from hubqueue.config.declaration import Destination, Key, Transport
 from hubqueue.config.registry import declaration
 from hubqueue.config.settings import DestinationSettings
-from hubqueue.domain.drafts import Checkpoint
-from hubqueue.domain.entry import Draft, Kind
+from hubqueue.domain.drafts import Checkpoint, ckpt_draft, metrics_draft
+from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.outbox.outbox import Outbox, open_outbox
-from hubqueue.producer.intake import open_run, owe, save_snapshot
+from hubqueue.producer.intake import open_run, owe
 from hubqueue.testing.conformance.service import Fault, Received, Service
 from hubqueue.testing.doubles import FakeClock
 from hubqueue.testing.watched import Step, Watched, opened
@@ -45,8 +45,9 @@ Content = bytes | Mapping[str, bytes]
 class Stage:
     """A destination, and one worker that sends to it.
 
-    `logged`, `saved` and `ended` are what each run has saved: the metrics by key, the content of each checkpoint by its entry, the
-    state. The service may have this many `twins`: empty runs beside them. `starts` are the seconds of the clock at which attempts of each kind have started.
+    `logged`, `saved` and `ended` are what each run has saved: the metrics by key, the content of each checkpoint by its
+    entry, the state. The service may have this many `twins`: empty runs beside them. `starts` are the seconds of the clock
+    at which attempts of each kind have started.
     """
 
     def __init__(self, service: Service, folder: Path, twins: int = 0) -> None:
@@ -142,7 +143,7 @@ class Stage:
         """Skip the test if the service cannot be made to do one of these."""
         for fault in faults:
             if fault not in self.service.faults:
-                pytest.skip(f"no fault {fault.name}: the service of {self.declared.type} never {fault}")
+                pytest.skip(f"no fault {fault.name}: the fake of {self.declared.type} cannot do that")
 
     def has(self, kind: Kind) -> bool:
         """Whether the destination has a lane for this kind."""
@@ -150,35 +151,51 @@ class Stage:
 
     # --- what a training does; nothing where the destination has no lane for it
 
-    def start(self, model: str = "resnet50.pt") -> str:
+    def start(self, model: str = "resnet50.pt", *, heartbeat: bool = False) -> str:
         """A new run; its id."""
         identified = self.declared.identify(model, self.target)
         args = {"epochs": 3, "lr": 0.1}
-        return open_run(self.outbox, identified, args, self.target, heartbeat=False)[0]
+        return open_run(self.outbox, identified, args, self.target, heartbeat=heartbeat)[0]
 
     def log(self, run: str, *epochs: int, name: str = "loss", add: float = 0.5) -> None:
         """Log a metric of each of these epochs: its number and `add`."""
         for epoch in epochs:
-            self.log_key(run, str(epoch), epoch, {name: epoch + add})
+            self.log_values(run, {name: epoch + add}, epoch=epoch)
 
-    def log_key(self, run: str, key: str, rank: int, values: Mapping[str, float]) -> None:
-        """Log metrics under the key of a lane."""
+    def log_values(
+        self, run: str, values: Mapping[str, float], *, epoch: int | None = None, step: int | None = None
+    ) -> None:
+        """Log metrics of an epoch, a step, or both."""
         if self.has(Kind.METRICS):
-            owe(self.outbox, run, Draft(Kind.METRICS, key, rank, json.dumps(values)))
-            self.logged[run].setdefault(key, {}).update(values)
+            self.clock.advance(0.001)  # no two values have the same moment
+            takes_steps = self.declared.takes_steps
+            draft = metrics_draft(json.dumps(values), epoch, step, takes_steps=takes_steps)
+            owe(self.outbox, run, draft)
+            self.logged[run].setdefault(draft.key, {}).update(json.loads(draft.payload))
 
-    def save(self, run: str, content: Content, epoch: int = 0, *, best: bool = False) -> None:
+    def save(
+        self,
+        run: str,
+        content: Content,
+        epoch: int | None = 0,
+        *,
+        best: bool = False,
+        final: bool = False,
+        step: int | None = None,
+    ) -> None:
         """Save a checkpoint: a file, or a folder of files by path."""
         if not self.has(Kind.CKPT):
             return
-        path = self.folder / f"saved-{len(self.saved[run])}" / "last.pt"
+        path = self.folder / f"saved-{run}-{len(self.saved[run])}" / "last.pt"
         files = content if isinstance(content, Mapping) else {"": content}
         for name, data in files.items():
             file = path / name if name else path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
-        checkpoint = Checkpoint(path=path, epoch=epoch, is_best=best)
-        entry = save_snapshot(self.outbox, run, checkpoint, folders=self.declared.takes_folders)
+        snapshot = self.outbox.spool.take(path, label=run, folders=self.declared.takes_folders)
+        checkpoint = Checkpoint(path=path, epoch=epoch, step=step, is_best=best, final=final)
+        now, takes_steps = self.outbox.database.now(), self.declared.takes_steps
+        entry, _ = owe(self.outbox, run, ckpt_draft(checkpoint, snapshot, now=now, takes_steps=takes_steps))
         self.saved[run][entry] = files
 
     def end(self, run: str, state: RunState = RunState.FINISHED) -> None:
