@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hubqueue.config.declaration import Blocks, Destination, Key, Reader, Secret, Transport
+from hubqueue.config.declaration import Destination, Key, Reader, Secret, SeekableBlocks, Transport
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.destinations.layout.drafts import completion, identify
 from hubqueue.destinations.mlflow.drafts import registration
@@ -16,7 +16,7 @@ from hubqueue.domain.entry import Kind, Snapshot
 def _open(
     settings: DestinationSettings,
     keys: Callable[[], tuple[Key, ...]],
-    open_body: Callable[[Snapshot], Blocks],
+    open_body: Callable[[Snapshot], SeekableBlocks],
 ) -> Transport:
     from hubqueue.destinations.mlflow.transport import MlflowTransport
 

@@ -202,9 +202,9 @@ class ArtifactsOfRuns:
         self._server, self._root_of = server, root_of
 
     @contextmanager
-    def sending(self, remembered: Mapping[str, str | int]) -> Iterator[Objects]:
+    def sending(self, remembered: Mapping[str, str | int], attempt: Attempt) -> Iterator[Objects]:
         """The artifacts of the runs that `root_of` knows."""
-        yield Artifacts(self._server, self._root_of)
+        yield Artifacts(self._server, self._root_of, attempt)
 
     @contextmanager
     def reading(self) -> Iterator[Objects]:

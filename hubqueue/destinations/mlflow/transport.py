@@ -11,13 +11,13 @@ from hubqueue.destinations.base import (
     Attempt,
     Batch,
     Blocked,
-    Blocks,
     Delivered,
     Key,
     Kind,
     Outcome,
     Rejected,
     Scope,
+    SeekableBlocks,
     Snapshot,
     quiet,
 )
@@ -39,7 +39,7 @@ class MlflowTransport:
         self,
         settings: DestinationSettings,
         keys: Callable[[], tuple[Key, ...]],
-        open_body: Callable[[Snapshot], Blocks],
+        open_body: Callable[[Snapshot], SeekableBlocks],
     ) -> None:
         self._server = Server(settings, keys)
         self._experiment = str(getattr(settings, "experiment", "Default"))

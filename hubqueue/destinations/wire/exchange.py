@@ -78,7 +78,7 @@ class Wire:
             response = self._send(request, window, drain=0.0)
             if response.status_code in (200, 206):
                 return Download(response, self.host, secrets)
-            return self._read(response, request.most)
+            return self._read(response, request)
         except _TooLong:
             return RetryLater(f"{self.host} responded with more than {request.most >> 10} KiB, {FOREIGN}")
         except _TROUBLE as error:
