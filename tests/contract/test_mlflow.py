@@ -70,7 +70,7 @@ def last_outcome(stage: Stage) -> str:
 
 def test_a_run_has_its_name_params_and_tags(stage: Stage, fake: FakeMlflow) -> None:
     run = start(stage, name="Try 7", lr=0.1, opt={"name": "SGD"}, **{f"p{at}": at for at in range(220)})
-    stage.log_key(run, "step:120", 120, {"loss": 0.5, "epoch": 3})
+    stage.log_values(run, {"loss": 0.5}, epoch=3, step=120)
     stage.end(run)
     stage.drain()
 
@@ -104,8 +104,8 @@ def test_a_run_whose_response_was_lost_is_found_again(stage: Stage, fake: FakeMl
 
 def test_null_values_are_left_out_and_the_run_must_exist_nevertheless(stage: Stage, fake: FakeMlflow) -> None:
     run = stage.start()
-    stage.log_key(run, "0", 0, {"loss": 0.5, "bad": None, "text": "x"})  # type: ignore[dict-item]
-    stage.log_key(run, "1", 1, {"bad": None})  # type: ignore[dict-item]
+    stage.log_values(run, {"loss": 0.5, "bad": None, "text": "x"}, epoch=0)  # type: ignore[dict-item]
+    stage.log_values(run, {"bad": None}, epoch=1)  # type: ignore[dict-item]
     settle(stage)
 
     assert [(name, value, step) for name, value, _, step in only(fake).points] == [("loss", 0.5, 0)]
@@ -113,7 +113,7 @@ def test_null_values_are_left_out_and_the_run_must_exist_nevertheless(stage: Sta
 
 def test_more_than_1000_metrics_are_several_requests(stage: Stage, fake: FakeMlflow) -> None:
     run = stage.start()
-    stage.log_key(run, "0", 0, {f"layer/{at}": at / 2 for at in range(2500)})
+    stage.log_values(run, {f"layer/{at}": at / 2 for at in range(2500)}, epoch=0)
     stage.drain()
 
     assert len(only(fake).points) == 2500

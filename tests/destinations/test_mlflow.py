@@ -193,7 +193,7 @@ def remote(stage: Stage, run: str) -> str:
 def test_it_writes_what_the_client_writes(stage: Stage, real: Real) -> None:
     run = start(stage, **ARGS)
     for step, values in METRICS:
-        stage.log_key(run, f"step:{step}", step, values)
+        stage.log_values(run, values, step=step)
     stage.save(run, {"model.bin": b"m" * 1000, "a b/# %41.txt": b"text", "empty": b""}, epoch=7)
     stage.end(run)
     stage.drain()
