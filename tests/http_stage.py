@@ -17,18 +17,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import template
 import uvicorn
 from protocol import Exchange, problems
-from stage import PATIENCE, ROOT, ZERO, Process, environ_of, totals, wait_until
+from stage import PATIENCE, ROOT, ZERO, Process, environ_of, save_snapshot, wait_until
+from stepping import Stepping
 
 from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import Checkpoint, metrics_draft
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox, open_outbox
-from hubqueue.producer.intake import open_run, save_snapshot
+from hubqueue.producer.intake import open_run
 from hubqueue.testing import FakeClock
 from hubqueue.worker.closing import close_run
 from hubqueue.worker.events import Fact
@@ -186,8 +187,10 @@ class Server:
 
 
 @dataclass
-class Stage:
+class Stage(Stepping):
     """A home with one run, and the worker that sends for it."""
+
+    most_steps: ClassVar[int] = 40
 
     outbox: Outbox
     clock: FakeClock
@@ -222,25 +225,6 @@ class Stage:
 
     def end(self, state: RunState = RunState.FINISHED) -> None:
         close_run(self.outbox, self.run_id, state, results={"accuracy": 0.9})
-
-    def step(self, times: int = 1) -> None:
-        """Step the worker; between steps the clock moves beyond any wait."""
-        for _ in range(times):
-            self.worker.step()
-            assert self.worker.wait_free(PATIENCE), "an attempt did not end"
-            self.clock.advance(1000)
-
-    def drain(self) -> None:
-        """Step until nothing is pending."""
-        for _ in range(40):
-            if not totals(self.outbox).get("pending"):
-                return
-            self.step()
-        raise AssertionError(f"still owed: {totals(self.outbox)}; {self.reasons()}")
-
-    def reasons(self) -> list[str]:
-        """The outcomes of the attempts, oldest first."""
-        return [f"{each['outcome']}: {each['reason']}" for each in reversed(self.outbox.stats.attempts())]
 
 
 def http_environ(home: Path, url: str, **settings: str) -> dict[str, str]:

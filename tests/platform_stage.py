@@ -9,13 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 
 import template
-from stage import PATIENCE, ZERO, platform_environ, totals
+from stage import ZERO, platform_environ, save_snapshot
+from stepping import Stepping
 
 from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import Checkpoint, metrics_draft
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.outbox import Outbox, open_outbox
-from hubqueue.producer.intake import open_run, save_snapshot
+from hubqueue.producer.intake import open_run
 from hubqueue.sandbox import RunRecord, Sandbox, UploadRecord
 from hubqueue.testing import FakeClock
 from hubqueue.worker.closing import close_run
@@ -28,7 +29,7 @@ ARGS = MappingProxyType({"project": "coco", "name": "exp-1", "epochs": 3})
 _BEATS = ("training_progress", "system_metrics")
 
 
-class Stage:
+class Stage(Stepping):
     """A home with one run, and the worker that sends for it."""
 
     def __init__(self, hub: Sandbox | None, outbox: Outbox, clock: FakeClock, folder: Path) -> None:
@@ -56,25 +57,6 @@ class Stage:
 
     def end(self, state: RunState = RunState.FINISHED) -> None:
         close_run(self.outbox, self.run_id, state, results={"metrics": {"map": 0.5}})
-
-    def step(self, times: int = 1) -> None:
-        """Step the worker; between steps the clock moves beyond any wait."""
-        for _ in range(times):
-            self.worker.step()
-            assert self.worker.wait_free(PATIENCE), "an attempt did not end"
-            self.clock.advance(1000)
-
-    def drain(self) -> None:
-        """Step until nothing is pending."""
-        for _ in range(60):
-            if not totals(self.outbox).get("pending"):
-                return
-            self.step()
-        raise AssertionError(f"still owed: {totals(self.outbox)}; {self.reasons()}")
-
-    def reasons(self) -> list[str]:
-        """The outcomes of the attempts, oldest first."""
-        return [f"{each['outcome']}: {each['reason']}" for each in reversed(self.outbox.stats.attempts())]
 
     # What the hub has.
 

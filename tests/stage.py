@@ -17,7 +17,7 @@ from typing import Self
 import zygote
 from sqlalchemy import create_engine
 
-from hubqueue.domain.drafts import FINAL_RANK, metrics_draft
+from hubqueue.domain.drafts import FINAL_RANK, Checkpoint, metrics_draft
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.lane import Batch, Lease
 from hubqueue.domain.outcome import Outcome, Remote
@@ -25,6 +25,7 @@ from hubqueue.outbox.database.migration import _config
 from hubqueue.outbox.database.sqlite import load_driver
 from hubqueue.outbox.moves.claim import Terms
 from hubqueue.outbox.outbox import Outbox
+from hubqueue.producer.intake import copy_checkpoint, enqueue_copy, was_swept
 from hubqueue.testing import MemoryTransport
 from hubqueue.worker.events import Fact
 from hubqueue.worker.worker import Worker
@@ -60,6 +61,24 @@ def ckpt(outbox: Outbox, run_id: str, key: str, *, final: bool = False, rank: in
     return outbox.entries.enqueue(run_id, Draft(Kind.CKPT, key, rank, "{}", final=final, replaces=replaces))[
         0
     ]
+
+
+def save_snapshot(
+    outbox: Outbox, run_id: str, checkpoint: Checkpoint, *, folders: bool = False, steps: bool = False
+) -> int:
+    """Copy a checkpoint and enqueue it for one run, as a training does; return the entry's id."""
+    while True:
+        draft = copy_checkpoint(outbox, run_id, checkpoint, folders=folders, steps=steps)
+        entry_id = enqueue_copy(outbox, run_id, draft)
+        if not was_swept(outbox, entry_id, draft):
+            return entry_id
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """The content of all files below a folder, hidden ones too, by their path in it."""
+    return {
+        each.relative_to(folder).as_posix(): each.read_bytes() for each in folder.rglob("*") if each.is_file()
+    }
 
 
 def claim(outbox: Outbox, *kinds: Kind, terms: Terms = TERMS) -> Lease | None:

@@ -90,9 +90,8 @@ def _check_encryption(values: Values, name: str) -> None:
     path = ("destinations", name)
     found = values.section(*path)
     declared = values.declaration(name)
-    has_url = "url" in settings_of(
-        declared.settings
-    )  # else the vendor's variable names the setting with the address
+    has_url = "url" in settings_of(declared.settings)
+    # Without it, the vendor's variable names the setting with the address.
     key = "url" if has_url else next(iter(declared.address_variables), "url")
     url, proxy = found.get(key, ""), found.get("proxy")
     if found.get("insecure") or (*path, "insecure") in values.broken:

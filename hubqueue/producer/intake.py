@@ -104,21 +104,6 @@ def describing(target: DestinationSettings, args: Mapping[str, object]) -> Calla
     return completed
 
 
-def save_snapshot(
-    outbox: Outbox, run_id: str, checkpoint: Checkpoint, *, folders: bool = False, steps: bool = False
-) -> int:
-    """Copy a checkpoint into the spool and enqueue it; return the entry's id. Durable on return.
-
-    The destination of the run takes `folders` and `steps`.
-    Raises `CheckpointUnreadable`, `SpoolFull` and the `OutboxError`s; then there is no copy (see `enqueue_copy`).
-    """
-    while True:
-        draft = copy_checkpoint(outbox, run_id, checkpoint, folders=folders, steps=steps)
-        entry_id = enqueue_copy(outbox, run_id, draft)
-        if not was_swept(outbox, entry_id, draft):
-            return entry_id
-
-
 def enqueue_copy(outbox: Outbox, run_id: str, draft: Draft) -> int:
     """Enqueue the draft of a copied checkpoint; return the entry's id. Raises the `OutboxError`s.
 

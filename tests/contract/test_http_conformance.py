@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class _Rule:
     kind: Kind | None
     after: int
     times: int | None
+    over: asyncio.Event = field(default_factory=asyncio.Event)  # set when it is removed
 
     def applies(self, kind: Kind | None, body: bytes) -> bool:
         """Whether it is for this request; counts it."""
@@ -64,6 +65,7 @@ class Example:
 
     def __init__(self, server: Server) -> None:
         self.server, self._rules = server, list[_Rule]()
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the server, once it has had a request
         server.recorder.instead = self._instead
 
     @property
@@ -79,7 +81,10 @@ class Example:
             self._rules.append(_Rule(fault, kind, after, times))
 
     def heal(self) -> None:
-        self._rules.clear()
+        removed, self._rules = self._rules, []
+        if self._loop is not None and not self._loop.is_closed():
+            for each in removed:
+                self._loop.call_soon_threadsafe(each.over.set)
         self.server.start()
 
     def received(self) -> Mapping[str, Received]:
@@ -109,6 +114,7 @@ class Example:
 
     async def _instead(self, made: Exchange, scope: Any, receive: Any, send: Any) -> bool:
         """Respond by the first rule that applies to a request; False if there are no rules."""
+        self._loop = asyncio.get_running_loop()
         if not self._rules:
             return False
         parts = [each for each in scope["path"].split("/") if each]
@@ -127,10 +133,9 @@ class Example:
             headers = {"Content-Type": "application/json", **more}
         else:
             status, headers, content = 200, {}, b'{"received": true}'
-        while rule is not None and rule.fault is Fault.HANG and rule in self._rules:
-            await asyncio.sleep(0.02)
-            if rule not in self._rules:
-                return True
+        if rule is not None and rule.fault is Fault.HANG:
+            await rule.over.wait()
+            return True
         cut = rule is not None and rule.fault in (Fault.BROKEN_OFF, Fault.LOST)
         headers = {**headers, "Content-Length": str(len(content) + (10 if cut else 0))}
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]

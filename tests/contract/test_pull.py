@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 import shelf
-from stage import environ_of, python
+from stage import environ_of, files_in, python
 
 import hubqueue
 from hubqueue.domain.errors import (
@@ -50,15 +50,6 @@ def run(home: Path, tmp_path: Path, module: ModuleType) -> Path:
     return folder
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """All files below a folder, hidden ones too."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def blocks(module: ModuleType) -> list[tuple[object, ...]]:
     """The requests for bytes since the last call."""
     found = [each for each in module.FAULTS.requests if each[0] == "blocks"]
@@ -71,7 +62,7 @@ def test_a_folder_and_a_file_arrive_as_they_were_saved(home: Path, run: Path, tm
     file = hubqueue.pull("lab", run=RUN, which="epoch:3", to=tmp_path / "to", home=home)
 
     assert (folder, file) == (tmp_path / "to" / "epoch-0004", tmp_path / "to" / "epoch-0003.pt")
-    assert content(folder) == FOLDER
+    assert files_in(folder) == FOLDER
     assert file.read_bytes() == WEIGHTS
     assert sorted(os.listdir(tmp_path / "to")) == ["epoch-0003.pt", "epoch-0004"]
 
@@ -90,7 +81,7 @@ def test_a_broken_off_pull_is_resumed_from_the_bytes_that_are_here(
 
     # What was here whole is not requested again, nor is an empty file.
     assert blocks(module) == [("blocks", "model/a.bin", 196_608)]
-    assert content(tmp_path / "to") == {f"epoch-0004/{name}": body for name, body in FOLDER.items()}
+    assert files_in(tmp_path / "to") == {f"epoch-0004/{name}": body for name, body in FOLDER.items()}
     assert path.is_dir()
 
 
@@ -107,7 +98,7 @@ def test_bytes_of_another_version_are_not_kept(
 
     path = hubqueue.pull("lab", run=RUN, to=tmp_path / "to", home=home)
 
-    assert content(path) == FOLDER
+    assert files_in(path) == FOLDER
     assert ("blocks", "model/a.bin", 0) in blocks(module)
     assert not (path / "stale").exists()
 
@@ -149,7 +140,7 @@ def test_a_list_that_was_changed_in_the_bucket_is_refused(home: Path, run: Path,
     listed = [(path, len(body), shelf.hashlib.sha256(body).hexdigest()) for path, body in FOLDER.items()]
     saved = shelf.hashlib.sha256(manifest_text(sorted(listed))).hexdigest()
     shelf.rewrite(run, "epoch-0004", manifest_sha256=saved)
-    assert content(hubqueue.pull("lab", run=RUN, to=tmp_path / "whole", home=home)) == FOLDER
+    assert files_in(hubqueue.pull("lab", run=RUN, to=tmp_path / "whole", home=home)) == FOLDER
 
     found = json.loads((run / "epoch-0004.json").read_text())
     shelf.rewrite(run, "epoch-0004", files=found["files"][:-1])
@@ -168,8 +159,8 @@ def test_a_link_in_the_part_is_not_followed(home: Path, run: Path, tmp_path: Pat
 
     path = hubqueue.pull("lab", run=RUN, to=tmp_path / "to", home=home)
 
-    assert content(path) == FOLDER
-    assert content(outside) == {"a.bin": b"precious"}
+    assert files_in(path) == FOLDER
+    assert files_in(outside) == {"a.bin": b"precious"}
 
 
 def test_what_is_there_is_kept_unless_forced(
@@ -182,13 +173,13 @@ def test_what_is_there_is_kept_unless_forced(
     for which in ("latest", "epoch:3"):
         with pytest.raises(InvalidArgument, match="exists already, and is not this checkpoint"):
             hubqueue.pull("lab", run=RUN, which=which, to=to, home=home)
-    assert content(to) == {"epoch-0003.pt": b"mine", "epoch-0004/mine": b"mine"}
+    assert files_in(to) == {"epoch-0003.pt": b"mine", "epoch-0004/mine": b"mine"}
     assert blocks(module) == []
 
     for which in ("latest", "epoch:3"):
         hubqueue.pull("lab", run=RUN, which=which, to=to, home=home, force=True)
 
-    assert content(to) == {
+    assert files_in(to) == {
         "epoch-0003.pt": WEIGHTS,
         **{f"epoch-0004/{name}": body for name, body in FOLDER.items()},
     }
@@ -274,7 +265,7 @@ def test_the_paths_are_compared_as_the_file_system_compares_them(
 ) -> None:
     shelf.put(run, "epoch-0005", {"W": b"1", "w": b"2"}, epoch=5, is_folder=True)
     kept = hubqueue.pull("lab", run=RUN, which="epoch:5", to=tmp_path / "to", home=home)
-    assert content(kept) == {"W": b"1", "w": b"2"}
+    assert files_in(kept) == {"W": b"1", "w": b"2"}
 
     (tmp_path / "other").mkdir()
     # As if the disk did not distinguish them.

@@ -22,6 +22,7 @@ from stage import (
     log,
     new_run,
     python,
+    save_snapshot,
     start_worker,
     totals,
     wait_until,
@@ -35,7 +36,6 @@ from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.outcome import Delivered, Outcome, Remote, RetryLater
 from hubqueue.outbox.locks import Lock
 from hubqueue.outbox.outbox import Outbox, open_outbox
-from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 from hubqueue.worker import events

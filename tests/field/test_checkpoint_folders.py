@@ -38,6 +38,7 @@ from stage import (
     PATIENCE,
     end,
     environ_of,
+    files_in,
     hubqueue,
     kill,
     platform_environ,
@@ -88,12 +89,6 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def content_of(path: Path) -> dict[str, bytes]:
-    return {
-        each.relative_to(path).as_posix(): each.read_bytes() for each in path.rglob("*") if each.is_file()
-    }
-
-
 def read(spool: Spool, snapshot: Snapshot) -> bytes:
     with closing(spool.open(snapshot)) as body:
         return b"".join(bytes(block) for block in body)
@@ -109,7 +104,7 @@ def take(spool: Spool, path: Path) -> dict[str, bytes]:
 
 
 def test_a_folder_is_saved_with_every_file_and_its_hash(spool: Spool, folder: Path) -> None:
-    content = content_of(folder)
+    content = files_in(folder)
 
     snapshot = spool.take(folder, label="run-1", folders=True)
     manifest = read(spool, snapshot)
@@ -128,7 +123,7 @@ def test_a_folder_is_saved_with_every_file_and_its_hash(spool: Spool, folder: Pa
 
 
 def test_a_saved_folder_does_not_change_with_its_source(spool: Spool, folder: Path) -> None:
-    content = content_of(folder)
+    content = files_in(folder)
     snapshot = spool.take(folder, label="x", folders=True)
 
     (folder / "model-00001.bin").write_bytes(b"the next step")
@@ -200,7 +195,7 @@ def test_a_link_to_a_file_of_the_folder_is_saved_as_that_file(spool: Spool, fold
 def test_a_link_to_a_folder_can_be_passed(spool: Spool, folder: Path) -> None:
     (folder.parent / "latest").symlink_to(folder)
 
-    assert take(spool, folder.parent / "latest") == content_of(folder)
+    assert take(spool, folder.parent / "latest") == files_in(folder)
 
 
 # --- what is refused, by name
@@ -351,7 +346,7 @@ def test_a_folder_that_is_complete_a_moment_later_is_taken(spool: Spool, folder:
     writer.join()
 
     assert {name: saved[name] for name in saved} == {
-        name: content for name, content in content_of(folder).items() if name in saved
+        name: content for name, content in files_in(folder).items() if name in saved
     }
 
 
@@ -449,7 +444,7 @@ def test_a_file_system_that_shares_blocks_gives_every_hash(
         return 0
 
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
-    content = content_of(folder)
+    content = files_in(folder)
     snapshot = spool.take(folder, label="x", folders=True)
 
     assert shared == [3_000_000]  # a small file is read, because its hash is needed
@@ -476,7 +471,7 @@ def test_the_spool_of_a_damaged_outbox_gives_its_folders_to_the_new_one(
 
 
 def test_a_folder_becomes_one_tar_with_the_same_bytes_each_time(spool: Spool, folder: Path) -> None:
-    content = content_of(folder)
+    content = files_in(folder)
     one = spool.take(folder, label="x", archive=True)
     os.utime(folder / "done", (1, 1))
     two = spool.take(folder, label="x", archive=True)
@@ -495,13 +490,13 @@ def test_a_folder_becomes_one_tar_with_the_same_bytes_each_time(spool: Spool, fo
 def test_the_tar_is_one_that_tar_reads(spool: Spool, folder: Path, tmp_path: Path) -> None:
     (folder / ("long" * 60)).write_bytes(b"x")
     (folder / "ünï-日本").write_bytes(b"y")
-    content = content_of(folder)
+    content = files_in(folder)
     snapshot = spool.take(folder, label="x", archive=True)
     (tmp_path / "out").mkdir()
 
     subprocess.run(["tar", "-xf", str(spool.path / snapshot.name), "-C", str(tmp_path / "out")], check=True)
 
-    assert content_of(tmp_path / "out") == content
+    assert files_in(tmp_path / "out") == content
 
 
 def test_a_hub_gets_a_folder_as_one_file(hub: Sandbox, home: Path, folder: Path) -> None:
@@ -514,7 +509,7 @@ def test_a_hub_gets_a_folder_as_one_file(hub: Sandbox, home: Path, folder: Path)
     (model,) = hub.models
     (saved,) = hub.checkpoints(model)
     with tarfile.open(saved.path) as members:
-        assert members.getnames() == sorted(content_of(folder))
+        assert members.getnames() == sorted(files_in(folder))
 
 
 def test_platform_gets_a_folder_as_a_tar_by_name(hub: Sandbox, home: Path, folder: Path) -> None:
@@ -528,7 +523,7 @@ def test_platform_gets_a_folder_as_a_tar_by_name(hub: Sandbox, home: Path, folde
     (upload,) = hub.run(model).uploads
     assert upload.filename == "last.tar" and upload.promoted_at is not None and upload.path is not None
     with tarfile.open(upload.path) as members:
-        assert members.getnames() == sorted(content_of(folder))
+        assert members.getnames() == sorted(files_in(folder))
 
 
 def test_a_file_is_not_archived(hub: Sandbox, home: Path, tmp_path: Path) -> None:
@@ -587,7 +582,7 @@ def test_a_folder_arrives_with_all_its_files_and_the_manifest_last(
     home: Path, tmp_path: Path, folder: Path, collector: Collector
 ) -> None:
     environ = lab(home, tmp_path, collector)
-    content = content_of(folder)
+    content = files_in(folder)
 
     out, _ = plugin_python(TRAIN, environ, "resnet50.pt", str(folder)).communicate(timeout=60)
     drained = plugin_hubqueue(environ, "drain", "--timeout", "60")
@@ -624,7 +619,7 @@ def test_a_shell_sends_a_folder_as_it_is_where_that_is_taken(
         path.removeprefix("checkpoints/best/")
         for path in collector.taken
         if path.startswith("checkpoints/best/")
-    } == set(content_of(folder))
+    } == set(files_in(folder))
 
 
 def test_an_outage_in_the_middle_repeats_the_same_bytes_and_keys(
@@ -642,7 +637,7 @@ def test_an_outage_in_the_middle_repeats_the_same_bytes_and_keys(
         sent.setdefault(path, set()).add((headers["Idempotency-Key"], body))
     assert all(len(each) == 1 for each in sent.values())
     assert collector.failed == 1
-    assert len(collector.taken) == 1 + len(content_of(folder)) + 1 + 1
+    assert len(collector.taken) == 1 + len(files_in(folder)) + 1 + 1
 
 
 def test_a_worker_killed_in_the_middle_delivers_the_folder_whole_later(
@@ -664,9 +659,9 @@ def test_a_worker_killed_in_the_middle_delivers_the_folder_whole_later(
     taken = collector.taken
     manifest = json.loads(taken["checkpoints/last"])
     assert {each["path"]: each["sha256"] for each in manifest["files"]} == {
-        path: hashlib.sha256(body).hexdigest() for path, body in content_of(folder).items()
+        path: hashlib.sha256(body).hexdigest() for path, body in files_in(folder).items()
     }
-    assert {path: taken[f"checkpoints/last/{path}"] for path in content_of(folder)} == content_of(folder)
+    assert {path: taken[f"checkpoints/last/{path}"] for path in files_in(folder)} == files_in(folder)
 
 
 def test_a_file_that_was_altered_in_the_spool_is_never_whole_at_the_destination(

@@ -27,6 +27,7 @@ from stage import (
     must_claim,
     new_run,
     python,
+    save_snapshot,
     start_worker,
     totals,
     wait_until,
@@ -41,7 +42,6 @@ from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.outcome import Remote, Scope
 from hubqueue.outbox.database.schema import destinations
 from hubqueue.outbox.outbox import Outbox, open_outbox
-from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 from hubqueue.worker import events

@@ -13,7 +13,7 @@ from pathlib import Path
 import platform_stage
 import pytest
 import template
-from stage import ack, environ_of, hubqueue, must_claim, new_run, totals
+from stage import ack, environ_of, hubqueue, must_claim, new_run, save_snapshot, totals
 
 from hubqueue.config.registry import declaration
 from hubqueue.domain.drafts import Checkpoint, is_before
@@ -21,7 +21,7 @@ from hubqueue.domain.entry import Entry, Kind
 from hubqueue.domain.lifecycle import State
 from hubqueue.outbox.moves.claim import Terms
 from hubqueue.outbox.outbox import Outbox, open_outbox
-from hubqueue.producer.intake import open_run, save_snapshot
+from hubqueue.producer.intake import open_run
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 from hubqueue.worker.worker import Worker

@@ -16,7 +16,7 @@ import pytest
 import template
 from peer import Peer, answer
 from platform_stage import staged
-from stage import PATIENCE, ZERO, log, new_run, totals
+from stage import PATIENCE, ZERO, log, new_run, save_snapshot, totals
 
 from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.wire.body import Bytes
@@ -26,7 +26,6 @@ from hubqueue.destinations.wire.message import Request, Response
 from hubqueue.domain.drafts import Checkpoint
 from hubqueue.domain.outcome import UNANSWERED, Outcome, RetryLater
 from hubqueue.outbox.outbox import Outbox, open_outbox
-from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 from hubqueue.worker.worker import Worker

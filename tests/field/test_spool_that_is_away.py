@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from postgres import Postgres
-from stage import Bench, environ_of, hubqueue, new_run, python, totals, wait_for_removals
+from stage import Bench, environ_of, hubqueue, new_run, python, save_snapshot, totals, wait_for_removals
 
 from hubqueue.domain.drafts import Checkpoint
 from hubqueue.domain.errors import SpoolAway
@@ -22,7 +22,6 @@ from hubqueue.domain.lifecycle import State
 from hubqueue.outbox.database.sqlite import report_of
 from hubqueue.outbox.outbox import Outbox, open_outbox, replace_damaged
 from hubqueue.outbox.salvage import salvage
-from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 from hubqueue.worker import events

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from stage import environ_of, hubqueue, kill, python, start_worker, wait_until
+from stage import environ_of, files_in, hubqueue, kill, python, start_worker, wait_until
 
 TRAIN = """
 import sys, hubqueue
@@ -20,10 +20,6 @@ FILES = {f"shard {number:03d}/weights.bin": os.urandom(1000) for number in range
     "config.json": b"{}"
 }
 CHECKPOINT = "step-00000100"
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def machine(home: Path, disk: Path) -> dict[str, str]:
@@ -56,10 +52,10 @@ def test_a_worker_that_is_killed_leaves_a_whole_checkpoint_or_none(
     folder = disk / "trial" / "checkpoints" / CHECKPOINT
     for more in (1, 30):
         worker = start_worker(environ)
-        wait_until(lambda more=more: (folder / "manifest.json").exists() or len(content(folder)) >= more)
+        wait_until(lambda more=more: (folder / "manifest.json").exists() or len(files_in(folder)) >= more)
         kill(worker)
         pulled = hubqueue(environ, "pull", "nas", "--run", "trial", "--to", str(tmp_path / f"after {more}"))
-        found = content(tmp_path / f"after {more}") if pulled.returncode == 0 else None
+        found = files_in(tmp_path / f"after {more}") if pulled.returncode == 0 else None
         assert found in (None, {f"{CHECKPOINT}/{path}": body for path, body in FILES.items()})
 
     drained = hubqueue(environ, "drain", "--timeout", "60")
@@ -68,7 +64,7 @@ def test_a_worker_that_is_killed_leaves_a_whole_checkpoint_or_none(
     elsewhere = machine(tmp_path / "home of another machine", disk)
     pulled = hubqueue(elsewhere, "pull", "nas", "--run", "trial", "--to", str(tmp_path / "resumed"))
     assert pulled.returncode == 0, pulled.stderr
-    assert content(tmp_path / "resumed" / CHECKPOINT) == FILES
+    assert files_in(tmp_path / "resumed" / CHECKPOINT) == FILES
     verified = hubqueue(elsewhere, "verify", "nas", "--run", "trial", "--json")
     assert verified.returncode == 0, verified.stdout
     assert len(json.loads((folder / "manifest.json").read_text())["files"]) == len(FILES)

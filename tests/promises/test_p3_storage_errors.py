@@ -15,7 +15,7 @@ import psycopg
 import pytest
 from postgres import Postgres
 from sqlalchemy.engine import make_url
-from stage import totals
+from stage import save_snapshot, totals
 
 import hubqueue as package
 from hubqueue.domain.drafts import Checkpoint, metrics_draft
@@ -330,7 +330,6 @@ def test_a_checkpoint_whose_confirmation_was_lost_keeps_its_body(
 def test_a_shell_command_whose_confirmation_was_lost_keeps_the_body_too(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hubqueue.producer.intake import save_snapshot
 
     (tmp_path / "best.pt").write_bytes(b"weights")
     with cutting(url, monkeypatch) as proxy:

@@ -11,12 +11,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from stage import environ_of, hubqueue, kill, log, new_run, python, start_worker, wait_until
+from stage import environ_of, hubqueue, kill, log, new_run, python, save_snapshot, start_worker, wait_until
 
 from hubqueue.destinations.hub.registration import registration_draft
 from hubqueue.domain.drafts import Checkpoint
 from hubqueue.outbox.outbox import open_outbox
-from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("migrated_home")

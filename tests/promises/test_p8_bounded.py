@@ -22,6 +22,7 @@ from stage import (
     must_claim,
     new_run,
     python,
+    save_snapshot,
     wait_for_removals,
 )
 
@@ -33,7 +34,6 @@ from hubqueue.domain.errors import SpoolFull
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.moves.counting import Moved
 from hubqueue.outbox.outbox import Outbox, open_outbox
-from hubqueue.producer.intake import save_snapshot
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 

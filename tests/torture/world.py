@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stage import save_snapshot
 from torture.crew import Crew
 from torture.month import DAY, HOUR, Outage, Plan, Training, What, bad_days, trainings
 from torture.stations import Mortal
@@ -21,7 +22,7 @@ from hubqueue.domain.drafts import Checkpoint, metrics_draft
 from hubqueue.domain.errors import SpoolError
 from hubqueue.domain.lifecycle import RunState
 from hubqueue.outbox.locks import Lock
-from hubqueue.producer.intake import open_run, save_snapshot
+from hubqueue.producer.intake import open_run
 from hubqueue.worker.closing import close_run
 
 _YEAR = 365 * DAY

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hubqueue.cli.arguments import HomeOptions, json_option, pass_options
+from hubqueue.cli.destinations.options import homes, run_option
 from hubqueue.cli.destinations.progress import Bar
 from hubqueue.cli.frame import print_json
 from hubqueue.cli.screen import table, visible
@@ -20,12 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("destination")
-@click.option(
-    "--run",
-    "run",
-    metavar="NAME",
-    help="The run: its name at the destination, or its id or name in this home.",
-)
+@run_option(required=False)
 @click.option(
     "--which",
     metavar="WHICH",
@@ -82,10 +78,9 @@ def pull(
         )
     from hubqueue.retrieval.pull import retrieve
 
-    homes = {"home": options.home_option, "config": options.config_option}
     with Bar(sys.stderr, "pull") as bar:
         found = retrieve(
-            destination, run=run, which=which, to=directory, force=force, progress=bar.show, **homes
+            destination, run=run, which=which, to=directory, force=force, progress=bar.show, **homes(options)
         )
     pulled, checkpoint = found.pulled, found.checkpoint
     if as_json:
@@ -103,9 +98,8 @@ def pull(
 def _list(options: HomeOptions, destination: str, run: str | None, as_json: bool) -> None:
     from hubqueue.retrieval.pull import checkpoints_of, runs_at
 
-    homes = {"home": options.home_option, "config": options.config_option}
     if run is None:
-        runs = runs_at(destination, **homes)
+        runs = runs_at(destination, **homes(options))
         rows = [{"name": each.name, "id": each.id, "model": each.model, "state": each.state} for each in runs]
         if as_json:
             print_json(harmless({"destination": destination, "runs": rows}))
@@ -114,7 +108,7 @@ def _list(options: HomeOptions, destination: str, run: str | None, as_json: bool
         else:
             click.echo(f"{destination} has no runs yet")
         return
-    name, checkpoints = checkpoints_of(destination, run=run, **homes)
+    name, checkpoints = checkpoints_of(destination, run=run, **homes(options))
     if as_json:
         found = [_row(each) for each in checkpoints]
         print_json(harmless({"destination": destination, "run": name, "checkpoints": found}))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hubqueue.cli.arguments import HomeOptions, json_option, pass_options
+from hubqueue.cli.destinations.options import homes, run_option
 from hubqueue.cli.destinations.progress import Bar
 from hubqueue.cli.frame import ATTENTION, DONE, exit_with, print_json
 from hubqueue.cli.screen import fit, visible
@@ -20,13 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("destination")
-@click.option(
-    "--run",
-    "run",
-    metavar="NAME",
-    required=True,
-    help="The run: its name at the destination, or its id or name in this home.",
-)
+@run_option(required=True)
 @click.option(
     "--which",
     metavar="WHICH",
@@ -57,9 +52,8 @@ def verify(options: HomeOptions, destination: str, run: str, which: str, read: b
     """
     from hubqueue.retrieval.verify import verify as compare
 
-    homes = {"home": options.home_option, "config": options.config_option}
     with Bar(sys.stderr, "verify") as bar:
-        found = compare(destination, run=run, which=which, read=read, progress=bar.show, **homes)
+        found = compare(destination, run=run, which=which, read=read, progress=bar.show, **homes(options))
     if as_json:
         print_json(harmless(_described(found)))
     else:
