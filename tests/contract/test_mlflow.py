@@ -82,10 +82,10 @@ def test_a_run_has_its_name_params_and_tags(stage: Stage, fake: FakeMlflow) -> N
     assert "/" not in made.tags["mlflow.source.name"]
     assert len(made.params) == 222
     assert made.params["opt.name"] == "SGD"
-    assert [(name, value, step) for name, value, _, step in made.points] == [
+    assert {(name, value, step) for name, value, _, step in made.points} == {
         ("loss", 0.5, 120),
         ("epoch", 3.0, 120),
-    ]
+    }
     (at,) = {at for _, _, at, _ in made.points}
     assert made.started <= at <= (made.end_time or 0)
     assert made.status == "FINISHED"
