@@ -94,11 +94,7 @@ class Api(Generic[_K]):
         response = self._wire.exchange(Request(method, path, sent, body, most), attempt, secrets=secrets)
         if not isinstance(response, Response):
             return response
-        # A page of a gateway says nothing of the hub's models and files. A response to HEAD has no body to recognize.
-        is_own = self._is_own(response)
-        return self._judged(
-            response, key, unknown=unknown, judged=judged, is_own=is_own, is_headless=method == "HEAD"
-        )
+        return self._judged(response, key, unknown, judged, is_headless=method == "HEAD")
 
     def download(
         self, path: str, *, headers: Mapping[str, str] | None = None, judged: Collection[int] = ()
@@ -111,8 +107,7 @@ class Api(Generic[_K]):
         response = self._wire.open(request, secrets=_parts(key) if key else ())
         if not isinstance(response, Response):
             return response
-        is_own = self._is_own(response)
-        return self._judged(response, key, unknown=Scope.RUN, judged=judged, is_own=is_own)
+        return self._judged(response, key, Scope.RUN, judged)
 
     def _carrying(self, key: _K | None) -> Mapping[str, str]:
         return self._with_key(key) if self._with_key is not None and key else {}
@@ -121,27 +116,24 @@ class Api(Generic[_K]):
         self,
         response: Response,
         key: _K | None,
-        *,
         unknown: Scope,
         judged: Collection[int],
-        is_own: bool,
+        *,
         is_headless: bool = False,
     ) -> ApiResponse | Outcome:
-        secrets = _parts(key) if key else ()
-        outcome = self._wire.judge(response, unknown=unknown, secrets=secrets, own=is_own)
+        is_own = self._is_own(response)
+        outcome = self._wire.judge(response, unknown=unknown, secrets=_parts(key) if key else (), own=is_own)
+        # A page of a gateway says nothing of the hub's models and files. A response to HEAD has no body to recognize.
+        is_for_caller = response.status in judged and (is_headless or is_own or not is_foreign(response))
+        if outcome is None or is_for_caller:
+            return ApiResponse(response.object(), response, key or "")
         if isinstance(outcome, Blocked) and response.status in (401, 403):
             if key:
                 return self._refuse(key, outcome)
             if self._optional and response.status == 401:
-                return Blocked(
-                    f"the key for {self._name} is missing: {self._wire.host} asks for one", outcome.scope
-                )
-            return outcome
-        if outcome is not None and not (
-            response.status in judged and (is_headless or is_own or not is_foreign(response))
-        ):
-            return outcome
-        return ApiResponse(response.object(), response, key or "")
+                what = f"the key for {self._name} is missing: {self._wire.host} asks for one"
+                return Blocked(what, outcome.scope)
+        return outcome
 
     def unexpected(self, response: ApiResponse) -> RetryLater:
         """The outcome of a 2xx that does not prove a delivery, with the beginning of its body."""
