@@ -48,9 +48,13 @@ STATES = {"RUNNING": RunState.RUNNING, "SCHEDULED": RunState.RUNNING} | {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An MLflow run, as far as a response describes it. `root` is as of `ROOT`; None if the response has none."""
+    """An MLflow run, as far as a response describes it. `root` is as of `ROOT`; None if the response has none.
+
+    `experiment` is the id of its experiment, empty if the response has none.
+    """
 
     id: str
+    experiment: str
     name: str
     status: str
     is_deleted: bool
@@ -65,9 +69,10 @@ class Found:
         run_id, uri = info.get("run_id") or info.get("run_uuid"), info.get("artifact_uri")
         if not is_kept_id(run_id, ()):
             return None
-        data = _object(_object(response).get("data"))
+        data, experiment = _object(_object(response).get("data")), info.get("experiment_id")
         return cls(
             run_id,
+            experiment if is_kept_id(experiment, ()) else "",
             _text(info.get("run_name")),
             _text(info.get("status")),
             info.get("lifecycle_stage") == "deleted",
@@ -115,7 +120,8 @@ def send_start(server: Server, experiment: str, batch: Batch, attempt: Attempt) 
     if failed is not None:
         return failed
     can_remember = found.root is not None and (not found.root or is_kept_name(found.root, server.secrets()))
-    return Delivered(Remote(id=found.id, remember={ROOT: found.root} if can_remember else {}))
+    page = server.page(found.experiment, found.id) if found.experiment else None
+    return Delivered(Remote(id=found.id, url=page, remember={ROOT: found.root} if can_remember else {}))
 
 
 def _known(server: Server, run: RunRef, attempt: Attempt) -> Found | Outcome:

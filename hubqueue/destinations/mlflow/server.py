@@ -30,7 +30,7 @@ class Server:
     """The API of one server. Safe to use from several threads."""
 
     def __init__(self, settings: DestinationSettings, keys: Callable[[], tuple[Key, ...]]) -> None:
-        self.name, self.keys = settings.name, keys
+        self.name, self.keys, self._web_url = settings.name, keys, settings.web_url
         self.api: Api[Key] = Api(settings, keys, authorization, optional=True, is_own=_is_own)
 
     def post(
@@ -105,6 +105,10 @@ class Server:
     def deleted(self) -> Blocked:
         """The outcome of a request for a run that a person has deleted."""
         return Blocked(f"the run was deleted at {self.name}: restore it (mlflow runs restore)", Scope.RUN)
+
+    def page(self, experiment_id: str, run_id: str) -> str:
+        """The web page of a run."""
+        return f"{self._web_url}/#/experiments/{experiment_id}/runs/{run_id}"
 
     def missing(self, what: str) -> RetryLater:
         """The outcome of a response without a required field."""
