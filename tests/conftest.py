@@ -18,7 +18,7 @@ from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
 
 DATABASES = ("pysqlite3", "sqlite3", "postgresql")
-_OURS = ("HUBQUEUE_", "HUB_API", "ULTRALYTICS_", "AWS_")
+_OURS = ("HUBQUEUE_", "HUB_API", "ULTRALYTICS_", "AWS_", "MLFLOW_")
 
 OpenOutbox = Callable[..., Outbox]
 
