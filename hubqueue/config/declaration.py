@@ -213,8 +213,8 @@ class Destination:
     """A type of destination: its name, what it needs, what a run owes to it, and how that is sent and read back.
 
     What it needs: `settings` has the defaults of the type. The first of several `secrets` identifies the account, and a
-    key needs all of them; without secrets, or with `key_optional`, no key is needed. `address_variables` names the variables that set an address
-    if neither the file nor a HUBQUEUE_ variable does.
+    key needs all of them; without secrets, or with `key_optional`, no key is needed. `address_variables` names the variables
+    that set an address if neither the file nor a HUBQUEUE_ variable does.
 
     What a run owes: `lanes` are the kinds of entries. `identify` reads the name of a model as a person writes it and
     raises `InvalidModel`; `recognizes` returns whether only this type knows such a form. `registration`, `completion` and

@@ -24,7 +24,11 @@ from hubqueue.destinations.base import (
 from hubqueue.destinations.mlflow.fake_runs import FakeRun
 from hubqueue.destinations.mlflow.sandbox import FakeMlflow
 from hubqueue.domain.lifecycle import State
+from hubqueue.domain.redact import link
 from hubqueue.producer.intake import open_run
+from hubqueue.sandbox.request import Request
+from hubqueue.sandbox.response import Refused
+from hubqueue.sandbox.routes import Prepared
 from hubqueue.testing.conformance import Fault, Stage, staged
 
 
@@ -89,6 +93,9 @@ def test_a_run_has_its_name_params_and_tags(stage: Stage, fake: FakeMlflow) -> N
     (at,) = {at for _, _, at, _ in made.points}
     assert made.started <= at <= (made.end_time or 0)
     assert made.status == "FINISHED"
+    row = stage.outbox.stats.run(run)
+    assert row is not None
+    assert row["url"] == f"{stage.target.web_url}/#/experiments/0/runs/{made.id}" == link(row["url"])
 
 
 def test_a_run_whose_response_was_lost_is_found_again(stage: Stage, fake: FakeMlflow) -> None:
@@ -282,6 +289,26 @@ def test_the_end_does_not_wait_for_a_proxy_that_is_off(stage: Stage, fake: FakeM
     stage.step()
 
     assert only(fake).status == "FINISHED"
+
+
+class EditOnly(FakeMlflow):
+    """A server whose user may not delete."""
+
+    def delete_artifact(self, request: Request, _: str) -> Prepared:
+        raise Refused(403, "Permission denied")
+
+
+def test_a_user_who_may_not_delete_sends_checkpoints(tmp_path: Path) -> None:
+    with Mlflow(EditOnly()) as service, staged(service, tmp_path / "stage") as stage:
+        run = stage.start()
+        for at in range(2):
+            stage.save(run, f"weights {at}".encode(), epoch=at)
+            stage.drain()
+        stage.end(run)
+        stage.drain()
+
+        stage.assert_arrived(run)
+        assert stage.reasons() == []
 
 
 def test_an_empty_success_does_not_prove_a_checkpoint(stage: Stage) -> None:

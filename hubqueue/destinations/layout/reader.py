@@ -51,7 +51,7 @@ class LayoutReader:
         return self.whole(run)
 
     def whole(self, run: str) -> tuple[StoredCheckpoint, ...]:
-        """The same, of a run that is known to exist: its `run.json` is not read."""
+        """The whole checkpoints of a run that is known to exist: its `run.json` is not read."""
         with _translated():
             parent = f"{run}/{names.CHECKPOINTS}"
             manifests, damaged = dict[str, list[Manifest]](), list[str]()

@@ -25,6 +25,7 @@ from hubqueue.destinations.mlflow.artifacts import PROXY_OFF, ArtifactsOfRuns
 from hubqueue.destinations.mlflow.drafts import RUN_ID
 from hubqueue.destinations.mlflow.runs import STATES, Found, find_experiment
 from hubqueue.destinations.mlflow.server import LARGE, Server
+from hubqueue.destinations.mlflow.settings import MlflowSettings
 from hubqueue.destinations.wire.api import ApiResponse
 from hubqueue.domain.errors import TRY_AGAIN
 from hubqueue.domain.redact import clean
@@ -36,8 +37,12 @@ class MlflowReader:
     """Reads one experiment of one server. Used by one thread."""
 
     def __init__(self, settings: DestinationSettings, keys: Callable[[], tuple[Key, ...]]) -> None:
-        self._name, self._server = settings.name, Server(settings, keys)
-        self._experiment = str(getattr(settings, "experiment", "Default"))
+        assert isinstance(settings, MlflowSettings)
+        self._name, self._server, self._experiment = (
+            settings.name,
+            Server(settings, keys),
+            settings.experiment,
+        )
         self._roots: dict[str, str] = {}
         self._layout = LayoutReader(ArtifactsOfRuns(self._server, self._roots.__getitem__))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from hubqueue.config.settings import DestinationSettings
@@ -28,8 +27,8 @@ from hubqueue.destinations.mlflow.artifacts import PROXY_OFF, Artifacts
 from hubqueue.destinations.mlflow.points import send_metrics
 from hubqueue.destinations.mlflow.runs import ROOT, Found, find_experiment, read_run, send_end, send_start
 from hubqueue.destinations.mlflow.server import Server
-
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,255}")
+from hubqueue.destinations.mlflow.settings import MlflowSettings
+from hubqueue.destinations.wire.kept import is_kept_id
 
 
 class MlflowTransport:
@@ -41,15 +40,15 @@ class MlflowTransport:
         keys: Callable[[], tuple[Key, ...]],
         open_body: Callable[[Snapshot], SeekableBlocks],
     ) -> None:
-        self._server = Server(settings, keys)
-        self._experiment = str(getattr(settings, "experiment", "Default"))
+        assert isinstance(settings, MlflowSettings)
+        self._server, self._experiment = Server(settings, keys), settings.experiment
         self._checkpoints = Checkpoints(open_body, KEEP_ALL)
 
     def send(self, batch: Batch, attempt: Attempt) -> Outcome:
         """Send a batch: the start of a training, metrics, a checkpoint, or its end."""
         if batch.kind is Kind.REGISTRATION:
             return send_start(self._server, self._experiment, batch, attempt)
-        if not _ID.fullmatch(batch.run.remote_id or ""):
+        if not is_kept_id(batch.run.remote_id, ()):
             return Blocked("invalid model id of the run", Scope.RUN)
         match batch.kind:
             case Kind.METRICS:
