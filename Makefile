@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 
 ULTRALYTICS := .venv-ultralytics
 OLDEST := .venv-oldest
+MLFLOW := .venv-mlflow-2 .venv-mlflow-3
 BENCH := .venv-bench
 # The CPU build of torch; of torchvision only the Python code is used, so any build works.
 TORCH ?= torch==2.13.0+cpu torchvision==0.28.0
@@ -47,7 +48,16 @@ test: $(STAMP) ## Run the tests in random order, in parallel (WORKERS=6, PYTEST_
 test-slow: $(STAMP) ## Run the slow tests: small scales of the torture.
 	@$(PYTEST) -m slow -n 2 --dist worksteal --ignore tests/destinations $(PYTEST_OPTIONS)
 
-test-destinations: $(STAMP) ## Run the tests against real servers of other projects, which run on this machine.
+# Real MLflow servers, with the versions of tests/mlflow-N.txt (Python 3.11 to 3.13). They import few of their modules, so
+# compiling all of them would only cost time.
+$(MLFLOW:=/.installed): .venv-mlflow-%/.installed: tests/mlflow-%.txt
+	@echo "installing into $(@D) (about 700 MB)"
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip --quiet --disable-pip-version-check --no-input install --no-compile \
+		-c $< 'mlflow[auth]' 2>$(@D)/install.log || { cat $(@D)/install.log >&2; exit 1; }
+	@touch $@
+
+test-destinations: $(STAMP) $(MLFLOW:=/.installed) ## Run the tests against real servers of other projects, which run on this machine.
 	@$(PYTEST) tests/destinations -n 2 --dist loadfile $(PYTEST_OPTIONS)
 
 soak: $(STAMP) ## Run the tests 20 times with two busy loops in parallel (SOAK="--runs 5 --busy 4").
@@ -110,4 +120,4 @@ wheel: $(STAMP) ## Build the wheel into dist/.
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean: ## Remove the environments and everything that was built.
-	@rm -rf $(VENV) $(OLDEST) $(ULTRALYTICS) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(OLDEST) $(ULTRALYTICS) $(MLFLOW) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -21,7 +21,7 @@ from hubqueue.testing import FakeClock
 statements.share()
 
 DATABASES = ("pysqlite3", "sqlite3", "postgresql")
-_OURS = ("HUBQUEUE_", "HUB_API", "ULTRALYTICS_", "AWS_")
+_OURS = ("HUBQUEUE_", "HUB_API", "ULTRALYTICS_", "AWS_", "MLFLOW_")
 
 OpenOutbox = Callable[..., Outbox]
 

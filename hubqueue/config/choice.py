@@ -52,7 +52,7 @@ def _has_key(credentials: Credentials, target: DestinationSettings, *, guess: bo
     try:
         if absent(target.type) is not None:
             return credentials.has_some(target)  # else its runs would go to another destination meanwhile
-        return bool(credentials.keys(target)) or not declaration(target.type).secrets
+        return bool(credentials.keys(target)) or not declaration(target.type).needs_key
     except CredentialsError as error:
         if guess:
             return False

@@ -213,8 +213,8 @@ class Destination:
     """A type of destination: its name, what it needs, what a run owes to it, and how that is sent and read back.
 
     What it needs: `settings` has the defaults of the type. The first of several `secrets` identifies the account, and a
-    key needs all of them; without secrets no key is needed. `address_variables` names the variables that set an address
-    if neither the file nor a HUBQUEUE_ variable does.
+    key needs all of them; without secrets, or with `key_optional`, no key is needed. `address_variables` names the variables
+    that set an address if neither the file nor a HUBQUEUE_ variable does.
 
     What a run owes: `lanes` are the kinds of entries. `identify` reads the name of a model as a person writes it and
     raises `InvalidModel`; `recognizes` returns whether only this type knows such a form. `registration`, `completion` and
@@ -248,6 +248,7 @@ class Destination:
     registration: Registration
     completion: Completion | None = None
     secrets: tuple[Secret, ...] = (Secret("key"),)
+    key_optional: bool = False
     address_variables: Mapping[str, str] = field(default_factory=dict)
     most_epochs: int | None = None
     costs: PerClaim = field(default_factory=dict)
@@ -273,3 +274,8 @@ class Destination:
         if wrong or len(set(names)) < len(names):
             raise ValueError(f"the secrets of {self.type!r} cannot be named {', '.join(map(repr, names))}")
         check_costs(self.costs)
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether nothing is sent without a key."""
+        return bool(self.secrets) and not self.key_optional

@@ -30,6 +30,7 @@ BUILT_IN = {
     "s3": "hubqueue.destinations.s3:DESTINATION",
     "folder": "hubqueue.destinations.folder:DESTINATION",
     "http": "hubqueue.destinations.http:DESTINATION",
+    "mlflow": "hubqueue.destinations.mlflow:DESTINATION",
 }
 IMPLIED = ("hub", "platform")
 """Without a configuration there is a destination of each of these types, with the type's name."""

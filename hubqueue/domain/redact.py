@@ -66,7 +66,10 @@ _NAMED = {"&": "amp", "<": "lt", ">": "gt", "'": "apos"}
 # A shorter piece of base64 would mask harmless words.
 _LEAST_BASE64 = 8
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:)?//")
-_LINK = re.compile(r"https?://[^\s/?#@<>\"'\\]+(?:/[^\s?#@<>\"'\\]*)?", re.ASCII | re.IGNORECASE)
+# A fragment only as the path of a page, as MLflow has it.
+_LINK = re.compile(
+    r"https?://[^\s/?#@<>\"'\\]+(?:/[^\s?#@<>\"'\\]*(?:#/[0-9A-Za-z_/-]*)?)?", re.ASCII | re.IGNORECASE
+)
 _HOST = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[^:@\s\[\]]*)(?::[0-9]*)?")
 
 
@@ -142,7 +145,7 @@ def harmless(value: _T) -> _T:
 
 
 def link(url: str | None) -> str | None:
-    """A URL from a row, if it is safe to follow: http or https, without user info and spaces; else None."""
+    """A URL from a row, if it is safe to follow: http or https, without user info, spaces and values; else None."""
     return url if url is not None and url.isprintable() and _LINK.fullmatch(url) else None
 
 

@@ -89,7 +89,7 @@ def obstacle(outbox: Opened, address: Address) -> Obstacle | None:
 
 
 def _needs_no_key(address: Address) -> bool:
-    return address.account is None and not of_row(address.type).secrets
+    return address.account is None and not of_row(address.type).needs_key
 
 
 def no_key(outbox: Opened, target: DestinationSettings) -> Obstacle:

@@ -86,7 +86,8 @@ def inject(
 def _false_response(rule: Rule, plain: Response, dialect: Dialect) -> Response:
     """The false response of a rule that sends a whole one; the true one for slow-read."""
     if rule.status is not None:
-        return dataclasses.replace(_status_response(rule.status, dialect), headers=tuple(_headers(rule)))
+        made = _status_response(rule.status, dialect)
+        return dataclasses.replace(made, headers=(*made.headers, *_headers(rule)))
     match rule.what:
         case "html":
             return Response(200, _PORTAL, content_type="text/html; charset=utf-8")

@@ -206,7 +206,9 @@ def _credentials(outbox: Outbox) -> Iterator[Finding]:
             keys = outbox.credentials.keys(target)
         except HubqueueError:
             continue  # reported above
-        if keys:
+        if not keys and not declaration(target.type).needs_key:
+            yield Finding("credentials", True, f"{target.name} is used without a key")
+        elif keys:
             yield Finding(
                 "credentials", True, f"{plural(len(keys), 'key')} for {target.name} ({origin(target.url)})"
             )
@@ -254,7 +256,7 @@ def _worker(home: Home) -> Iterator[Finding]:
 
 def _destinations(outbox: Outbox) -> Iterator[Finding]:
     for target in _concerned(outbox):
-        if declaration(target.type).secrets and not outbox.key(target):
+        if declaration(target.type).needs_key and not outbox.key(target):
             continue  # reported above
         keys = partial(outbox.credentials.keys, target)
         try:
@@ -273,7 +275,7 @@ def _destinations(outbox: Outbox) -> Iterator[Finding]:
             what = f"its check returned {type(outcome).__name__}, which is no outcome"
             yield Finding("destination", False, f"{target.name} cannot be checked: {what}", _ASK_THE_AUTHOR)
         elif isinstance(outcome, Delivered):
-            what = "the key" if declaration(target.type).secrets else "requests"
+            what = "the key" if outbox.key(target) else "requests"
             yield Finding("destination", True, f"{target.name} at {target.url} accepts {what}")
         else:
             hint = cure(target.name, target.url, outcome.reason)

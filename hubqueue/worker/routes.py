@@ -41,7 +41,7 @@ def sendable(outbox: Outbox) -> list[Path]:
 
 def waiting(outbox: Outbox) -> list[str]:
     """The rows at an address of this environment whose runs wait for a key: a first one, or an unreadable one."""
-    targets = [each for each in _loaded(outbox) if declaration(each.type).secrets]
+    targets = [each for each in _loaded(outbox) if declaration(each.type).needs_key]
     return [
         each.name
         for each in outbox.addresses.all()
@@ -57,7 +57,7 @@ def _routes(outbox: Outbox, keyless: bool) -> Iterator[Route]:
         except CredentialsError:
             keys = ()  # `status` and `check` report the error
         for row in (each for each in rows if each.fits(target)):
-            if row.account is None and (keyless or not declaration(target.type).secrets):
+            if row.account is None and (keyless or not declaration(target.type).needs_key):
                 yield Route(row.name, target, lambda: ())
             elif row.key_among(keys) is not None:
                 yield Route(row.name, target, _keys(outbox, target, row))

@@ -27,7 +27,7 @@ from stage import PATIENCE
 from hubqueue.destinations.base import Attempt
 from hubqueue.destinations.hub.settings import HubSettings
 from hubqueue.destinations.hub.transport import HubTransport
-from hubqueue.destinations.wire.exchange import outcome_of_error
+from hubqueue.destinations.wire.outcomes import outcome_of_error
 from hubqueue.domain.entry import Entry, Kind, Snapshot
 from hubqueue.domain.lane import Batch, RunRef
 from hubqueue.domain.outcome import Aborted, Blocked, Delivered, Outcome, Rejected, Remote, RetryLater, Scope

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from mlflow_servers import VERSIONS, MlflowServer, running
 from s3_proxy import S3Proxy
 from seaweed import Seaweed, find_weed
 
@@ -29,3 +30,10 @@ def proxy(seaweed: Seaweed) -> Iterator[S3Proxy]:
     """What the destination of a test connects to: the server, behind faults."""
     with S3Proxy(seaweed.url) as made:
         yield made
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def mlflow(request: pytest.FixtureRequest) -> Iterator[MlflowServer]:
+    """A server of each version."""
+    with running(request.param) as server:
+        yield server

@@ -150,7 +150,10 @@ def test_texts_of_a_shared_database_are_shown_without_escape_sequences(home: Pat
 def test_a_shown_link_is_http_or_https() -> None:
     assert link("https://hub.example.org/models/a%20b") == "https://hub.example.org/models/a%20b"
     assert link("http://127.0.0.1:8080") == "http://127.0.0.1:8080"
+    page = "https://mlflow.example.org/#/experiments/12/runs/0af1"
+    assert link(page) == page
     for bad in (None, "", "javascript:alert(1)", "data:text/html,x", "https://u:p@h/x", "https://h/x y", "https://h/x?k=1",
+                "https://h/#k=1", "https://h/#/runs?k=1", "https://h/#/a#/b", "https://h#/a",
                 "https://h/<script>", 'https://h/"', "https://h\\@x/", "https:///x", "file:///etc/passwd", "https://h/\x1b"):  # fmt: skip
         assert link(bad) is None
 

@@ -142,7 +142,8 @@ def test_links_are_not_followed(home: Path, tmp_path: Path, name: str) -> None:
 
 
 def test_escape_sequences_are_removed_from_a_servers_text(home: Path, tmp_path: Path) -> None:
-    from hubqueue.destinations.wire.exchange import Response, outcome_of_status
+    from hubqueue.destinations.wire.message import Response
+    from hubqueue.destinations.wire.outcomes import outcome_of_status
     from hubqueue.domain.outcome import Blocked, Scope
 
     evil = '{"message": "\\u001b[2J\\u202e wipe ' + CANARY + " " + "x" * 5000 + '"}'

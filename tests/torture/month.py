@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from requests import exceptions
 
 from hubqueue.destinations.base import Attempt
-from hubqueue.destinations.wire.exchange import outcome_of_error, outcome_of_status
 from hubqueue.destinations.wire.message import Response
+from hubqueue.destinations.wire.outcomes import outcome_of_error, outcome_of_status
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lane import Batch
 from hubqueue.domain.outcome import Delivered, Outcome, Remote, RetryLater, Scope

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hubqueue.destinations.wire.exchange import Response
+from hubqueue.destinations.wire.message import Response
 from hubqueue.domain.plain import DEEPEST, is_deep
 
 

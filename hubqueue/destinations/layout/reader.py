@@ -48,6 +48,11 @@ class LayoutReader:
         with _translated():
             if not names.is_run_name(run) or self._objects.read(f"{run}/{names.RUN}") is None:
                 raise NotThere(f"there is no run {clean(run, limit=100)!r}")
+        return self.whole(run)
+
+    def whole(self, run: str) -> tuple[StoredCheckpoint, ...]:
+        """The whole checkpoints of a run that is known to exist: its `run.json` is not read."""
+        with _translated():
             parent = f"{run}/{names.CHECKPOINTS}"
             manifests, damaged = dict[str, list[Manifest]](), list[str]()
             for name in sorted(self._objects.children(parent), key=names.order):

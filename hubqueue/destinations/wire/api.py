@@ -12,9 +12,9 @@ from typing import Any, Generic, TypeVar
 
 from hubqueue.config.settings import DestinationSettings
 from hubqueue.destinations.base import Attempt, Key
-from hubqueue.destinations.wire.body import Body
+from hubqueue.destinations.wire.body import Body, Bytes
 from hubqueue.destinations.wire.endpoint import Endpoint
-from hubqueue.destinations.wire.exchange import Wire
+from hubqueue.destinations.wire.exchange import Download, Wire
 from hubqueue.destinations.wire.foreign import is_foreign
 from hubqueue.destinations.wire.message import MAX_RESPONSE, Request, Response
 from hubqueue.domain.outcome import FOREIGN, Blocked, Outcome, RetryLater, Scope
@@ -43,7 +43,8 @@ class Api(Generic[_K]):
     """The API of one destination. Safe to use from several threads.
 
     `with_key` gives the headers that carry a key; None is for a destination without secrets. `keys` are those of `Open`:
-    plain texts for a destination with one secret, else `Key`.
+    plain texts for a destination with one secret, else `Key`. With `optional`, requests without a key are sent as well
+    if no key exists. `is_own` recognizes refusals of the hub that are no JSON objects.
     """
 
     def __init__(
@@ -51,8 +52,11 @@ class Api(Generic[_K]):
         settings: DestinationSettings,
         keys: Callable[[], tuple[_K, ...]],
         with_key: Callable[[_K], Mapping[str, str]] | None = None,
+        *,
+        optional: bool = False,
+        is_own: Callable[[Response], bool] = lambda _response: False,
     ) -> None:
-        self.keys = keys
+        self.keys, self._optional, self._is_own = keys, optional, is_own
         self._name, self._with_key = settings.name, with_key
         self._wire = Wire(Endpoint.of(settings))
         # Hashes of refused keys: after a 401 or 403 the next key is tried.
@@ -81,7 +85,7 @@ class Api(Generic[_K]):
         key = self._key() if self._with_key is not None else None
         if isinstance(key, Outcome):
             return key
-        sent = {**(headers or {}), **(self._with_key(key) if self._with_key and key else {})}
+        sent = {**(headers or {}), **self._carrying(key)}
         secrets = _parts(key) if key else ()
         if idempotency_key is not None:
             sent["Idempotency-Key"] = idempotency_key
@@ -90,15 +94,46 @@ class Api(Generic[_K]):
         response = self._wire.exchange(Request(method, path, sent, body, most), attempt, secrets=secrets)
         if not isinstance(response, Response):
             return response
-        outcome = self._wire.judge(response, unknown=unknown, secrets=secrets)
-        if key and isinstance(outcome, Blocked) and response.status in (401, 403):
-            return self._refuse(key, outcome)
-        # A page of a gateway with one of these statuses says nothing of the hub's models and files. A response to HEAD
-        # has no body to recognize.
-        is_own = method == "HEAD" or not is_foreign(response)
-        if outcome is not None and not (response.status in judged and is_own):
-            return outcome
-        return ApiResponse(response.object(), response, key or "")
+        return self._judged(response, key, unknown, judged, is_headless=method == "HEAD")
+
+    def download(
+        self, path: str, *, headers: Mapping[str, str] | None = None, judged: Collection[int] = ()
+    ) -> Download | ApiResponse | Outcome:
+        """A file, for a reader (200, 206); the response with a status in `judged`, or the outcome."""
+        key = self._key() if self._with_key is not None else None
+        if isinstance(key, Outcome):
+            return key
+        request = Request("GET", path, {**(headers or {}), **self._carrying(key)}, Bytes(b""))
+        response = self._wire.open(request, secrets=_parts(key) if key else ())
+        if not isinstance(response, Response):
+            return response
+        return self._judged(response, key, Scope.RUN, judged)
+
+    def _carrying(self, key: _K | None) -> Mapping[str, str]:
+        return self._with_key(key) if self._with_key is not None and key else {}
+
+    def _judged(
+        self,
+        response: Response,
+        key: _K | None,
+        unknown: Scope,
+        judged: Collection[int],
+        *,
+        is_headless: bool = False,
+    ) -> ApiResponse | Outcome:
+        is_own = self._is_own(response)
+        outcome = self._wire.judge(response, unknown=unknown, secrets=_parts(key) if key else (), own=is_own)
+        # A page of a gateway says nothing of the hub's models and files. A response to HEAD has no body to recognize.
+        is_for_caller = response.status in judged and (is_headless or is_own or not is_foreign(response))
+        if outcome is None or is_for_caller:
+            return ApiResponse(response.object(), response, key or "")
+        if isinstance(outcome, Blocked) and response.status in (401, 403):
+            if key:
+                return self._refuse(key, outcome)
+            if self._optional and response.status == 401:
+                what = f"the key for {self._name} is missing: {self._wire.host} asks for one"
+                return Blocked(what, outcome.scope)
+        return outcome
 
     def unexpected(self, response: ApiResponse) -> RetryLater:
         """The outcome of a 2xx that does not prove a delivery, with the beginning of its body."""
@@ -119,10 +154,12 @@ class Api(Generic[_K]):
         """Close the connections that are kept alive."""
         self._wire.close()
 
-    def _key(self) -> _K | Outcome:
+    def _key(self) -> _K | Outcome | None:
         candidates = self.keys()
         for each in candidates:
             remember(_parts(each))
+        if not candidates and self._optional:
+            return None
         if not candidates:
             return Blocked(f"there is no key for {self._name}", Scope.DESTINATION)
         with self._lock:

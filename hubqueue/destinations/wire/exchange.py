@@ -8,38 +8,26 @@ something; everything else is an outcome.
 from __future__ import annotations
 
 import dataclasses
-import http.client
 import os
-import re
-import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
 import requests
-import urllib3
-from requests import exceptions
 
 from hubqueue.__about__ import __version__
 from hubqueue.destinations.base import Attempt
-from hubqueue.destinations.wire.body import Body, BodyChanged
+from hubqueue.destinations.wire.body import BLOCK, Body, BodyChanged
 from hubqueue.destinations.wire.connections import CURRENT, SLOWEST_DRAIN, Watched, WatchedAdapter
 from hubqueue.destinations.wire.endpoint import Endpoint
-from hubqueue.destinations.wire.environment import CERTIFICATE, ENCRYPTION, with_hint
-from hubqueue.destinations.wire.foreign import foreign, is_foreign
-from hubqueue.destinations.wire.framing import MalformedResponse
-from hubqueue.destinations.wire.message import MAX_RESPONSE, Request, Response, phrase_of
-from hubqueue.destinations.wire.waits import asked_wait
+from hubqueue.destinations.wire.environment import with_hint
+from hubqueue.destinations.wire.message import MAX_RESPONSE, Request, Response
+from hubqueue.destinations.wire.outcomes import TROUBLE, outcome_of_error, outcome_of_status
 from hubqueue.destinations.wire.watchdog import WATCHDOG, Watch
-from hubqueue.domain.outcome import FOREIGN, Aborted, Blocked, Outcome, Rejected, RetryLater, Scope
-from hubqueue.domain.redact import clean
+from hubqueue.domain.outcome import FOREIGN, Aborted, Outcome, RetryLater, Scope
 
 _POOL = 64
 # In seconds.
 _LONGEST_RESPONSE = 3600.0
-# What a connection raises.
-_TROUBLE = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError)
 
 
 class _TooLong(Exception):
@@ -68,11 +56,33 @@ class Wire:
         """Close the connections that are kept alive."""
         self._adapter.close()
 
+    def open(self, request: Request, *, secrets: tuple[str, ...] = ()) -> Download | Response | Outcome:
+        """A file that is read block by block (200, 206), for a reader; any other response as of `exchange`.
+
+        No watch limits it: connecting and each block have the time limits of the endpoint.
+        """
+        try:
+            window = self._endpoint.stall_window.total_seconds()
+            response = self._send(request, window, drain=0.0)
+            if response.status_code in (200, 206):
+                return Download(response, self.host, secrets)
+            return self._read(response, request)
+        except _TooLong:
+            return RetryLater(f"{self.host} responded with more than {request.most >> 10} KiB, {FOREIGN}")
+        except TROUBLE as error:
+            found = outcome_of_error(error, host=self.host, secrets=secrets)
+            return with_hint(found, self._endpoint, os.environ)
+
     def judge(
-        self, response: Response, *, unknown: Scope = Scope.RUN, secrets: tuple[str, ...] = ()
+        self,
+        response: Response,
+        *,
+        unknown: Scope = Scope.RUN,
+        secrets: tuple[str, ...] = (),
+        own: bool = False,
     ) -> Outcome | None:
         """The outcome of a status, as `outcome_of_status`."""
-        found = outcome_of_status(response, host=self.host, unknown=unknown, secrets=secrets)
+        found = outcome_of_status(response, host=self.host, unknown=unknown, secrets=secrets, own=own)
         return with_hint(found, self._endpoint, os.environ)
 
     def _exchange(self, request: Request, attempt: Attempt, secrets: tuple[str, ...]) -> Response | Outcome:
@@ -108,7 +118,7 @@ class Wire:
             return RetryLater(f"{self.host} responded with more than {request.most >> 10} KiB, {FOREIGN}")
         except BodyChanged as error:
             return RetryLater(str(error))
-        except _TROUBLE as error:
+        except TROUBLE as error:
             return self._ended(watch) or outcome_of_error(error, host=self.host, secrets=secrets)
         finally:
             WATCHDOG.remove(watch)
@@ -120,7 +130,9 @@ class Wire:
             return Aborted("the worker stops")
         return RetryLater(f"{self.host}: {watch.verdict}") if watch.verdict is not None else None
 
-    def _send(self, request: Request, response_timeout: float) -> requests.Response:
+    def _send(
+        self, request: Request, response_timeout: float, *, drain: float = SLOWEST_DRAIN
+    ) -> requests.Response:
         headers = {
             "User-Agent": f"hubqueue/{__version__}",
             "Accept": "application/json",
@@ -144,7 +156,7 @@ class Wire:
                 proxies=self._proxies,
                 # A second line of defence: the watchdog enforces the deadlines, also against a dripped response. The
                 # kernel may still be sending the request for a long time.
-                timeout=(self._endpoint.connect_timeout.total_seconds(), response_timeout + SLOWEST_DRAIN),
+                timeout=(self._endpoint.connect_timeout.total_seconds(), response_timeout + drain),
             )
 
     def _read(self, response: requests.Response, request: Request) -> Response:
@@ -160,7 +172,7 @@ class Wire:
                     raise _TooLong
         except BaseException as error:
             response.raw.close()  # the next request must not read the rest of this response
-            if status < 300 or not isinstance(error, (_TooLong, *_TROUBLE)):
+            if status < 300 or not isinstance(error, (_TooLong, *TROUBLE)):
                 raise
             return Response(status, response.headers, bytes(body[:MAX_RESPONSE]), cut=True)
         response.raw.release_conn()
@@ -190,120 +202,29 @@ class _Sized:
         self._reading.close()
 
 
-def outcome_of_status(
-    response: Response, *, host: str, unknown: Scope = Scope.RUN, secrets: tuple[str, ...] = ()
-) -> Outcome | None:
-    """The outcome of a status; None for 2xx, which the caller must prove by the body.
+class Broken(Exception):
+    """A file that is being read has ended early. `outcome` says why."""
 
-    `unknown` is the scope that 404, 405 and 410 hold: the run that the hub does not know, or the destination without such
-    an endpoint. Unknown 4xx reject the entry, like 400. Only the hub itself may hold or reject (see `foreign.py`).
-    """
-    status = response.status
-    if 200 <= status < 300:
-        return None
-    reason = _reason(response, secrets)
-    wait = asked_wait(response.headers, now=datetime.now(UTC))
-    if status == 429:
-        return RetryLater(reason, wait, Scope.DESTINATION)
-    if 300 <= status < 400 and "Location" in response.headers:
-        target = clean(_target(response, secrets), limit=80, secrets=secrets)
-        return RetryLater(f"{status}: {host} redirects to {target}; not followed")
-    temporary = status in (408, 409, 423, 425) or (status >= 500 and status != 511)
-    if not temporary and (status < 400 or is_foreign(response)):
-        return foreign(response, host=host, wait=wait, secrets=secrets)
-    if status in (401, 403):
-        return Blocked(f"the key was refused: {reason}", Scope.DESTINATION)
-    if status == 402:
-        return Blocked(f"the account was refused: {reason}", Scope.DESTINATION)
-    if status in (404, 405, 410):
-        return Blocked(f"{host} does not know this model or address ({reason})", unknown)
-    if temporary:
-        # 502 to 504 mean that the hub is down; this very content may cause another 5xx.
-        return RetryLater(reason, wait, suspect=status >= 500 and status not in (502, 503, 504))
-    return Rejected(reason)
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(getattr(outcome, "reason", ""))
+        self.outcome = outcome
 
 
-def outcome_of_error(error: BaseException, *, host: str, secrets: tuple[str, ...] = ()) -> Outcome:
-    """The outcome of an error of `requests`, `urllib3`, `ssl` or the socket. Only this function knows them all."""
-    chain = list(_chain(error))
-    if any(isinstance(each, ssl.SSLCertVerificationError) for each in chain):
-        verdict = next(each for each in chain if isinstance(each, ssl.SSLCertVerificationError))
-        said = clean(getattr(verdict, "verify_message", "") or str(verdict), secrets=secrets)
-        return Blocked(f"{host}: {CERTIFICATE}: {said}", Scope.DESTINATION)
-    contradicted = any(isinstance(each, urllib3.exceptions.InvalidHeader) for each in chain)
-    if isinstance(error, _WRONG_SETTING) and not contradicted:
-        return Blocked(f"{host}: invalid address or header: {type(error).__name__}", Scope.DESTINATION)
-    for each in chain:
-        if isinstance(each, MalformedResponse):
-            return RetryLater(f"{host}: {each}")
-    for kinds, words in _WORDS:
-        if any(isinstance(each, kinds) for each in chain):
-            refused = next(
-                filter(None, (_TUNNEL.search(str(each)) for each in chain if type(each) is OSError)), None
-            )
-            return RetryLater(f"{host}: {words}" + (f" ({phrase_of(int(refused[1]))})" if refused else ""))
-    detail = clean(str(chain[-1]), limit=120, secrets=secrets)
-    return RetryLater(f"{host}: {type(chain[-1]).__name__}: {detail}")
+class Download:
+    """The response to a request for a file: its status and headers, and its bytes. Close it."""
 
+    def __init__(self, response: requests.Response, host: str, secrets: tuple[str, ...]) -> None:
+        self.status, self.headers = response.status_code, response.headers
+        self._raw, self._host, self._secrets = response.raw, host, secrets
 
-# Errors of the configuration, not of the network: a retry does not help.
-_WRONG_SETTING = (
-    exceptions.MissingSchema,
-    exceptions.InvalidSchema,
-    exceptions.InvalidURL,
-    exceptions.InvalidHeader,
-    exceptions.URLRequired,
-    urllib3.exceptions.LocationValueError,
-    urllib3.exceptions.URLSchemeUnknown,
-)
-_WORDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
-    ((urllib3.exceptions.NameResolutionError,), "its name cannot be resolved"),
-    ((exceptions.ProxyError, urllib3.exceptions.ProxyError), "the connection through the proxy failed"),
-    ((urllib3.exceptions.InvalidHeader,), "the response has contradictory lengths"),
-    ((ConnectionRefusedError,), "connection refused"),
-    ((exceptions.ConnectTimeout,), "no connection in time"),
-    ((urllib3.exceptions.NewConnectionError,), "no connection"),
-    (
-        (exceptions.ReadTimeout, exceptions.Timeout, urllib3.exceptions.TimeoutError, TimeoutError),
-        "no response in time",
-    ),
-    ((ConnectionResetError, BrokenPipeError, ConnectionAbortedError), "connection reset"),
-    ((http.client.RemoteDisconnected,), "closed without a response"),
-    ((http.client.IncompleteRead, urllib3.exceptions.IncompleteRead), "the response was cut off"),
-    ((exceptions.SSLError, urllib3.exceptions.SSLError, ssl.SSLError), ENCRYPTION),
-    ((http.client.HTTPException,), "the response is not HTTP, or was cut off"),
-    ((exceptions.ChunkedEncodingError,), "the response was cut off"),
-)
+    def __iter__(self) -> Iterator[bytes]:
+        """Blocks of at most 1 MiB. Raises `Broken` if the response is not complete."""
+        try:
+            while block := self._raw.read(BLOCK, decode_content=False):
+                yield block
+        except TROUBLE as error:
+            raise Broken(outcome_of_error(error, host=self._host, secrets=self._secrets)) from error
 
-
-# The response of a proxy to CONNECT, as http.client words it.
-_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and all its causes, outermost first."""
-    seen: set[int] = set()
-    waiting: list[object] = [error]
-    while waiting:
-        each = waiting.pop(0)
-        if isinstance(each, BaseException) and id(each) not in seen:
-            seen.add(id(each))
-            yield each
-            waiting += [getattr(each, "reason", None), *each.args, each.__cause__, each.__context__]
-
-
-def _target(response: Response, secrets: tuple[str, ...]) -> str:
-    """The host that a redirect names. Keys are masked before the URL is split, so that no part of a key remains."""
-    location = clean(response.headers.get("Location", ""), limit=MAX_RESPONSE, secrets=secrets)
-    try:
-        return urlsplit(location).hostname or "itself"
-    except ValueError:
-        return "an invalid address"
-
-
-def _reason(response: Response, secrets: tuple[str, ...]) -> str:
-    """The status and the server's message, in one safe line."""
-    body = response.object() or {}
-    message = next((body[name] for name in ("message", "error") if isinstance(body.get(name), str)), "")
-    phrase = http.client.responses.get(response.status, "")
-    return clean(f"{response.status} {phrase}" + (f": {message}" if message else ""), secrets=secrets)
+    def close(self) -> None:
+        """Close its connection: what was not read would be the next response."""
+        self._raw.close()
