@@ -19,6 +19,9 @@ export PYTHONDONTWRITEBYTECODE :=
 # The tests mostly wait for processes, sockets and disks, so more of them run at a time than there are processors.
 WORKERS ?= 6
 PYTEST := $(BIN)/python -m pytest
+# The fast tests sync thousands of small files: in memory that takes a fifth less time. The slow ones use the disk.
+IN_MEMORY := $(shell test -w /dev/shm && test "$$(df -Pk /dev/shm | awk 'END {print $$4}')" -gt 4000000 && echo yes)
+IN_SCRATCH := $(if $(IN_MEMORY),export TMPDIR=$$(mktemp -d /dev/shm/hubqueue-tests-XXXXXX); trap 'rm -rf "$$TMPDIR"' EXIT INT TERM;)
 
 .PHONY: help demo test test-slow test-destinations test-oldest soak test-ultralytics torture bench lint format reference wheel clean
 .DEFAULT_GOAL := help
@@ -40,7 +43,7 @@ demo: $(STAMP) ## Show everything on this machine: a run, an outage, a kill -9, 
 	@$(BIN)/hubqueue demo
 
 test: $(STAMP) ## Run the tests in random order, in parallel (WORKERS=6, PYTEST_OPTIONS=--randomly-seed=N).
-	@$(PYTEST) -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_OPTIONS)
+	@$(IN_SCRATCH) $(PYTEST) -m "not slow" -n $(WORKERS) --dist worksteal $(PYTEST_OPTIONS)
 
 test-slow: $(STAMP) ## Run the slow tests: small scales of the torture.
 	@$(PYTEST) -m slow -n 2 --dist worksteal --ignore tests/destinations $(PYTEST_OPTIONS)

@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import hypothesis.core
 import pytest
+import statements
 import template
 from postgres import Postgres, find_postgres
 
@@ -16,6 +17,8 @@ from hubqueue.domain import redact
 from hubqueue.outbox.outbox import Outbox, open_outbox
 from hubqueue.sandbox import Sandbox
 from hubqueue.testing import FakeClock
+
+statements.share()
 
 DATABASES = ("pysqlite3", "sqlite3", "postgresql")
 _OURS = ("HUBQUEUE_", "HUB_API", "ULTRALYTICS_", "AWS_", "MLFLOW_")

@@ -2,7 +2,7 @@
 
 The child is like a new interpreter: `__main__` is empty, the only descriptors are its three streams, signals have
 their defaults, no thread runs, no database is open. At its end its threads are joined, its exit handlers run and its
-streams are flushed. The finalization of modules is left out.
+streams are flushed. The finalization of modules is left out unless the request asks for it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import threading
 from contextlib import suppress
 from importlib import import_module
+from types import CodeType
 from typing import Any, NoReturn
 
 from hubqueue.config import registry
@@ -26,8 +27,11 @@ from hubqueue.config import registry
 LONGEST = 1 << 22
 
 
-def serve(address: str) -> NoReturn:
-    """Fork at each request until the tests end."""
+def serve(address: str) -> CodeType:
+    """Fork at each request until the tests end.
+
+    Returns only in a child that the interpreter has to finalize: the program, for the caller to run.
+    """
     load()
     assert threading.active_count() == 1, "a thread would not be in the children"
     gc.collect()
@@ -64,8 +68,15 @@ def serve(address: str) -> NoReturn:
                     each.close()
                 for each in children:
                     os.close(each)
-                _become(json.loads(request), streams)
-                _run(json.loads(request)["program"])
+                asked = json.loads(request)
+                _become(asked, streams)
+                program = compile(asked["program"], "<string>", "exec", dont_inherit=True)
+                if asked["finalize"]:
+                    atexit.register(
+                        gc.unfreeze
+                    )  # as in a new interpreter, the last collections see everything
+                    return program
+                _run(program)
             for stream in streams:
                 os.close(stream)
             pidfd = os.pidfd_open(pid)
@@ -145,11 +156,11 @@ def _stream(number: int, name: str, before: io.TextIOWrapper) -> io.TextIOWrappe
     return stream
 
 
-def _run(program: str) -> NoReturn:
+def _run(program: CodeType) -> NoReturn:
     """Run the program as `python -c` does, and end."""
     code: int | None = 0
     try:
-        exec(compile(program, "<string>", "exec", dont_inherit=True), sys.modules["__main__"].__dict__)
+        exec(program, sys.modules["__main__"].__dict__)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):

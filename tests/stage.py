@@ -200,14 +200,17 @@ def platform_environ(home: Path, url: str, **settings: str) -> dict[str, str]:
     return environ_of(home, **{**own, **settings})
 
 
-def python(code: str, environ: Mapping[str, str], *arguments: str, fresh: bool = False) -> Process:
+def python(
+    code: str, environ: Mapping[str, str], *arguments: str, fresh: bool = False, finalize: bool = False
+) -> Process:
     """A Python process that runs `code`. Its output is a pipe, with warnings but without the first line of a run.
 
-    Use `fresh` if the loaded modules or the command line of the interpreter matter.
+    Use `fresh` if the loaded modules or the command line of the interpreter matter, `finalize` if only its end does.
     """
     code = _LOGGED + code
     if zygote.suits(environ) and not fresh:
-        return zygote.Forked(environ, *arguments, code=code, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        pipe, same = subprocess.PIPE, subprocess.STDOUT
+        return zygote.Forked(environ, *arguments, code=code, stdout=pipe, stderr=same, finalize=finalize)
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -222,6 +225,32 @@ def hubqueue(
     return subprocess.run(
         command, env=environ, input=stdin, capture_output=True, text=True, timeout=240, check=False
     )
+
+
+def command_process(environ: Mapping[str, str], *arguments: str, **streams: int | None) -> Process:
+    """A `hubqueue` command that runs, with these streams (default: inherited). Its pipes are text."""
+    if zygote.suits(environ):
+        return zygote.Forked(environ, *arguments, module="hubqueue", **streams)
+    command = [sys.executable, "-m", "hubqueue", *arguments]
+    return subprocess.Popen(command, env=environ, close_fds=True, text=True, **streams)  # type: ignore[call-overload]
+
+
+_SEVERAL = """
+import sys
+from hubqueue.cli import main
+for command in sys.argv[1:]:
+    try:
+        main(command.split(), prog_name="hubqueue")
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
+
+def in_one_interpreter(environ: Mapping[str, str], *commands: str) -> subprocess.CompletedProcess[bytes]:
+    """Run `hubqueue` commands in a new interpreter, one after the other up to the first that fails."""
+    command = [sys.executable, "-c", _SEVERAL, *commands]
+    return subprocess.run(command, env=environ, capture_output=True, timeout=240, check=False)
 
 
 def start_worker(environ: Mapping[str, str], *arguments: str, fresh: bool = False) -> Process:

@@ -2,8 +2,8 @@
 
 A helper process loads the package once and forks for each requested process. The child has its own pid, environment,
 folder, streams and exit code, and runs the same program. It can be killed like any process. Tests that depend on the
-start of an interpreter (flags, encoding, command line, loaded modules) or on its finalization need a new interpreter:
-`suits` refuses an environment that sets flags or the encoding.
+start of an interpreter (flags, encoding, command line, loaded modules) need a new interpreter: `suits` refuses an
+environment that sets flags or the encoding. Tests that depend on the end of an interpreter have it finalized.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Forked:
     """A process that the helper forked, with the part of `subprocess.Popen` that tests use. Its streams are text.
 
     `program` is code, as after `python -c`, or the name of a module, as after `python -m`. Each stream is as in Popen:
-    None (inherited), PIPE (not stdin), DEVNULL, STDOUT (stderr only), or a descriptor.
+    None (inherited), PIPE (not stdin), DEVNULL, STDOUT (stderr only), or a descriptor. With `finalize` the interpreter ends
+    the process, as after any program, instead of a short imitation.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Forked:
         stdin: int | None = None,
         stdout: int | None = None,
         stderr: int | None = None,
+        finalize: bool = False,
     ) -> None:
         self.args = ["-m", module, *arguments] if module else ["-c", code or "", *arguments]
         self.returncode: int | None = None
@@ -88,6 +90,7 @@ class Forked:
             request = {
                 "program": _MODULE.format(module) if module else code,
                 "is_module": module is not None,
+                "finalize": finalize,
                 "line": [sys.executable, *self.args],
                 "environ": dict(environ),
                 "folder": os.getcwd(),
@@ -211,7 +214,7 @@ def _address() -> str:
             folder = tempfile.mkdtemp(prefix="hq-zygote-")
             address = f"{folder}/socket"
             # Its children must start like `python -c`: nothing of the helper may remain in their `__main__`.
-            begin = f"__import__('fork_server').serve({address!r})"
+            begin = f"exec(__import__('fork_server').serve({address!r}))"
             helper = subprocess.Popen(
                 [sys.executable, "-c", begin],
                 stdin=subprocess.PIPE,  # it ends with this process

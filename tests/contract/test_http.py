@@ -294,12 +294,14 @@ def test_another_checkpoint_of_an_epoch_leaves_the_first_one_alone(at: Stage, se
             "held: the clock of this machine is 0:00:0",
         ),
         (413, {"message": "too large"}, "dead: 413"),
-        (422, {"message": "no"}, "dead: 422"),
-        (409, {"message": "again"}, "retry: 409 Conflict: again"),
+        pytest.param(422, {"message": "no"}, "dead: 422", marks=pytest.mark.slow),
+        pytest.param(409, {"message": "again"}, "retry: 409 Conflict: again", marks=pytest.mark.slow),
         (503, {"message": "later"}, "retry: 503 Service Unavailable: later"),
         (404, None, "retry: 127.0.0.1 responded 404 Not Found with an HTML page"),
         (200, None, "retry: 127.0.0.1 responded 200, but not like a hub"),
-        (200, {"ok": True}, "retry: 127.0.0.1 responded 200, but not like a hub"),
+        pytest.param(
+            200, {"ok": True}, "retry: 127.0.0.1 responded 200, but not like a hub", marks=pytest.mark.slow
+        ),
         (200, {"received": "true"}, "retry: 127.0.0.1 responded 200, but not like a hub"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -34,14 +35,20 @@ def _train(
     timeout: float = 30,
     **environ: str,
 ) -> str:
-    code = LOGGED + TRAINING.format(before=before, timeout=timeout)
+    code = TRAINING.format(before=before, timeout=timeout)
     inherited = environ_of(folder / "home", url, HUBQUEUE_WORKER__IDLE_EXIT="0", **environ)
-    command = [sys.executable, *flags, "-c", code, str(folder / "home")]
-    done = subprocess.run(
-        command, env=inherited, cwd=folder, capture_output=True, text=True, check=False, timeout=90
-    )
+    if flags:
+        command = [sys.executable, *flags, "-c", LOGGED + code, str(folder / "home")]
+        done = subprocess.run(
+            command, env=inherited, cwd=folder, capture_output=True, text=True, check=False, timeout=90
+        )
+        output = done.stdout + done.stderr
+    else:
+        with contextlib.chdir(folder):
+            process = python(code, inherited, str(folder / "home"))
+        output = process.communicate(timeout=90)[0] or ""
     wait_until(lambda: not worker_lives(Home(folder / "home")), timeout=60)
-    return done.stdout + done.stderr
+    return output
 
 
 @pytest.mark.parametrize("flag", ["-I", pytest.param("-E", marks=pytest.mark.slow), "-s"])

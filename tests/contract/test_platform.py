@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import template
 from peer import Peer, answer
 from platform_stage import Stage, staged
 from sqlalchemy import select
@@ -119,12 +120,18 @@ def test_an_altered_checkpoint_is_never_stored(at: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", ["html", "redirect", "empty", "null", "204", "cut-body", "reset", "lost-ack", "gzip"]
-)
-@pytest.mark.parametrize(
-    "kind",
-    # An end is an event, as an epoch is: the same code sends both and reads their responses.
-    ["registration", "metrics", pytest.param("completion", marks=pytest.mark.slow), "ckpt"],
+    ("kind", "fault"),
+    [
+        # All but checkpoints are events: the same code sends them and reads their responses.
+        pytest.param(kind, fault, marks=() if kind == "ckpt" or fault in usual else pytest.mark.slow)
+        for kind, usual in {
+            "registration": ("html", "204", "cut-body", "lost-ack"),
+            "metrics": ("redirect", "empty", "null", "reset", "gzip"),
+            "completion": (),
+            "ckpt": (),
+        }.items()
+        for fault in ("html", "redirect", "empty", "null", "204", "cut-body", "reset", "lost-ack", "gzip")
+    ],
 )
 def test_an_invalid_receipt_is_no_delivery(at: Stage, kind: str, fault: str) -> None:
     at.hub.fail(f"{kind}:{fault}:times=1")
@@ -232,14 +239,42 @@ def elsewhere(url: str) -> bytes:
         ("https://127.0.0.1/put?signature=abcdefgh", "port 443 of 127.0.0.1, which is not allowed"),
         ("https://user:pw@storage.googleapis.com/x", "invalid upload URL"),
         ("https://storage.googleapis.com/a/../b?signature=abcdefgh", "invalid upload URL"),
-        ("https://storage.googleapis.com/a/%2e%2E/b?signature=abcdefgh", "invalid upload URL"),
-        ("https://storage.googleapis.com/a/%2e./b?signature=abcdefgh", "invalid upload URL"),
-        ("https://storage.googleapis.com/a\\..\\b?signature=abcdefgh", "invalid upload URL"),
-        ("https://storage.googleapis.com/a%5Cb?signature=abcdefgh", "invalid upload URL"),
-        ("https://storage.googleapis.com//b?signature=abcdefgh", "invalid upload URL"),
-        ("https://storage.googleapis.com/b?signature=abcdefgh#x", "invalid upload URL"),
-        ("https://storage.googleapis.com:0/b?signature=abcdefgh", "invalid upload URL"),
-        ("https:///b?signature=abcdefgh", "invalid upload URL"),
+        pytest.param(
+            "https://storage.googleapis.com/a/%2e%2E/b?signature=abcdefgh",
+            "invalid upload URL",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "https://storage.googleapis.com/a/%2e./b?signature=abcdefgh",
+            "invalid upload URL",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "https://storage.googleapis.com/a\\..\\b?signature=abcdefgh",
+            "invalid upload URL",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "https://storage.googleapis.com/a%5Cb?signature=abcdefgh",
+            "invalid upload URL",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "https://storage.googleapis.com//b?signature=abcdefgh",
+            "invalid upload URL",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "https://storage.googleapis.com/b?signature=abcdefgh#x",
+            "invalid upload URL",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "https://storage.googleapis.com:0/b?signature=abcdefgh",
+            "invalid upload URL",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("https:///b?signature=abcdefgh", "invalid upload URL", marks=pytest.mark.slow),
         ("file:///etc/passwd", "invalid upload URL"),
         ("https://[::1", "invalid upload URL"),
     ],
@@ -282,8 +317,15 @@ def test_an_upload_host_is_used_at_the_configured_port(tmp_path: Path, clock: Fa
 BAD_NAMES = ("gs://a/b?X-Goog-Signature=abcdefgh", "x/KEY-OF-the-test", "https://user:qzzq@hub.example.org/m")
 
 
-@pytest.mark.parametrize("field", ["modelId", "modelUrl", "runId", "gcsPath", "uploadPath"])
-@pytest.mark.parametrize("bad", BAD_NAMES)
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        # Each field, and each kind of credential, at least once; all pairs are slow.
+        pytest.param(field, bad, marks=() if (place + kind) % 3 == 0 else pytest.mark.slow)
+        for place, field in enumerate(["modelId", "modelUrl", "runId", "gcsPath", "uploadPath"])
+        for kind, bad in enumerate(BAD_NAMES)
+    ],
+)
 def test_no_possible_credential_reaches_a_row(tmp_path: Path, clock: FakeClock, field: str, bad: str) -> None:
     def act(connection: socket.socket, _request: bytes) -> None:
         url = f"{peer.url}/put?signature=abcdefgh"
@@ -415,7 +457,7 @@ def test_a_long_backlog_drains_without_one_refusal(tmp_path: Path) -> None:
     with Sandbox(tmp_path / "hub", requests_per_minute=1200, uploads_per_minute=600) as hub:
         quick = {"METRICS": "0", "CKPT": "0"}
         environ = platform_environ(
-            tmp_path / "home",
+            template.lay(tmp_path / "home"),
             hub.url,
             **{f"HUBQUEUE_RATE_LIMITS__{name}": value for name, value in quick.items()},
             HUBQUEUE_DESTINATIONS__PLATFORM__REQUESTS_PER_MINUTE="1200",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.loaders import create_loader
 from s3_proxy import S3Proxy
 
 from hubqueue.config.credentials import Credentials
@@ -23,11 +25,18 @@ from hubqueue.destinations.s3.store import Bucket
 from hubqueue.domain.outcome import ADVICE
 
 KEY = Key("AKIA0000000000000001", {"secret_access_key": "secret/of+the-tests-0123456789"})
+LOADER = functools.cache(create_loader)
 TEMPORARY = {
     "AWS_ACCESS_KEY_ID": "ASIA0000000000000001",
     "AWS_SECRET_ACCESS_KEY": "temporary/secret+0123456789abcdefghijkl",
     "AWS_SESSION_TOKEN": "".join(f"token{number:04d}" for number in range(120)),
 }
+
+
+@pytest.fixture(autouse=True)
+def _read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each session of botocore would read its large description of the service again."""
+    monkeypatch.setattr("botocore.session.create_loader", LOADER)
 
 
 @pytest.fixture

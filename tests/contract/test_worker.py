@@ -367,11 +367,12 @@ def test_wakes_during_a_job_are_not_lost() -> None:
     scheduler.stop()
 
 
-def test_a_scheduler_may_be_stopped_while_it_submits_its_jobs() -> None:
+@pytest.mark.parametrize("times", [50, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_scheduler_may_be_stopped_while_it_submits_its_jobs(times: int) -> None:
     from hubqueue.worker.scheduler import Scheduler
 
     # A thread of APScheduler that fails here fails the test: pytest turns it into an error.
-    for _ in range(200):
+    for _ in range(times):
         called = threading.Event()
 
         def job(called: threading.Event = called) -> float:

@@ -15,7 +15,17 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from stage import end, environ_of, hubqueue, log, must_claim, new_run, start_worker, wait_until
+from stage import (
+    command_process,
+    end,
+    environ_of,
+    hubqueue,
+    log,
+    must_claim,
+    new_run,
+    start_worker,
+    wait_until,
+)
 
 from hubqueue import __version__
 from hubqueue.outbox.outbox import open_outbox
@@ -287,12 +297,17 @@ def test_a_checkpoint_that_cannot_be_read_is_reported(home: Path, tmp_path: Path
 def test_a_reader_that_closes_the_pipe_is_no_error(environ: dict[str, str], home: Path) -> None:
     with open_outbox(home, environ={}) as outbox:
         log(outbox, new_run(outbox), *range(500))
-    command = f"{sys.executable} -m hubqueue entries --limit 500 | head -1"
+    head = subprocess.Popen(["head", "-1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert head.stdin is not None and head.stdout is not None
 
-    shown = subprocess.run(["sh", "-c", command], env=environ, capture_output=True, text=True, check=False)
+    command = ["entries", "--limit", "500"]
+    shown = command_process(environ, *command, stdout=head.stdin.fileno(), stderr=subprocess.PIPE)
+    head.stdin.close()
+    _, errors = shown.communicate(timeout=60)
 
-    assert shown.stdout.startswith("ENTRY")
-    assert shown.stderr == ""
+    with head, head.stdout:
+        assert head.stdout.read().startswith("ENTRY")
+    assert errors == ""
 
 
 def test_a_drain_on_a_terminal_shows_its_progress(
@@ -300,20 +315,14 @@ def test_a_drain_on_a_terminal_shows_its_progress(
 ) -> None:
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
     hub.fail("ckpt:drip:seconds=0.02")  # long enough to be seen
-    (tmp_path / "best.pt").write_bytes(os.urandom(20_000_000))
+    (tmp_path / "best.pt").write_bytes(bytes(20_000_000))
     hubqueue(
         environ, "enqueue", "checkpoint", "--run", run, "--epoch", "1", "--final", str(tmp_path / "best.pt")
     )
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 100, 0, 0))
 
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hubqueue", "drain"],
-        env=environ,
-        stderr=slave,
-        stdout=subprocess.PIPE,
-        close_fds=True,
-    )
+    process = command_process(environ, "drain", stderr=slave, stdout=subprocess.PIPE)
     os.close(slave)
     output = b""
     while True:
@@ -335,11 +344,10 @@ def test_a_drain_on_a_terminal_shows_its_progress(
 
 def test_colours_are_for_terminals_without_no_color(environ: dict[str, str]) -> None:
     hubqueue(environ, "enqueue", "run", "yolov8n.pt")
-    command = [sys.executable, "-m", "hubqueue", "status"]
 
     def on_terminal(variables: dict[str, str]) -> bytes:
         master, slave = pty.openpty()
-        process = subprocess.Popen(command, env=variables, stdout=slave, stderr=slave, close_fds=True)
+        process = command_process(variables, "status", stdout=slave, stderr=slave)
         os.close(slave)
         process.wait(60)
         output = os.read(master, 65536)

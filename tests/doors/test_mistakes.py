@@ -9,7 +9,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from stage import environ_of, hubqueue, log, must_claim, new_run
+from stage import (
+    PATIENCE,
+    Process,
+    command_process,
+    environ_of,
+    hubqueue,
+    in_one_interpreter,
+    log,
+    must_claim,
+    new_run,
+)
 
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
@@ -191,21 +201,26 @@ def test_a_shell_script_follows_the_rules_of_the_python_interface(home: Path) ->
 @pytest.mark.parametrize(
     ("where", "command"),
     [
-        *(("> /dev/full", command) for command in ("status", "runs", "log", "entries")),
+        *(("/dev/full", command) for command in ("status", "runs", "log", "entries")),
         (">&-", "status"),
         *(pytest.param(">&-", command, marks=pytest.mark.slow) for command in ("runs", "log", "entries")),
     ],
 )
 def test_a_stdout_that_cannot_be_written_is_one_error(home: Path, run: str, command: str, where: str) -> None:
-    shell = f"exec {sys.executable} -m hubqueue {command} {where}"
+    environ = environ_of(home)
+    process: Process
+    if where == ">&-":  # the interpreter starts without it
+        shell = f"exec {sys.executable} -m hubqueue {command} >&-"
+        process = subprocess.Popen(["sh", "-c", shell], env=environ, stderr=subprocess.PIPE, text=True)
+    else:
+        with open(where, "w") as full:
+            process = command_process(environ, command, stdout=full.fileno(), stderr=subprocess.PIPE)
 
-    shown = subprocess.run(
-        ["sh", "-c", shell], env=environ_of(home), capture_output=True, text=True, check=False
-    )
+    _, errors = process.communicate(timeout=PATIENCE)
 
-    assert shown.returncode == 1
-    assert shown.stderr.startswith("error: cannot write the output: ")
-    assert len(shown.stderr.splitlines()) == 2
+    assert process.returncode == 1
+    assert errors is not None and errors.startswith("error: cannot write the output: ")
+    assert len(errors.splitlines()) == 2
 
 
 def test_a_demo_in_an_impossible_folder_is_one_error(home: Path) -> None:
@@ -226,22 +241,19 @@ def test_every_encoding_shows_everything(home: Path, encoding: str) -> None:
         must_claim(outbox)
     environ = environ_of(home, PYTHONIOENCODING=encoding)
 
-    for command in ("status", "runs", "log", "entries"):
-        done = subprocess.run(
-            [sys.executable, "-m", "hubqueue", command], env=environ, capture_output=True, check=False
-        )
-        assert (done.returncode, done.stderr) == (0, b""), command
-        done.stdout.decode("utf-8" if encoding == "ascii" else encoding)
+    done = in_one_interpreter(environ, "status", "runs", "log", "entries")
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    shown = done.stdout.decode("utf-8" if encoding == "ascii" else encoding)
+    assert all(each in shown for each in ("uploads waiting", "RUN ", "ENTRY ")), shown
 
 
 def test_a_terminal_is_asked_for_metrics(home: Path) -> None:
     environ = environ_of(home)
     run = hubqueue(environ, "enqueue", "run", "yolov8n.pt").stdout.strip()
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "hubqueue", "enqueue", "metrics", "--run", run, "--epoch", "0"]
-    process = subprocess.Popen(
-        command, env=environ, stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = ["enqueue", "metrics", "--run", run, "--epoch", "0"]
+    process = command_process(environ, *command, stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     os.close(slave)
     assert process.stderr is not None
     prompt = process.stderr.readline()

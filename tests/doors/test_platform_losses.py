@@ -63,7 +63,13 @@ def sent(hub: Sandbox, *names: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "fault", ["503", "429:retry-after=1", "reset", "close:store=yes", "409", "silence:seconds=1"]
+    "fault",
+    [
+        "429:retry-after=1",
+        "close:store=yes",
+        "silence:seconds=1",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("503", "reset", "409")),
+    ],
 )
 def test_p1_an_epoch_that_fails_once_arrives_once(at: Stage, fault: str) -> None:
     at.hub.fail(f"metrics:{fault}:times=1")

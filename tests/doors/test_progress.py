@@ -19,7 +19,20 @@ from typing import Any
 
 import pytest
 import zygote
-from stage import Process, end, environ_of, hubqueue, kill, log, new_run, python, start_worker, wait_until
+from stage import (
+    Process,
+    command_process,
+    end,
+    environ_of,
+    hubqueue,
+    in_one_interpreter,
+    kill,
+    log,
+    new_run,
+    python,
+    start_worker,
+    wait_until,
+)
 
 from hubqueue.config.home import Home
 from hubqueue.outbox.outbox import open_outbox
@@ -99,11 +112,12 @@ class Terminal:
         # Programs read the size from the terminal, or from these variables if only stderr is one.
         sized = {**environ, "TERM": "xterm", "COLUMNS": str(width), "LINES": str(height)}
         self.process: Process
-        if code is None and zygote.suits(environ):
-            self.process = zygote.Forked(sized, *arguments, module="hubqueue", **streams)
+        if code is None:
+            self.process = command_process(sized, *arguments, **streams)
+        elif zygote.suits(sized):
+            self.process = zygote.Forked(sized, *arguments, code=code, **streams)
         else:
-            program = ["-m", "hubqueue"] if code is None else ["-c", code]
-            command = [sys.executable, *program, *arguments]
+            command = [sys.executable, "-c", code, *arguments]
             self.process = subprocess.Popen(command, env=sized, close_fds=True, text=True, **streams)
         os.close(slave)
         self.output = ""
@@ -228,10 +242,10 @@ def test_finish_shows_the_upload_on_a_terminal_and_nowhere_else(environ: dict[st
     body = str(home.parent / "best.pt")
     shown = Terminal(environ, body, code=FINISH, on="stderr")
     output = shown.read_all()
-    hidden = python(FINISH, environ, body, fresh=True)
+    hidden = python(FINISH, environ, body)
     redirected = hidden.communicate(timeout=90)[0]
     notebook = "import sys, types; sys.modules['ipykernel'] = types.ModuleType('ipykernel')" + FINISH
-    in_notebook = python(notebook, environ, body, fresh=True).communicate(timeout=90)[0]
+    in_notebook = python(notebook, environ, body).communicate(timeout=90)[0]
     hubqueue(environ, "stop")
 
     assert "uploading" in output
@@ -352,8 +366,9 @@ def test_times_are_local_and_show_their_offset(home: Path) -> None:
     with open_outbox(home, environ={}) as outbox:
         log(outbox, new_run(outbox), 0)
 
-    shown = hubqueue(environ_of(home, TZ="America/New_York"), "entries").stdout.splitlines()[1]
-    one = hubqueue(environ_of(home, TZ="America/New_York"), "show", "1").stdout
+    done = in_one_interpreter(environ_of(home, TZ="America/New_York"), "entries", "show 1")
 
+    _, shown, *one = done.stdout.decode().splitlines()
     assert "-05:00" in shown or "-04:00" in shown
-    assert ("-05:00" in one or "-04:00" in one) and "+00:00" not in one
+    assert any("-05:00" in line or "-04:00" in line for line in one)
+    assert "+00:00" not in "".join(one)

@@ -444,7 +444,17 @@ def session(at_hub: Sandbox, sessions: Callable[..., type[HUBTrainingSession]]) 
 
 
 @pytest.mark.parametrize(
-    ("status", "calls"), [(200, 1), (408, 2), (502, 2), (504, 2), (400, 1), (429, 1), (500, 1), (503, 1)]
+    ("status", "calls"),
+    [
+        (200, 1),
+        (408, 2),
+        (502, 2),
+        pytest.param(504, 2, marks=pytest.mark.slow),
+        (400, 1),
+        (429, 1),
+        (500, 1),
+        pytest.param(503, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_a_request_is_retried_for_the_same_statuses_as_in_the_original(
     session: HUBTrainingSession, status: int, calls: int
@@ -482,7 +492,7 @@ def test_every_failed_response_has_a_message(
     assert session._get_failure_message(Response(502), 0, 30) == ""
 
 
-@pytest.mark.parametrize("trouble", ["none", "raises", "502", "400"])
+@pytest.mark.parametrize("trouble", ["none", "raises", "502", pytest.param("400", marks=pytest.mark.slow)])
 def test_metrics_of_a_failed_request_are_in_the_outbox(
     at_hub: Sandbox, session: HUBTrainingSession, trouble: str
 ) -> None:

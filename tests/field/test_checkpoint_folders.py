@@ -315,7 +315,7 @@ def test_a_folder_that_changes_under_the_copy_is_refused(
 
     def write() -> None:
         number = 0
-        while not done.wait(0.0005):
+        while not done.wait(0.002):
             number += 1
             change(folder, number % 500 if change is _grow else number)
 

@@ -6,7 +6,7 @@ import gzip
 import http.client
 import json
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import platform_stage
 import pytest
 import template
+from _pytest.mark import ParameterSet
 from peer import Peer, answer
 from platform_stage import Stage
 from stage import PATIENCE, ZERO, environ_of, hubqueue, log, new_run, totals
@@ -41,6 +42,11 @@ SHAPES = {
     "null": b"null",
     "half an object": b'{"message": "no"',
 }
+
+
+def sometimes(every: Iterable[int], *each_time: int) -> list[ParameterSet]:
+    """These statuses; the ones that are not tried each time are tried by the slow tests."""
+    return [pytest.param(status, marks=() if status in each_time else pytest.mark.slow) for status in every]
 
 
 class Gateway:
@@ -110,7 +116,7 @@ def held(outbox: Outbox) -> list[object]:
     return [each["held"] for each in (*shown["destinations"], *shown["runs"]) if each["held"]]
 
 
-@pytest.mark.parametrize("status", REFUSALS)
+@pytest.mark.parametrize("status", sometimes(REFUSALS, 400, 401, 404, 413, 511))
 def test_a_page_of_a_gateway_buries_nothing_and_holds_nothing(
     status: int, staged: tuple[Outbox, Worker], gateway: Gateway, clock: FakeClock
 ) -> None:
@@ -131,9 +137,14 @@ def test_a_page_of_a_gateway_buries_nothing_and_holds_nothing(
     assert totals(outbox) == {"enqueued": 5, "delivered": 5}
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+# Each time, each shape comes with one of the first two statuses.
 @pytest.mark.parametrize(
-    "status", [400, 401, *(pytest.param(each, marks=pytest.mark.slow) for each in (404, 413))]
+    ("shape", "status"),
+    [
+        pytest.param(shape, status, marks=() if status == (400, 401)[number % 2] else pytest.mark.slow)
+        for number, shape in enumerate(SHAPES)
+        for status in (400, 401, 404, 413)
+    ],
 )
 def test_what_is_not_the_hubs_own_format_is_no_verdict(
     status: int, shape: str, staged: tuple[Outbox, Worker], gateway: Gateway, clock: FakeClock
@@ -151,7 +162,14 @@ def test_what_is_not_the_hubs_own_format_is_no_verdict(
 
 
 @pytest.mark.parametrize(
-    ("status", "state"), [(400, "dead"), (413, "dead"), (422, "dead"), (401, "pending"), (404, "pending")]
+    ("status", "state"),
+    [
+        (400, "dead"),
+        (413, "dead"),
+        pytest.param(422, "dead", marks=pytest.mark.slow),
+        (401, "pending"),
+        pytest.param(404, "pending", marks=pytest.mark.slow),
+    ],
 )
 def test_the_hubs_own_refusal_still_counts(
     status: int, state: str, staged: tuple[Outbox, Worker], gateway: Gateway
@@ -221,7 +239,7 @@ def test_a_429_whose_body_never_ends_is_a_429(
     assert row["resumes_at"] - outbox.database.now() > timedelta(seconds=590)
 
 
-@pytest.mark.parametrize("status", [200, 201, 204, 205, 206, 304])
+@pytest.mark.parametrize("status", sometimes((200, 201, 204, 205, 206, 304), 200, 204, 304))
 def test_a_success_without_proof_delivers_nothing(
     status: int, staged: tuple[Outbox, Worker], gateway: Gateway
 ) -> None:
@@ -340,7 +358,7 @@ def at(front: Front, hub: Sandbox, tmp_path: Path, clock: FakeClock) -> Iterator
         yield stage
 
 
-@pytest.mark.parametrize("status", [400, 403, 404, 410])
+@pytest.mark.parametrize("status", sometimes((400, 403, 404, 410), 403, 404))
 def test_a_page_at_the_start_of_a_training_makes_no_second_model(
     status: int, front: Front, at: Stage, hub: Sandbox
 ) -> None:
@@ -371,7 +389,7 @@ def test_a_page_before_the_first_start_does_not_change_the_name_of_a_model(front
     assert [json.loads(each)["name"] for each in starts] == ["exp-1"]
 
 
-@pytest.mark.parametrize("status", [404, 409, 410])
+@pytest.mark.parametrize("status", sometimes((404, 409, 410), 404, 409))
 def test_a_page_in_place_of_an_announcement_does_not_send_the_bytes_again(
     status: int, front: Front, at: Stage, hub: Sandbox
 ) -> None:

@@ -126,7 +126,13 @@ def at(home: Path, clock: FakeClock, peer: Peer) -> Iterator[Stage]:
     stage.close()
 
 
-@pytest.mark.parametrize("status", ["401 No", "403 No", "402 Pay", "404 No", "405 No", "410 Gone"])
+@pytest.mark.parametrize(
+    "status",
+    [
+        *("401 No", "402 Pay", "404 No", "410 Gone"),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("403 No", "405 No")),
+    ],
+)
 def test_a_hub_that_refuses_for_a_minute_gets_everything_afterwards(
     status: str, at: Stage, hub_: Hub
 ) -> None:
@@ -154,7 +160,7 @@ def test_a_hold_probes_less_and_less_often_and_burns_no_attempt(at: Stage, hub_:
 
     at.pass_time(3600, every=30)
     hour = len(peer.requests) - first
-    at.pass_time(24 * 3600, every=180)
+    at.pass_time(24 * 3600, every=300)
     day = len(peer.requests) - first - hour
 
     # Doubling from one minute: 1, 2, 4, … 32 minutes, then one an hour.

@@ -6,11 +6,13 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import pytest
+import template
+from _pytest.mark.structures import MarkDecorator
 from stage import PATIENCE, Process, environ_of, hubqueue, kill, python, start_worker, wait_until
 
 import hubqueue as package
@@ -27,9 +29,20 @@ def _journal(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.Mon
     """Each SQLite library in turn: one keeps a write-ahead log, the older one a rollback journal."""
     if request.param == "pysqlite3":
         pytest.importorskip("pysqlite3", reason="there is no pysqlite3 wheel for this platform")
+    template.lay(home, request.param)
     monkeypatch.setenv("HUBQUEUE_OUTBOX__DRIVER", request.param)
     monkeypatch.setenv("HUBQUEUE_HOME", str(home))
     monkeypatch.setenv("HUB_API_KEY", "key-of-the-tests")
+
+
+def with_either(name: str, values: Iterable[object], *, both: Container[object] = ()) -> MarkDecorator:
+    """The values of a parameter, each with one of the two libraries, and `both` with both; slow tests do the rest."""
+    pairs = [
+        pytest.param(value, driver, marks=() if value in both or number % 2 == at else pytest.mark.slow)
+        for number, value in enumerate(values)
+        for at, driver in enumerate(DRIVERS)
+    ]
+    return pytest.mark.parametrize((name, "_journal"), pairs, indirect=["_journal"])
 
 
 @pytest.fixture
@@ -127,7 +140,7 @@ CHANGES = (
 )
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@with_either("change", CHANGES, both=(delete, delete_the_log, restore_by_copy))
 def test_what_a_training_saved_is_in_the_outbox_at_its_path_whatever_happens_to_the_home(
     home: Path, run: Run, change: Callable[[Path], None]
 ) -> None:
@@ -144,7 +157,7 @@ def test_what_a_training_saved_is_in_the_outbox_at_its_path_whatever_happens_to_
     assert left.entries == 4  # with the registration
 
 
-@pytest.mark.parametrize("change", [delete, move_away, restore_all, put_another_outbox_there])
+@with_either("change", [delete, move_away, restore_all, put_another_outbox_there])
 def test_one_line_says_what_happened_to_the_outbox(
     home: Path, run: Run, change: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -169,7 +182,7 @@ def test_an_emptied_database_is_filled_again_from_memory(home: Path, run: Run) -
     assert epochs(home) == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize("logs", [True, False])
+@with_either("logs", [True, False])
 def test_a_checkpoint_that_went_with_the_home_is_named_and_counted(
     home: Path, run: Run, tmp_path: Path, logs: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -253,7 +266,7 @@ def save(training: Other, epoch: int) -> int:
     return int(line)
 
 
-@pytest.mark.parametrize("change", [delete, delete_the_log, move_away])
+@with_either("change", [delete, move_away, delete_the_log])
 def test_two_trainings_of_one_home_both_keep_everything(
     home: Path, run: Run, other: Other, change: Callable[[Path], None]
 ) -> None:
@@ -279,7 +292,7 @@ def test_a_kill_after_the_log_was_deleted_loses_nothing(home: Path, other: Other
     assert epochs(home) == ["0", "1"]
 
 
-@pytest.mark.parametrize("worker", ["auto", "thread"])
+@with_either("worker", ["auto", "thread"])
 def test_uploads_continue_after_the_home_was_deleted(
     home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch, worker: WorkerMode
 ) -> None:
@@ -308,10 +321,7 @@ def test_a_worker_whose_home_is_deleted_ends_and_leaves_no_new_one(home: Path, h
     assert not home.exists(), [*home.rglob("*")]
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["status", "entries", *(pytest.param(each, marks=pytest.mark.slow) for each in ("runs", "log"))],
-)
+@with_either("command", ["status", "entries", "runs", "log"])
 def test_a_look_at_a_home_whose_log_was_deleted_costs_the_training_nothing(
     home: Path, run: Run, command: str
 ) -> None:
@@ -325,14 +335,7 @@ def test_a_look_at_a_home_whose_log_was_deleted_costs_the_training_nothing(
     assert epochs(home) == ["0", "1", "2"]
 
 
-# What becomes of the database decides what an epoch is: these leave it where it is and as it is.
-LEAVES_IT = (delete_only_the_shared_memory, delete_the_locks, delete_the_spool)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [pytest.param(change, marks=pytest.mark.slow if change in LEAVES_IT else ()) for change in CHANGES],
-)
+@with_either("change", CHANGES)
 def test_two_calls_for_one_epoch_stay_one_value(home: Path, run: Run, change: Callable[[Path], None]) -> None:
     run.log_metrics({"val": 2.0}, epoch=1)
     change(home)
@@ -343,7 +346,7 @@ def test_two_calls_for_one_epoch_stay_one_value(home: Path, run: Run, change: Ca
     assert values(home) == {"0": {"loss": 1.0, "val": 2.0}, "1": {"loss": 1.0, "val": 2.0}}
 
 
-@pytest.mark.parametrize("change", [restore_by_rename, restore_all, put_another_outbox_there])
+@with_either("change", [restore_by_rename, restore_all, put_another_outbox_there])
 def test_what_the_hub_has_of_an_epoch_is_not_replaced_by_less(
     home: Path, hub: Sandbox, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
 ) -> None:

@@ -67,9 +67,9 @@ def scanned(environ: Mapping[str, str], run_id: str) -> tuple[str, str | None]:
     return state, None if end is None else end["data"].get("error")
 
 
-def ended(environ: Mapping[str, str], code: str, *, fresh: bool = True) -> tuple[str, str | None]:
-    """How a script ended: in a Python of its own, unless nothing depends on its exit code."""
-    script = python(STARTS + code, environ, fresh=fresh)
+def ended(environ: Mapping[str, str], code: str, *, finalize: bool = True) -> tuple[str, str | None]:
+    """How a script ended. Its interpreter is finalized, unless nothing depends on its exit code."""
+    script = python(STARTS + code, environ, finalize=finalize)
     out, _ = script.communicate()
     return scanned(environ, out.split()[0])
 
@@ -214,14 +214,14 @@ def test_a_script_that_ends_with_another_exit_code_has_failed(
 
 @needs_exit_codes
 def test_the_status_shows_an_exit_code_before_any_worker_has_seen_it(environ: Mapping[str, str]) -> None:
-    python(STARTS + "sys.exit(3)", environ, fresh=True).communicate()
+    python(STARTS + "sys.exit(3)", environ, finalize=True).communicate()
 
     assert json.loads(hubqueue(environ, "status", "--json").stdout)["runs"][0]["state"] == "failed"
 
 
 @needs_exit_codes
 def test_the_hub_is_not_sent_an_end_that_the_exit_code_may_change(environ: Mapping[str, str]) -> None:
-    script = python(STARTS + "sys.exit(0)", environ, fresh=True)
+    script = python(STARTS + "sys.exit(0)", environ, finalize=True)
     run_id = script.communicate()[0].split()[0]
 
     with open_outbox(environ=environ) as outbox:
@@ -243,7 +243,7 @@ def test_the_hub_is_sent_one_end_and_the_right_one(hub: Sandbox, home: Path, cod
     environ = platform_environ(home, hub.url)
     worker = start_worker(environ)
 
-    python(STARTS + code, environ, fresh=True).communicate()
+    python(STARTS + code, environ, finalize=True).communicate()
 
     wait_until(lambda: any(hub.run(each).state != "training" for each in hub.runs))
     end(worker)
@@ -285,7 +285,7 @@ def waits(outbox: Outbox, run_id: str) -> bool:
     ],
 )
 def test_a_process_that_vanishes_is_interrupted(environ: Mapping[str, str], code: str) -> None:
-    assert ended(environ, code, fresh=False) == ("interrupted", "the training ended without reporting")
+    assert ended(environ, code, finalize=False) == ("interrupted", "the training ended without reporting")
 
 
 def test_a_fork_that_outlives_its_training_does_not_say_how_it_ended(environ: Mapping[str, str]) -> None:
@@ -304,7 +304,7 @@ sys.exit(0)
 def test_a_script_that_has_loaded_a_notebook_is_a_script(environ: Mapping[str, str]) -> None:
     loads = "import types; sys.modules['ipykernel'] = types.ModuleType('ipykernel')"
 
-    assert ended(environ, loads, fresh=False)[0] == "finished"
+    assert ended(environ, loads, finalize=False)[0] == "finished"
 
 
 def test_every_unfinished_run_of_a_script_is_ended(environ: Mapping[str, str]) -> None:
@@ -325,7 +325,7 @@ os.waitpid(pid, 0)
 print("waiting", flush=True)
 threading.Event().wait()
 """
-    training = python(STARTS + code, environ, fresh=True)
+    training = python(STARTS + code, environ, finalize=True)
     assert training.stdout is not None
     run_id = training.stdout.readline().strip()
     assert training.stdout.readline() == "waiting\n"
@@ -390,7 +390,7 @@ import hubqueue
 run = hubqueue.start_run("yolo26n.pt", worker="none", args={"project": "coco"})
 print(run.id, flush=True)
 """
-    script = python(code, environ, fresh=True)
+    script = python(code, environ, fresh=True)  # as above
     run_id = script.communicate()[0].split()[0]
 
     with open_outbox(environ=environ) as outbox:
@@ -402,7 +402,9 @@ print(run.id, flush=True)
 
 def test_a_locked_outbox_does_not_keep_a_script_from_ending(environ: Mapping[str, str]) -> None:
     script = python(
-        TAKES_CTRL_C + STARTS + "print('started', flush=True)\nthreading.Event().wait()", environ, fresh=True
+        TAKES_CTRL_C + STARTS + "print('started', flush=True)\nthreading.Event().wait()",
+        environ,
+        finalize=True,
     )
     assert script.stdout is not None
     run_id = script.stdout.readline().strip()
@@ -423,7 +425,7 @@ from hubqueue.outbox.database.patience import impatient
 with open_outbox() as other, other.database.write(), impatient(0.05):
     assert run.log_metrics({"loss": 2.0}, epoch=1) is None
 """
-    assert ended(environ, code, fresh=False)[0] == "finished"
+    assert ended(environ, code, finalize=False)[0] == "finished"
 
     with open_outbox(environ=environ) as outbox:
         assert sorted(row["key"] for row in outbox.stats.entries(kind="metrics")) == ["0", "1"]
@@ -505,7 +507,7 @@ def test_a_script_whose_home_is_deleted_at_its_end_saves_what_it_has(
 
 @needs_exit_codes
 def test_an_exit_code_says_nothing_about_a_run_that_was_continued_since(environ: Mapping[str, str]) -> None:
-    script = python(STARTS + "sys.exit(3)", environ, fresh=True)
+    script = python(STARTS + "sys.exit(3)", environ, finalize=True)
     run_id = script.communicate()[0].split()[0]
 
     run = package.start_run("yolo26n.pt", worker="none", resume=run_id)

@@ -25,8 +25,12 @@ def finish():
 NOWHERE = "http://127.0.0.1:9"
 
 
-def _train(home: Path, url: str, end: str, *, status: int = 0) -> str:
-    process = python(TRAINING + end, environ_of(home, url), fresh=True)
+# In a new interpreter, what is not loaded before its end is loaded in it, and may freeze there.
+FRESH = pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
+
+
+def _train(home: Path, url: str, end: str, *, fresh: bool, status: int = 0) -> str:
+    process = python(TRAINING + end, environ_of(home, url), fresh=fresh, finalize=not fresh)
     out, _ = process.communicate(timeout=90)
     assert process.returncode == status, out
     assert "Error submitting job" not in out
@@ -42,15 +46,16 @@ def later():
     finish()
 threading.Thread(target=later).start()
 """
-    out = _train(home, hub.url, end)
+    out = _train(home, hub.url, end, fresh=True)
 
     assert "Traceback" not in out, out
     assert out.strip().splitlines()[-1] == "left 0 0"
     assert sorted(hub.metrics(hub.models[0])) == [0, 1]
 
 
-def test_a_run_can_be_finished_by_atexit(home: Path, hub: Sandbox) -> None:
-    out = _train(home, hub.url, "atexit.register(finish)\n")
+@FRESH
+def test_a_run_can_be_finished_by_atexit(home: Path, hub: Sandbox, fresh: bool) -> None:
+    out = _train(home, hub.url, "atexit.register(finish)\n", fresh=fresh)
 
     assert "Traceback" not in out, out
     assert out.strip().splitlines()[-1] == "left 0 0"
@@ -64,13 +69,14 @@ class Trainer:
 builtins.kept = Trainer()
 """
     # It would wait the timeout of 100 s, or for a thread that never starts: longer than the process may take here.
-    out = _train(home, NOWHERE, end)
+    out = _train(home, NOWHERE, end, fresh=True)
 
     assert "Traceback" not in out, out
     assert out.strip().splitlines()[-1] == "left 2 0"
 
 
-def test_a_destructor_at_the_very_end_does_not_wait_for_a_frozen_write(home: Path) -> None:
+@FRESH
+def test_a_destructor_at_the_very_end_does_not_wait_for_a_frozen_write(home: Path, fresh: bool) -> None:
     end = """
 class Trainer:
     def __del__(self):
@@ -84,12 +90,13 @@ writing = threading.Event()
 threading.Thread(target=write, daemon=True).start()
 writing.wait()
 """
-    out = _train(home, NOWHERE, end)
+    out = _train(home, NOWHERE, end, fresh=fresh)
 
     assert "Traceback" not in out, out
     assert out.strip().splitlines()[-1].startswith("left 2")
 
 
+@FRESH
 @pytest.mark.parametrize(
     ("end", "status"),
     [
@@ -115,8 +122,10 @@ threading.Event().wait(0.5)
     ],
     ids=["exit", "message", "os._exit", "daemon thread", "fork and _exit", "fork and exit"],
 )
-def test_an_end_without_finish_is_quiet_and_keeps_everything(home: Path, end: str, status: int) -> None:
-    out = _train(home, NOWHERE, end, status=status)
+def test_an_end_without_finish_is_quiet_and_keeps_everything(
+    home: Path, end: str, status: int, fresh: bool
+) -> None:
+    out = _train(home, NOWHERE, end, fresh=fresh, status=status)
 
     assert "Traceback" not in out, out
     with open_outbox(home) as outbox:

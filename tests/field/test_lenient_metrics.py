@@ -79,9 +79,8 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in found if "left out" in each.getMessage()]
 
 
-@pytest.mark.parametrize(
-    ("value", "number"),
-    [
+def test_a_number_of_any_kind_is_saved(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    kinds: list[tuple[object, float | None]] = [
         (Array(0.5), 0.5),
         (Array(0.5, 1), 0.5),
         (Array(0.5, 1, 1), 0.5),
@@ -92,12 +91,10 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
         (True, 1),
         (None, None),
         (float("nan"), None),
-    ],
-)
-def test_a_number_of_any_kind_is_saved(
-    run: Run, value: object, number: float | None, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert saved(run, run.log_metrics({"loss": value}, epoch=0)) == {"loss": number}
+    ]
+
+    for epoch, (value, number) in enumerate(kinds):
+        assert saved(run, run.log_metrics({"loss": value}, epoch=epoch)) == {"loss": number}, epoch
     assert warnings(caplog) == []
 
 

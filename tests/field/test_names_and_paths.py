@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import template
 from stage import environ_of, hubqueue
 
 import hubqueue as package
@@ -32,8 +33,12 @@ NAMES = (
     ),
     *("new\nline", "tab\there", "red\x1b[31m", "üñ-日本", os.fsdecode(b"latin\xe9")),
 )
-# Each kind of reader once: a URL, an escape in it, a glob, an option, a terminal, and bytes that are no text.
-QUICK = ("exp?lr=1", "a%41", "a*?[x]", "-v", "new\nline", os.fsdecode(b"latin\xe9"))
+# Each kind of reader: an option, an escape in a URL, a glob, a shell; a terminal, and bytes that are no text.
+QUICK = ("-a%41?lr=1#[x]*;'\\", os.fsdecode(b"new\nl\xe9\x1b[31m"))
+EACH = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow, id=ascii(name))
+    for name in (*QUICK, *NAMES)
+]
 TRAINING = """
 import os, sys
 import hubqueue
@@ -47,11 +52,7 @@ assert not left, left
 """
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in NAMES],
-    ids=ascii,
-)
+@pytest.mark.parametrize("name", EACH)
 def test_every_path_is_itself_in_the_training_the_worker_and_the_commands(
     tmp_path: Path, hub: Sandbox, name: str
 ) -> None:
@@ -85,11 +86,10 @@ def test_every_path_is_itself_in_the_training_the_worker_and_the_commands(
     }
 
 
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
+@pytest.mark.parametrize("name", EACH)
 def test_no_name_of_a_path_changes_the_lines_of_a_command(tmp_path: Path, name: str) -> None:
     environ = environ_of(tmp_path / name)
-    with open_outbox(tmp_path / name, environ=environ):
-        pass
+    template.lay(tmp_path / name)
 
     shown = [
         hubqueue(environ, *command) for command in (["status"], ["check", "--offline"], ["config", "show"])
@@ -115,7 +115,13 @@ def test_homes_that_differ_after_a_question_mark_do_not_share_an_outbox(tmp_path
 
 
 @pytest.mark.parametrize(
-    "given", ["$HOME/runs", "${SCRATCH}/runs", "/data/$USER", "~nobody-of-that-name/runs"]
+    "given",
+    [
+        "$HOME/runs",
+        pytest.param("${SCRATCH}/runs", marks=pytest.mark.slow),
+        pytest.param("/data/$USER", marks=pytest.mark.slow),
+        "~nobody-of-that-name/runs",
+    ],
 )
 def test_a_variable_that_no_shell_replaced_is_refused_with_a_hint(tmp_path: Path, given: str) -> None:
     environ = {**environ_of(tmp_path), "HUBQUEUE_HOME": given}

@@ -44,11 +44,12 @@ if __name__ == "__main__":
 """
 
 
-def _unpickle(home: Path, pickled: bytes, code: str) -> str:
+def _unpickle(home: Path, pickled: bytes, code: str, *, fresh: bool = False) -> str:
+    """The output of another process that has the run; `fresh` if what unpickling imports matters."""
     path = home.parent / "pickled"
     path.write_bytes(pickled)
     begin = f"import pickle; run = pickle.loads(open({str(path)!r}, 'rb').read())\n"
-    out, _ = python(begin + code, environ_of(home), fresh=True).communicate(timeout=90)
+    out, _ = python(begin + code, environ_of(home), fresh=fresh).communicate(timeout=90)
     return str(out)
 
 
@@ -102,9 +103,9 @@ def test_a_pickled_run_contains_no_key(home: Path, monkeypatch: pytest.MonkeyPat
 def test_the_child_reads_the_state_of_the_run(home: Path) -> None:
     run = package.start_run("yolov8n.pt", home=home, worker="none")
 
-    out = _unpickle(
-        home, pickle.dumps(run), "print(run.id, run.cancelled, run.remote_id, run.outbox is not None)"
-    )
+    code = "print(run.id, run.cancelled, run.remote_id, run.outbox is not None)"
+
+    out = _unpickle(home, pickle.dumps(run), code, fresh=True)
 
     assert out.strip() == f"{run.id} False None True"
 

@@ -106,7 +106,7 @@ print(run.finish(timeout=0).unsaved)
     ("leave", "state"), [pytest.param("", "finished", marks=pytest.mark.slow), ("sys.exit(3)", "failed")]
 )
 def test_a_process_that_ends_without_finish_ends_every_run(pair: Pair, leave: str, state: str) -> None:
-    python(START + leave, pair.environ, fresh=True).communicate()
+    python(START + leave, pair.environ, finalize=True).communicate()
 
     assert states(pair) == dict.fromkeys(NAMES, state)
 

@@ -43,10 +43,12 @@ run.finish(timeout=0)
 """
 # All commands in one process after the other: an interpreter for each of them would take minutes.
 ALL = """
-import os, sys
+import gc, os, sys
 import hubqueue.cli.drain, hubqueue.cli.repair, hubqueue.cli.status, hubqueue.outbox.status
 import hubqueue.worker.check, hubqueue.worker.service
 from hubqueue.__main__ import main
+gc.collect()
+gc.freeze()  # the end of a fork need not look at what was loaded
 for line in os.environ["COMMANDS"].split("|"):
     child = os.fork()
     if child == 0:

@@ -28,23 +28,39 @@ def tracked() -> list[Path]:
     return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
-def names(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            yield node.name
+def faults(path: Path) -> Iterator[str]:
+    """What is wrong with a file of the package."""
+    text = path.read_text()
+    tree = ast.parse(text)
+    if path.stem in {"utils", "util", "helpers", "common", "manager", "misc"}:
+        yield "its name says nothing"
+    if len(text.splitlines()) > 370:
+        yield "it holds more than one idea"
+    if text and path.name != "__about__.py" and not ast.get_docstring(tree):
+        yield "it does not start with a docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and FORBIDDEN.search(node.name.lstrip("_")):
+            yield f"{node.name} is no name of the glossary"
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_holds_one_idea(path: Path) -> None:
-    assert path.stem not in {"utils", "util", "helpers", "common", "manager", "misc"}
-    assert len(path.read_text().splitlines()) <= 370
-    if path.name != "__about__.py" and path.read_text():
-        assert ast.get_docstring(ast.parse(path.read_text())), "a module starts with a docstring"
+def test_a_file_holds_one_idea_and_its_names_are_words_of_the_glossary() -> None:
+    assert [f"{path.relative_to(ROOT)}: {fault}" for path in CODE for fault in faults(path)] == []
 
 
-@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_names_are_words_of_the_glossary(path: Path) -> None:
-    assert [name for name in names(path) if FORBIDDEN.search(name.lstrip("_"))] == []
+@pytest.mark.parametrize(
+    ("name", "text", "fault"),
+    [
+        ("utils.py", '"""It."""', "its name says nothing"),
+        ("long.py", '"""It."""\n' + "x = 1\n" * 370, "it holds more than one idea"),
+        ("bare.py", "x = 1", "it does not start with a docstring"),
+        ("names.py", '"""It."""\nclass _RunManager: ...', "_RunManager is no name of the glossary"),
+        ("good.py", '"""It."""\nclass Runs: ...', None),
+    ],
+)
+def test_a_fault_of_a_file_is_found(tmp_path: Path, name: str, text: str, fault: str | None) -> None:
+    (tmp_path / name).write_text(text)
+
+    assert list(faults(tmp_path / name)) == ([fault] if fault else [])
 
 
 def test_nobody_sleeps() -> None:

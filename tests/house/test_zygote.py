@@ -65,11 +65,27 @@ def test_a_forked_process_begins_as_a_new_one(home: Path) -> None:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_forked_process_ends_as_a_new_one(home: Path, end: str) -> None:
-    new, forked = (python(ENDS[end], environ_of(home), fresh=fresh) for fresh in (True, False))
+    environ = environ_of(home)
+    new, forked = python(ENDS[end], environ, fresh=True), python(ENDS[end], environ)
+    finalized = python(ENDS[end], environ, finalize=True)
 
-    said = new.communicate(timeout=60)[0], forked.communicate(timeout=60)[0]
+    said, copied, last = (each.communicate(timeout=60)[0] for each in (new, forked, finalized))
 
-    assert (forked.returncode, said[1]) == (new.returncode, said[0])
+    assert (forked.returncode, copied) == (new.returncode, said)
+    assert last is not None
+    # In a traceback, the line of the helper that ran the program is the first one.
+    last = last.replace('  File "<string>", line 1, in <module>\n', "", 1)
+    assert (finalized.returncode, last) == (new.returncode, said)
+
+
+def test_a_forked_process_is_finalized_where_that_is_asked(home: Path) -> None:
+    code = "import builtins\nclass Kept:\n    def __del__(self): print('finalized', flush=True)\nbuiltins.kept = Kept()"
+
+    said = [
+        python(code, environ_of(home), finalize=each).communicate(timeout=60)[0] for each in (True, False)
+    ]
+
+    assert said == ["finalized\n", ""]
 
 
 def test_a_forked_process_can_be_killed(home: Path) -> None:

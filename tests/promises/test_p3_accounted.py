@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import template
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -37,7 +38,8 @@ class Lives(RuleBasedStateMachine):
     def open(self) -> None:
         Lives.count = getattr(Lives, "count", 0) + 1
         self.clock = FakeClock()
-        self.outbox: Outbox = open_outbox(self.home / str(Lives.count), environ={}, clock=self.clock)
+        home = template.lay(self.home / str(Lives.count))
+        self.outbox: Outbox = open_outbox(home, environ={}, clock=self.clock)
         self.outbox.note_destinations()
         self.runs = [
             self.outbox.registry.start_run(destination="hub", model="m", kinds=KINDS, remote_id=name)[0]

@@ -44,9 +44,7 @@ MIB = 1 << 20
 
 def test_a_large_checkpoint_costs_no_memory(hub: Sandbox, home: Path, tmp_path: Path) -> None:
     source = tmp_path / "large.pt"
-    with source.open("wb") as file:
-        for _ in range(100):
-            file.write(os.urandom(MIB))
+    source.write_bytes(os.urandom(MIB) * 64)
     code = """
 import hubqueue, resource, sys
 run = hubqueue.start_run("yolov8n.pt", worker="thread", strict=True)
@@ -65,8 +63,8 @@ print(left.entries, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 
     left, grown = (int(word) for word in out.split()[-2:])
     assert left == 0, out
-    assert grown < 32, f"{grown} MiB more for a file of 100 MiB"
-    assert max(record.size for record in hub.checkpoints(hub.models[0])) == 100 * MIB
+    assert grown < 32, f"{grown} MiB more for a file of 64 MiB"
+    assert max(record.size for record in hub.checkpoints(hub.models[0])) == 64 * MIB
 
 
 def test_the_spool_has_a_cap(home: Path, tmp_path: Path) -> None:
@@ -276,7 +274,7 @@ def test_no_statement_of_the_hot_paths_scans_the_history(home: Path, clock: Fake
     assert not any("TEMP B-TREE" in step for step in fresh)
 
 
-@pytest.mark.parametrize("pace", ["0.05", "0"])
+@pytest.mark.parametrize("pace", ["0.05", pytest.param("0", marks=pytest.mark.slow)])
 def test_a_drain_of_a_long_backlog_uses_few_requests(hub: Sandbox, home: Path, pace: str) -> None:
     environ = environ_of(home, hub.url, HUBQUEUE_RATE_LIMITS__METRICS=pace)
     with open_outbox(home, environ=environ) as outbox:

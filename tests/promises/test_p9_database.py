@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 import traceback
 from pathlib import Path
 
 import pytest
 from postgres import Postgres
 from sqlalchemy import text
-from stage import environ_of, hubqueue, log, new_run
+from stage import PATIENCE, environ_of, hubqueue, log, new_run, python
 
 from hubqueue.outbox.database.address import Address
 from hubqueue.outbox.outbox import open_outbox
@@ -62,19 +60,19 @@ def test_no_command_shows_a_password_that_a_driver_quotes(home: Path, rest: str)
         hubqueue(environ, *words.split()) for words in ("status", "check --json", "enqueue run yolo26n.pt")
     ]
     code = "import logging; logging.basicConfig(level=1); from hubqueue.outbox.outbox import open_outbox; open_outbox()"
-    raised = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
-    )
+    process = python(code, environ)
+    raised, _ = process.communicate(timeout=PATIENCE)
 
-    output = "".join(each.stdout + each.stderr for each in (*shown, raised))
+    output = "".join(each.stdout + each.stderr for each in shown) + (raised or "")
     secret = PASSWORD if "sslmode" not in rest else "never shown"
-    assert raised.returncode == 1
-    assert "Traceback" in raised.stderr
+    assert process.returncode == 1
+    assert "Traceback" in output
     assert secret not in output
     if f"sslmode={PASSWORD}" not in rest and "connect_timeout" not in rest:
         assert SHORT not in output
 
 
+@pytest.mark.usefixtures("migrated_home")
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
 def test_no_error_and_no_log_line_shows_the_values_of_a_statement(
     home: Path, backend: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture

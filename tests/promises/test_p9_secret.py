@@ -6,7 +6,6 @@ import os
 import secrets
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,8 @@ from stage import ROOT, end, environ_of, hubqueue, log, new_run, python, start_w
 from hubqueue.destinations.hub.registration import registration_draft
 from hubqueue.outbox.outbox import open_outbox
 from hubqueue.sandbox import Sandbox
+
+pytestmark = pytest.mark.usefixtures("migrated_home")
 
 CANARY = "c0ffee" * 7  # 42 hexadecimal digits, as the keys of the HUB are
 MODEL = "abcdefghij0123456789"
@@ -48,7 +49,7 @@ run.log_metrics({"loss": 1}, epoch=0)
 run.save_checkpoint(sys.argv[1], epoch=0)
 print(run, vars(run))
 """
-    out, _ = python(code, environ, str(tmp_path / "last.pt"), fresh=True).communicate(timeout=60)
+    out, _ = python(code, environ, str(tmp_path / "last.pt")).communicate(timeout=60)
     worker = start_worker(environ, "--verbose", fresh=True)
     command_lines = subprocess.run(
         ["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True
@@ -73,22 +74,16 @@ print(run, vars(run))
     "identifier", [f"{CANARY}_{MODEL}", f"https://hub.ultralytics.com/models/{MODEL}?api_key={CANARY}"]
 )
 def test_a_key_in_an_identifier_is_stored_only_in_the_credentials(
-    hub: Sandbox, home: Path, identifier: str
+    hub: Sandbox, home: Path, tmp_path: Path, identifier: str
 ) -> None:
-    code = "import hubqueue, sys; run = hubqueue.start_run(sys.stdin.read(), worker='none', strict=True); run.log_metrics({'loss': 1}, epoch=0); print(run, vars(run))"
+    code = "import hubqueue, sys; run = hubqueue.start_run(open(sys.argv[1]).read(), worker='none', strict=True); run.log_metrics({'loss': 1}, epoch=0); print(run, vars(run))"
+    (tmp_path / "identifier").write_text(identifier)
     environ = environ_of(home, hub.url)
     del environ["HUB_API_KEY"]
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environ,
-        input=identifier,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    process = python(code, environ, str(tmp_path / "identifier"))
+    out, _ = process.communicate(timeout=60)
 
-    assert CANARY not in process.stdout + process.stderr
+    assert (process.returncode, CANARY in (out or "")) == (0, False)
     assert [path.name for path in files_with(home, CANARY)] == ["credentials.toml"]
     assert stat.S_IMODE((home / "credentials.toml").stat().st_mode) == 0o600
     shown = hubqueue(environ, "status")
@@ -130,6 +125,7 @@ subprocess.run([sys.executable, "-m", "hubqueue", "login", "hub"], input=b"{CANA
     wait_until(lambda: '"alive": false' in hubqueue(environ_of(home), "status", "--json").stdout)
 
 
+@pytest.mark.usefixtures("new_home")
 @pytest.mark.parametrize("name", ["outbox.db", "spool"])
 def test_links_are_not_followed(home: Path, tmp_path: Path, name: str) -> None:
     home.mkdir(mode=0o700)
