@@ -326,6 +326,7 @@ def test_a_user_who_may_not_delete_sends_checkpoints(tmp_path: Path) -> None:
         assert stage.reasons() == []
 
 
+@pytest.mark.slow
 def test_an_empty_success_does_not_prove_a_checkpoint(stage: Stage) -> None:
     """Of each checkpoint another request has an empty response with status 200, and is not carried out."""
     run, most = stage.start(), 14
