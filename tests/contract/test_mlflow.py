@@ -147,6 +147,21 @@ def test_a_second_call_for_an_epoch_repeats_no_point(tmp_path: Path, refuses_rep
         assert stage.count(State.DEAD) == 0
 
 
+def test_a_second_call_after_a_lost_response_repeats_no_point(stage: Stage, fake: FakeMlflow) -> None:
+    run = stage.start()
+    stage.drain()
+    stage.service.fail(Fault.LOST, kind=Kind.METRICS, times=1)
+    stage.log(run, 5)
+    stage.step()
+    assert len(only(fake).points) == 1
+
+    stage.log(run, 5, name="val")
+    stage.pass_time()
+    stage.drain()
+
+    assert sorted((name, value) for name, value, *_ in only(fake).points) == [("loss", 5.5), ("val", 5.5)]
+
+
 def test_of_two_values_of_an_epoch_the_later_one_has_the_later_time(stage: Stage, fake: FakeMlflow) -> None:
     run = stage.start()
     for add in (0.5, 0.25):  # at the same time of the clock
@@ -311,6 +326,7 @@ def test_a_user_who_may_not_delete_sends_checkpoints(tmp_path: Path) -> None:
         assert stage.reasons() == []
 
 
+@pytest.mark.slow
 def test_an_empty_success_does_not_prove_a_checkpoint(stage: Stage) -> None:
     """Of each checkpoint another request has an empty response with status 200, and is not carried out."""
     run, most = stage.start(), 14

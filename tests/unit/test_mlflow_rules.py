@@ -152,6 +152,17 @@ def test_the_times_of_points_are_found_again_by_name_and_value() -> None:
     assert sent.time_of("step:6", "loss", 0.5) is None
 
 
+def test_what_is_uncertain_completes_the_times_that_are_known() -> None:
+    known, uncertain = Sent(None), Sent(None)
+    known.note("5", [{"key": "loss", "value": 0.5, "timestamp": 1000}])
+    uncertain.note("5", [{"key": "val", "value": 0.25, "timestamp": 2000}])
+
+    both = Sent(known.text, "{", uncertain.text)
+
+    assert (both.time_of("5", "loss", 0.5), both.time_of("5", "val", 0.25)) == (1000, 2000)
+    assert both.after("5") == 2001
+
+
 def test_the_memory_of_points_is_bounded_and_has_the_newest() -> None:
     sent = Sent(None)
     for step in range(500):

@@ -1,8 +1,8 @@
 """Metrics as points of an MLflow run: a name, a value, a step and a time.
 
 MLflow keeps each different point, and an equal one once. So a point is always sent with the same time: when its entry was
-saved. The entry that follows a delivered one with the same key has that one's values as well (decision 0022); `Sent` has their
-times, so no point gets another one.
+saved. The entry that follows another one with the same key has that one's values as well (decision 0022); `Sent` has the times
+with which they were sent, so no point gets another one.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from hubqueue.destinations.base import (
+    Aborted,
     Attempt,
     Batch,
     Delivered,
     Entry,
     Outcome,
     Remote,
+    RetryLater,
     position,
 )
 from hubqueue.destinations.mlflow.names import named, number
@@ -38,23 +41,18 @@ Point = dict[str, Any]
 
 
 class Sent:
-    """The times of the newest points that MLflow has: by the key of their entry, and by name and value.
+    """The times of the newest points that were sent: by the key of their entry, and by name and value.
 
     Its text is kept by the outbox, so it has hashes instead of names, and only of the last entries.
     """
 
-    def __init__(self, text: object) -> None:
+    def __init__(self, *texts: object) -> None:
         self._of: dict[str, dict[str, int]] = {}
-        try:
-            for key, groups in json.loads(str(text or "[]")):
-                times = {
-                    digests[at : at + 2 * _DIGEST]: int(time)
-                    for time, digests in groups
-                    for at in range(0, len(digests), 2 * _DIGEST)
-                }
-                self._of[str(key)] = times
-        except (ValueError, TypeError, RecursionError):
-            self._of = {}  # damaged: at worst a point gets a second time
+        for text in texts:
+            # A damaged text is left out: at worst a point gets a second time.
+            with suppress(ValueError, TypeError, RecursionError):
+                for key, times in _read(text).items():
+                    self._add(key, times)
 
     def time_of(self, key: str, name: str, value: float) -> int | None:
         """The time of a point in milliseconds; None if it is not known here."""
@@ -66,8 +64,10 @@ class Sent:
 
     def note(self, key: str, points: list[Point]) -> None:
         """Points of this entry were sent."""
-        known = self._of.pop(key, {})
-        self._of[key] = known | {_digest(each["key"], each["value"]): each["timestamp"] for each in points}
+        self._add(key, {_digest(each["key"], each["value"]): each["timestamp"] for each in points})
+
+    def _add(self, key: str, times: Mapping[str, int]) -> None:
+        self._of[key] = {**self._of.pop(key, {}), **times}
 
     @property
     def text(self) -> str:
@@ -86,21 +86,48 @@ class Sent:
         return f"[{','.join(reversed(kept))}]"
 
 
+def _read(text: object) -> dict[str, dict[str, int]]:
+    return {
+        str(key): {
+            digests[at : at + 2 * _DIGEST]: int(time)
+            for time, digests in groups
+            for at in range(0, len(digests), 2 * _DIGEST)
+        }
+        for key, groups in json.loads(str(text or "[]"))
+    }
+
+
 def _digest(name: str, value: float) -> str:
     return hashlib.blake2b(f"{name}={value!r}".encode("utf-8", "replace"), digest_size=_DIGEST).hexdigest()
 
 
-def send_metrics(server: Server, batch: Batch, attempt: Attempt) -> Outcome:
-    """Send all points of a batch, in as few requests as MLflow allows."""
-    sent = Sent(batch.run.remembered.get(SENT))
-    run_id, done = batch.run.remote_id or "", 0
-    for at, some in enumerate(_requests(_points(batch, sent))):
-        key = f"{batch.idempotency_key}/{at}" if at else batch.idempotency_key
-        failed = _log(server, run_id, some, attempt.beyond(done), key)
-        if failed is not None:
-            return failed
-        done += len(json.dumps(some))
-    return Delivered(Remote(remember={SENT: sent.text}))
+class Metrics:
+    """Sends metrics. Safe to use from several threads, each with another run."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        # `Sent` of the runs whose last response did not arrive: MLflow may have those points.
+        self._uncertain: dict[str, str] = {}
+
+    def send(self, batch: Batch, attempt: Attempt) -> Outcome:
+        """Send all points of a batch, in as few requests as MLflow allows."""
+        run_id = batch.run.remote_id or ""
+        sent = Sent(batch.run.remembered.get(SENT), self._uncertain.get(run_id))
+        points = list(_points(batch, sent))
+        self._uncertain[run_id] = sent.text
+        failed = self._send(run_id, points, batch.idempotency_key, attempt)
+        if not isinstance(failed, RetryLater | Aborted):
+            self._uncertain.pop(run_id, None)
+        return failed or Delivered(Remote(remember={SENT: sent.text}))
+
+    def _send(self, run_id: str, points: list[Point], key: str, attempt: Attempt) -> Outcome | None:
+        done = 0
+        for at, some in enumerate(_requests(points)):
+            failed = _log(self._server, run_id, some, attempt.beyond(done), f"{key}/{at}" if at else key)
+            if failed is not None:
+                return failed
+            done += len(json.dumps(some))
+        return None
 
 
 def _points(batch: Batch, sent: Sent) -> Iterator[Point]:

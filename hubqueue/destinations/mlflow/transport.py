@@ -24,7 +24,7 @@ from hubqueue.destinations.layout.checkpoints import Checkpoints
 from hubqueue.destinations.layout.retention import KEEP_ALL
 from hubqueue.destinations.layout.store import StoreFailed
 from hubqueue.destinations.mlflow.artifacts import PROXY_OFF, Artifacts
-from hubqueue.destinations.mlflow.points import send_metrics
+from hubqueue.destinations.mlflow.points import Metrics
 from hubqueue.destinations.mlflow.runs import ROOT, Found, find_experiment, read_run, send_end, send_start
 from hubqueue.destinations.mlflow.server import Server
 from hubqueue.destinations.mlflow.settings import MlflowSettings
@@ -42,6 +42,7 @@ class MlflowTransport:
     ) -> None:
         assert isinstance(settings, MlflowSettings)
         self._server, self._experiment = Server(settings, keys), settings.experiment
+        self._metrics = Metrics(self._server)
         self._checkpoints = Checkpoints(open_body, KEEP_ALL)
 
     def send(self, batch: Batch, attempt: Attempt) -> Outcome:
@@ -52,7 +53,7 @@ class MlflowTransport:
             return Blocked("invalid model id of the run", Scope.RUN)
         match batch.kind:
             case Kind.METRICS:
-                return send_metrics(self._server, batch, attempt)
+                return self._metrics.send(batch, attempt)
             case Kind.CKPT:
                 return self._send_checkpoint(batch, attempt)
             case Kind.COMPLETION:
