@@ -149,7 +149,7 @@ def _write(report: Report, target: Target, found: Tally) -> None:
     report.write(
         f"{target.type}: {found.rounds} homes, {found.kills} kills of workers and {found.trainer_kills} of trainers, "
         f"{found.acknowledged} acknowledged, missing {len(found.missing)}, altered {len(found.altered)}, stored twice "
-        f"{len(found.twice)}, half left {len(found.left)}, sent again {len(found.again)} of {found.sent}, wrong "
+        f"{len(found.twice)} ({found.regrouped} beside a replaced epoch), half left {len(found.left)}, sent again {len(found.again)} of {found.sent}, wrong "
         f"{len(found.wrong)}; {found.bytes / 1e6:,.0f} MB of checkpoints read back, {found.verified} by verify --read"
     )
     points = ", ".join(f"{name} {count}" for name, count in sorted(found.points.items()))

@@ -13,7 +13,7 @@ from typing import ClassVar
 from http_stage import free_port, http_environ, start_server
 from stage import kill
 from torture.destinations.tap import Seen
-from torture.destinations.target import KIB, MIB, Site, Target, There, rates
+from torture.destinations.target import KIB, MIB, Batch, Site, Target, There, rates
 from torture.destinations.training import Sizes
 
 from hubqueue.destinations.http.upload import Uploads
@@ -35,6 +35,7 @@ class ServerSite(Site):
 
     def there(self, seen: Sequence[Seen]) -> There:
         found = There(runs={each: self._run(self._folder / each) for each in _runs(seen)})
+        found.batches = {run: self._batches(self._folder / run) for run in found.runs}
         puts = [each for each in seen if each.method == "PUT" and each.size > _SMALL]
         found.sent, found.again = len(puts), sent_again(seen)
         folders = (self._folder / run for run in found.runs)
@@ -45,13 +46,16 @@ class ServerSite(Site):
         for run in _runs(seen):
             shutil.rmtree(self._folder / run)
 
+    def _batches(self, run: Path) -> list[Batch]:
+        files = sorted(run.glob("metrics/*.json"), key=lambda each: each.stat().st_mtime_ns)
+        batches = (json.loads(each.read_bytes())["metrics"] for each in files)
+        return [[(str(each["epoch"]), each["values"]) for each in batch] for batch in batches]
+
     def _run(self, run: Path) -> Received:
-        batches = sorted(run.glob("metrics/*.json"), key=lambda each: each.stat().st_mtime_ns)
-        logged = [each for batch in batches for each in json.loads(batch.read_bytes())["metrics"]]
         manifests = [json.loads(each.read_bytes()) for each in run.glob("manifest/*.json")]
         state = json.loads((run / "run.json").read_bytes())["state"]
         return Received(
-            metrics=[(str(each["epoch"]), each["values"]) for each in logged],
+            metrics=[each for batch in self._batches(run) for each in batch],
             checkpoints=[
                 {
                     each["path"]: (run / "files" / manifest["folder"] / each["path"]).read_bytes()

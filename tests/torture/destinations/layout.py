@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from layout_received import received_in
-from torture.destinations.target import There
+from torture.destinations.target import Batch, There
 from torture.destinations.training import digest_of
 
 _KINDS = {"latest": "last", "best": "best", "final": "final"}
@@ -27,7 +27,15 @@ def there_in(objects: Mapping[str, bytes]) -> There:
             if pointer is not None:
                 newest.setdefault(run, {})[kind] = _digest(run, json.loads(pointer)["manifest"], objects)
     found.newest = newest
+    found.batches = {run: list(_batches(run, objects)) for run in found.runs}
     return found
+
+
+def _batches(run: str, objects: Mapping[str, bytes]) -> Iterator[Batch]:
+    for name, content in objects.items():
+        if name.startswith(f"{run}/metrics/"):
+            lines = [json.loads(line) for line in content.splitlines()]
+            yield [(str(each["epoch"]), each["metrics"]) for each in lines]
 
 
 def broken(name: str, manifest: bytes, objects: Mapping[str, bytes]) -> list[str]:

@@ -15,18 +15,22 @@ from hubqueue.testing.conformance.service import Received
 
 KIB = 1 << 10
 MIB = 1 << 20
+Batch = Sequence[tuple[str, Mapping[str, object]]]
+"""Epochs and their values."""
 
 
 @dataclass(slots=True)
 class There:
     """What a destination has after the drain, read without hubqueue.
 
-    `runs` are by the id of the run there, or by hubqueue's own. `newest` has by run and kind (last, best, final) the digest of
+    `runs` are by the id of the run there, or by hubqueue's own. `batches` has their metrics as they were stored together,
+    if there are several epochs in a batch. `newest` has by run and kind (last, best, final) the digest of
     the checkpoint that is named as the newest. `left` is what is half or forgotten, `again` what was sent although the
     destination had it, `wrong` what must not be. `sent` is the number of parts or bodies that could be sent again.
     """
 
     runs: Mapping[str, Received] = field(default_factory=dict)
+    batches: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
     newest: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
     again: list[str] = field(default_factory=list)

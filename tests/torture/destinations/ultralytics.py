@@ -7,12 +7,13 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 from stage import environ_of, platform_environ
 from torture.destinations.tap import Seen
-from torture.destinations.target import KIB, Site, Target, There, rates
+from torture.destinations.target import KIB, Batch, Site, Target, There, rates
 from torture.destinations.training import Sizes
 from torture.kills import Hub as HubProcess
 
@@ -42,23 +43,25 @@ class SandboxSite(Site):
             self._hub = None
 
     def there(self, seen: Sequence[Seen]) -> There:
-        return There(runs=self._models() if self._name == "hub" else self._runs())
+        return self._models() if self._name == "hub" else There(runs=self._runs())
 
-    def _models(self) -> dict[str, Received]:
+    def _models(self) -> There:
         """By the journal of the sandbox, which has each batch of metrics that it has stored."""
-        metrics: dict[str, list[tuple[str, Any]]] = {}
+        batches: dict[str, list[Batch]] = {}
         checkpoints: dict[str, list[dict[str, bytes]]] = {}
         for line in (self._folder / "sandbox.jsonl").read_text().splitlines():
             fact = json.loads(line)
             model = fact.get("model")
             if fact.get("fact") == "created":
-                metrics[model], checkpoints[model] = [], []
+                batches[model], checkpoints[model] = [], []
             elif fact.get("fact") == "metrics":
-                metrics[model] += [(epoch, json.loads(text)) for epoch, text in fact["metrics"].items()]
+                batches[model].append([(at, json.loads(text)) for at, text in fact["metrics"].items()])
             elif fact.get("fact") == "checkpoint":
                 path = self._folder / "models" / model / fact["file"]
                 checkpoints[model].append({"": path.read_bytes()})
-        return {model: Received(found, checkpoints[model]) for model, found in metrics.items()}
+        metrics = {model: list(chain.from_iterable(found)) for model, found in batches.items()}
+        runs = {model: Received(found, checkpoints[model]) for model, found in metrics.items()}
+        return There(runs, batches)
 
     def _runs(self) -> dict[str, Received]:
         with Sandbox(self._folder) as hub:
