@@ -95,13 +95,13 @@ torture: $(STAMP) ## Kills, power cuts, bad peers and bad disks (TORTURE=full: t
 $(BENCH)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	@echo "installing into $(BENCH) (about 700 MB)"
 	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
-	@for each in "-c constraints.txt -e ." "-r benchmarks/requirements.txt"; do \
+	@for each in "-c constraints.txt -e .[s3]" "-r benchmarks/requirements.txt"; do \
 		$(BENCH)/bin/python -m pip --quiet --disable-pip-version-check --no-input install $$each \
 			2>$(BENCH)/install.log || { cat $(BENCH)/install.log >&2; exit 1; }; done
 	@touch $@
 
 bench: $(BENCH)/.installed ## Measure hubqueue, the floor and the peers (ROWS="enqueue drain", BENCH_OPTIONS=--quick; --write for the docs).
-	@$(BENCH)/bin/python -m benchmarks $(ROWS) $(BENCH_OPTIONS)
+	@PYTHONPATH=tests $(BENCH)/bin/python -m benchmarks $(ROWS) $(BENCH_OPTIONS)
 
 lint: $(STAMP) ## Check style, types and floors.
 	@$(BIN)/ruff check .

@@ -20,6 +20,7 @@ ROWS = (
     "checkpoint",
     "drain",
     "upload",
+    "s3",
     "latency",
     "idle",
     "starts",
@@ -30,7 +31,7 @@ ROWS = (
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}")
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller rounds: about two minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller rounds: about four minutes")
     parser.add_argument(
         "--write",
         nargs="?",

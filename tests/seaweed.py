@@ -40,10 +40,10 @@ def find_weed() -> Path | None:
 
 
 class Seaweed:
-    """The server. Loads boto3 when it is used."""
+    """The server. Loads boto3 when it is used. It keeps objects in files of `volume_size` MiB."""
 
-    def __init__(self, program: Path, folder: Path) -> None:
-        self._program, self._folder = program, folder
+    def __init__(self, program: Path, folder: Path, *, volume_size: int = 64) -> None:
+        self._program, self._folder, self._volume_size = program, folder, volume_size
         self._process: subprocess.Popen[bytes] | None = None
         self._buckets = 0
         self.url = ""
@@ -93,7 +93,7 @@ class Seaweed:
                     "-ip=127.0.0.1",
                     "-ip.bind=127.0.0.1",
                     "-master.telemetry=false",  # nothing leaves this machine
-                    "-master.volumeSizeLimitMB=64",
+                    f"-master.volumeSizeLimitMB={self._volume_size}",
                     "-volume.max=0",
                     "-volume.minFreeSpace=0",
                     "-filer",

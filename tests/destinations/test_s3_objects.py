@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,10 +15,12 @@ import pytest
 from s3_proxy import S3Proxy
 from s3_stage import KEY, NAME, PART, Notes, open_uploads, source_of, stored, three_parts, upload
 from seaweed import ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Seaweed
+from stage import wait_until
 
 from hubqueue.config.declaration import Key
 from hubqueue.destinations.base import Aborted, Blocked, Outcome, RetryLater, Scope, quiet
 from hubqueue.destinations.layout.store import Source, Stored, StoreFailed
+from hubqueue.destinations.s3.parts import SHORT
 from hubqueue.destinations.s3.settings import S3Settings
 from hubqueue.destinations.s3.store import Bucket
 from hubqueue.domain.errors import SnapshotAltered
@@ -247,6 +250,30 @@ def test_a_file_that_was_altered_for_a_while_is_sent_anew(
 
     assert isinstance(second, RetryLater) and notes.progress.count(None) == 1 and third is None
     assert stored(make()) == content
+
+
+def test_a_part_that_changed_since_it_was_hashed_is_refused_by_a_server_that_compares(
+    make: Make, source: Source, tmp_path: Path, content: bytes, proxy: S3Proxy
+) -> None:
+    """After its first response the server is known to compare, so the parts are not hashed again while they are sent."""
+    notes, found = Notes(), list[Outcome | None]()
+    held = proxy.fault("UploadPart", part=1, hold_after=True)
+    bucket = make(parts_at_once=1)
+    thread = threading.Thread(target=lambda: found.append(upload(bucket, source, notes)))
+    thread.start()
+    assert held.reached.wait(60)
+    wait_until(lambda: len(json.loads(notes.last or "{}")["hashes"]) == 2 * SHORT)
+
+    with (tmp_path / "snapshot").open("r+b") as file:
+        file.seek(PART + 1)
+        file.write(b"?")
+    held.go_on.set()
+    thread.join(60)
+
+    assert [each.status for each in proxy.calls("UploadPart")] == [200, 400]
+    assert isinstance(found[0], RetryLater) and stored(bucket) is None
+    (tmp_path / "snapshot").write_bytes(content)
+    assert upload(bucket, source, notes, notes.last) is None and stored(bucket) == content
 
 
 def test_damage_on_the_way_is_refused_by_the_server(make: Make, tmp_path: Path, content: bytes) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -53,15 +53,16 @@ class Checkpoints:
         progress = _Progress(entry, attempt)
         manifest = self._manifest(batch, attempt, progress)
         record = f"{run}/{names.UPLOADING}-{manifest.kind}.json"
-        before = Uploading.of(objects.read(record))
+        unfinished = _unfinished(objects, run)
+        before = unfinished.get(manifest.kind)
         if before is not None and before.key != manifest.key:
             _give_up(objects, run, before)  # superseded, or cancelled: it will not be sent any more
-        checkpoint, there = _find(objects, run, manifest)
+        checkpoint, there = _find(objects, run, manifest, unfinished.values())
         folder = f"{run}/{names.CHECKPOINTS}/{checkpoint}"
         if there is None:
-            uploading = Uploading(checkpoint, manifest.key).text
-            if objects.read(record) != uploading:
-                objects.replace(record, uploading)
+            uploading = Uploading(checkpoint, manifest.key)
+            if before != uploading:
+                objects.replace(record, uploading.text)
         if there is None or there.key != manifest.key or _missing(objects, folder, there) is not None:
             self._upload(objects, folder, entry, there or manifest, attempt, progress, restores=bool(there))
             missing = _missing(objects, folder, there or manifest)
@@ -92,12 +93,9 @@ class Checkpoints:
 
     def sweep(self, objects: Objects, run: str) -> None:
         """Delete what is left of checkpoints that were cancelled. Call it when no checkpoint of the run waits."""
-        for kind in names.POINTERS:
-            record = f"{run}/{names.UPLOADING}-{kind}.json"
-            found = Uploading.of(objects.read(record))
-            if found is not None:
-                _give_up(objects, run, found)
-                objects.delete(record)
+        for kind, each in _unfinished(objects, run).items():
+            _give_up(objects, run, each)
+            objects.delete(f"{run}/{names.UPLOADING}-{kind}.json")
 
     def _manifest(self, batch: Batch, attempt: Attempt, progress: _Progress) -> Manifest:
         (entry,) = batch.entries
@@ -215,10 +213,19 @@ class _Progress:
         self._noted_at = time.monotonic()
 
 
-def _find(objects: Objects, run: str, manifest: Manifest) -> tuple[str, Manifest | None]:
+def _unfinished(objects: Objects, run: str) -> dict[str, Uploading]:
+    """By their kind, the checkpoints that are being uploaded. Usually there is none, so one list is less than three reads."""
+    there = {f"{run}/{each}" for each in objects.children(run)}
+    records = {kind: f"{run}/{names.UPLOADING}-{kind}.json" for kind in names.POINTERS}
+    found = {kind: Uploading.of(objects.read(name)) for kind, name in records.items() if name in there}
+    return {kind: each for kind, each in found.items() if each is not None}
+
+
+def _find(
+    objects: Objects, run: str, manifest: Manifest, unfinished: Iterable[Uploading]
+) -> tuple[str, Manifest | None]:
     """The folder for a checkpoint, and its manifest if it is there already, whole."""
-    records = (objects.read(f"{run}/{names.UPLOADING}-{kind}.json") for kind in names.POINTERS)
-    uploading = {each.checkpoint: each.key for each in map(Uploading.of, records) if each is not None}
+    uploading = {each.checkpoint: each.key for each in unfinished}
     for attempt in count(1):
         checkpoint = names.checkpoint_name(manifest.position, attempt)
         folder = f"{run}/{names.CHECKPOINTS}/{checkpoint}"

@@ -48,6 +48,7 @@ class Upload:
     def __init__(self, settings: S3Settings, calls: Calls, name: str, source: Source) -> None:
         self._settings, self._calls, self._name, self._source = settings, calls, name, source
         self._key = settings.key(name)
+        self._is_compared = False  # whether the server has stated the hash of a part: it refuses other bytes
 
     def send(self, attempt: Attempt, progress: str | None) -> None:
         """Send it, or what is missing of it. Raises `StoreFailed`."""
@@ -197,7 +198,7 @@ class Upload:
         response = self._paced(
             "upload_part",
             attempt,
-            PartBody(self._source, part),
+            PartBody(self._source, part, proves=not self._is_compared),
             expected=NO_UPLOAD,
             UploadId=begun.upload,
             PartNumber=part.number,
@@ -205,6 +206,7 @@ class Upload:
         )
         if not _proves(response, checksum):
             raise StoreFailed(unproven(self._settings, "upload_part"))
+        self._is_compared |= bool(response.get("ChecksumSHA256"))
         return part, str(response["ETag"])
 
     def _complete(
