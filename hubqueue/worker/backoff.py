@@ -1,7 +1,8 @@
 """When a failed attempt may be repeated: capped exponential backoff with equal jitter.
 
 Promises a moment that is never sooner than the server asked for and that never overflows, however many failures
-came before. It never gives up: there is no last retry. The claim enforces the pace of the lane.
+came before. It never gives up: there is no last retry. The claim enforces the pace of the lane, and spreads the lanes
+that wait together.
 
 The formula, random between half of min(cap, base * 2 ** failures) and the whole of it, is "equal jitter" of
 "Exponential Backoff And Jitter" (Marc Brooker, AWS Architecture Blog, 2015). Full jitter, which begins at 0, makes 32
@@ -48,3 +49,12 @@ def next_attempt_at(
         spread = timedelta(seconds=jitter(min(cap, base)))
         wait = max(wait, max(asked, timedelta(0)) + spread)
     return now + wait
+
+
+def spread_after(asked: timedelta | None, *, retry: RetrySettings) -> timedelta:
+    """Within which time the lanes return after a wait that the server requested of all of them.
+
+    As in the backoff of one lane, the random part is as long as the fixed one, at most half of `retry.cap`, so that a
+    lane alone is not late by more than it would be after an outage.
+    """
+    return min(max(asked or timedelta(0), retry.base), retry.cap / 2)

@@ -34,7 +34,7 @@ from hubqueue.outbox.moves.holds import Probing
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.spool.ballast import Ballast
 from hubqueue.worker import events
-from hubqueue.worker.backoff import next_attempt_at
+from hubqueue.worker.backoff import next_attempt_at, spread_after
 from hubqueue.worker.events import Emit
 
 if TYPE_CHECKING:
@@ -236,8 +236,15 @@ class Delivery:
                 if outcome.suspect and lease.attempts >= SUSPECT_AFTER and len(batch.entries) > 1:
                     settlement.split(lease, reason=reason, started_at=started_at, within=tx)
                     return nothing, [events.BatchSplit(run_id, kind, len(batch.entries), reason)]
+                spread = spread_after(after, retry=retry)
                 settlement.retry(
-                    lease, at=at, reason=reason, started_at=started_at, resumes_at=everywhere, within=tx
+                    lease,
+                    at=at,
+                    reason=reason,
+                    started_at=started_at,
+                    resumes_at=everywhere,
+                    spread=spread,
+                    within=tx,
                 )
                 shown = self._outbox.database.to_wall(at)
                 failed = events.AttemptFailed(

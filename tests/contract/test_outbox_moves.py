@@ -111,6 +111,30 @@ def test_a_stale_lease_cannot_settle(any_outbox: Outbox, clock: FakeClock) -> No
     assert totals(any_outbox) == {"enqueued": 1, "delivered": 1}
 
 
+def test_lanes_return_one_after_another_from_a_wait_that_all_share(
+    any_outbox: Outbox, clock: FakeClock
+) -> None:
+    for number in range(12):
+        log(any_outbox, new_run(any_outbox, remote_id=f"model-{number}"), 0)
+    now = any_outbox.database.now()
+    ends, spread = now + timedelta(seconds=60), timedelta(seconds=60)
+    any_outbox.settlement.retry(
+        must_claim(any_outbox), at=now, reason="429", started_at=now, resumes_at=ends, spread=spread
+    )
+
+    counts = []
+    for _ in range(121):
+        counts.append(0)
+        while (lease := claim(any_outbox, Kind.METRICS)) is not None:
+            ack(any_outbox, lease)
+            counts[-1] += 1
+        clock.advance(1)
+
+    assert sum(counts[:60]) == 0
+    assert max(counts) <= 3
+    assert sum(counts) == 12
+
+
 def test_a_crash_counts_as_an_attempt(any_outbox: Outbox, clock: FakeClock) -> None:
     run = new_run(any_outbox)
     log(any_outbox, run, 0)

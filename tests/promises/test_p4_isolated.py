@@ -53,7 +53,7 @@ def test_the_failures_of_one_lane_do_not_delay_the_others(outbox: Outbox, clock:
             bench.worker._pools = tuple(pool for pool in bench.worker._pools if Kind.METRICS in pool.paces)
             bench.step()
         log(outbox, other, 0)
-        clock.advance(7)  # the wait that the hub requested, and the spread of a first failure
+        clock.advance(12)  # the wait that the hub requested, and as long again, in which all lanes return
 
         assert bench.step() == 1
         assert bench.transport.batches[-1].run.id == other

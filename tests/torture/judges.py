@@ -238,15 +238,18 @@ def heartbeats(chronicle: Iterable[Note]) -> Found:
 # The share of the lanes that may come back in one second. At the cap, equal jitter draws the wait evenly from 150 to
 # 300 s: if all lanes failed together, a second gets at most 1/150 of them. Then four of ten lanes (more than a third) in
 # one second happen in one of some thousand outages; without jitter, all lanes that failed together come back together.
-# Only lanes that wait for the backoff are counted. Heartbeats have their own timer. Checkpoints have 900 s, longer than
+# A wait of 60 s that the hub asks of all lanes, again and again, is spread over another 60 s. Then hardly any lane fails:
+# those that log epochs meanwhile wait too.
+# Only lanes that wait for the backoff or for such a wait are counted. Heartbeats have their own timer. Checkpoints have 900 s, longer than
 # any backoff, and are spread by their crew of two, which requests without duration do not show.
 _SHARE, _LANES = 1 / 3, 10
 
 
 def recovery(chronicle: Sequence[Note]) -> Found:
-    """The return of the lanes that failed in an outage: not in one second, and none later than the cap."""
+    """The return of the lanes that failed or had to wait in an outage: not in one second, and none later than the cap."""
     crowds: list[tuple[int, int]] = []
     wrong = []
+    waits = False
     failed: set[_Lane] = set()
     back: dict[_Lane, float] = {}
     ended = began = math.inf
@@ -265,7 +268,9 @@ def recovery(chronicle: Sequence[Note]) -> Found:
         if note.what is What.ILL:
             # After a hold a probe brings the lanes back, and not their backoff.
             began, ended = math.inf if note.answer in HOLDS else note.at, math.inf
-            failed, back = set(), {}
+            waits, failed, back = note.answer == "429", set(), {}
+        elif note.what is What.LOGGED and waits and began <= note.at < ended:
+            failed.add((note.run, Kind.METRICS))
         elif note.what is What.WORKERS and note.at >= ended:
             began = ended = (
                 math.inf

@@ -31,6 +31,7 @@ from hubqueue.outbox.locks import Lock
 HOUR, DAY = 3600.0, 86_400.0
 # Outages in which the worker is away for a while, too.
 _LONG = 1.2 * HOUR
+_LONG_WAIT = 0.5 * HOUR
 _HOST = "hub.example"
 # What a gateway responds for a while, to all requests.
 _STATUSES = (404, 403, 413, 502, 401, 400, 405, 511)
@@ -44,7 +45,8 @@ HOLDS = ("certificate", "403")
 class Plan:
     """The amounts of everything. `outages` are in hours; `crowded` runs begin shortly before or in a long outage.
 
-    In `gateways` something else responds in place of the hub, in `holds` its certificate or its refusal holds everything.
+    In `gateways` something else responds in place of the hub, in `holds` its certificate or its refusal holds everything,
+    and in `waits` it makes all lanes wait, again and again.
     `slow` times the link needs hours for a checkpoint, `unmounted` times the disk of the spool is away for hours.
     """
 
@@ -66,6 +68,7 @@ class Plan:
     troubles: int = 0
     gateways: tuple[float, ...] = ()
     holds: tuple[float, ...] = ()
+    waits: tuple[float, ...] = ()
     slow: int = 0
     uploads: tuple[float, float] = (0.5, 3.0)  # hours
     unmounted: int = 0
@@ -91,6 +94,11 @@ class Outage:
     def is_long(self) -> bool:
         return self.lasts >= _LONG
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether many runs may begin shortly before it or in it, so that many lanes come back after it."""
+        return self.lasts >= (_LONG_WAIT if self.how == "429" else _LONG) and self.how not in HOLDS
+
     def is_quiet(self, at: float) -> bool:
         """Whether nothing else may happen then: in an outage of at most an hour, and while lanes recover."""
         return (self.begin if self.lasts <= HOUR else self.end) - 60.0 <= at <= self.end + 400.0
@@ -98,7 +106,7 @@ class Outage:
 
 def bad_days(plan: Plan, dice: random.Random) -> Iterator[Outage]:
     """The outages of a plan, in order, at random times."""
-    # In longer ones the hub requests no wait, so that only our own jitter spreads the recovery.
+    # In longer ones of `outages` the hub requests no wait, so that only the backoff of each lane spreads the recovery.
     kinds = [
         *(
             (hours, ("503", "refused") if hours >= 1.0 else ("503", "refused", "429"))
@@ -106,6 +114,7 @@ def bad_days(plan: Plan, dice: random.Random) -> Iterator[Outage]:
         ),
         *((hours, ("gateway",)) for hours in plan.gateways),
         *((hours, HOLDS) for hours in plan.holds),
+        *((hours, ("429",)) for hours in plan.waits),
     ]
     dice.shuffle(kinds)
     gap = 0.25 * HOUR
@@ -146,14 +155,14 @@ class Training:
 def trainings(plan: Plan, outages: Sequence[Outage], dice: random.Random) -> Iterator[Training]:
     """The runs of a plan."""
     end = plan.days * DAY
-    long = [each for each in outages if each.is_long and each.how not in HOLDS]
+    crowded = [each for each in outages if each.is_crowded]
     for number in range(plan.runs):
         lasts = dice.uniform(*plan.lives) * HOUR
         if number < plan.long_lives:
             lasts = dice.uniform(0.1, 0.3) * end
         begins = dice.uniform(0.0, max(0.0, end - lasts))
-        if long and dice.random() < plan.crowded:
-            outage = dice.choice(long)
+        if crowded and dice.random() < plan.crowded:
+            outage = dice.choice(crowded)
             begins = dice.uniform(max(0.0, outage.begin - 0.5 * HOUR), outage.begin + 0.3 * outage.lasts)
         every = math.exp(dice.uniform(math.log(plan.epochs[0]), math.log(plan.epochs[1])))
         hasty = begins + plan.haste if number >= plan.runs - plan.hasty else 0.0

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubqueue.config.settings import RetrySettings
-from hubqueue.worker.backoff import equal_jitter, next_attempt_at
+from hubqueue.worker.backoff import equal_jitter, next_attempt_at, spread_after
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 RETRY = RetrySettings(base=timedelta(seconds=1), cap=timedelta(seconds=300))
@@ -78,6 +78,15 @@ def test_an_outage_of_an_hour_costs_each_lane_at_most_30_requests() -> None:
         return count
 
     assert max(map(requests, range(500))) <= 30
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [(None, 1), (-5, 1), (0, 1), (5, 5), (60, 60), (3600, 150)])
+def test_lanes_return_from_a_shared_wait_within_as_long_again_up_to_half_the_cap(
+    asked: int | None, seconds: int
+) -> None:
+    spread = spread_after(None if asked is None else timedelta(seconds=asked), retry=RETRY)
+
+    assert spread == timedelta(seconds=seconds)
 
 
 @given(

@@ -149,6 +149,9 @@ destinations = Table(
 )
 # The next probe of a hold (see moves/holds.py). An older worker does not read this column while there is a hold.
 PROBES_AT = destinations.c.requests_free_at
+# The moment by which all lanes are back after the wait that ends at `resumes_at` (see moves/readiness.py). For an older
+# worker no checkpoint is due until then.
+RETURNED_BY = destinations.c.uploads_free_at
 
 # The moment from which a limit of a destination has room again (see budget.py); a limit without a row has room. There is
 # no foreign key: to add one, an upgrade would wait for workers that update `destinations`, and they for the upgrade.

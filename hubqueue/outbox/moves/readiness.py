@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, and_, bindparam, case, exists, func, literal_column, or_, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Text,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    type_coerce,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
@@ -13,7 +26,16 @@ from sqlalchemy.sql.functions import GenericFunction
 from hubqueue.domain.budget import COSTS
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.lifecycle import RunState
-from hubqueue.outbox.database.schema import PROBES_AT, Moment, budgets, destinations, entries, lanes, runs
+from hubqueue.outbox.database.schema import (
+    PROBES_AT,
+    RETURNED_BY,
+    Moment,
+    budgets,
+    destinations,
+    entries,
+    lanes,
+    runs,
+)
 
 
 class latest(GenericFunction[Any]):  # noqa: N801 - SQLAlchemy names a function after its class
@@ -40,6 +62,8 @@ WAITING = entries.c.state == literal_column("'pending'")
 # The entries of a lane that wait and have been sent before. `lane` is a parameter.
 TRIED = and_(entries.c.lane_id == bindparam("lane"), WAITING, entries.c.batch.is_not(None))
 
+_PHASES, _GOLDEN = 1024, 633
+
 _others = lanes.alias("others")
 _FINAL_WAITS = and_(
     lanes.c.kind == literal_column(f"'{Kind.CKPT}'"),
@@ -63,13 +87,32 @@ def _free_at(kinds: Collection[Kind], destination: ColumnElement[Any]) -> Iterat
             yield case((_among(counts.keys() & set(kinds)), free_at), else_=literal_column("0"))
 
 
+def _number(value: int) -> ColumnElement[int]:
+    return literal_column(str(value), BigInteger())
+
+
+def _returns_at() -> ColumnElement[int]:
+    """When a lane may send after a wait that all lanes share: from its end until `RETURNED_BY`, each at its own moment.
+
+    Nothing is stored for a lane, so that a lane that owes nothing during the wait, or does not exist yet, has its moment
+    too. The last digits of the end are random: each wait has another order.
+    """
+    ends, by = (type_coerce(each, BigInteger) for each in (destinations.c.resumes_at, RETURNED_BY))
+    # Multiples of the golden ratio: the lanes of neighbouring ids are far from each other.
+    phase = (lanes.c.id % _number(_PHASES) * _number(_GOLDEN) + ends) % _number(_PHASES)
+    spread = (by - ends) // _number(_PHASES) * phase
+    return case((by > ends, ends + spread), else_=ends)
+
+
 def _due_at(kinds: Collection[Kind], destination: ColumnElement[Any]) -> ColumnElement[Any]:
     spaced: ColumnElement[Any] = lanes.c.paced_until
     if Kind.CKPT in kinds:
         # A final checkpoint ignores the spacing of its lane, never the backoff or a wait that the hub asks for.
         spaced = case((_FINAL_WAITS, literal_column("0")), else_=spaced)
     probed = case((destinations.c.held.is_not(None), PROBES_AT), else_=literal_column("0"))
-    waits = (lanes.c.lease_until, lanes.c.retry_at, spaced, destinations.c.resumes_at, probed)
+    # Heartbeats are short, and a hub may take a run for dead without them.
+    resumes = destinations.c.resumes_at if set(kinds) == {Kind.HEARTBEAT} else _returns_at()
+    waits = (lanes.c.lease_until, lanes.c.retry_at, spaced, resumes, probed)
     return latest(*waits, *_free_at(kinds, destination))
 
 

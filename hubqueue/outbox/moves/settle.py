@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, update
+from sqlalchemy import Connection, and_, bindparam, case, literal, update
 
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import LeaseLost
@@ -22,12 +22,21 @@ from hubqueue.domain.lifecycle import State
 from hubqueue.domain.outcome import Remote, Scope
 from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.prepared import Prepared, microseconds, plain_of
-from hubqueue.outbox.database.schema import EPOCH, attempts, destinations, entries, lanes, runs
+from hubqueue.outbox.database.schema import (
+    EPOCH,
+    RETURNED_BY,
+    Moment,
+    attempts,
+    destinations,
+    entries,
+    lanes,
+    runs,
+)
 from hubqueue.outbox.moves import remembered
 from hubqueue.outbox.moves.batch import halves
 from hubqueue.outbox.moves.counting import Moved, leaving
 from hubqueue.outbox.moves.holds import Probing, hold_destination, lift, postpone
-from hubqueue.outbox.moves.readiness import TRIED
+from hubqueue.outbox.moves.readiness import TRIED, latest
 
 _LOG = logging.getLogger("hubqueue")
 
@@ -90,9 +99,13 @@ class Settlement:
         reason: str,
         started_at: datetime | None,
         resumes_at: datetime | None = None,
+        spread: timedelta = timedelta(0),
         within: Connection | None = None,
     ) -> None:
-        """The batch stays in its lane until `at`; `resumes_at` makes every lane of the destination wait."""
+        """The batch stays in its lane until `at`; `resumes_at` makes every lane of the destination wait.
+
+        After that moment they return one after another, within `spread`.
+        """
         with self.database.write(within) as tx:
             self._settle_lane(
                 tx, lease, started_at, failures=lease.failures + 1, last_error=reason, retry_at=at
@@ -102,7 +115,10 @@ class Settlement:
                 later = and_(
                     destinations.c.name == lease.batch.run.destination, destinations.c.resumes_at < resumes_at
                 )
-                tx.execute(update(destinations).where(later).values(resumes_at=resumes_at))
+                # A shorter wait does not bring those together that an earlier one has spread.
+                by = latest(RETURNED_BY, literal(resumes_at + spread, Moment()))
+                values = {destinations.c.resumes_at: resumes_at, RETURNED_BY: by}
+                tx.execute(update(destinations).where(later).values(values))
             self._end_attempt(tx, lease, started_at, "retry", reason, self.database.now())
 
     def split(
