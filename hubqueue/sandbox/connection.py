@@ -116,10 +116,10 @@ class Connection(BaseHTTPRequestHandler):
             status, reason = refused
             self._leave(PLAIN.refusal(status, reason, close=True), body)
             return
-        if page.is_for_people(self.command, target.path):
+        route = self.host.route(self.command, target.path)
+        if route.take is None and page.is_for_people(self.command, target.path):
             self._show_page(target.path, body)
             return
-        route = self.host.route(self.command, target.path)
         record = RequestRecord(
             method=self.command,
             path=target.path,

@@ -23,6 +23,7 @@ DECLARATIONS = {
     "hubqueue/destinations/folder",
     "hubqueue/destinations/http",
     "hubqueue/destinations/hub",
+    "hubqueue/destinations/huggingface",
     "hubqueue/destinations/platform",
     "hubqueue/destinations/s3",
     "hubqueue/integrations/ultralytics",
