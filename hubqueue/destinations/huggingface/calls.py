@@ -7,6 +7,7 @@ content of a small file is compared with its hash in the listing.
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,8 +32,8 @@ from hubqueue.domain.outcome import ADVICE, FOREIGN
 from hubqueue.domain.redact import LEAST_KEY, clean, remember
 
 BRANCH = "main"
-# Before that the library has another HTTP client.
-_LEAST_VERSION = 1
+# Before 1.0 the library has another HTTP client; before this one it accepts no other address than the vendor's.
+_LEAST_VERSION = (1, 3, 2)
 # In bytes: what one request reads of a large file.
 _SECTION = 4 * BLOCK
 _LEADS_ELSEWHERE = (301, 302, 303, 307, 308)
@@ -222,10 +223,9 @@ class Calls:
 
     def _check_library(self) -> None:
         """Find out whether the library can be used."""
-        if int(__version__.partition(".")[0]) < _LEAST_VERSION:
-            what = (
-                f"huggingface_hub {__version__} is too old: hubqueue needs version {_LEAST_VERSION} or newer"
-            )
+        if tuple(map(int, re.findall(r"\d+", __version__)[:3])) < _LEAST_VERSION:
+            least = ".".join(map(str, _LEAST_VERSION))
+            what = f"huggingface_hub {__version__} is too old: hubqueue needs version {least} or newer"
             raise StoreFailed(Blocked(f"{what}{ADVICE}{install_line('huggingface')}", Scope.DESTINATION))
         is_offline = getattr(constants, "is_offline_mode", lambda: constants.HF_HUB_OFFLINE)
         if is_offline():

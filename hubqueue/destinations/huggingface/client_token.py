@@ -20,7 +20,8 @@ def token_path(environ: Mapping[str, str]) -> Path:
     own = environ.get("HOME") or os.path.expanduser("~")
     cache = environ.get("XDG_CACHE_HOME") or f"{own}/.cache"
     home = environ.get("HF_HOME") or f"{cache}/huggingface"
-    return Path(os.path.expandvars(os.path.expanduser(environ.get("HF_TOKEN_PATH") or f"{home}/token")))
+    path = os.path.expandvars(environ.get("HF_TOKEN_PATH") or f"{home}/token")
+    return Path(f"{own}{path[1:]}" if path.startswith("~/") else path)
 
 
 def kept_by_the_client(environ: Mapping[str, str]) -> str:

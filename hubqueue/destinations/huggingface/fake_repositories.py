@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from hubqueue.sandbox.archive import Fact
+from hubqueue.sandbox.routes import now_text
 
 _TEXT_LIMIT = 10 << 20
 _EPOCH = re.compile(r"/checkpoints/epoch-0*(\d+)")
@@ -96,6 +99,18 @@ def is_large(path: str, size: int, sample: bytes) -> bool:
         or not _is_text(sample)
         or path.endswith((".pt", ".bin", ".safetensors"))
     )
+
+
+def commit_fact(
+    what: str, repo: str, title: str, description: str, files: Sequence[FakeFile], deleted: Sequence[str]
+) -> Fact:
+    """The fact of a commit, or of a repository with its first commit."""
+    listed = [
+        {"path": each.path, "size": each.size, "blob": each.blob, "content": each.content, "oid": each.oid}
+        for each in files
+    ]
+    made = {"fact": what, "repo": repo, "title": title, "description": description, "at": now_text()}
+    return {**made, "id": secrets.token_hex(20), "files": listed, "deleted": list(deleted)}
 
 
 def applied(repository: FakeRepository, fact: Fact) -> FakeCommit:

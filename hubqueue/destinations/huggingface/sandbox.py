@@ -12,7 +12,6 @@ import base64
 import binascii
 import json
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -24,6 +23,7 @@ from hubqueue.destinations.huggingface.fake_repositories import (
     FakeFile,
     FakeRepository,
     applied,
+    commit_fact,
     epochs_in,
     folders_in,
     is_large,
@@ -31,10 +31,10 @@ from hubqueue.destinations.huggingface.fake_repositories import (
     text_file,
 )
 from hubqueue.destinations.huggingface.fake_storage import FakeStorage
-from hubqueue.sandbox.archive import Fact
+from hubqueue.sandbox.archive import Archive, Fact
 from hubqueue.sandbox.request import BLOCK, Request, strict_json
 from hubqueue.sandbox.response import Dialect, Headers, Refused, Response, as_json
-from hubqueue.sandbox.routes import Entrance, Prepared, RoutedService, now_text, responding
+from hubqueue.sandbox.routes import Entrance, Prepared, RoutedService, responding
 from hubqueue.sandbox.service import RunDetail, RunSummary
 
 _REPO = r"([^/]+/[^/]+)"
@@ -131,7 +131,7 @@ class FakeHuggingface(RoutedService):
             )
 
     @property
-    def archive(self) -> Any:
+    def archive(self) -> Archive:
         """What it stores."""
         return self._archive
 
@@ -155,13 +155,18 @@ class FakeHuggingface(RoutedService):
         private = body.get("private") is True or body.get("visibility") == "private"
 
         def make() -> tuple[Fact, Response]:
-            if repo in self.repositories:
-                raise Refused(409, "You already created this model repo")
             first = text_file(".gitattributes", b"*.bin filter=lfs diff=lfs merge=lfs -text\n")
-            made = _commit_fact("repository", repo, "initial commit", "", [first], [])
+            made = commit_fact("repository", repo, "initial commit", "", [first], [])
             return {**made, "private": private}, as_json(200, {"url": f"{request.root}/{repo}", "name": repo})
 
-        return Prepared(lambda: self.archive.keep(None, make))
+        def commit() -> tuple[Response, bool]:
+            with self.archive.changed:
+                if repo not in self.repositories:
+                    return self._archive.keep(None, make)
+            reason = "You already created this model repo"
+            return as_json(409, {"error": reason, "url": f"{request.root}/{repo}"}), False
+
+        return Prepared(commit)
 
     def _check_write(self, repo: str) -> None:
         if not self._may_write:
@@ -246,7 +251,7 @@ class FakeHuggingface(RoutedService):
             if not set(deleted) <= set(repository.head.files):
                 raise Refused(404, "A file with this name doesn't exist", headers=_NO_ENTRY)
             title, description = header.get("summary", ""), header.get("description", "")
-            fact = _commit_fact("commit", repository.id, title, description, files, deleted)
+            fact = commit_fact("commit", repository.id, title, description, files, deleted)
             url = f"{request.root}/{repository.id}/commit/{fact['id']}"
             return fact, as_json(200, {"success": True, "commitOid": fact["id"], "commitUrl": url})
 
@@ -339,14 +344,3 @@ def _whole(request: Request) -> bytes:
     while block := request.body.read(BLOCK):
         content += block
     return bytes(content)
-
-
-def _commit_fact(
-    what: str, repo: str, title: str, description: str, files: Sequence[FakeFile], deleted: Sequence[str]
-) -> Fact:
-    listed = [
-        {"path": each.path, "size": each.size, "blob": each.blob, "content": each.content, "oid": each.oid}
-        for each in files
-    ]
-    made = {"fact": what, "repo": repo, "title": title, "description": description, "at": now_text()}
-    return {**made, "id": secrets.token_hex(20), "files": listed, "deleted": list(deleted)}
