@@ -32,7 +32,9 @@ from hubqueue.destinations.layout.store import Source, StoreFailed
 from hubqueue.destinations.wire.body import BodyChanged
 from hubqueue.domain.errors import ConfigError, SnapshotAltered
 from hubqueue.sandbox.response import as_json
+from hubqueue.testing.child import Plan
 from hubqueue.testing.conformance import Stage
+from hubqueue.testing.forks import work
 
 FOLDER = {"model.pt": b"\0" * 5000, "optimizer/rank-0.bin": b"\1" * 3000, "config.json": b"{}"}
 
@@ -119,6 +121,28 @@ def test_after_many_commits_of_others_the_next_attempt_continues(tmp_path: Path)
         stage.assert_arrived(run)
         assert stage.reasons() == [f"{REPO} has another commit meanwhile"]
         assert hub.uploads == 2, "what the Hub has is not sent again"
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_step_makes_no_second_commit(hub_and_stage: tuple[Hub, Stage]) -> None:
+    hub, stage = hub_and_stage
+    run = stage.start()
+    stage.log(run, 0, 1)
+    stage.save(run, FOLDER)
+    stage.end(run)
+    stage.worker.stop()
+    killed: set[str] = set()
+
+    for _ in range(100):
+        done = work(Plan(stage.home, stage.environ, stage.clock.elapsed() - 1000, frozenset(killed)))
+        if done.killed_at is None:
+            break
+        killed.add(done.killed_at)
+        stage.pass_time()
+
+    assert {"metrics, sent 1", "ckpt, sent 1"} <= killed, "after the commit, before its note"
+    assert len(hub.titles) == 4
+    stage.assert_arrived(run)
 
 
 def test_a_folder_of_others_with_the_name_of_a_run_is_left_alone(hub_and_stage: tuple[Hub, Stage]) -> None:
