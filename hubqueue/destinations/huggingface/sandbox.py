@@ -78,6 +78,7 @@ class FakeHuggingface(RoutedService):
             ("POST", f"/api/models/{_REPO}/commit/[^/]+", "other", self._commit),
             ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", "ckpt", self._storage.batch),
             ("GET", f"/{_REPO}/resolve/[^/]+/.+", "read", self._resolve),
+            ("HEAD", f"/{_REPO}/resolve/[^/]+/.+", "read", self._resolve),
         ]
         signed = [
             ("PUT", f"/lfs/{_REPO}/[^/]+", "ckpt", self._storage.take),
@@ -219,10 +220,14 @@ class FakeHuggingface(RoutedService):
         file = commit.files.get(unquote(encoded))
         if file is None:
             raise Refused(404, "Entry not found", headers=_NO_ENTRY)
-        if file.oid is not None:
-            signed = self._storage.address(request.root, repository.id, file.oid)
-            return responding(Response(302, headers=(("Location", signed),)))
-        return responding(ranged(request, repository.content(file)))
+        headers: Headers = (("X-Repo-Commit", commit.id), ("ETag", f'"{file.oid or file.blob}"'))
+        if file.oid is None:
+            return responding(ranged(request, repository.content(file), headers))
+        signed = self._storage.address(request.root, repository.id, file.oid)
+        linked = (("X-Linked-ETag", f'"{file.oid}"'), ("X-Linked-Size", str(file.size)))
+        if request.method == "HEAD":  # the client follows a redirect to the same host
+            return responding(Response(200, headers=(*headers, *linked), file=repository.objects[file.oid]))
+        return responding(Response(302, headers=(*headers, *linked, ("Location", signed))))
 
     # --- writing
 
@@ -327,14 +332,14 @@ def folder_name(repo: str) -> str:
     return repo.replace("/", "--")
 
 
-def ranged(request: Request, content: bytes) -> Response:
+def ranged(request: Request, content: bytes, headers: Headers = ()) -> Response:
     """The response with a content, or with the range of it that was asked for."""
     found = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range", ""))
     if found is None or int(found[1]) >= len(content):
-        return Response(200, content, "application/octet-stream")
+        return Response(200, content, "application/octet-stream", headers)
     first, last = int(found[1]), min(int(found[2]), len(content) - 1)
-    headers: Headers = (("Content-Range", f"bytes {first}-{last}/{len(content)}"),)
-    return Response(206, content[first : last + 1], "application/octet-stream", headers)
+    part: Headers = (("Content-Range", f"bytes {first}-{last}/{len(content)}"),)
+    return Response(206, content[first : last + 1], "application/octet-stream", (*headers, *part))
 
 
 def _whole(request: Request) -> bytes:
