@@ -31,10 +31,11 @@ BUILT_IN = {
     "folder": "hubqueue.destinations.folder:DESTINATION",
     "http": "hubqueue.destinations.http:DESTINATION",
     "mlflow": "hubqueue.destinations.mlflow:DESTINATION",
+    "huggingface": "hubqueue.destinations.huggingface:DESTINATION",
 }
 IMPLIED = ("hub", "platform")
 """Without a configuration there is a destination of each of these types, with the type's name."""
-EXTRAS = {"s3": "boto3"}
+EXTRAS = {"s3": "boto3", "huggingface": "huggingface_hub"}
 """By each of them that needs a library of its own, that library. The extra `hubqueue[TYPE]` installs it."""
 _INSTALL = "another type needs its own package: install it with pip"
 USUAL = "platform"

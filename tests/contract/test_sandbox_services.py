@@ -146,7 +146,7 @@ def test_a_server_without_services_serves_its_page(tmp_path: Path) -> None:
 
 
 def test_services_are_made_by_their_names() -> None:
-    assert [each.name for each in services()] == ["hub", "platform", "mlflow"]
+    assert [each.name for each in services()] == ["hub", "platform", "mlflow", "huggingface"]
     assert [each.name for each in services("platform")] == ["platform"]
     with pytest.raises(ConfigError, match="unknown type"):
         services("nothing")

@@ -36,5 +36,5 @@ def test_what_is_imported_is_declared() -> None:
     foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"hubqueue"}
 
     # Extras, and packages that are used only if the training has them.
-    extras = {"psycopg", "pytest", "boto3", "botocore"}
+    extras = {"psycopg", "pytest", "boto3", "botocore", "huggingface_hub"}
     assert foreign - extras - {"ultralytics", "torch", "numpy"} <= set(_declared())

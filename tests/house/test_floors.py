@@ -21,6 +21,7 @@ DECLARATIONS = {
     "hubqueue/destinations/folder",
     "hubqueue/destinations/http",
     "hubqueue/destinations/hub",
+    "hubqueue/destinations/huggingface",
     "hubqueue/destinations/mlflow",
     "hubqueue/destinations/platform",
     "hubqueue/destinations/s3",
