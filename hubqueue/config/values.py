@@ -152,7 +152,10 @@ class Values:
             return True  # its settings are unknown, and `check` says why
         owners = types_with(key)
         if owners and name not in self._doubtful:
-            whose, own = " or ".join(map(repr, owners)), self.types[name]
+            whose, own = (
+                " or ".join(map(repr, owners)).replace(" or ", ", ", len(owners) - 2),
+                self.types[name],
+            )
             why = f"is a setting of type {whose} only; this destination is of type {own!r}"
             self.problem(f"{label} {why}", culprit)
         return bool(owners)

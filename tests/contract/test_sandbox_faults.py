@@ -601,7 +601,7 @@ def test_the_list_starts_with_the_newest_run_of_any_service(sandbox: Sandbox) ->
     ]
     assert shown["runs"][0]["planned_epochs"] == 9 and shown["runs"][1]["id"] == first
     assert [each["kind"] for each in shown["requests"]] == ["registration", "registration"]
-    assert [each["name"] for each in shown["services"]] == ["hub", "platform", "huggingface"]
+    assert [each["name"] for each in shown["services"]] == ["hub", "platform", "mlflow", "huggingface"]
 
 
 def test_a_non_finite_number_leaves_a_gap(sandbox: Sandbox, model_id: str) -> None:

@@ -30,8 +30,9 @@ def example(types: Sequence[str] = tuple(BUILT_IN)) -> str:
 
 
 def value_of(setting: Setting) -> str:
-    """The default of a setting as TOML, else its example."""
-    return in_toml(setting.form.written(setting.default) if setting.has_value else setting.example)
+    """The default of a setting as TOML, else its example. A required setting has no default."""
+    has_value = setting.has_value and not setting.required
+    return in_toml(setting.form.written(setting.default) if has_value else setting.example)
 
 
 def in_toml(value: object) -> str:
