@@ -61,13 +61,14 @@ def test_the_path_is_the_address_and_must_be_set() -> None:
     assert found.destination("box").rate_limits.ckpt.total_seconds() == 0
     assert by_variables.destination("box").url == "/mnt/nas"
     (problem,) = missing.value.problems
+    only = "this destination is of type 'folder'"
     assert problem.startswith(
         "destinations.box.path must be set (HUBQUEUE_DESTINATIONS__BOX__PATH): the folder in"
     )
     assert relative.value.problems == (
         "destinations.folder.path must be an absolute path, or one that begins with ~/",
-        "destinations.folder.url is a setting of type 'hub', 'platform', 'http', 'mlflow' or 'huggingface' only; this destination is "
-        "of type 'folder'",
+        "destinations.folder.url is a setting of type 'hub', 'platform', 'http', 'mlflow' or 'huggingface' only; "
+        + only,
     )
 
 

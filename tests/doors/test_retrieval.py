@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -256,7 +257,7 @@ def test_destinations_shows_the_types_although_the_configuration_is_wrong(run: P
     done = call("destinations")
 
     assert done.exit_code == 2
-    assert "shelf     hubqueue-shelf 1.0" in done.stdout
+    assert re.search(r"^shelf +hubqueue-shelf 1\.0 ", done.stdout, re.MULTILINE)
     assert "did you mean 'shelf'?" in done.stderr
 
 
