@@ -66,7 +66,7 @@ def test_the_path_is_the_address_and_must_be_set() -> None:
     )
     assert relative.value.problems == (
         "destinations.folder.path must be an absolute path, or one that begins with ~/",
-        "destinations.folder.url is a setting of type 'hub' or 'platform' or 'http' only; this destination is of type 'folder'",
+        "destinations.folder.url is a setting of type 'hub' or 'platform' or 'http' or 'huggingface' only; this destination is of type 'folder'",
     )
 
 
