@@ -106,7 +106,7 @@ def of_defect(dice: random.Random, target: Target) -> Death:
         return Death("within a large file", dice.randrange(1, _UPLOADS + 1))
     if dice.random() < 0.5:
         return Death(dice.choice(WHEN[1:3]), dice.randrange(1, _UPLOADS), only=target.uploads)
-    return Death("before a response", dice.randrange(1, target.requests + 1))
+    return Death("before a response", _early(dice, target.requests))
 
 
 def of_trainer(dice: random.Random) -> Death | None:
