@@ -78,7 +78,7 @@ test-oldest: $(OLDEST)/.installed ## Run the tests that need no training with th
 $(ULTRALYTICS)/.installed: pyproject.toml constraints.txt tests/trainings/requirements.txt
 	@echo "installing into $(ULTRALYTICS) (about 2 GB)"
 	@test -x $(ULTRALYTICS)/bin/python || $(PYTHON) -m venv $(ULTRALYTICS)
-	@for each in "-c constraints.txt -e ." "-r tests/trainings/requirements.txt" "$(firstword $(TORCH))" "--no-deps $(TORCH)" \
+	@for each in "-c constraints.txt -e .[s3]" "-r tests/trainings/requirements.txt" "$(firstword $(TORCH))" "--no-deps $(TORCH)" \
 		"--no-deps --target $(ULTRALYTICS)/versions/8.2.70 ultralytics==8.2.70" \
 		"--no-deps --target $(ULTRALYTICS)/versions/8.3.253 ultralytics==8.3.253" \
 		"--no-deps --target $(ULTRALYTICS)/versions/8.4.190 ultralytics==8.4.190"; do \

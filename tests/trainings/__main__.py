@@ -4,7 +4,8 @@
 
 Each training is a separate process, in an environment with torch and one version of the package. After its end, when
 everything is delivered, the sandbox must have exactly what the trainer produced: every epoch's metrics with the same
-numbers, the final weights byte for byte, and no checkpoint that the trainer did not write.
+numbers, the final weights byte for byte, and no checkpoint that the trainer did not write. With a bucket, it is the bucket that
+is down half the time, and another home resumes from what `hubqueue pull` gets out of it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from trainings.on_bucket import BucketTraining
 from trainings.on_platform import PlatformTraining, compared_with_the_package
 from trainings.training import OUTAGE, SEED, Case, Failed, Training
 
@@ -26,6 +28,7 @@ CASES = (
     Case("8.3.253", "attach"),
     Case("8.4.190", "attach"),
     Case("8.4.190", "attach", platform=True),
+    Case("8.4.190", "attach", platform=True, bucket=True),
 )
 
 
@@ -39,7 +42,7 @@ def main(chosen: list[str]) -> int:
         if any(word not in case.title for word in chosen):
             continue
         with tempfile.TemporaryDirectory(prefix="hubqueue-training-") as folder:
-            kind = PlatformTraining if case.platform else Training
+            kind = BucketTraining if case.bucket else PlatformTraining if case.platform else Training
             started, training = time.monotonic(), kind(case, Path(folder))
             try:
                 said = f"ok      {training.run()}"

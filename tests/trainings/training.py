@@ -35,10 +35,12 @@ class Case:
     door: str
     from_hub: bool = False
     platform: bool = False
+    bucket: bool = False
 
     @property
     def title(self) -> str:
-        return f"{self.version} {self.door}{' from the hub' * self.from_hub}{' to platform' * self.platform}"
+        where = f"{' to platform' * self.platform}{' and a bucket' * self.bucket}"
+        return f"{self.version} {self.door}{' from the hub' * self.from_hub}{where}"
 
 
 class Failed(Exception):
@@ -80,7 +82,6 @@ class Training:
         model = self._made_at_hub() if self.case.from_hub else "yolov8n.yaml"
         with self._outages() as down:
             self._train_until_killed(model)
-            down.clear()  # a training from the hub starts with the hub's last weights, which it downloads itself
             self._train_to_the_end(model, down)
         drained = self._hubqueue("drain", "--timeout", "120")
         if drained.returncode:
@@ -118,8 +119,11 @@ class Training:
             trainer.wait()
 
     def _train_to_the_end(self, model: str, down: threading.Event) -> None:
+        down.clear()  # a training from the hub starts with the hub's last weights, which it downloads itself
+        self._resume(model, self._events("saved")[-1]["last"], down)
+
+    def _resume(self, model: str, last: str, down: threading.Event) -> None:
         begun = len(self._events("begun"))
-        last = self._events("saved")[-1]["last"]
         trainer = self._start(self.case.door, model, str(self.folder), last)
         try:
             wait_until(lambda: len(self._events("begun")) > begun or trainer.poll() is not None, timeout=300)
@@ -140,18 +144,24 @@ class Training:
             command, env=self.environ, capture_output=True, text=True, timeout=200, check=False
         )
 
+    def _break(self) -> None:
+        self.hub.stop()
+
+    def _repair(self) -> None:
+        self.hub.start()
+
     @contextmanager
     def _outages(self) -> Iterator[threading.Event]:
-        """Stop and start the hub in turns while the yielded event is set. At the end the hub is up."""
+        """Break and repair the hub in turns while the yielded event is set. At the end it is up."""
         ended, allowed = threading.Event(), threading.Event()
         allowed.set()
 
         def alternate() -> None:
             while not ended.wait(OUTAGE):
                 if allowed.is_set():
-                    self.hub.stop()
+                    self._break()
                     ended.wait(OUTAGE)
-                    self.hub.start()
+                    self._repair()
 
         thread = threading.Thread(target=alternate, name="outages")
         thread.start()
