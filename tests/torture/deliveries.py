@@ -25,6 +25,7 @@ from torture.destinations.deaths import of_defect
 from torture.destinations.folder import Folder
 from torture.destinations.http import OwnServer
 from torture.destinations.judge import Tally
+from torture.destinations.mlflow import Mlflow
 from torture.destinations.rounds import play
 from torture.destinations.s3 import Bucket
 from torture.destinations.target import Target
@@ -39,7 +40,7 @@ SENTENCE = (
     "whenever the workers of a destination are killed, everything whose call returned arrives there byte for byte, once, with "
     "nothing half left beside it; and what the destination had is not sent again"
 )
-TARGETS: tuple[type[Target], ...] = (Folder, Bucket, OwnServer, Hub, Platform)
+TARGETS: tuple[type[Target], ...] = (Folder, Bucket, OwnServer, Mlflow, Hub, Platform)
 
 
 @dataclass(frozen=True, slots=True)
