@@ -24,6 +24,7 @@ from typing import Any
 from torture.destinations.deaths import of_defect
 from torture.destinations.folder import Folder
 from torture.destinations.http import OwnServer
+from torture.destinations.huggingface import Huggingface
 from torture.destinations.judge import Tally
 from torture.destinations.mlflow import Mlflow
 from torture.destinations.rounds import play
@@ -40,7 +41,7 @@ SENTENCE = (
     "whenever the workers of a destination are killed, everything whose call returned arrives there byte for byte, once, with "
     "nothing half left beside it; and what the destination had is not sent again"
 )
-TARGETS: tuple[type[Target], ...] = (Folder, Bucket, OwnServer, Mlflow, Hub, Platform)
+TARGETS: tuple[type[Target], ...] = (Folder, Bucket, OwnServer, Mlflow, Huggingface, Hub, Platform)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ def judge(target: Target, folder: Path, there: There) -> Tally:
         _Outbox.read(),
     )
     tally.wrong += outbox.unsettled
+    tally.twice += there.twice
     declared = declaration(target.type)
     known = {str(row["remote_id"] or row["id"]) for row in outbox.runs.values()}
     strange = [name for name, each in there.runs.items() if name not in known]

@@ -25,7 +25,7 @@ class There:
 
     `runs` are by the id of the run there, or by hubqueue's own. `batches` has their metrics as they were stored together,
     if there are several epochs in a batch. `newest` has by run and kind (last, best, final) the digest of
-    the checkpoint that is named as the newest. `left` is what is half or forgotten, `again` what was sent although the
+    the checkpoint that is named as the newest. `left` is what is half or forgotten, `twice` what was stored twice besides, `again` what was sent although the
     destination had it, `wrong` what must not be. `sent` is the number of parts or bodies that could be sent again.
     """
 
@@ -33,6 +33,7 @@ class There:
     batches: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
     newest: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
     again: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     sent: int = 0

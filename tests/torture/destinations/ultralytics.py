@@ -78,7 +78,7 @@ def _received(hub: Sandbox, model: str) -> Received:
     )
 
 
-def _change_keys() -> None:
+def change_keys() -> None:
     """The defect of a control: each attempt has a key of its own."""
     inner = Delivery._send
 
@@ -94,7 +94,7 @@ class Hub(Target):
     sizes = _SIZES
     requests = 8
     uploads = r"/upload$"
-    defects: ClassVar = {"a key for each attempt": ("twice", _change_keys)}
+    defects: ClassVar = {"a key for each attempt": ("twice", change_keys)}
 
     @contextmanager
     def site(self, folder: Path) -> Iterator[Site]:
