@@ -39,19 +39,19 @@ SENTENCE = (
 )
 PLANS = {
     "quick": Plan(
-        1.0, runs=25, lives=(0.5, 1.2), outages=(1.0, 1.25, 0.2), epochs=(240.0, 1200.0), hasty=2, haste=60.0,
-        crowded=0.6, restarts=4, crashes=4, seconds=2, reboots=1, jumps=2, busy=4, troubles=2, gateways=(1.0,),
+        1.0, runs=32, lives=(0.5, 1.2), outages=(1.0, 1.25, 0.2), epochs=(240.0, 1200.0), hasty=2, haste=60.0,
+        crowded=1.0, restarts=4, crashes=4, seconds=2, reboots=1, jumps=2, busy=4, troubles=2, gateways=(1.0,),
         holds=(2.0, 0.5), waits=(0.5,), slow=3, uploads=(0.3, 1.2), unmounted=2,
     ),
     "normal": Plan(
         7.0, runs=200, lives=(0.5, 4.0), outages=(1.0, 1.0, 3.0, 8.0, *[0.2] * 6), long_lives=2, hasty=8, haste=300.0,
-        restarts=30, crashes=30, seconds=10, reboots=4, jumps=6, busy=40, troubles=20, gateways=(1.0, 1.0, 0.2),
-        holds=(0.05, 1.0, 3.0, 12.0), waits=(0.5, 1.0), slow=6, unmounted=5,
+        crowded=0.25, restarts=30, crashes=30, seconds=10, reboots=4, jumps=6, busy=40, troubles=20,
+        gateways=(1.0, 1.0, 0.2), holds=(0.05, 1.0, 3.0, 12.0), waits=(0.5, 1.0), slow=6, unmounted=5,
     ),
     "full": Plan(
         30.0, runs=1000, lives=(0.5, 8.0), outages=(*[1.0] * 8, 2.0, 3.0, 4.0, 6.0, 8.0, 24.0, *[0.1, 0.3, 0.5] * 10),
-        long_lives=5, hasty=25, haste=600.0, restarts=120, crashes=120, seconds=40, reboots=12, jumps=20, busy=200,
-        troubles=80, gateways=(*[1.0] * 4, 2.0, *[0.1, 0.5] * 3), holds=(*[0.05, 0.5, 1.0, 3.0] * 2, 12.0, 30.0),
+        long_lives=5, hasty=25, haste=600.0, crowded=0.2, restarts=120, crashes=120, seconds=40,
+        reboots=12, jumps=20, busy=200, troubles=80, gateways=(*[1.0] * 4, 2.0, *[0.1, 0.5] * 3), holds=(*[0.05, 0.5, 1.0, 3.0] * 2, 12.0, 30.0),
         waits=(0.5, 0.5, 1.0, 2.0), slow=25, unmounted=20,
     ),
 }  # fmt: skip
