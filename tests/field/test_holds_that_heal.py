@@ -544,6 +544,29 @@ def test_lanes_are_appointed_where_none_has_met_the_reason_on_every_database(
     assert any_outbox.registry.appoint_probes() == 0
 
 
+@pytest.mark.parametrize("scope", [Scope.DESTINATION, Scope.RUN])
+def test_a_probe_that_fails_on_this_machine_leaves_the_next_one_to_what_also_waits(
+    any_outbox: Outbox, clock: FakeClock, scope: Scope
+) -> None:
+    """A key was refused when a checkpoint was sent. Now the disk of the spool is away, and the key is accepted again."""
+    run_id = new_run(any_outbox)
+    ckpt(any_outbox, run_id, "last")
+    held = must_claim(any_outbox, Kind.CKPT)
+    log(any_outbox, run_id, 0)
+    any_outbox.settlement.release(held, reason="refused", started_at=held.claimed_at, hold=scope)
+    clock.advance(901)  # the limit of checkpoints
+
+    probe, other = must_claim(any_outbox, Kind.CKPT), claim(any_outbox, Kind.METRICS)
+    later = any_outbox.database.now() + timedelta(seconds=120)
+    any_outbox.settlement.still_held(probe, reason="the spool is not there", at=later, started_at=None)
+    clock.advance(1000)
+    next_one = must_claim(any_outbox)
+
+    assert probe.probe is not None and other is None
+    assert next_one.batch.kind is Kind.METRICS
+    assert next_one.probe is not None and next_one.probe.scope is scope
+
+
 def test_a_run_on_hold_is_probed_and_lifted_on_every_database(any_outbox: Outbox, clock: FakeClock) -> None:
     run_id = new_run(any_outbox)
     log(any_outbox, run_id, 0)

@@ -2,7 +2,8 @@
 
 Promises one probe of a held destination at a time, among all workers and across restarts: the moment of the next one is
 in its row (`PROBES_AT`) before the request of this one begins. Only a lane that has met the reason of a hold probes it:
-its `last_error` is that reason. The wait doubles with the age of the hold.
+its `last_error` is that reason. If no such lane is left, or the probe of one fails on this machine (its spool is away), all
+that wait may probe. The wait doubles with the age of the hold.
 """
 
 from __future__ import annotations
@@ -93,6 +94,16 @@ def _may_probe(tx: Connection, which: ColumnElement[bool], reason: Any) -> int:
     """Let these lanes probe a hold with this reason. Those that another worker is settling are left out."""
     free = select(lanes.c.id).where(which).with_for_update(skip_locked=True)
     return tx.execute(update(lanes).where(lanes.c.id.in_(free)).values(last_error=reason)).rowcount
+
+
+def pass_on(tx: Connection, lease: Lease) -> None:
+    """Let other lanes probe the hold of a lease, too: what prevented this probe may not prevent theirs."""
+    run, probe = lease.batch.run, lease.probe
+    assert probe is not None, "only a probe can be passed on"
+    theirs = lanes.c.run_id == run.id
+    if probe.scope is Scope.DESTINATION:
+        theirs = lanes.c.run_id.in_(select(runs.c.id).where(runs.c.destination == run.destination))
+    _may_probe(tx, and_(theirs, OWING), probe.reason)
 
 
 def appoint(tx: Connection, now: datetime) -> int:

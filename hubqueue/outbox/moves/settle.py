@@ -35,7 +35,7 @@ from hubqueue.outbox.database.schema import (
 from hubqueue.outbox.moves import remembered
 from hubqueue.outbox.moves.batch import halves
 from hubqueue.outbox.moves.counting import Moved, leaving
-from hubqueue.outbox.moves.holds import Probing, hold_destination, lift, postpone
+from hubqueue.outbox.moves.holds import Probing, hold_destination, lift, pass_on, postpone
 from hubqueue.outbox.moves.readiness import TRIED, latest
 
 _LOG = logging.getLogger("hubqueue")
@@ -186,7 +186,8 @@ class Settlement:
     ) -> None:
         """A probe had another failure than the hold: the hold stays, and the attempt is refunded.
 
-        A run's hold is probed again `at` that moment, a destination's when it was planned or when the hub `asked`.
+        A run's hold is probed again `at` that moment, a destination's when it was planned or when the hub `asked`. If nothing
+        was sent, other lanes may probe from now on.
         """
         assert lease.probe is not None, "only a probe leaves a hold as it is"
         with self.database.write(within) as tx:
@@ -195,6 +196,8 @@ class Settlement:
             self._refund(tx, lease)
             if asked is not None and not of_run:
                 postpone(tx, lease.batch.run.destination, at=asked)
+            if started_at is None:
+                pass_on(tx, lease)
             self._end_attempt(tx, lease, started_at, "held", reason, now)
 
     def lift(self, lease: Lease, *, within: Connection | None = None) -> bool:
