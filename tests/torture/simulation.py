@@ -76,7 +76,7 @@ _DEFECTS: dict[str, tuple[Plan, Callable[[World], Found], dict[str, Any], dict[s
         replace(_UNHEALED, gateways=(0.3,)),
         judges.delivery,
         {},
-        {"hubqueue.destinations.wire.exchange.is_foreign": lambda _response: False},
+        {"hubqueue.destinations.wire.outcomes.is_foreign": lambda _response: False},
     ),
     "a wait that all lanes leave together": (
         Plan(0.08, 16, (0.4, 0.8), (), crowded=1.0, waits=(0.5,)),
