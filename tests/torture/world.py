@@ -236,6 +236,11 @@ class World(Crew):
         """Take away the disk of the spool for some hours; an empty folder is there meanwhile, or none."""
         if self._unmounted.exists():
             return
+        if not any(self._disk.glob("*/.hubqueue-*")):
+            # Nobody can know that a spool is away which has never been used.
+            if self.now < self.plan.days * DAY:
+                self._at(self.now + 300.0, self._unmount)
+            return
         self.counts["disks away"] += 1
         self._disk.rename(self._unmounted)
         if self._dice.random() < 0.5:
