@@ -60,7 +60,6 @@ def drain(options: HomeOptions, timeout: float | None, run_id: str | None) -> No
     """
     from hubqueue.outbox.database.sqlite import asides
     from hubqueue.outbox.outbox import COURTESY
-    from hubqueue.outbox.salvage import salvage
     from hubqueue.worker import log as journal
     from hubqueue.worker.service import Service, nothing_left
 
@@ -76,7 +75,7 @@ def drain(options: HomeOptions, timeout: float | None, run_id: str | None) -> No
         service = Service(outbox, emit=journal.write)
         progress = at_end.enter_context(_progress(outbox, service, runs))
         stop_on_signal(service)
-        salvage(outbox)  # a damaged outbox beside this one may hold owed entries
+        service.detect()  # a killed training owes its end, a damaged outbox its entries
         progress.show(outbox.stats.owed(runs))
         if outbox.stats.owed(runs).entries:
             grace = None if deadline is None else timedelta(0)

@@ -26,6 +26,7 @@ from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.domain.plain import is_intact
 from hubqueue.outbox.database.prepared import Prepared
 from hubqueue.outbox.database.schema import Moment, destinations, entries, lanes, moment_of, runs
+from hubqueue.outbox.moves.enqueue import saved
 from hubqueue.outbox.moves.readiness import (
     LANES_OF_RUNS,
     NOT_HELD,
@@ -115,16 +116,8 @@ class Stats(Survey):
         For a caller that has lost the confirmation of a commit. An entry with the same key and value counts: then
         there is nothing to add. The value of an entry that merges may have more names.
         """
-        if draft.snapshot is not None:
-            found: int | None = self._scalar(
-                select(entries.c.id).where(entries.c.snapshot == draft.snapshot.name)
-            )
-            return found
-        query = select(entries.c.id, entries.c.payload).join(lanes)
-        query = query.where(lanes.c.run_id == run_id, lanes.c.kind == str(draft.kind))
-        query = query.where(entries.c.key == draft.key, entries.c.id > after).order_by(entries.c.id.desc())
-        newest = next(iter(self._all(query.limit(1))), None)
-        return int(newest["id"]) if newest is not None and draft.is_in(newest["payload"]) else None
+        with self.database.read() as connection:
+            return saved(connection, run_id, draft, after=after)
 
     def values(self, run_id: str, kind: Kind) -> Iterator[tuple[str, str, str]]:
         """The key, state and payload of what waits or is delivered in a lane, oldest first, without damaged payloads."""

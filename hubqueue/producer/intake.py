@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 
 from hubqueue.config.reader import DestinationSettings
@@ -11,7 +10,6 @@ from hubqueue.domain.drafts import Checkpoint, ckpt_draft
 from hubqueue.domain.entry import Draft, Kind, Snapshot
 from hubqueue.domain.errors import HubqueueError, OutboxError
 from hubqueue.domain.identifier import Identifier
-from hubqueue.domain.lifecycle import RunState
 from hubqueue.domain.redact import hide_key
 from hubqueue.outbox.moves.counting import Moved
 from hubqueue.outbox.outbox import Outbox
@@ -48,7 +46,11 @@ def open_run(
     type, key = declaration(target.type), named.api_key or outbox.key(target)
     # Without a key, a run that was started with one can be continued; it keeps its account.
     same_address = [] if key else [each.name for each in outbox.addresses.all() if each.fits(target)]
-    run_id, continues = outbox.registry.start_run(
+    # Before the transaction: code of a plugin may take long.
+    may_continue = resume is not None or named.model_id is not None
+    cases = (False, True) if may_continue else (False,)
+    drafts = {each: type.registration(named, args, continues=each) for each in cases}
+    return outbox.registry.start_run(
         destination=outbox.addresses.note(target, key),
         among=same_address,
         model=named.filename or named.model_id or "",
@@ -59,25 +61,9 @@ def open_run(
         new_id=new_id,
         name=hide_key(name) or None,
         together=together,
+        registration={each: described(draft) for each, draft in drafts.items() if draft is not None},
+        unsure_after=unsure_after,
     )
-    draft = type.registration(named, args, continues=continues)
-    draft = None if draft is None else described(draft)
-    if (
-        draft is not None
-        and unsure_after is not None
-        and outbox.stats.saved(run_id, draft, after=unsure_after)
-    ):
-        draft = None
-    if draft is not None:
-        try:
-            owe(outbox, run_id, draft)
-        except BaseException:
-            if not continues:
-                # Nothing will ever be logged to this run, so it must not stay in state "running".
-                with contextlib.suppress(HubqueueError):
-                    outbox.registry.end_run(run_id, RunState.FAILED)
-            raise
-    return run_id, continues
 
 
 def describing(target: DestinationSettings, args: Mapping[str, object]) -> Callable[[Draft], Draft]:

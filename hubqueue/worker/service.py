@@ -69,6 +69,11 @@ class Service:
             self.worker.abort()  # the second stop: no grace
         self._stop.set()
 
+    def detect(self) -> None:
+        """Record how dead trainings and workers ended, and copy what damaged outboxes still owe: then all that is owed counts."""
+        self._janitor.scan()
+        self._janitor.salvage()
+
     @property
     def stopping(self) -> bool:
         """Whether `stop` was called."""
@@ -94,8 +99,7 @@ class Service:
         reason = "internal error"
         try:
             # Before the first step, so that a dead worker's leases are free at once.
-            self._janitor.scan()
-            self._janitor.salvage()
+            self.detect()
             self._scheduler.start()
             reason = self._wait(until, every)
         finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from stage import ROOT, end, hubqueue, kill, platform_environ, python, start_worker, wait_until
+from stage import ROOT, end, environ_of, hubqueue, kill, platform_environ, python, start_worker, wait_until
 
 import hubqueue as package
 from hubqueue.domain.lifecycle import RunState
@@ -252,6 +252,22 @@ def test_the_hub_is_sent_one_end_and_the_right_one(hub: Sandbox, home: Path, cod
     assert [each for each in received if each not in ("training_started", "training_progress")] == [event]
 
 
+def test_drain_sends_the_end_of_a_killed_training_that_owes_nothing_else(hub: Sandbox, home: Path) -> None:
+    environ = platform_environ(home, hub.url)
+    worker = start_worker(environ)
+    script = python(STARTS + "threading.Event().wait()", environ)
+    with open_outbox(environ=environ) as outbox:
+        wait_until(lambda: outbox.stats.totals()["delivered"] > 0 and not outbox.stats.owed().entries)
+        kill(worker)
+        kill(script)
+
+        drained = hubqueue(environ, "drain", "--timeout", "60")
+
+    assert (drained.returncode, drained.stdout) == (0, "everything is delivered\n"), drained
+    (model,) = hub.runs
+    assert hub.run(model).events[-1].event == "training_failed"
+
+
 @needs_exit_codes
 def test_the_end_waits_for_a_process_that_takes_long_to_exit(environ: Mapping[str, str]) -> None:
     code = "import atexit, threading\natexit.register(lambda: (print('exits', flush=True), threading.Event().wait()))"
@@ -308,6 +324,38 @@ hubqueue.start_run("yolo26n.pt", worker="none", args={"project": "coco", "name":
         Janitor(outbox, lambda _fact: None).scan()
 
         assert ends(outbox, run["id"])[0] == "interrupted"
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_process_that_is_killed_after_a_commit_of_its_start_leaves_nothing_that_cannot_be_sent(
+    tmp_path: Path, home: Path, number: int
+) -> None:
+    at = "HUBQUEUE_DESTINATIONS__LAB__"
+    environ = environ_of(home, **{f"{at}TYPE": "folder", f"{at}PATH": str(tmp_path / "box")})
+    code = f"""
+import contextlib, os, signal
+import hubqueue
+from hubqueue.outbox.database.database import Database
+real, left = Database.write, [{number}]
+@contextlib.contextmanager
+def write(self):
+    with real(self) as tx:
+        yield tx
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+Database.write = write
+run = hubqueue.start_run("yolo26n.pt", destination="lab", worker="none")
+run.log_metrics({{"loss": 1.0}}, epoch=0)
+"""
+    assert python(code, environ).wait(90) == -signal.SIGKILL
+
+    drained = hubqueue(environ, "drain", "--timeout", "60")
+
+    assert drained.returncode == 0, drained
+    states = [json.loads(each.read_text())["state"] for each in (tmp_path / "box").glob("*/run.json")]
+    with open_outbox(environ=environ) as outbox:
+        assert states == [RunState.INTERRUPTED] * len(outbox.stats.runs())
 
 
 def test_a_run_that_continues_another_one_leaves_no_lock_of_a_new_one(

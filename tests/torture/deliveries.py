@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
 def _of_destination(report: Report, target: Target, folder: Path) -> None:
     scale = _SCALES[report.scale]
     found, number = Tally(), 0
-    while found.kills < scale.kills:
+    # A training may be killed before its first receipt: one round alone may have none.
+    while found.kills < scale.kills or (found.acknowledged <= found.kills and number < scale.kills):
         rounds = max(1, min(3 * _AT_ONCE, (scale.kills - found.kills) // 5))
         acts = [_round(report, target, folder, number + each, scale) for each in range(rounds)]
         for each in _together(acts):

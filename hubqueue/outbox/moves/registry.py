@@ -16,7 +16,7 @@ from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.schema import EPOCH, destinations, lanes, runs, workers
 from hubqueue.outbox.moves import remembered
 from hubqueue.outbox.moves.counting import lock_lanes
-from hubqueue.outbox.moves.enqueue import Entries
+from hubqueue.outbox.moves.enqueue import Entries, saved
 from hubqueue.outbox.moves.holds import any_held, appoint
 from hubqueue.outbox.moves.readiness import OWING
 
@@ -49,6 +49,8 @@ class Registry:
         new_id: str | None = None,
         name: str | None = None,
         together: str | None = None,
+        registration: Mapping[bool, Draft] | None = None,
+        unsure_after: int | None = None,
     ) -> tuple[str, bool]:
         """A new run with its lanes, or one that continues: `resume`, or the latest of the same remote model.
 
@@ -61,6 +63,9 @@ class Registry:
         Without a registration lane no response will name the model: a new run goes under its own id.
         `name` is that of a new run. `together` is the id of the first of the runs of one training at several destinations
         (for the first itself: its `new_id`); a run that continues is joined to them, with its siblings.
+        `registration` is what the run owes its destination first, by whether it continues. It is saved in the same
+        transaction: nothing of a run without it is ever sent. It is not saved again when an entry with an id above
+        `unsure_after` has it.
         """
         kinds = tuple(kinds)
         with self.database.write() as tx:
@@ -84,6 +89,11 @@ class Registry:
                 row |= {"name": name, "together": None if together is None else _common(tx, together)}
                 tx.execute(insert(runs).values(id=run_id, state=RunState.RUNNING, created_at=now, **row))
             _add_lanes(tx, run_id, kinds)
+            draft = (registration or {}).get(found is not None)
+            if draft is not None and (
+                unsure_after is None or saved(tx, run_id, draft, after=unsure_after) is None
+            ):
+                self._entries.put(tx, run_id, draft)
             return run_id, found is not None
 
     def _name(self, tx: Connection, run_id: str, remote_id: str, url: str | None) -> None:

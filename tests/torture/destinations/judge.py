@@ -152,16 +152,26 @@ def _compare_checkpoints(tally: Tally, receipts: Receipts, received: Received, o
 def _compare_newest(
     tally: Tally, receipts: Receipts, named: Mapping[str, str] | None, outbox: _Outbox
 ) -> None:
-    """What is named as the newest of its kind is the newest one that was delivered, or one without a receipt."""
+    """No checkpoint may be named as the newest of its kind that is older than one that was delivered.
+
+    A newer one may be: it was stored, its worker was killed, and another one has superseded it; or it has no receipt.
+    """
     if named is None:
         return
-    there = [each for each in receipts.saved if outbox.checkpoints[each.entry]["state"] == State.DELIVERED]
-    older = {each.digest for each in receipts.saved}
     for kind in ("last", "best", "final"):
         kinds = ("last", "best") if kind == "last" else (kind,)
-        newest = next((each.digest for each in reversed(there) if each.kind in kinds), None)
-        if newest is not None and named.get(kind, "") != newest and named.get(kind, "") in {"", *older}:
-            tally.wrong.append(f"{receipts.model}: another checkpoint is named as the newest {kind} one")
+        saved = [each for each in receipts.saved if each.kind in kinds]
+        delivered = [outbox.checkpoints[each.entry]["state"] == State.DELIVERED for each in saved]
+        if not any(delivered):
+            continue
+        newest = max(at for at, is_there in enumerate(delivered) if is_there)
+        older = {"", *(each.digest for each in saved[:newest])}
+        found = named.get(kind, "")
+        if found in older:
+            which = next((f"of epoch {each.epoch}" for each in saved if each.digest == found), "missing")
+            tally.wrong.append(
+                f"{receipts.model}: epoch {saved[newest].epoch} was delivered, the newest {kind} one is {which}"
+            )
 
 
 def _verify(tally: Tally, target: Target, run: str) -> None:
