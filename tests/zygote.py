@@ -220,9 +220,10 @@ def _address() -> str:
                 stdin=subprocess.PIPE,  # it ends with this process
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}"},
+                cwd=ROOT,  # modules in the folder of a test are not for the helper
             )
             assert helper.stdout is not None
-            helper.stdout.readline()
+            assert helper.stdout.readline() == b"ready\n", "the helper did not start"
             _HELPER[:] = [(helper, address)]
             atexit.register(_end, helper, folder)
         return _HELPER[0][1]
