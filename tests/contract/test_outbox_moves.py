@@ -11,6 +11,7 @@ from stage import PACES, TERMS, ack, ckpt, claim, keys, log, must_claim, new_run
 from hubqueue.domain.entry import Draft, Kind
 from hubqueue.domain.errors import LeaseLost
 from hubqueue.domain.outcome import Remote, Scope
+from hubqueue.outbox.moves.batch import STUCK_AFTER
 from hubqueue.outbox.moves.claim import Terms
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.testing import FakeClock
@@ -62,18 +63,52 @@ def test_a_newer_value_follows_an_entry_in_flight(any_outbox: Outbox, clock: Fak
     assert must_claim(any_outbox).batch.entries[0].payload == '{"loss": 2.0}'
 
 
-def test_a_failed_older_value_is_not_sent_after_a_newer_one(any_outbox: Outbox, clock: FakeClock) -> None:
+def test_a_retry_carries_the_same_entries_whatever_was_logged_since(
+    any_outbox: Outbox, clock: FakeClock
+) -> None:
     run = new_run(any_outbox)
-    log(any_outbox, run, 0, value=1.0)
+    log(any_outbox, run, 0, 1, 2, value=1.0)
     lease = must_claim(any_outbox)
+    log(any_outbox, run, 1, value=2.0)
+    any_outbox.settlement.retry(lease, at=any_outbox.database.now(), reason="503", started_at=None)
+    log(any_outbox, run, 2, value=3.0)
+    log(any_outbox, run, 2, value=4.0)  # replaces the one before, which nobody has tried
+
+    clock.advance(10)
+    again = must_claim(any_outbox)
+    ack(any_outbox, again)
+    clock.advance(10)
+    newer = must_claim(any_outbox)
+
+    assert again.batch.idempotency_key == lease.batch.idempotency_key
+    assert [entry.payload for entry in again.batch.entries] == ['{"loss": 1.0}'] * 3
+    assert [entry.payload for entry in newer.batch.entries] == ['{"loss": 2.0}', '{"loss": 4.0}']
+    assert totals(any_outbox) == {
+        "enqueued": 6,
+        "delivered": 3,
+        "superseded": 1,
+        "pending": 2,
+        "in_flight": 2,
+    }
+
+
+def test_an_older_value_is_never_sent_after_a_newer_one(any_outbox: Outbox, clock: FakeClock) -> None:
+    run = new_run(any_outbox)
+    log(any_outbox, run, 0, 1, value=1.0)
+    for _ in range(STUCK_AFTER):
+        clock.advance(10)
+        lease = must_claim(any_outbox)
+        any_outbox.settlement.retry(lease, at=any_outbox.database.now(), reason="503", started_at=None)
     log(any_outbox, run, 0, value=2.0)
 
-    any_outbox.settlement.retry(lease, at=any_outbox.database.now(), reason="503", started_at=None)
     clock.advance(10)
-    sent = must_claim(any_outbox)
+    newer = must_claim(any_outbox)  # of another batch than the one that fails
+    ack(any_outbox, newer)
+    clock.advance(10)
+    rest = must_claim(any_outbox)
 
-    assert [entry.payload for entry in sent.batch.entries] == ['{"loss": 2.0}']
-    assert totals(any_outbox) == {"enqueued": 2, "pending": 1, "superseded": 1, "in_flight": 1}
+    assert [(each.key, each.payload) for each in newer.batch.entries] == [("0", '{"loss": 2.0}')]
+    assert [(each.key, each.payload) for each in rest.batch.entries] == [("1", '{"loss": 1.0}')]
 
 
 def test_a_lane_is_leased_once(any_outbox: Outbox, clock: FakeClock) -> None:

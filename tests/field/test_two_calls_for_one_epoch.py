@@ -309,8 +309,8 @@ def test_a_value_that_is_refused_again_keeps_nothing_of_its_epoch_from_the_hub(
         assert read(outbox, put(outbox, run, {"more": 1})) == {"good": 1, "more": 1}
 
 
-def test_a_retry_of_an_older_value_is_not_sent_after_the_union(outbox: Outbox, clock: FakeClock) -> None:
-    answers: list[Outcome] = [Delivered(), RetryLater("503")]
+def test_the_union_is_sent_after_the_retry_of_an_older_value(outbox: Outbox, clock: FakeClock) -> None:
+    answers: list[Outcome] = [Delivered(), Delivered(), RetryLater("503")]
 
     def answer(batch: Batch) -> Outcome:
         return answers.pop() if batch.kind is Kind.METRICS else Delivered()
@@ -321,12 +321,13 @@ def test_a_retry_of_an_older_value_is_not_sent_after_the_union(outbox: Outbox, c
         lease = must_claim(outbox)
         put(outbox, run, {"b": 2})
         outbox.settlement.retry(lease, at=outbox.database.now(), reason="503", started_at=None)
-        for _ in range(3):
+        for _ in range(4):
             clock.advance(400)
             bench.step()
 
         sent = [json.loads(each.payload) for batch in bench.transport.batches for each in batch.entries]
-        assert sent == [{"a": 1, "b": 2}] * 2
+        assert sent == [{"a": 1}, {"a": 1}, {"a": 1, "b": 2}]
+        assert bench.transport.batches[0].idempotency_key == lease.batch.idempotency_key
         assert claim(outbox) is None
 
 

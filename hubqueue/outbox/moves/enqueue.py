@@ -61,8 +61,9 @@ class Entries:
         """Save a draft; the new entry's id and what it superseded. Durable when this returns.
 
         Entries with the same key (or one the draft replaces) that still wait are superseded. One in flight is
-        left to finish, and the new entry follows it. A draft that merges also gets the values of the newest entry with its
-        key, waiting, in flight or delivered. `alive` says that a process of the run saves it: a run that has ended is
+        left to finish, and the new entry follows it. A draft that merges follows one that was tried before, too, because a
+        retry carries the same entries; it also gets the values of the newest entry with its key, waiting, in flight or
+        delivered. `alive` says that a process of the run saves it: a run that has ended is
         running again then.
         """
         with self.database.write() as tx:
@@ -91,7 +92,8 @@ class Entries:
             tally(tx, lane_id, bytes=draft.size - size)
             size = draft.size
         keys = [*([draft.key] if waits or unsure else []), *draft.replaces] if supersedes else []
-        superseded = self._supersede(tx, lane_id, keys, draft.ranks, now) if keys else Moved(0)
+        statement = _SUPERSEDE_UNTRIED if draft.merges else _SUPERSEDE
+        superseded = _supersede(tx, statement, lane_id, keys, draft.ranks, now) if keys else Moved(0)
         row = {
             "lane_id": lane_id,
             "key": draft.key,
@@ -222,16 +224,6 @@ class Entries:
             tally(tx, lane_id, dead=-count, pending=count, bytes=size)
         return len(back)
 
-    def _supersede(
-        self, tx: Connection, lane_id: int, keys: Collection[str], ranks: tuple[int, int], now: int
-    ) -> Moved:
-        gone: list[tuple[Any, ...]] = []
-        lowest, highest = ranks
-        for key in keys:
-            same = {"same_key": key, "lowest": lowest, "highest": highest}
-            gone += _SUPERSEDE.run(tx, {"lane": lane_id, **same, "now": now, "at": now})
-        return leaving(tx, lane_id, State.SUPERSEDED, gone)
-
     def _retire(
         self, tx: Connection, sources: Sequence[State], target: State, which: ColumnElement[bool], reason: str
     ) -> Moved:
@@ -252,6 +244,17 @@ class Entries:
             count += len(rows)
             snapshots += [row.snapshot for row in rows if row.snapshot]
         return Moved(count, tuple(snapshots))
+
+
+def _supersede(
+    tx: Connection, statement: Prepared, lane_id: int, keys: Collection[str], ranks: tuple[int, int], now: int
+) -> Moved:
+    gone: list[tuple[Any, ...]] = []
+    lowest, highest = ranks
+    for key in keys:
+        same = {"same_key": key, "lowest": lowest, "highest": highest}
+        gone += statement.run(tx, {"lane": lane_id, **same, "now": now, "at": now})
+    return leaving(tx, lane_id, State.SUPERSEDED, gone)
 
 
 def taken_back(ended: str) -> str:
@@ -307,4 +310,7 @@ _IN_FLIGHT = exists().where(
     lanes.c.lease_until > bindparam("now", type_=lanes.c.lease_until.type),
     lanes.c.lease_token == entries.c.claim_token,
 )
-_SUPERSEDE = superseding(entries.c.lane_id == bindparam("lane"), _SAME_KEY, WAITING, ~_IN_FLIGHT)
+_OF_KEY = and_(entries.c.lane_id == bindparam("lane"), _SAME_KEY, WAITING)
+_SUPERSEDE = superseding(_OF_KEY, ~_IN_FLIGHT)
+# What is in flight has been tried.
+_SUPERSEDE_UNTRIED = superseding(_OF_KEY, entries.c.batch.is_(None))

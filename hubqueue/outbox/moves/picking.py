@@ -1,7 +1,7 @@
 """Which entries of a lane the next request carries.
 
-Promises: a retry carries the same batch as before, without outdated entries; a batch that fails repeatedly does not
-block the others; the checkpoint that arrives last is the one to resume from. The caller has claimed the lane in the same
+Promises: a retry carries the same batch as before, without what newer values have overtaken; a batch that fails repeatedly
+does not block the others; the checkpoint that arrives last is the one to resume from. The caller has claimed the lane in the same
 transaction, so no other process changes its entries.
 """
 
@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 
 from hubqueue.domain.drafts import FINAL_RANK, is_before
-from hubqueue.domain.entry import Entry, Kind, Snapshot
+from hubqueue.domain.entry import MERGED, Entry, Kind, Snapshot
 from hubqueue.domain.lifecycle import State
 from hubqueue.outbox.database.prepared import Prepared, first, microseconds
 from hubqueue.outbox.database.schema import DamagedNumber, entries
@@ -79,8 +79,10 @@ def pick(
     """The entries of the next request: the batch that was tried before, else the first entries that wait."""
     tried = _TRIED.run(tx, {"lane": lane_id})
     if tried:
-        # An entry that a newer one has replaced is not sent again.
-        gone = _DROP_REPEATED.run(tx, {"lane": lane_id, "at": microseconds(now)})
+        # An entry that a newer one has replaced is not sent again. One that merges is: the batch keeps its key, and the newer
+        # one follows it, unless the newer one has arrived already.
+        drop = _DROP_OVERTAKEN if kind in MERGED else _DROP_REPEATED
+        gone = drop.run(tx, {"lane": lane_id, "at": microseconds(now)})
         if leaving(tx, lane_id, State.SUPERSEDED, gone).count:
             tried = _TRIED.run(tx, {"lane": lane_id})
     untried = 1 if failures >= STUCK_AFTER else 0
@@ -174,4 +176,11 @@ def _newest_sent(*which: ColumnElement[bool]) -> Select[Any]:
 
 # The newest delivered checkpoint, and the newest final one.
 _SENT = Prepared(union_all(_newest_sent(), _newest_sent(entries.c.rank == literal_column(str(FINAL_RANK)))))
-_DROP_REPEATED = superseding(TRIED, _REPEATED.where(_newer.c.rank == entries.c.rank))
+_SAME = and_(
+    _newer.c.lane_id == entries.c.lane_id,
+    _newer.c.rank == entries.c.rank,
+    _newer.c.key == entries.c.key,
+    _newer.c.id > entries.c.id,
+)
+_DROP_REPEATED = superseding(TRIED, exists().where(_SAME, _newer.c.state == WAITING.right))
+_DROP_OVERTAKEN = superseding(TRIED, exists().where(_SAME, _newer.c.state == IS_DELIVERED.right))

@@ -116,8 +116,8 @@ def _compare_metrics(tally: Tally, receipts: Receipts, received: Received) -> No
 def _compare_batches(tally: Tally, model: str, batches: Sequence[Batch]) -> None:
     """Count the epochs that are there twice with the same values.
 
-    A retry carries the same batch, without what newer values have replaced: then it is another batch, with another key, and
-    what was beside the replaced epoch may be stored again. That is `regrouped`, everything else `twice`.
+    A retry carries the same batch, unless newer values of an epoch have arrived before it: then it is another batch, with
+    another key, and what was beside that epoch may be stored again. That is `regrouped`, everything else `twice`.
     """
     seen: dict[tuple[str, str], Batch] = {}
     values = [each for batch in batches for each in batch]
