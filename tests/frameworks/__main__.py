@@ -18,7 +18,20 @@ from pathlib import Path
 from frameworks.received import Failed
 from frameworks.stage import OUTAGE, Case, Row, Training
 
-CASES = (Case("keras", "train_keras.py"),)
+_TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+CASES = (
+    Case("keras", "train_keras.py"),
+    Case("lightning", "train_lightning.py"),
+    Case("pytorch_lightning", "train_lightning.py", settings={"TRAIN_PACKAGE": "pytorch_lightning"}),
+    Case("AsyncCheckpointIO", "train_lightning.py", settings={"TRAIN_IO": "async"}),
+    Case("two processes", "train_lightning.py", settings={"TRAIN_DEVICES": "2"}),
+    Case(
+        "torchrun, sharded checkpoints",
+        "train_lightning.py",
+        launcher=_TORCHRUN,
+        settings={"TRAIN_DEVICES": "2", "TRAIN_IO": "sharded"},
+    ),
+)
 _HEAD = "| framework | equal to its own record | checkpoints equal by hash (folder/bucket) | kills | owed at the kill | requests lost | pulls | seconds |"
 
 
