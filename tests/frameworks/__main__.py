@@ -18,7 +18,10 @@ from pathlib import Path
 from frameworks.received import Failed
 from frameworks.stage import OUTAGE, Case, Row, Training
 
-CASES = (Case("keras", "train_keras.py"),)
+CASES = (
+    Case("keras", "train_keras.py"),
+    Case("keras, with the folder of its backup", "train_keras.py", arguments=("--backup",)),
+)
 _HEAD = "| framework | equal to its own record | checkpoints equal by hash (folder/bucket) | kills | owed at the kill | requests lost | pulls | seconds |"
 
 
@@ -46,7 +49,7 @@ def main(chosen: list[str]) -> int:
 
 def _line(case: Case, row: Row, seconds: float) -> str:
     shown = (
-        row.version if case.title in row.version else f"{case.title}: {row.version}",
+        row.version + case.title.removeprefix(row.version.split()[0]),
         row.counted,
         row.checkpoints,
         row.kills,
