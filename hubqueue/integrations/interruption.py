@@ -24,8 +24,8 @@ _TO_RECORD, _LONGEST = 1.0, 2.0
 _UNREACHED = "the training did not reach its end"
 _SEVERAL = ("TORCHELASTIC_RUN_ID", "LOCAL_RANK")
 
-# The runs of this process by their id, and whether only the framework's last callback can finish them.
-_TRAINING: dict[int, tuple[Run, bool]] = {}
+# The runs of this process, and whether only the framework's last callback can finish them.
+_TRAINING: list[tuple[Run, bool]] = []
 
 
 def expect_end(run: Run, *, by_callback: bool) -> None:
@@ -33,20 +33,22 @@ def expect_end(run: Run, *, by_callback: bool) -> None:
 
     With `by_callback` it is also failed if the script reaches its end. If not, the run has finished then, as any run.
     """
-    _TRAINING[id(run)] = (run, by_callback)
+    has_ended(run)
+    _TRAINING.append((run, by_callback))
     _watch_launcher()
 
 
 def has_ended(run: Run) -> None:
-    """The run has ended; nothing is left to do for it."""
-    _TRAINING.pop(id(run), None)
+    """The run has ended, also that of an earlier training which this one has continued; nothing is left to do for it."""
+    same = run.id
+    _TRAINING[:] = [each for each in _TRAINING if each[0] is not run and (same is None or each[0].id != same)]
 
 
 def _at_exit() -> None:
     """Before the callback of the producer, which knows the exception that nobody has caught, and writes it to the run."""
     uncaught = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
     if uncaught is None and not hasattr(sys, "ps1"):
-        _fail([run for run, by_callback in _TRAINING.values() if by_callback], _UNREACHED)
+        _fail([run for run, by_callback in _TRAINING if by_callback], _UNREACHED)
 
 
 def _watch_launcher() -> None:
@@ -59,7 +61,7 @@ def _watch_launcher() -> None:
 
 
 def _terminated(number: int, _frame: FrameType | None) -> None:
-    _fail([run for run, _ in _TRAINING.values()], signal.Signals(number).name)
+    _fail([run for run, _ in _TRAINING], signal.Signals(number).name)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

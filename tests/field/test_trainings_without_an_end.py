@@ -61,6 +61,18 @@ def test_a_training_that_its_callback_has_finished_stays_finished(environ: Mappi
     assert (state, error) == ("finished", None)
 
 
+def test_a_training_that_another_one_has_continued_stays_finished(environ: Mapping[str, str]) -> None:
+    code = """
+again = hubqueue.start_run("small", worker="none", destination="lab", resume=run.id)
+expect_end(again, by_callback=True)
+has_ended(again)
+again.finish(timeout=0)
+"""
+    state, error, _ = ended(environ, code)
+
+    assert (state, error) == ("finished", None)
+
+
 def test_a_loop_without_a_last_callback_ends_with_its_script(environ: Mapping[str, str]) -> None:
     state, error, _ = ended(environ, "", by_callback=False)
 
