@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +38,20 @@ def arguments(*flags: str) -> argparse.Namespace:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     return given
+
+
+def end(rank: int) -> None:
+    """End the training here if `TRAIN_END` says so.
+
+    `error` and `caught`: an exception, which the script catches or not; `interrupt`: Ctrl-C; `rank`: the process of rank 1 dies.
+    """
+    how = os.environ.get("TRAIN_END", "")
+    if how in ("error", "caught"):
+        raise RuntimeError("this training fails on purpose")
+    if how == "interrupt":
+        raise KeyboardInterrupt
+    if how == "rank" and rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def digests(path: Path) -> dict[str, str]:
