@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 from frameworks.received import Received, runs_in
 from frameworks.script import digests
-from stage import environ_of, files_in
+from stage import environ_of, files_in, platform_environ
 
 from hubqueue.domain.errors import ConfigError, InvalidArgument
+from hubqueue.sandbox import Sandbox
 
 pytestmark = pytest.mark.filterwarnings("default")
 L: Any = pytest.importorskip("lightning.pytorch", reason="lightning is not installed: make test-frameworks")
@@ -392,6 +393,28 @@ def test_a_mistake_of_a_person_raises_at_once() -> None:
         HubqueueLogger(destination="nowhere")
     with pytest.raises(InvalidArgument, match="args must be a mapping"):
         HubqueueLogger(args=["lr"])
+
+
+def test_the_training_stops_when_the_hub_asks_for_it(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HUBQUEUE_DEFAULT_DESTINATION")
+    with Sandbox(tmp_path / "hub") as hub:
+        for name, value in platform_environ(home, hub.url).items():
+            monkeypatch.setenv(name, value)
+        logger = HubqueueLogger(worker="thread", model_name="tiny.pt", args={"project": "p"}, timeout=5)
+
+        def act(trainer: Any) -> None:
+            if trainer.current_epoch > 0:
+                logger.run.wait(timeout=30)
+            if trainer.current_epoch == 1:
+                (run_id,) = hub.runs
+                hub.cancel(run_id)
+            threading.Event().wait(0.1)
+
+        trainer = fit(logger, act=act, epochs=300)
+
+    assert trainer.current_epoch < 300
 
 
 # Several processes.

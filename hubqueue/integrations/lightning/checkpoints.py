@@ -14,8 +14,8 @@ from typing import Any
 
 from hubqueue.integrations.cadence import Cadence
 from hubqueue.integrations.framework import guarded
-from hubqueue.integrations.lightning.record import write_record
 from hubqueue.integrations.lightning.writes import CheckpointWrites
+from hubqueue.integrations.record import write_record
 from hubqueue.producer.run import Run
 
 
@@ -65,7 +65,7 @@ class Checkpoints:
         folder = os.path.dirname(path)
         if run.id is not None and self._noted != folder + run.id:
             self._noted = folder + run.id
-            write_record(Path(folder), run.id)
+            write_record(Path(folder), {"run": run.id})
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to this process."""

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from hubqueue.domain.errors import InvalidModel
+from hubqueue.domain.identifier import as_file
 from hubqueue.integrations.framework import check_options, guarded, started
 from hubqueue.integrations.lightning.checkpoints import Checkpoints
 from hubqueue.integrations.lightning.package import Logger, is_main_process
-from hubqueue.integrations.lightning.record import recorded
+from hubqueue.integrations.record import read_record
 from hubqueue.producer.called_with import check_start
 from hubqueue.producer.ending.departure import Departure, departure
 from hubqueue.producer.run import Run
@@ -133,7 +134,8 @@ class HubqueueLogger(Logger):
             return
         timeout = self._timeout
         if status != "success":
-            how = departure(sys.exception() or RuntimeError())
+            error = sys.exception()
+            how = Departure("failed") if error is None else departure(error)
             timeout = min(timeout, how.timeout, _TO_FAIL)
         self._checkpoints.complete(self._timeout)
         self.run, self._last_id = None, run.id
@@ -163,14 +165,14 @@ class HubqueueLogger(Logger):
         model = self._model or ("model" if module is None else type(module).__name__)
         known = self._last_id or self._options.get("resume")
         if known is None and resumed_from is not None:
-            known = recorded(Path(resumed_from).parent)
+            known = read_record(Path(resumed_from).parent).get("run")
         options = {**self._options, "resume": known}
         try:
             self.run = started(model, self._args, options)
         except InvalidModel:
             if self._model is not None:
                 raise
-            self.run = started(f"{model}.pt", self._args, options)  # a hub registers only a model's file
+            self.run = started(as_file(model), self._args, options)  # a hub registers only a model's file
 
     def _stop_if_cancelled(self, run: Run) -> None:
         trainer, now = self._trainer(), time.monotonic()
@@ -179,7 +181,7 @@ class HubqueueLogger(Logger):
             return
         self._check_at = now + _CHECK
         if run.cancelled and not trainer.should_stop:
-            _LOG.warning("run %s: the destination asks to stop the training", run.id)
+            _LOG.warning("run %s: the hub asks to stop the training", run.id)
             trainer.should_stop = True
 
 
