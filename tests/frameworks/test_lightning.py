@@ -392,7 +392,7 @@ def test_a_mistake_of_a_person_raises_at_once() -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         HubqueueLogger(destination="nowhere")
     with pytest.raises(InvalidArgument, match="args must be a mapping"):
-        HubqueueLogger(args=["lr"])
+        HubqueueLogger(args=["rate"])
 
 
 def test_the_training_stops_when_the_hub_asks_for_it(

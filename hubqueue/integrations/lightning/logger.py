@@ -61,7 +61,11 @@ class HubqueueLogger(Logger):
         **options: Any,
     ) -> None:
         super().__init__()
-        self._model, self._args, self._options = model_name, dict(args or {}), {**options, "name": name}
+        self._options = {**options, "name": name}
+        if is_main_process():
+            check_start(model_name or "model", args, options.get("worker", "auto"))
+            check_options("HubqueueLogger", self._options)
+        self._model, self._args = model_name, dict(args or {})
         self._timeout = timeout
         self._name = name or model_name or "hubqueue"
         self._version = version or f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -72,9 +76,6 @@ class HubqueueLogger(Logger):
         self._checkpoints = Checkpoints(archive=archive)
         # A weak reference, because a finished trainer holds GPU memory.
         self._trainer: Callable[[], Any] = _no_trainer
-        if is_main_process():
-            check_start(model_name or "model", args, options.get("worker", "auto"))
-            check_options("HubqueueLogger", self._options)
 
     @property
     def name(self) -> str:

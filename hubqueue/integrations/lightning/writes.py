@@ -61,6 +61,8 @@ class CheckpointWrites:
             with self._changed:
                 due = self._due.get(name)
                 copy = due.popleft() if due else None
+                if not due:
+                    self._due.pop(name, None)
                 self._open[name] -= 1
                 self._copied[name] += 1
             if is_written and copy is not None:
