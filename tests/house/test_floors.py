@@ -25,6 +25,8 @@ DECLARATIONS = {
     "hubqueue/destinations/mlflow",
     "hubqueue/destinations/platform",
     "hubqueue/destinations/s3",
+    "hubqueue/integrations/keras",
+    "hubqueue/integrations/lightning",
     "hubqueue/integrations/ultralytics",
     "hubqueue/sandbox",
     "hubqueue/testing",
