@@ -10,6 +10,7 @@ ULTRALYTICS := .venv-ultralytics
 OLDEST := .venv-oldest
 MLFLOW := .venv-mlflow-2 .venv-mlflow-3
 BENCH := .venv-bench
+FRAMEWORKS_VENV := .venv-frameworks
 # The CPU build of torch; of torchvision only the Python code is used, so any build works.
 TORCH ?= torch==2.13.0+cpu torchvision==0.28.0
 
@@ -23,7 +24,7 @@ PYTEST := $(BIN)/python -m pytest
 IN_MEMORY := $(shell test -w /dev/shm && test "$$(df -Pk /dev/shm | awk 'END {print $$4}')" -gt 4000000 && echo yes)
 IN_SCRATCH := $(if $(IN_MEMORY),export TMPDIR=$$(mktemp -d /dev/shm/hubqueue-tests-XXXXXX); trap 'rm -rf "$$TMPDIR"' EXIT INT TERM;)
 
-.PHONY: help demo test test-slow test-destinations test-oldest soak test-ultralytics torture bench lint format reference wheel clean
+.PHONY: help demo test test-slow test-destinations test-oldest soak test-ultralytics test-frameworks torture bench lint format reference wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list.
@@ -89,6 +90,18 @@ $(ULTRALYTICS)/.installed: pyproject.toml constraints.txt tests/trainings/requir
 test-ultralytics: $(STAMP) $(ULTRALYTICS)/.installed ## Train with three versions of ultralytics, hub outages, and kill -9.
 	@PYTHONPATH=tests $(BIN)/python -m trainings
 
+$(FRAMEWORKS_VENV)/.installed: pyproject.toml constraints.txt tests/frameworks/requirements.txt
+	@echo "installing into $(FRAMEWORKS_VENV) (about 2 GB)"
+	@test -x $(FRAMEWORKS_VENV)/bin/python || $(PYTHON) -m venv $(FRAMEWORKS_VENV)
+	@# The CPU build of torch comes first: a framework would install another one.
+	@for each in "-c constraints.txt -e .[s3]" "$(firstword $(TORCH))" "-r tests/frameworks/requirements.txt"; do \
+		$(FRAMEWORKS_VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input install $$each \
+			2>$(FRAMEWORKS_VENV)/install.log || { cat $(FRAMEWORKS_VENV)/install.log >&2; exit 1; }; done
+	@touch $@
+
+test-frameworks: $(STAMP) $(FRAMEWORKS_VENV)/.installed ## Train with each framework, outages, kill -9 and resume (FRAMEWORKS="keras lightning").
+	@PYTHONPATH=tests $(BIN)/python -m frameworks $(FRAMEWORKS)
+
 torture: $(STAMP) ## Kills, power cuts, bad peers and bad disks (TORTURE=full: the published figures).
 	@PYTHONPATH=tests $(BIN)/python -m torture
 
@@ -120,4 +133,4 @@ wheel: $(STAMP) ## Build the wheel into dist/.
 	@$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean: ## Remove the environments and everything that was built.
-	@rm -rf $(VENV) $(OLDEST) $(ULTRALYTICS) $(MLFLOW) $(BENCH) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(OLDEST) $(ULTRALYTICS) $(MLFLOW) $(BENCH) $(FRAMEWORKS_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -37,4 +37,5 @@ def test_what_is_imported_is_declared() -> None:
 
     # Extras, and packages that are used only if the training has them.
     extras = {"psycopg", "pytest", "boto3", "botocore", "huggingface_hub"}
-    assert foreign - extras - {"ultralytics", "torch", "numpy"} <= set(_declared())
+    frameworks = {"accelerate", "keras", "lightning", "pytorch_lightning", "transformers"}
+    assert foreign - extras - frameworks - {"ultralytics", "torch", "numpy"} <= set(_declared())

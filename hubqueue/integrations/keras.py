@@ -1,0 +1,247 @@
+"""`HubqueueCallback`: saves the metrics and the checkpoints of `model.fit` of Keras 3.
+
+    saving = keras.callbacks.ModelCheckpoint("out/model-{epoch:02d}.keras")
+    model.fit(x, y, epochs=10, callbacks=[saving, HubqueueCallback(saving, destination="lab")])
+
+Promises: the metrics of an epoch, and the checkpoint that was written in it, are on the disk before the next epoch begins. No
+error in here reaches the training. A training that is resumed (its first epoch is not 0) continues the same run. Only the main
+process of a training sends. Keras has no callback for a training that fails: the run then ends as failed at the end of the
+script, at the end of a `with` block of the callback, or at its next `fit`.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import string
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from hubqueue.domain.errors import InvalidArgument
+from hubqueue.integrations.cadence import Cadence
+from hubqueue.integrations.framework import check_options, guarded, is_main_process, not_installed, started
+from hubqueue.producer.ending.departure import Departure, departure
+from hubqueue.producer.metrics import Lenient
+from hubqueue.producer.run import Run
+from hubqueue.producer.survival import logger
+
+try:
+    import keras
+except ModuleNotFoundError as error:
+    if error.name != "keras":
+        raise
+    raise not_installed("keras", "keras") from None
+
+# Seconds that the start of a further training waits at most for the run of one that has failed.
+_TO_FAIL = 2.0
+_LOG = logger()
+
+
+class HubqueueCallback(keras.callbacks.Callback):
+    """Saves each `fit` as a run. `run` is that of the current one, None outside of it.
+
+    `checkpoints` are what the training writes: a `ModelCheckpoint`, a `BackupAndRestore`, a path with or without the placeholders
+    of `ModelCheckpoint`, or a list of these. After each epoch the newest one that has changed is saved; copies take at most 5 %
+    of the training's time. With `save` the callback saves the whole model as `model.keras`, without a file in the training's
+    folder. `timeout` is how many seconds the end of the training waits for its uploads; the worker sends the rest. `model_name`
+    is the model's name (default: `model.name`), `args` are added to those of the training. `options` are those of `start_run`.
+    Raises `InvalidArgument` and `ConfigError` for what only the caller can fix, at once.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Any = (),
+        *,
+        save: bool = False,
+        timeout: float = 30.0,
+        model_name: str | None = None,
+        args: Mapping[str, object] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        check_options("HubqueueCallback", options)
+        several = isinstance(checkpoints, Sequence) and not isinstance(checkpoints, str)
+        self.run: Run | None = None
+        self._watched = [_Watched(each) for each in (checkpoints if several else [checkpoints])]
+        self._saves, self._timeout, self._options = save, timeout, options
+        self._name, self._args = model_name, dict(args or {})
+        self._sends, self._has_begun, self._epoch = False, False, -1
+        self._cadence, self._lenient = Cadence(), Lenient()
+
+    # In the order of a training.
+
+    @guarded
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._leave(Departure("failed", timeout=_TO_FAIL))  # an earlier training that did not reach its end
+        process = os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", "0")
+        self._sends, self._has_begun = is_main_process() and process == "0", False
+        self._lenient = Lenient()
+        for each in self._watched:
+            each.changed()  # what an earlier training has written is not of this one
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        if self._sends and not self._has_begun:
+            # Not earlier: only here it is known whether the training is resumed.
+            self._has_begun = True
+            resume = {"resume": self._recorded()} if epoch else {}
+            self.run = started(
+                self._name or str(self.model.name),
+                self._arguments() or self._args,
+                {**resume, **self._options},
+            )
+        else:
+            self._save_written()  # by a callback behind this one in the list
+        self._epoch = epoch
+        self._write_record()
+
+    @guarded
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        if self.run is None:
+            return
+        if kept := self._lenient.kept(logs or {}):
+            self.run.log_metrics(kept, epoch=epoch)
+        self._save_written()
+        if self._saves and self._cadence.is_due:
+            self._cadence.timed(self._save_model)
+        self._write_record()
+        if self.run.cancelled and not self.model.stop_training:
+            _LOG.warning("run %s: the destination asks to stop the training", self.run.id)
+            self.model.stop_training = True
+
+    @guarded
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self.run is None:
+            return
+        try:
+            self._save_final()
+        finally:
+            run, self.run = self.run, None
+            run.finish(timeout=self._timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave(departure(error))
+
+    # The run.
+
+    @guarded
+    def _arguments(self) -> dict[str, object]:
+        """The arguments of `fit` and the optimizer, as far as Keras knows them."""
+        params = {name: value for name, value in (self.params or {}).items() if name != "verbose"}
+        optimizer = self.model.optimizer
+        found = {"optimizer": optimizer.get_config()} if optimizer is not None else {}
+        size = {"parameters": self.model.count_params()} if self.model.built else {}
+        return {**params, **found, **size, **self._args}
+
+    def _recorded(self) -> str | None:
+        """The id of the run whose training is resumed; None where no file names it."""
+        for each in self._watched:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                return str(json.loads(each.record.read_text(encoding="utf-8"))["run"])
+        return None
+
+    @guarded
+    def _write_record(self) -> None:
+        if self.run is None or self.run.id is None or self._recorded() == self.run.id:
+            return
+        for each in self._watched:
+            each.record.parent.mkdir(parents=True, exist_ok=True)
+            part = each.record.with_name(f"{each.record.name}.part")
+            part.write_text(json.dumps({"run": self.run.id}) + "\n", encoding="utf-8")
+            part.replace(each.record)
+
+    @guarded
+    def _leave(self, how: Departure) -> None:
+        """End the run of a training that did not reach its end."""
+        run, self.run = self.run, None
+        if run is not None:
+            run.finish(timeout=min(self._timeout, how.timeout), status=how.status, error=how.error)
+
+    # Its checkpoints.
+
+    @guarded
+    def _save_written(self) -> None:
+        """Save what was written since the last time, under the number of the current epoch."""
+        for each in self._watched if self.run is not None else ():
+            if each.cadence.is_due and (found := each.changed()) is not None:
+                each.epoch = self._epoch
+                each.cadence.timed(partial(self._save, found, is_best=each.is_best))
+
+    def _save_final(self) -> None:
+        """Save what the training leaves: the best model that it has written, else the last one."""
+        if self._saves:
+            self._save_model(final=True)
+            return
+        for each in sorted(self._watched, key=lambda each: not each.is_best):
+            if (found := each.newest()) is not None:
+                epoch = self._epoch if each.changed() else each.epoch
+                self._save(found, epoch=epoch, final=True)
+                return
+
+    def _save_model(self, *, final: bool = False) -> None:
+        with tempfile.TemporaryDirectory(prefix="hubqueue-keras-") as folder:
+            path = Path(folder, "model.keras")
+            self.model.save(path)
+            self._save(path, final=final)
+
+    def _save(
+        self, path: Path, *, epoch: int | None = None, is_best: bool = False, final: bool = False
+    ) -> None:
+        if self.run is not None:
+            number = self._epoch if epoch is None else epoch
+            self.run.save_checkpoint(path, epoch=number, is_best=is_best, final=final)
+
+
+class _Watched:
+    """The checkpoints of one callback of Keras, or below one path. `epoch` is that of the one which was saved last."""
+
+    def __init__(self, given: Any) -> None:
+        written = getattr(given, "backup_dir", None) or getattr(given, "filepath", given)
+        if not isinstance(written, str | os.PathLike) or "://" in os.fspath(written):
+            hint = "give a ModelCheckpoint, a BackupAndRestore, a path on this machine, or a list of these"
+            raise InvalidArgument(
+                f"HubqueueCallback cannot find the checkpoints of {type(given).__name__}", hint=hint
+            )
+        fields = list(string.Formatter().parse(os.fspath(written)))
+        self._pattern = "".join(
+            glob.escape(text) + ("" if field is None else "*") for text, field, _, _ in fields
+        )
+        # Beside the checkpoints: the run that a resumed training continues.
+        self.record = Path("".join(text for text, _, _, _ in fields) + ".hubqueue.json")
+        self.is_best = bool(getattr(given, "save_best_only", False))
+        self.cadence, self.epoch = Cadence(), 0
+        self._seen: dict[Path, object] = {}
+
+    def changed(self) -> Path | None:
+        """The newest checkpoint, if it has changed since the last call."""
+        before, self._seen = self._seen, {each: _state(each) for each in self._found()}
+        newest = self.newest()
+        return None if newest is None or before.get(newest) == self._seen.get(newest) else newest
+
+    def newest(self) -> Path | None:
+        """The checkpoint that was written last; None if there is none."""
+        return max(self._found(), key=_state, default=None)
+
+    def _found(self) -> list[Path]:
+        return [each for each in map(Path, glob.glob(self._pattern)) if _state(each)]
+
+
+def _state(path: Path) -> list[tuple[int, int, str]]:
+    """What changes when a file, or a folder's file, is written: newest first. Empty for an empty folder."""
+    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    found = []
+    for each in files:
+        with suppress(OSError):  # deleted meanwhile
+            state = each.stat()
+            found.append((state.st_mtime_ns, state.st_size, str(each)))
+    return sorted(found, reverse=True)

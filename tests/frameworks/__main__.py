@@ -1,0 +1,62 @@
+"""Real trainings of each framework with hubqueue's integration: destinations that are down half the time, a kill -9, a resume.
+
+    make test-frameworks
+    make test-frameworks FRAMEWORKS=keras
+
+Each training is a separate process, in an environment with the CPU build of torch. After its end, when everything is
+delivered, each destination must have what the framework itself has recorded: every number of every epoch or step, and the files
+of every checkpoint byte for byte. It prints a table.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from frameworks.received import Failed
+from frameworks.stage import OUTAGE, Case, Row, Training
+
+CASES = (Case("keras", "train_keras.py"),)
+_HEAD = "| framework | equal to its own record | checkpoints equal by hash (folder/bucket) | kills | owed at the kill | requests lost | pulls | seconds |"
+
+
+def main(chosen: list[str]) -> int:
+    """Run the cases whose title contains one of the given words (default: all). Returns the number of failures."""
+    rows, failed = [_HEAD, "|---" * (_HEAD.count("|") - 1) + "|"], 0
+    print(f"the bucket and MLflow are {OUTAGE:g} s down and {OUTAGE:g} s up; each training is killed once")
+    for case in CASES:
+        if chosen and not any(word in case.title for word in chosen):
+            continue
+        with tempfile.TemporaryDirectory(prefix="hubqueue-framework-") as folder:
+            started, training = time.monotonic(), Training(case, Path(folder))
+            try:
+                rows.append(_line(case, training.run(), time.monotonic() - started))
+                print(f"ok      {case.title}", flush=True)
+            except (Failed, AssertionError) as error:
+                failed += 1
+                print(f"FAILED  {case.title}: {error}\n{training.output()}", flush=True)
+            finally:
+                training.close()
+    print("\n".join(rows))
+    print(f"{failed} failed")
+    return failed
+
+
+def _line(case: Case, row: Row, seconds: float) -> str:
+    shown = (
+        row.version if case.title in row.version else f"{case.title}: {row.version}",
+        row.counted,
+        row.checkpoints,
+        row.kills,
+        row.owed,
+        row.refused,
+        row.pulls,
+        f"{seconds:.0f}",
+    )
+    return f"| {' | '.join(map(str, shown))} |"
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(sys.argv[1:]), 1))
