@@ -94,12 +94,13 @@ $(FRAMEWORKS_VENV)/.installed: pyproject.toml constraints.txt tests/frameworks/r
 	@echo "installing into $(FRAMEWORKS_VENV) (about 2 GB)"
 	@test -x $(FRAMEWORKS_VENV)/bin/python || $(PYTHON) -m venv $(FRAMEWORKS_VENV)
 	@# The CPU build of torch comes first: a framework would install another one.
-	@for each in "-c constraints.txt -e .[s3]" "$(firstword $(TORCH))" "-r tests/frameworks/requirements.txt"; do \
+	@for each in "-c constraints.txt -e .[s3]" "$(firstword $(TORCH))" "-c constraints.txt -r tests/frameworks/requirements.txt"; do \
 		$(FRAMEWORKS_VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input install $$each \
 			2>$(FRAMEWORKS_VENV)/install.log || { cat $(FRAMEWORKS_VENV)/install.log >&2; exit 1; }; done
 	@touch $@
 
 test-frameworks: $(STAMP) $(FRAMEWORKS_VENV)/.installed ## Train with each framework, outages, kill -9 and resume (FRAMEWORKS="keras lightning").
+	@$(FRAMEWORKS_VENV)/bin/python -m pytest tests/frameworks $(PYTEST_OPTIONS)
 	@PYTHONPATH=tests $(BIN)/python -m frameworks $(FRAMEWORKS)
 
 torture: $(STAMP) ## Kills, power cuts, bad peers and bad disks (TORTURE=full: the published figures).

@@ -31,6 +31,12 @@ def is_model_file(written: str) -> bool:
     return written.endswith(FILE_SUFFIXES) and stem != "" and "\0" not in written
 
 
+def as_file(name: str) -> str:
+    """A model's name as the name of a file, which a hub accepts for registration: `org/bert` becomes `bert.pt`."""
+    stem = re.sub(r"[^\w.-]+", "-", re.split(r"[/\\]", name.rstrip("/\\"))[-1]).strip("-.") or "model"
+    return stem if stem.endswith(FILE_SUFFIXES) else f"{stem}.pt"
+
+
 def printable(filename: str) -> str:
     """The name of a file as a hub can show it: control characters and bytes that are no text become U+FFFD."""
     return "".join(each if each.isprintable() else "\ufffd" for each in filename)

@@ -15,10 +15,23 @@ import tempfile
 import time
 from pathlib import Path
 
+from frameworks.ends import check, ends_of
 from frameworks.received import Failed
 from frameworks.stage import OUTAGE, Case, Row, Training
 
-CASES = (Case("keras", "train_keras.py"),)
+# Two processes on the CPU. `--cpu` would start one, unless there is mpirun.
+LAUNCH = (
+    *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+)
+CASES = (
+    Case("keras", "train_keras.py"),
+    Case("keras, with the folder of its backup", "train_keras.py", arguments=("--backup",)),
+    Case("transformers", "train_transformers.py"),
+    Case("transformers, 2 processes", "train_transformers.py", LAUNCH),
+    Case("accelerate", "train_accelerate.py"),
+    Case("accelerate, 2 processes", "train_accelerate.py", LAUNCH),
+)
 _HEAD = "| framework | equal to its own record | checkpoints equal by hash (folder/bucket) | kills | owed at the kill | requests lost | pulls | seconds |"
 
 
@@ -39,6 +52,15 @@ def main(chosen: list[str]) -> int:
                 print(f"FAILED  {case.title}: {error}\n{training.output()}", flush=True)
             finally:
                 training.close()
+    for end in ends_of(LAUNCH):
+        if chosen and not any(word in end.title for word in chosen):
+            continue
+        with tempfile.TemporaryDirectory(prefix="hubqueue-framework-") as folder:
+            try:
+                print(f"ok      {end.title}: {check(end, Path(folder))}", flush=True)
+            except (Failed, AssertionError) as error:
+                failed += 1
+                print(f"FAILED  {end.title}: {error}", flush=True)
     print("\n".join(rows))
     print(f"{failed} failed")
     return failed
@@ -46,7 +68,7 @@ def main(chosen: list[str]) -> int:
 
 def _line(case: Case, row: Row, seconds: float) -> str:
     shown = (
-        row.version if case.title in row.version else f"{case.title}: {row.version}",
+        row.version + case.title.removeprefix(row.version.split()[0]),
         row.counted,
         row.checkpoints,
         row.kills,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +18,11 @@ from typing import Any, Literal
 PAUSE = 0.2  # seconds
 
 
-def arguments() -> argparse.Namespace:
-    """`out`, `epochs`, `resume`, `resume_from` (None, or what `hubqueue pull` has printed), `destination` (a list of names)."""
+def arguments(*flags: str) -> argparse.Namespace:
+    """`out`, `epochs`, `resume`, `resume_from` (None, or what `hubqueue pull` has printed), `destination` (a list of names).
+
+    `flags` are further ones, which a case gives to its script.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True, help="the folder of the training")
     parser.add_argument(
@@ -28,9 +33,25 @@ def arguments() -> argparse.Namespace:
         "--resume-from", type=Path, help="a checkpoint, out of a destination, to continue from"
     )
     parser.add_argument("--destination", action="append", help="the name of a destination, repeatable")
+    for each in flags:
+        parser.add_argument(each, action="store_true")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     return given
+
+
+def end(rank: int) -> None:
+    """End the training here if `TRAIN_END` says so.
+
+    `error` and `caught`: an exception, which the script catches or not; `interrupt`: Ctrl-C; `rank`: the process of rank 1 dies.
+    """
+    how = os.environ.get("TRAIN_END", "")
+    if how in ("error", "caught"):
+        raise RuntimeError("this training fails on purpose")
+    if how == "interrupt":
+        raise KeyboardInterrupt
+    if how == "rank" and rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def digests(path: Path) -> dict[str, str]:

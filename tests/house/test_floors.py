@@ -25,6 +25,7 @@ DECLARATIONS = {
     "hubqueue/destinations/mlflow",
     "hubqueue/destinations/platform",
     "hubqueue/destinations/s3",
+    "hubqueue/integrations/keras",
     "hubqueue/integrations/ultralytics",
     "hubqueue/sandbox",
     "hubqueue/testing",

@@ -8,6 +8,7 @@ import pytest
 
 from hubqueue.destinations.hub.identifier import Identifier, parse
 from hubqueue.domain.errors import InvalidModel
+from hubqueue.domain.identifier import as_file
 
 WEB = "https://hub.ultralytics.com"
 ID = "AbcDEF0123456789wxyz"
@@ -166,3 +167,18 @@ def test_a_typo_beside_a_key_with_special_characters_does_not_reveal_the_key() -
         parse(f"{key}_abcdefghij012345678", web_url="https://hub.ultralytics.com")
 
     assert key[:8] not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("yolov8n.pt", "yolov8n.pt"),
+        ("google/bert base", "bert-base.pt"),
+        ("C:\\models\\small.yaml", "small.yaml"),
+        ("out/run-1/", "run-1.pt"),
+        ("...", "model.pt"),
+        ("", "model.pt"),
+    ],
+)
+def test_any_name_of_a_model_can_be_that_of_a_file(name: str, file: str) -> None:
+    assert as_file(name) == file

@@ -28,7 +28,9 @@ from hubqueue.config.home import Home
 from hubqueue.config.names import did_you_mean
 from hubqueue.config.registry import declaration
 from hubqueue.domain.errors import InvalidArgument, InvalidModel
+from hubqueue.domain.identifier import as_file
 from hubqueue.integrations.cadence import Cadence
+from hubqueue.integrations.record import write_record
 from hubqueue.integrations.ultralytics import trainer_facts as facts
 from hubqueue.integrations.ultralytics.console_lines import ConsoleLines
 from hubqueue.integrations.ultralytics.end_facts import results
@@ -213,7 +215,7 @@ class Attachment:
             hint = "start the script with torchrun, with attach in it"
             _LOG.warning("a training on several GPUs runs in other processes, so it is not sent (%s)", hint)
             return
-        known = facts.read_record(trainer, [each.record for each in self._declared if each.record])
+        known = facts.recorded(trainer, [each.record for each in self._declared if each.record])
         name = self._name or known.get("model") or facts.model_name(trainer)
         # The id at one hub says nothing to another one; a training that this package began is found by its run.
         model = name if len(self._declared) > 1 else known.get("remote_id") or name
@@ -222,7 +224,7 @@ class Attachment:
         try:
             self.run = start_run(model, args=args, **options)
         except InvalidModel:
-            self.run = start_run(facts.as_file(name), args=args, **options)
+            self.run = start_run(as_file(name), args=args, **options)
         self._lenient = Lenient()
         self._in_epoch, self._last_epoch = False, int(getattr(trainer, "start_epoch", 0) or 0) - 1
         self._name_of_run = name
@@ -260,8 +262,9 @@ class Attachment:
     def _write_record(self, trainer: Any) -> None:
         if self.run is not None and self.run.id is not None:
             remote_id = self.run.remote_id if len(self._declared) == 1 else None
-            facts.write_record(
-                trainer, {"run": self.run.id, "model": self._name_of_run, "remote_id": remote_id}
+            write_record(
+                Path(trainer.save_dir),
+                {"run": self.run.id, "model": self._name_of_run, "remote_id": remote_id},
             )
 
     def _leave(self, how: Departure) -> None:

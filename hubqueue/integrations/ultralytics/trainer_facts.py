@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hubqueue.config.declaration import Destination
 from hubqueue.config.filesystem.ownership import read_small
-from hubqueue.domain.identifier import FILE_SUFFIXES
+from hubqueue.integrations.record import read_record
 from hubqueue.producer.survival import logger
 
 _LOG = logger()
-# A file in the folder of the training that names its run, so that a resumed training continues that run.
-RECORD = "hubqueue.json"
 _MEAN_PRECISION = re.compile(r"metrics/mAP50-95\([BMP]\)")
 
 
@@ -36,12 +32,6 @@ def arguments(trainer: Any) -> dict[str, object]:
 def model_name(trainer: Any) -> str:
     """The model file that the training started with, such as `yolov8n.pt`."""
     return str(getattr(trainer.args, "model", None) or "model.pt")
-
-
-def as_file(name: str) -> str:
-    """A model's name as a file name that a hub accepts for registration."""
-    stem = re.sub(r"[^\w.-]+", "-", Path(name).name).strip("-.") or "model"
-    return stem if stem.endswith(FILE_SUFFIXES) else f"{stem}.pt"
 
 
 def spawns_processes(trainer: Any) -> bool:
@@ -103,7 +93,7 @@ def progress(trainer: Any, batches: int) -> dict[str, str]:
     return {"training": f"epoch {epoch}/{epochs}: {percent}% {batches}/{total} batches"}
 
 
-def read_record(trainer: Any, others: Iterable[str]) -> dict[str, str]:
+def recorded(trainer: Any, others: Iterable[str]) -> dict[str, str]:
     """The recorded run of a resumed training: `run`, `model` and, once known, `remote_id`; empty for a new training.
 
     If the training started with the package's own callback for Platform, that callback's record has the model's id: `others`
@@ -112,32 +102,12 @@ def read_record(trainer: Any, others: Iterable[str]) -> dict[str, str]:
     if not getattr(trainer.args, "resume", False):
         return {}
     folder = Path(trainer.save_dir)
-    with contextlib.suppress(OSError, ValueError):
-        record = json.loads(read_small(folder / RECORD))
-        if isinstance(record, dict):
-            return {name: text for name, text in record.items() if isinstance(text, str)}
+    if record := read_record(folder):
+        return record
     for each in others:
         with contextlib.suppress(OSError, ValueError):
             return {"remote_id": read_small(folder / each).decode("utf-8").strip()}
     return {}
-
-
-def write_record(trainer: Any, record: Mapping[str, str | None]) -> None:
-    """Record the run of this training. The file is written only when something has changed."""
-    path = Path(trainer.save_dir) / RECORD
-    text = json.dumps({name: value for name, value in record.items() if value}, indent=2) + "\n"
-    with contextlib.suppress(OSError):
-        if read_small(path) == text.encode():
-            return
-    draft = path.with_name(f".{RECORD}.{secrets.token_hex(4)}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        _LOG.warning(
-            "if this training is resumed, it will be a new run: cannot write %s: %s", path, error.strerror
-        )
 
 
 def _model_info(trainer: Any) -> dict[str, object]:

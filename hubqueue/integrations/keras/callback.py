@@ -11,10 +11,8 @@ script, at the end of a `with` block of the callback, or at its next `fit`.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import string
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hubqueue.domain.errors import InvalidArgument
 from hubqueue.integrations.cadence import Cadence
 from hubqueue.integrations.framework import check_options, guarded, is_main_process, not_installed, started
+from hubqueue.integrations.keras.written_files import WrittenFiles
 from hubqueue.producer.ending.departure import Departure, departure
 from hubqueue.producer.metrics import Lenient
 from hubqueue.producer.run import Run
@@ -68,28 +66,29 @@ class HubqueueCallback(keras.callbacks.Callback):
         check_options("HubqueueCallback", options)
         several = isinstance(checkpoints, Sequence) and not isinstance(checkpoints, str)
         self.run: Run | None = None
-        self._watched = [_Watched(each) for each in (checkpoints if several else [checkpoints])]
+        self._watched = [WrittenFiles(each) for each in (checkpoints if several else [checkpoints])]
         self._saves, self._timeout, self._options = save, timeout, options
         self._name, self._args = model_name, dict(args or {})
         self._sends, self._has_begun, self._epoch = False, False, -1
+        self._last_id: str | None = None
         self._cadence, self._lenient = Cadence(), Lenient()
 
     # In the order of a training.
 
     @guarded
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        self._leave(Departure("failed", timeout=_TO_FAIL))  # an earlier training that did not reach its end
+        self._leave(Departure("failed", timeout=_TO_FAIL))  # an earlier training that was interrupted
         process = os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", "0")
         self._sends, self._has_begun = is_main_process() and process == "0", False
         self._lenient = Lenient()
         for each in self._watched:
-            each.changed()  # what an earlier training has written is not of this one
+            each.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self._sends and not self._has_begun:
             # Not earlier: only here it is known whether the training is resumed.
             self._has_begun = True
-            resume = {"resume": self._recorded()} if epoch else {}
+            resume = {"resume": self._recorded() or self._last_id} if epoch else {}
             self.run = started(
                 self._name or str(self.model.name),
                 self._arguments() or self._args,
@@ -152,8 +151,9 @@ class HubqueueCallback(keras.callbacks.Callback):
 
     @guarded
     def _write_record(self) -> None:
-        if self.run is None or self.run.id is None or self._recorded() == self.run.id:
+        if self.run is None or self.run.id is None or self.run.id == self._last_id:
             return
+        self._last_id = self.run.id
         for each in self._watched:
             each.record.parent.mkdir(parents=True, exist_ok=True)
             part = each.record.with_name(f"{each.record.name}.part")
@@ -162,86 +162,42 @@ class HubqueueCallback(keras.callbacks.Callback):
 
     @guarded
     def _leave(self, how: Departure) -> None:
-        """End the run of a training that did not reach its end."""
-        run, self.run = self.run, None
-        if run is not None:
+        """End the run of a training that did not reach its end, with the last checkpoint that it has written."""
+        if self.run is None:
+            return
+        try:
+            self._save_written(all=True)
+        finally:
+            run, self.run = self.run, None
             run.finish(timeout=min(self._timeout, how.timeout), status=how.status, error=how.error)
 
     # Its checkpoints.
 
     @guarded
-    def _save_written(self) -> None:
-        """Save what was written since the last time, under the number of the current epoch."""
+    def _save_written(self, *, all: bool = False) -> None:
+        """Save what was written since the last time: what is due, or all."""
         for each in self._watched if self.run is not None else ():
-            if each.cadence.is_due and (found := each.changed()) is not None:
-                each.epoch = self._epoch
-                each.cadence.timed(partial(self._save, found, is_best=each.is_best))
+            path = each.unsaved(self._epoch)
+            if path is not None and (all or each.cadence.is_due):
+                each.cadence.timed(partial(self._save, path, each.epoch, is_best=each.is_best))
+                each.is_saved = True
 
     def _save_final(self) -> None:
         """Save what the training leaves: the best model that it has written, else the last one."""
         if self._saves:
             self._save_model(final=True)
-            return
-        for each in sorted(self._watched, key=lambda each: not each.is_best):
-            if (found := each.newest()) is not None:
-                epoch = self._epoch if each.changed() else each.epoch
-                self._save(found, epoch=epoch, final=True)
+        for each in sorted(self._watched, key=lambda each: not each.is_best) if not self._saves else ():
+            path = each.unsaved(self._epoch) or each.newest()
+            if path is not None and each.epoch is not None:
+                self._save(path, each.epoch, final=True)
                 return
 
     def _save_model(self, *, final: bool = False) -> None:
         with tempfile.TemporaryDirectory(prefix="hubqueue-keras-") as folder:
             path = Path(folder, "model.keras")
             self.model.save(path)
-            self._save(path, final=final)
+            self._save(path, self._epoch, final=final)
 
-    def _save(
-        self, path: Path, *, epoch: int | None = None, is_best: bool = False, final: bool = False
-    ) -> None:
+    def _save(self, path: Path, epoch: int | None, **kind: bool) -> None:
         if self.run is not None:
-            number = self._epoch if epoch is None else epoch
-            self.run.save_checkpoint(path, epoch=number, is_best=is_best, final=final)
-
-
-class _Watched:
-    """The checkpoints of one callback of Keras, or below one path. `epoch` is that of the one which was saved last."""
-
-    def __init__(self, given: Any) -> None:
-        written = getattr(given, "backup_dir", None) or getattr(given, "filepath", given)
-        if not isinstance(written, str | os.PathLike) or "://" in os.fspath(written):
-            hint = "give a ModelCheckpoint, a BackupAndRestore, a path on this machine, or a list of these"
-            raise InvalidArgument(
-                f"HubqueueCallback cannot find the checkpoints of {type(given).__name__}", hint=hint
-            )
-        fields = list(string.Formatter().parse(os.fspath(written)))
-        self._pattern = "".join(
-            glob.escape(text) + ("" if field is None else "*") for text, field, _, _ in fields
-        )
-        # Beside the checkpoints: the run that a resumed training continues.
-        self.record = Path("".join(text for text, _, _, _ in fields) + ".hubqueue.json")
-        self.is_best = bool(getattr(given, "save_best_only", False))
-        self.cadence, self.epoch = Cadence(), 0
-        self._seen: dict[Path, object] = {}
-
-    def changed(self) -> Path | None:
-        """The newest checkpoint, if it has changed since the last call."""
-        before, self._seen = self._seen, {each: _state(each) for each in self._found()}
-        newest = self.newest()
-        return None if newest is None or before.get(newest) == self._seen.get(newest) else newest
-
-    def newest(self) -> Path | None:
-        """The checkpoint that was written last; None if there is none."""
-        return max(self._found(), key=_state, default=None)
-
-    def _found(self) -> list[Path]:
-        return [each for each in map(Path, glob.glob(self._pattern)) if _state(each)]
-
-
-def _state(path: Path) -> list[tuple[int, int, str]]:
-    """What changes when a file, or a folder's file, is written: newest first. Empty for an empty folder."""
-    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
-    found = []
-    for each in files:
-        with suppress(OSError):  # deleted meanwhile
-            state = each.stat()
-            found.append((state.st_mtime_ns, state.st_size, str(each)))
-    return sorted(found, reverse=True)
+            self.run.save_checkpoint(path, epoch=epoch, **kind)
