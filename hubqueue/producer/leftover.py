@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from hubqueue.domain.entry import Kind
 from hubqueue.domain.errors import HubqueueError
 from hubqueue.domain.quantities import plural, size
+from hubqueue.domain.redact import clean
 from hubqueue.outbox.addresses import Address
 from hubqueue.outbox.outbox import Outbox
 from hubqueue.outbox.reach import is_served, obstacle
@@ -53,6 +55,18 @@ class Leftover:
 
     def __bool__(self) -> bool:
         return bool(self.entries or self.unsaved or self.dead)
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook. It stays what it was when `finish` or `wait` returned."""
+        if not self:
+            return "<div>hubqueue: everything has arrived</div>"
+        each = self.by_destination or {"": self}
+        lines = "".join(
+            f"<li>{escape(clean(f'to {name}: {text}' if name else text, limit=1000))}</li>"
+            for name, one in each.items()
+            if (text := "; ".join(_described(one, has_worker=None, known=True)[0]))
+        )
+        return f"<div>hubqueue, left when this was counted:<ul>{lines}</ul>now: <code>!hubqueue status</code></div>"
 
 
 def added(by_destination: dict[str, Leftover]) -> Leftover:
@@ -133,27 +147,38 @@ def describe(left: Leftover, *, has_worker: bool = True, known: bool = True) -> 
     return "; ".join(parts) + "; see: " + " and ".join(see)
 
 
-def _described(left: Leftover, *, has_worker: bool, known: bool) -> tuple[list[str], list[str]]:
-    """What is left, and the commands that show more of it."""
+def refused(left: Leftover) -> str:
+    """What a destination refused, with some of the reasons."""
+    kinds = ", ".join(plural(number, _noun(kind)) for kind, number in left.refused.items())
+    reasons = "; ".join(reason[:_REASON] for reason in left.reasons)
+    return f"the hub refused {kinds}" + (f" ({reasons})" if reasons else "")
+
+
+def lost(left: Leftover) -> str:
+    """How much never reached the disk, with the last reason."""
+    why = f" ({left.unsaved_why})" if left.unsaved_why else ""
+    return f"{left.unsaved} could not be saved{why}"
+
+
+def _described(left: Leftover, *, has_worker: bool | None, known: bool) -> tuple[list[str], list[str]]:
+    """What is left, and the commands that show more of it. `has_worker` is None where that is unknown."""
     parts, see = [], []
     if left.dead:
-        refused = ", ".join(plural(number, _noun(kind)) for kind, number in left.refused.items())
-        reasons = "; ".join(reason[:_REASON] for reason in left.reasons)
-        parts.append(f"the hub refused {refused}" + (f" ({reasons})" if reasons else ""))
+        parts.append(refused(left))
         see.append("hubqueue entries --state dead")
     if left.entries:
         are, them = ("is", "it") if left.entries == 1 else ("are", "them")
         if left.held:
             then = f"on hold: {left.held}"
+        elif has_worker is None:
+            then = "saved on disk"
         elif has_worker:
             then = f"saved on disk, a worker will send {them}"
         else:
             then = f"saved on disk; no worker is running, send {them} with: hubqueue drain"
         parts.append(f"{plural(left.entries, 'upload')} ({size(left.bytes)}) {are} waiting; {then}")
     if left.unsaved:
-        parts.append(
-            f"{left.unsaved} could not be saved" + (f" ({left.unsaved_why})" if left.unsaved_why else "")
-        )
+        parts.append(lost(left))
     if left.entries or left.unsaved:
         see.append("hubqueue status" if known else "hubqueue check")
     return parts, see

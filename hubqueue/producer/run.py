@@ -314,7 +314,7 @@ class Run:
         return f"<hubqueue.Run {self.id} to {self._savings.names}>"
 
     def _repr_html_(self) -> str:
-        return run_page(self.id, self._savings.names, self.url, self._savings.left())
+        return run_page(self.id, self._savings, self._home, starts_worker=self._sending.can_arrive)
 
     def __reduce__(self) -> tuple[Callable[[Handle], Run], tuple[Handle]]:
         """Pickle a handle: another process that unpickles it saves to this run, and does not end it."""
