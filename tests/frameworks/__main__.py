@@ -26,10 +26,21 @@ LAUNCH = (
 )
 CASES = (
     Case("keras", "train_keras.py"),
+    Case("keras, with the folder of its backup", "train_keras.py", arguments=("--backup",)),
     Case("transformers", "train_transformers.py"),
     Case("transformers, 2 processes", "train_transformers.py", LAUNCH),
     Case("accelerate", "train_accelerate.py"),
     Case("accelerate, 2 processes", "train_accelerate.py", LAUNCH),
+    Case("lightning", "train_lightning.py"),
+    Case("pytorch_lightning", "train_lightning.py", settings={"TRAIN_PACKAGE": "pytorch_lightning"}),
+    Case("lightning, AsyncCheckpointIO", "train_lightning.py", settings={"TRAIN_IO": "async"}),
+    Case("lightning, 2 processes", "train_lightning.py", settings={"TRAIN_DEVICES": "2"}),
+    Case(
+        "lightning, torchrun, sharded checkpoints",
+        "train_lightning.py",
+        ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        settings={"TRAIN_DEVICES": "2", "TRAIN_IO": "sharded"},
+    ),
 )
 _HEAD = "| framework | equal to its own record | checkpoints equal by hash (folder/bucket) | kills | owed at the kill | requests lost | pulls | seconds |"
 
@@ -67,7 +78,7 @@ def main(chosen: list[str]) -> int:
 
 def _line(case: Case, row: Row, seconds: float) -> str:
     shown = (
-        row.version if case.title in row.version else f"{case.title}: {row.version}",
+        row.version + case.title.removeprefix(row.version.split()[0]),
         row.counted,
         row.checkpoints,
         row.kills,

@@ -18,8 +18,11 @@ from typing import Any, Literal
 PAUSE = 0.2  # seconds
 
 
-def arguments() -> argparse.Namespace:
-    """`out`, `epochs`, `resume`, `resume_from` (None, or what `hubqueue pull` has printed), `destination` (a list of names)."""
+def arguments(*flags: str) -> argparse.Namespace:
+    """`out`, `epochs`, `resume`, `resume_from` (None, or what `hubqueue pull` has printed), `destination` (a list of names).
+
+    `flags` are further ones, which a case gives to its script.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True, help="the folder of the training")
     parser.add_argument(
@@ -30,6 +33,8 @@ def arguments() -> argparse.Namespace:
         "--resume-from", type=Path, help="a checkpoint, out of a destination, to continue from"
     )
     parser.add_argument("--destination", action="append", help="the name of a destination, repeatable")
+    for each in flags:
+        parser.add_argument(each, action="store_true")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     return given

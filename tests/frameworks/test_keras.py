@@ -23,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 os.environ.setdefault("KERAS_BACKEND", "torch")
 keras: Any = pytest.importorskip("keras", reason="keras is not installed: make test-frameworks")
 np: Any = importlib.import_module("numpy")
+WrittenFiles: Any = importlib.import_module("hubqueue.integrations.keras.written_files").WrittenFiles
 HubqueueCallback: Any = importlib.import_module("hubqueue.integrations.keras").HubqueueCallback
 
 _SCRIPT = """
@@ -248,6 +249,32 @@ def test_a_home_that_cannot_be_used_does_not_disturb_the_training(
 
     assert len(model.history.history["loss"]) == 3
     assert "home" in caplog.text
+
+
+def test_an_error_in_the_callback_does_not_reach_the_training(
+    lab: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unsavable(keras.Sequential):
+        def save(self, *_: object, **__: object) -> None:
+            raise TypeError("this model cannot be saved")
+
+    model = Unsavable([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", loss="mse")
+
+    fit(HubqueueCallback(save=True, worker="thread"), model=model)
+
+    (run,) = saving_to(lab)
+    assert (run.state, sorted(run.metrics)) == ("finished", [0, 1, 2])
+    assert "on_epoch_end failed in hubqueue; the training continues" in caplog.text
+
+
+def test_a_checkpoint_that_is_copied_later_keeps_the_number_of_its_epoch(out: Path) -> None:
+    files = WrittenFiles(out / "m.keras")
+    out.mkdir()
+    (out / "m.keras").write_bytes(b"weights")
+
+    assert files.unsaved(4) == files.unsaved(5) == out / "m.keras"
+    assert files.epoch == 4
 
 
 def test_what_is_no_number_is_left_out(lab: Path) -> None:
