@@ -39,7 +39,7 @@ def not_installed(library: str, extra: str) -> ImportError:
 
 def is_main_process(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether this process sends: of several that train together (torchrun, `accelerate launch`), the one with rank 0."""
-    return True
+    return environ.get("RANK", "0") in ("-1", "0")
 
 
 def check_options(caller: str, options: Mapping[str, Any]) -> None:
