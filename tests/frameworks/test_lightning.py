@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from frameworks.received import Received, runs_in
 from frameworks.script import digests
-from stage import environ_of, files_in, platform_environ
+from stage import environ_of, files_in, platform_environ, wait_until
 
 from hubqueue.domain.errors import ConfigError, InvalidArgument
 from hubqueue.sandbox import Sandbox
@@ -205,14 +205,21 @@ class LateIO(plugins.TorchCheckpointIO):
         self.record.append(digests(Path(path)))
 
 
+def checkpoints(logger: Any) -> list[Any]:
+    """The entries of all checkpoints that were saved until now."""
+    found: list[Any] = logger.run.outbox.stats.entries(run_id=logger.run.id, kind="ckpt")
+    return found
+
+
 def test_a_checkpoint_that_another_thread_writes_is_saved_when_it_is_written(lab: Path, out: Path) -> None:
     io, logger, counts = LateIO(), HubqueueLogger(worker="thread"), []
 
     def act(trainer: Any) -> None:
         if trainer.current_epoch == 2:
             # Two checkpoints are to be written, and none is there.
-            counts.append(logger.run.outbox.status()["spool"]["bytes"])
+            counts.append(len(checkpoints(logger)))
             io.may.set()
+            wait_until(lambda: len(checkpoints(logger)) == 2, timeout=60)
 
     # The framework removes each of them as soon as it has requested the next one.
     saving = saving_to(out, save_top_k=1, filename="same", enable_version_counter=False)

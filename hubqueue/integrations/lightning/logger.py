@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -129,17 +130,25 @@ class HubqueueLogger(Logger):
     @guarded
     def finalize(self, status: str) -> None:
         """End the run of a training, a validation or a test: `status` is "success", or else the exception is being handled."""
-        run, how = self.run, Departure()
+        run = self.run
         # "finished": SLURM is about to stop this process, and to start the training again.
         if run is None or status == "finished" or not is_main_process():
             return
-        timeout = self._timeout
-        if status != "success":
-            error = sys.exception()
-            how = Departure("failed") if error is None else departure(error)
-            timeout = min(timeout, how.timeout, _TO_FAIL)
-        self._checkpoints.complete(self._timeout)
         self.run, self._last_id = None, run.id
+        if status == "success":
+            self._end(run, Departure(), self._timeout)
+            return
+        error = sys.exception()
+        how = Departure("failed") if error is None else departure(error)
+        # A launcher that ends this process now makes the trainer's handler of SIGTERM raise in this thread, at any line.
+        timeout = min(self._timeout, how.timeout, _TO_FAIL)
+        ending = threading.Thread(target=self._end, args=(run, how, timeout), name="hubqueue-end")
+        ending.start()
+        ending.join()
+
+    @guarded
+    def _end(self, run: Run, how: Departure, timeout: float) -> None:
+        self._checkpoints.complete(self._timeout)
         run.finish(timeout=timeout, status=how.status, error=how.error)
 
     def __getstate__(self) -> dict[str, Any]:
