@@ -19,23 +19,23 @@ _LOG = logger()
 NAME = "hubqueue.json"
 
 
-def read_record(folder: Path) -> dict[str, str]:
+def read_record(folder: Path, name: str = NAME) -> dict[str, str]:
     """What the record says: `run` (the `Run.id`), `model`, and what else was written. Empty without a record."""
     with contextlib.suppress(OSError, ValueError):
-        record = json.loads(read_small(folder / NAME))
+        record = json.loads(read_small(folder / name))
         if isinstance(record, dict):
-            return {name: text for name, text in record.items() if isinstance(text, str)}
+            return {key: text for key, text in record.items() if isinstance(text, str)}
     return {}
 
 
-def write_record(folder: Path, record: Mapping[str, str | None]) -> None:
+def write_record(folder: Path, record: Mapping[str, str | None], name: str = NAME) -> None:
     """Record the run of the training in this folder. Empty values are left out."""
-    path = folder / NAME
+    path = folder / name
     text = json.dumps({name: value for name, value in record.items() if value}, indent=2) + "\n"
     with contextlib.suppress(OSError):
         if read_small(path) == text.encode():
             return
-    draft = path.with_name(f".{NAME}.{secrets.token_hex(4)}")
+    draft = path.with_name(f".{name}.{secrets.token_hex(4)}")
     try:
         draft.write_text(text, encoding="utf-8")
         draft.replace(path)

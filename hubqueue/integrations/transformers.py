@@ -1,4 +1,4 @@
-"""`HubqueueCallback`: sends the trainings of a `Trainer` of transformers (and of TRL, which inherits from it).
+"""`HubqueueCallback`: sends the trainings of a `Trainer` of transformers.
 
     trainer = Trainer(model, args, train_dataset=data, callbacks=[HubqueueCallback(destination="lab")])
 

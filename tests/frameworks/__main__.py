@@ -31,6 +31,16 @@ CASES = (
     Case("transformers, 2 processes", "train_transformers.py", LAUNCH),
     Case("accelerate", "train_accelerate.py"),
     Case("accelerate, 2 processes", "train_accelerate.py", LAUNCH),
+    Case("lightning", "train_lightning.py"),
+    Case("pytorch_lightning", "train_lightning.py", settings={"TRAIN_PACKAGE": "pytorch_lightning"}),
+    Case("lightning, AsyncCheckpointIO", "train_lightning.py", settings={"TRAIN_IO": "async"}),
+    Case("lightning, 2 processes", "train_lightning.py", settings={"TRAIN_DEVICES": "2"}),
+    Case(
+        "lightning, torchrun, sharded checkpoints",
+        "train_lightning.py",
+        ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+        settings={"TRAIN_DEVICES": "2", "TRAIN_IO": "sharded"},
+    ),
 )
 _HEAD = "| framework | equal to its own record | checkpoints equal by hash (folder/bucket) | kills | owed at the kill | requests lost | pulls | seconds |"
 

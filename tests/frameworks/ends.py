@@ -51,12 +51,21 @@ def check(end: End, folder: Path) -> str:
         for (state, error), (wanted, pattern) in zip(ends, end.runs, strict=True)
     ):
         raise Failed(f"the runs are {ends}, not {end.runs}\n{trained.stdout[-3000:]}")
-    without = [
-        each["name"] for each in found if not list((folder / "lab" / each["name"]).glob("latest.json"))
-    ]
-    if without:
-        raise Failed(f"these runs have no checkpoint: {without}\n{trained.stdout[-3000:]}")
+    for run in found:
+        _check_newest(folder / "lab" / run["name"], run["args"], end)
     return ", ".join(f"{state} ({error})" if error else state for state, error in ends)
+
+
+def _check_newest(run: Path, args: dict[str, object], end: End) -> None:
+    """Each run has a checkpoint. That of a trial has the parameters of this trial."""
+    newest = next(iter(run.glob("latest.json")), None)
+    if newest is None:
+        raise Failed(f"{run.name} has no checkpoint")
+    if end.how == "search":
+        checkpoint = run / "checkpoints" / json.loads(newest.read_text())["checkpoint"]
+        params = json.loads((checkpoint / "trainer_state.json").read_text())["trial_params"]
+        if params != {"learning_rate": args["learning_rate"]}:
+            raise Failed(f"{run.name} has the checkpoint of a trial with {params}")
 
 
 def _python(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

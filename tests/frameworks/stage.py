@@ -182,8 +182,7 @@ class Training:
             if trainer.poll() is not None:
                 raise Failed("the training ended before it was killed")
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(trainer.pid, signal.SIGKILL)
+            self._kill(trainer)
             trainer.wait()
         self.row.kills += 1
         totals = json.loads(self._hubqueue(environ, "status", "--json").stdout)["totals"]
@@ -197,8 +196,17 @@ class Training:
         except subprocess.TimeoutExpired as error:
             raise Failed(f"the training with {' '.join(arguments)} does not end") from error
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(trainer.pid, signal.SIGKILL)
+            self._kill(trainer)
+
+    def _kill(self, trainer: subprocess.Popen[bytes]) -> None:
+        """Kill the launcher and all processes of the training: torchrun starts each of them in a session of its own."""
+        with suppress(ProcessLookupError):
+            os.killpg(trainer.pid, signal.SIGKILL)
+        words = (self.case.script.encode(), bytes(self.folder))
+        for each in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                if all(word in each.read_bytes() for word in words):
+                    os.kill(int(each.parent.name), signal.SIGKILL)
 
     def _pulled(self, run: str, to: Path, environ: dict[str, str], witness: Witness) -> Path:
         """The latest checkpoint: while the bucket is down, the same command is repeated."""

@@ -35,7 +35,14 @@ class Failing(keras.callbacks.Callback):
             raise RuntimeError("the loss is strange")
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 model.compile("sgd", loss="mse")
-model.fit(np.zeros((4, 2)), np.zeros((4, 1)), epochs=3, verbose=0, callbacks=[HubqueueCallback(), Failing()])
+def train():
+    model.fit(np.zeros((4, 2)), np.zeros((4, 1)), epochs=3, verbose=0, callbacks=[HubqueueCallback(), Failing()])
+"""
+_CAUGHT = """
+try:
+    train()
+except RuntimeError:
+    print("caught")
 """
 
 
@@ -220,12 +227,21 @@ def test_the_next_training_ends_one_that_was_interrupted(lab: Path) -> None:
     assert [run.state for run in saving_to(lab)] == ["failed", "finished"]
 
 
-def test_a_script_that_fails_ends_its_run_as_failed(lab: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", _SCRIPT], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    ("end", "code", "error"),
+    [("train()", 1, "RuntimeError"), (_CAUGHT, 0, "the training did not reach its end")],
+    ids=["not caught", "caught"],
+)
+def test_a_script_whose_training_fails_ends_the_run_as_failed(
+    lab: Path, end: str, code: int, error: str
+) -> None:
+    done = subprocess.run([sys.executable, "-c", _SCRIPT + end], capture_output=True, text=True, check=False)
     subprocess.run([sys.executable, "-m", "hubqueue", "drain"], capture_output=True, check=True)
 
-    assert done.returncode == 1 and "the loss is strange" in done.stderr
-    assert [run.state for run in saving_to(lab)] == ["failed"]
+    assert done.returncode == code, done.stderr
+    (run,) = saving_to(lab)
+    assert run.state == "failed"
+    assert json.loads((lab / run.name / "run.json").read_text())["error"] == error
 
 
 @pytest.mark.parametrize("name", ["RANK", "KERAS_DISTRIBUTION_PROCESS_ID"])

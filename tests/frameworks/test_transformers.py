@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 from frameworks.received import Received, runs_in
+from sqlalchemy import update
 from stage import environ_of, files_in, hubqueue
 
 from hubqueue.domain.errors import ConfigError, InvalidArgument
 from hubqueue.integrations.record import read_record
+from hubqueue.outbox.database.schema import runs
+from hubqueue.sandbox import Sandbox
 
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.usefixtures("migrated_home")]
 transformers: Any = pytest.importorskip(
@@ -228,6 +231,35 @@ def test_without_checkpoints_only_metrics_are_sent(lab: Path, out: Path) -> None
 
     (run,) = runs_of(lab)
     assert (sorted(run.metrics), run.checkpoints) == ([1, 2, 3, 4], {})
+
+
+def test_a_hub_that_takes_one_file_gets_the_metrics_of_each_epoch(
+    hub: Sandbox, home: Path, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in environ_of(home, hub.url).items():
+        monkeypatch.setenv(name, value)
+    trainer = trainer_of(out, HubqueueCallback(destination="hub", worker="thread", timeout=60))
+
+    trainer.train()
+
+    (model,) = hub.models
+    assert sorted(hub.metrics(model)) == [0, 1]
+    losses = [each["loss"] for each in trainer.state.log_history if "loss" in each]
+    assert [hub.metrics(model)[epoch]["loss"] for epoch in (0, 1)] == losses[1::2]
+    assert "checkpoint-2" in caplog.text
+
+
+def test_the_training_stops_when_the_hub_asks_for_it(lab: Path, out: Path) -> None:
+    callback = HubqueueCallback(worker="thread")
+
+    def cancel(step: int) -> None:
+        if step == 1:
+            with callback.run.outbox.database.write() as tx:
+                tx.execute(update(runs).values(cancelled=True))
+
+    trainer = trainer_of(out, At(cancel), callback, num_train_epochs=50)
+
+    assert trainer.train().global_step == 1
 
 
 def test_a_mistake_raises_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:

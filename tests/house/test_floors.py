@@ -26,6 +26,7 @@ DECLARATIONS = {
     "hubqueue/destinations/platform",
     "hubqueue/destinations/s3",
     "hubqueue/integrations/keras",
+    "hubqueue/integrations/lightning",
     "hubqueue/integrations/ultralytics",
     "hubqueue/sandbox",
     "hubqueue/testing",

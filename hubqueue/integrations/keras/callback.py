@@ -5,25 +5,24 @@
 
 Promises: the metrics of an epoch, and the checkpoint that was written in it, are on the disk before the next epoch begins. No
 error in here reaches the training. A training that is resumed (its first epoch is not 0) continues the same run. Only the main
-process of a training sends. Keras has no callback for a training that fails: the run then ends as failed at the end of the
-script, at the end of a `with` block of the callback, or at its next `fit`.
+process of a training sends. Keras has no callback for a training that fails: its run ends as failed at the end of the script, at
+the end of a `with` block of the callback, or at its next `fit`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from hubqueue.integrations.cadence import Cadence
 from hubqueue.integrations.framework import check_options, guarded, is_main_process, not_installed, started
+from hubqueue.integrations.interruption import expect_end, has_ended
 from hubqueue.integrations.keras.written_files import WrittenFiles
+from hubqueue.integrations.record import read_record, write_record
 from hubqueue.producer.ending.departure import Departure, departure
 from hubqueue.producer.metrics import Lenient
 from hubqueue.producer.run import Run
@@ -70,7 +69,7 @@ class HubqueueCallback(keras.callbacks.Callback):
         self._saves, self._timeout, self._options = save, timeout, options
         self._name, self._args = model_name, dict(args or {})
         self._sends, self._has_begun, self._epoch = False, False, -1
-        self._last_id: str | None = None
+        self._last_id: str | None = None  # the run of the last training
         self._cadence, self._lenient = Cadence(), Lenient()
 
     # In the order of a training.
@@ -88,12 +87,11 @@ class HubqueueCallback(keras.callbacks.Callback):
         if self._sends and not self._has_begun:
             # Not earlier: only here it is known whether the training is resumed.
             self._has_begun = True
-            resume = {"resume": self._recorded() or self._last_id} if epoch else {}
-            self.run = started(
-                self._name or str(self.model.name),
-                self._arguments() or self._args,
-                {**resume, **self._options},
-            )
+            resume = {"resume": self._recorded()} if epoch else {}
+            name, args = self._name or str(self.model.name), self._arguments() or self._args
+            self.run = started(name, args, {**resume, **self._options})
+            if self.run is not None:
+                expect_end(self.run, by_callback=True)
         else:
             self._save_written()  # by a callback behind this one in the list
         self._epoch = epoch
@@ -121,15 +119,14 @@ class HubqueueCallback(keras.callbacks.Callback):
             self._save_final()
         finally:
             run, self.run = self.run, None
+            has_ended(run)
             run.finish(timeout=self._timeout)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._leave(departure(error))
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self._leave(Departure("failed") if error is None else departure(error))
 
     # The run.
 
@@ -143,11 +140,9 @@ class HubqueueCallback(keras.callbacks.Callback):
         return {**params, **found, **size, **self._args}
 
     def _recorded(self) -> str | None:
-        """The id of the run whose training is resumed; None where no file names it."""
-        for each in self._watched:
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                return str(json.loads(each.record.read_text(encoding="utf-8"))["run"])
-        return None
+        """The id of the run whose training is resumed; None where no record names it."""
+        found = (read_record(each.folder, each.record).get("run") for each in self._watched)
+        return next(filter(None, found), self._last_id)
 
     @guarded
     def _write_record(self) -> None:
@@ -155,10 +150,8 @@ class HubqueueCallback(keras.callbacks.Callback):
             return
         self._last_id = self.run.id
         for each in self._watched:
-            each.record.parent.mkdir(parents=True, exist_ok=True)
-            part = each.record.with_name(f"{each.record.name}.part")
-            part.write_text(json.dumps({"run": self.run.id}) + "\n", encoding="utf-8")
-            part.replace(each.record)
+            each.folder.mkdir(parents=True, exist_ok=True)
+            write_record(each.folder, {"run": self.run.id}, each.record)
 
     @guarded
     def _leave(self, how: Departure) -> None:
@@ -169,6 +162,7 @@ class HubqueueCallback(keras.callbacks.Callback):
             self._save_written(all=True)
         finally:
             run, self.run = self.run, None
+            has_ended(run)
             run.finish(timeout=min(self._timeout, how.timeout), status=how.status, error=how.error)
 
     # Its checkpoints.
@@ -186,7 +180,8 @@ class HubqueueCallback(keras.callbacks.Callback):
         """Save what the training leaves: the best model that it has written, else the last one."""
         if self._saves:
             self._save_model(final=True)
-        for each in sorted(self._watched, key=lambda each: not each.is_best) if not self._saves else ():
+            return
+        for each in sorted(self._watched, key=lambda each: not each.is_best):
             path = each.unsaved(self._epoch) or each.newest()
             if path is not None and each.epoch is not None:
                 self._save(path, each.epoch, final=True)

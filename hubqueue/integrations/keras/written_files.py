@@ -16,7 +16,7 @@ from hubqueue.integrations.cadence import Cadence
 class WrittenFiles:
     """The checkpoints of one callback of Keras, or of one path.
 
-    `epoch` is the one in which the newest of them was written: None before the first. `is_saved`: that one was saved.
+    `record` is the name of the file in `folder` that names their run. `epoch` is the one in which the newest of them was written: None before the first. `is_saved`: that one was saved.
     """
 
     def __init__(self, given: Any) -> None:
@@ -37,8 +37,9 @@ class WrittenFiles:
         self._pattern = "".join(
             glob.escape(text) + ("" if field is None else "*") for text, field, _, _ in fields
         )
-        # Beside the checkpoints: the run that a resumed training continues.
-        self.record = Path("".join(text for text, _, _, _ in fields) + ".hubqueue.json")
+        # Not in the folder of a backup: that one is a checkpoint, and Keras deletes it.
+        path = Path("".join(text for text, _, _, _ in fields))
+        self.folder, self.record = path.parent, f"{path.name}.hubqueue.json"
         self.is_best = bool(getattr(given, "save_best_only", False))
         self.begin()
 
