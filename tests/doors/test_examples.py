@@ -73,6 +73,22 @@ def received(home: str) -> Iterator[tuple[str, dict[str, Any], list[int], dict[s
         yield each.parent.name, json.loads(each.read_text()), epochs, json.loads(weights.read_text())
 
 
+def test_each_example_is_in_the_list_and_begins_with_what_it_shows() -> None:
+    listed = (ROOT / "examples" / "README.md").read_text()
+    examples = [
+        each
+        for each in (ROOT / "examples").rglob("*")
+        if each.suffix in {".py", ".sbatch", ".ipynb", ".toml"}
+    ]
+
+    assert len(examples) >= 7
+    for each in examples:
+        text = each.read_text()
+        assert each.name in listed or f"{each.parent.name}/" in listed, each
+        begins = text.startswith(('"""', "#")) or each.suffix == ".ipynb"
+        assert begins and len(text.splitlines()) < 200, each
+
+
 def test_a_slurm_array_arrives_after_a_task_was_killed_and_requeued(environ: Mapping[str, str]) -> None:
     tasks = [task(environ, number) for number in range(4)]
     assert tasks[2].stdout is not None

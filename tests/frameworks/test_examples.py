@@ -134,6 +134,37 @@ def test_a_sweep_of_two_hundred_trials_keeps_its_descriptors_and_its_memory(mach
         assert list(machine.metrics(name, "step")) == list(range(pruned.get(name, 9) + 1)), name
 
 
+# The frameworks.
+
+
+@pytest.mark.parametrize(
+    ("framework", "counts", "numbers"),
+    [
+        ("keras", "epoch", [0, 1, 2, 3]),
+        ("lightning", "step", [3, 7, 11, 15, 19, 23, 27, 31]),
+        ("transformers", "step", [4, 8, 12, 16, 20, 24, 28, 32]),
+        ("accelerate", "step", [0, 1, 2, 3]),
+    ],
+)
+def test_a_training_with_a_framework_arrives_and_continues(
+    machine: Machine, framework: str, counts: str, numbers: list[int]
+) -> None:
+    script = str(EXAMPLES / f"train_{framework}.py")
+    machine.run("python", script, "--out", "out", "--epochs", "2")
+
+    machine.run("python", script, "--out", "out", "--epochs", "4", "--resume")
+    machine.run("hubqueue", "drain", "--timeout", "100")
+
+    ((name, run),) = machine.runs().items()
+    assert run["state"] == "finished"
+    assert sorted(machine.metrics(name, counts)) == numbers
+    newest = json.loads((machine.box / name / "latest.json").read_text())["checkpoint"]
+    arrived = files_in(machine.box / name / "checkpoints" / newest)
+    written = {hashlib.sha256(each).hexdigest() for each in files_in(machine.folder / "out").values()}
+    hashes = [each["sha256"] for each in json.loads(arrived["manifest.json"])["files"]]
+    assert hashes and set(hashes) <= written
+
+
 # Plain PyTorch.
 
 
