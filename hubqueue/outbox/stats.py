@@ -26,7 +26,6 @@ from hubqueue.domain.lifecycle import RunState, State
 from hubqueue.domain.plain import is_intact
 from hubqueue.outbox.database.prepared import Prepared
 from hubqueue.outbox.database.schema import Moment, destinations, entries, lanes, moment_of, runs
-from hubqueue.outbox.moves.enqueue import saved
 from hubqueue.outbox.moves.readiness import (
     LANES_OF_RUNS,
     NOT_HELD,
@@ -34,6 +33,7 @@ from hubqueue.outbox.moves.readiness import (
     WAITING,
     due_among,
 )
+from hubqueue.outbox.moves.saved import find_saved
 from hubqueue.outbox.runs import OF_DESTINATION, Survey
 from hubqueue.outbox.trainings import RunIds, among
 
@@ -111,13 +111,9 @@ class Stats(Survey):
         return counts, tuple(row["reason"] for row in self._all(why) if row["reason"])
 
     def saved(self, run_id: str, draft: Draft, *, after: int) -> int | None:
-        """The id of the entry that a draft became, among those with an id above `after`; None without one.
-
-        For a caller that has lost the confirmation of a commit. An entry with the same key and value counts: then
-        there is nothing to add. The value of an entry that merges may have more names.
-        """
+        """See `find_saved`."""
         with self.database.read() as connection:
-            return saved(connection, run_id, draft, after=after)
+            return find_saved(connection, run_id, draft, after=after)
 
     def values(self, run_id: str, kind: Kind) -> Iterator[tuple[str, str, str]]:
         """The key, state and payload of what waits or is delivered in a lane, oldest first, without damaged payloads."""

@@ -39,18 +39,6 @@ from hubqueue.outbox.moves.counting import OUTDATED, Moved, by_lane, leaving, lo
 from hubqueue.outbox.moves.readiness import WAITING
 
 
-def saved(tx: Connection, run_id: str, draft: Draft, *, after: int) -> int | None:
-    """The id of the entry that a draft became: see `Stats.saved`."""
-    if draft.snapshot is not None:
-        found: int | None = tx.scalar(select(entries.c.id).where(entries.c.snapshot == draft.snapshot.name))
-        return found
-    query = select(entries.c.id, entries.c.payload).join(lanes)
-    query = query.where(lanes.c.run_id == run_id, lanes.c.kind == str(draft.kind))
-    query = query.where(entries.c.key == draft.key, entries.c.id > after).order_by(entries.c.id.desc())
-    newest = tx.execute(query.limit(1)).first()
-    return int(newest.id) if newest is not None and draft.is_in(newest.payload) else None
-
-
 class Entries:
     """The entries of one database."""
 

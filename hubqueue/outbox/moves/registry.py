@@ -16,9 +16,10 @@ from hubqueue.outbox.database.database import Database
 from hubqueue.outbox.database.schema import EPOCH, destinations, lanes, runs, workers
 from hubqueue.outbox.moves import remembered
 from hubqueue.outbox.moves.counting import lock_lanes
-from hubqueue.outbox.moves.enqueue import Entries, saved
+from hubqueue.outbox.moves.enqueue import Entries
 from hubqueue.outbox.moves.holds import any_held, appoint
 from hubqueue.outbox.moves.readiness import OWING
+from hubqueue.outbox.moves.saved import find_saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class Registry:
             _add_lanes(tx, run_id, kinds)
             draft = (registration or {}).get(found is not None)
             if draft is not None and (
-                unsure_after is None or saved(tx, run_id, draft, after=unsure_after) is None
+                unsure_after is None or find_saved(tx, run_id, draft, after=unsure_after) is None
             ):
                 self._entries.put(tx, run_id, draft)
             return run_id, found is not None
