@@ -102,10 +102,8 @@ class HubqueueLogger(Logger):
 
     def log_graph(self, model: Any, input_array: Any = None) -> None:
         """Start the run of a training; the trainer calls this before its first step. Raises as `start_run` does."""
-        if is_main_process():
-            self._follow(model)
-            if getattr(self._trainer(), "training", False):
-                self._begin()
+        if is_main_process() and self._follow(model):
+            self._begin()
 
     @guarded
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -157,9 +155,12 @@ class HubqueueLogger(Logger):
         return {**vars(self), "run": None, "_last_id": last, "_trainer": _no_trainer}
 
     @guarded
-    def _follow(self, module: Any) -> None:
-        self._trainer = weakref.ref(module.trainer)
-        self._checkpoints.watch(module.trainer.strategy.checkpoint_io)
+    def _follow(self, module: Any) -> bool:
+        """Whether the run is started now. Strategies that shard a model know later what it resumes from: at its first value."""
+        trainer = module.trainer
+        self._trainer = weakref.ref(trainer)
+        self._checkpoints.watch(trainer.strategy.checkpoint_io)
+        return bool(trainer.training and not trainer.strategy.restore_checkpoint_after_setup)
 
     def _running(self) -> Run | None:
         """The run, started if there is none: after the end of the training (a test), or without `log_graph`."""
