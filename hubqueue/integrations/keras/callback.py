@@ -108,7 +108,7 @@ class HubqueueCallback(keras.callbacks.Callback):
             self._cadence.timed(self._save_model)
         self._write_record()
         if self.run.cancelled and not self.model.stop_training:
-            _LOG.warning("run %s: the destination asks to stop the training", self.run.id)
+            _LOG.warning("run %s: the hub asks to stop the training", self.run.id)
             self.model.stop_training = True
 
     @guarded
