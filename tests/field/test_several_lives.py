@@ -68,12 +68,13 @@ def test_a_pickled_run_saves_at_every_destination(pair: Pair) -> None:
 import pickle
 run = pickle.loads(open(PATH, "rb").read())
 run.log_metrics({"loss": 1.0}, epoch=7)
-open("c.pt", "wb").write(b"weights")
-print(run.save_checkpoint("c.pt", epoch=7) is not None, run.id, [each.id for each in run.destinations])
+open(CHECKPOINT, "wb").write(b"weights")
+print(run.save_checkpoint(CHECKPOINT, epoch=7) is not None, run.id, [each.id for each in run.destinations])
 print(run.finish().unsaved)
 """
 
-    out, _ = python(code.replace("PATH", repr(str(pickled))), pair.environ).communicate()
+    code = code.replace("PATH", repr(str(pickled))).replace("CHECKPOINT", repr(str(pair.folder / "c.pt")))
+    out, _ = python(code, pair.environ).communicate()
 
     assert out.splitlines() == [f"True {run.id} {ids(run)}", "0"]
     assert epochs(pair) == {"one": ["7"], "two": ["7"]}
@@ -143,8 +144,9 @@ run._sending.sender = Dies()
     ("dies", "owed", "kept"), [(DIES_BEFORE_THE_FURTHER_NAME, [], 0), (DIES_BETWEEN_THE_ENTRIES, ["one"], 1)]
 )
 def test_a_process_that_dies_in_between_leaves_only_orphans(
-    pair: Pair, dies: str, owed: list[str], kept: int
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, dies: str, owed: list[str], kept: int
 ) -> None:
+    monkeypatch.chdir(pair.folder)
     save = '\nrun.save_checkpoint("last.pt", epoch=0, final=True)\nprint("not reached")'
 
     out, _ = python(START + COPIED + dies + save, pair.environ).communicate()
